@@ -1,0 +1,253 @@
+"""Reading and writing JSONL: errors name ``file:line``, writers append whole lines or rename whole files."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
+
+from pydantic import BaseModel, ValidationError
+
+from rlgf_cli.artifacts.records import ExampleRecord, Record
+from rlgf_cli.errors import RlgfError, UserError
+from rlgf_cli.protocols import Example
+
+R = TypeVar("R", bound=Record)
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file for reading; ``.gz`` is unpacked. A missing file or a folder is a UserError."""
+    if path.is_dir():
+        raise UserError("it is a folder; a JSONL file is needed", where=str(path))
+    if not path.is_file():
+        raise UserError(
+            "no such file", where=str(path), hint="check the path; paths are relative to where rlgf runs"
+        )
+    return cast("IO[bytes]", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """Yield ``(line number, line)`` as bytes, line end included. A damaged gzip file is a UserError."""
+    path = Path(path)
+    number = 0
+    try:
+        with open_bytes(path) as lines:
+            for number, line in enumerate(lines, 1):
+                yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"not a whole gzip file: {error}", where=f"{path}:{number + 1}") from None
+
+
+def parse_object(line: bytes, where: str) -> dict[str, Any]:
+    """One line as a JSON object that can be written again: no NaN, no half of a surrogate pair."""
+    try:
+        value = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        if b"\\ud" in line.lower():
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 text: {error.reason} at byte {error.start + 1}", where=where) from None
+    except UnicodeEncodeError:
+        hint = "a text was cut inside a character: cut off its end, or drop the line"
+        raise UserError("half of a surrogate pair is no text", where=where, hint=hint) from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"this line is not JSON: {error.msg} at column {error.colno}",
+            where=where,
+            hint="every line must be one JSON object; rlgf prepare --check lists all bad lines",
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"this line is not JSON that can be used: {error}", where=where) from None
+    if not isinstance(value, dict):
+        raise UserError(f"this line holds a {type(value).__name__}, not a JSON object", where=where)
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def read_objects(path: str | Path, *, torn_tail: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield ``(line number, object)``; blank lines are passed over.
+
+    ``torn_tail``: a last line without its newline that does not parse is dropped. That is what a killed
+    writer leaves; it is for files that rlgf itself appends to, never for a user's input.
+    """
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            value = parse_object(line, f"{path}:{number}")
+        except UserError:
+            if torn_tail and not line.endswith(b"\n"):
+                return
+            raise
+        yield number, value
+
+
+def parse_record(kind: type[R], value: Mapping[str, Any], where: str) -> R:
+    """Check one object against its record model; the error names the field and the line."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "record"
+        if first["type"] == "missing":
+            message = f"the field {field!r} is missing"
+            hint = f"this file has: {', '.join(sorted(value))}; rlgf prepare --map renames columns"
+        elif first["type"] in ("string_too_short", "string_pattern_mismatch"):
+            message, hint = f"the field {field!r} is empty", "drop the record or fill the field"
+        else:
+            message, hint = f"the field {field!r}: {first['msg'].lower()}", None
+        raise UserError(message, where=where, hint=hint) from None
+
+
+def read_records(path: str | Path, kind: type[R], *, torn_tail: bool = False) -> Iterator[R]:
+    """Yield the records of a JSONL file, each checked against ``kind``."""
+    for number, value in read_objects(path, torn_tail=torn_tail):
+        yield parse_record(kind, value, f"{path}:{number}")
+
+
+def read_examples(
+    path: str | Path, *, limit: int | None = None, need_references: bool = False
+) -> list[Example]:
+    """The examples of a prompt/references file. Missing ids become ``line-N``; an id twice is refused."""
+    examples: list[Example] = []
+    lines: dict[str, int] = {}
+    for number, value in read_objects(path):
+        if limit is not None and len(examples) >= limit:
+            break
+        record = parse_record(ExampleRecord, value, f"{path}:{number}")
+        record.id = record.id or f"line-{number}"
+        if need_references and not record.references:
+            raise UserError(
+                "this record has no references",
+                where=f"{path}:{number}",
+                hint="the stage needs at least one reference per prompt",
+            )
+        if record.id in lines:
+            raise UserError(
+                f"the id {record.id!r} is here twice (first on line {lines[record.id]})",
+                where=f"{path}:{number}",
+                hint="ids must be unique; leave them out and line numbers are used",
+            )
+        lines[record.id] = number
+        examples.append(record.to_example())
+    if not examples:
+        raise UserError("the file holds no records", where=str(path))
+    return examples
+
+
+def dump_line(value: BaseModel | Mapping[str, Any]) -> str:
+    """One JSON line. NaN and infinity are refused: they are not JSON."""
+    data = value.model_dump(mode="json", exclude_none=False) if isinstance(value, BaseModel) else value
+    return json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@contextlib.contextmanager
+def atomic_text(path: str | Path) -> Iterator[io.TextIOBase]:
+    """Write a file under a temporary name and rename it when the block ends well; else leave nothing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_jsonl(path: str | Path, records: Iterable[BaseModel | Mapping[str, Any]]) -> int:
+    """Write all records, whole or not at all. Returns how many."""
+    count = 0
+    with atomic_text(path) as stream:
+        for record in records:
+            stream.write(dump_line(record))
+            count += 1
+    return count
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write one JSON document, whole or not at all."""
+    with atomic_text(path) as stream:
+        json.dump(value, stream, indent=2, ensure_ascii=False, allow_nan=False)
+        stream.write("\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read one JSON document; a damaged file is an error with its name."""
+    path = Path(path)
+    try:
+        with open_bytes(path) as stream:
+            return json.load(stream)
+    except json.JSONDecodeError as error:
+        raise RlgfError(f"not JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+    except UnicodeDecodeError as error:
+        raise RlgfError(f"not UTF-8 text: {error.reason}", where=str(path)) from None
+
+
+class Appender:
+    """Append whole lines to a JSONL file; a torn last line of an earlier run is cut off first."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._mend_tail()
+        # unbuffered: after a failed write nothing may be left that a later flush would put on disk
+        self._stream = self.path.open("ab", buffering=0)
+
+    def _mend_tail(self) -> None:
+        """End a last line without its newline if it is a whole object, as readers take it; else cut it off."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb+") as stream:
+            end = keep = stream.seek(0, os.SEEK_END)
+            tail = b""
+            while keep > 0:
+                start = max(0, keep - 65536)
+                stream.seek(start)
+                block = stream.read(keep - start)
+                newline = block.rfind(b"\n")
+                tail = block[newline + 1 :] + tail
+                keep = start + newline + 1
+                if newline >= 0:
+                    break
+            if keep == end:
+                return
+            try:
+                parse_object(tail, str(self.path))
+            except UserError:
+                stream.truncate(keep)
+            else:
+                stream.seek(end)
+                stream.write(b"\n")
+
+    def write(self, record: BaseModel | Mapping[str, Any]) -> None:
+        """Append one line and hand it to the operating system; a line that does not fit is taken back."""
+        rest = memoryview(dump_line(record).encode("utf-8"))
+        before = os.fstat(self._stream.fileno()).st_size
+        try:
+            while rest:
+                rest = rest[self._stream.write(rest) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._stream.fileno(), before)
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def __enter__(self) -> Appender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,80 @@
+"""One model per JSONL record. Unknown keys are kept out of the way of older readers by ``schema_version``."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from rlgf_cli.protocols import Example, FinishReason
+
+SCHEMA_VERSION = 1
+
+NonEmptyText = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+
+
+class Record(BaseModel):
+    """A JSONL line. Input files may carry keys of their own, which are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class ExampleRecord(Record):
+    """A prompt with its references: the input of every stage. Without an ``id``, the line number is used."""
+
+    id: str = ""
+    prompt: NonEmptyText
+    references: list[NonEmptyText] = Field(default_factory=list)
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+    def to_example(self) -> Example:
+        return Example(self.id, self.prompt, tuple(self.references), self.meta)
+
+
+class LabelledRecord(Record):
+    """A text with its class, for ``rlgf train-reward --objective classification``."""
+
+    text: NonEmptyText
+    label: int | str
+
+
+class GuideRecord(Record):
+    """One completion by a guide. Files made elsewhere need ``prompt`` and ``completion`` only."""
+
+    schema_version: int = SCHEMA_VERSION
+    id: str = ""
+    prompt: str
+    prompt_sha256: str = ""
+    prefix: str = ""
+    sample_index: int = 0
+    completion: str
+    finish_reason: FinishReason = "stop"
+    model: str = ""
+    guide: str = ""
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    usage: dict[str, int] = Field(default_factory=dict)
+    cost_usd: float | None = None
+
+
+class PredictionRecord(Record):
+    """One scored text: what ``rlgf eval`` writes and ``--predictions`` reads (a guide.jsonl is read too)."""
+
+    schema_version: int = SCHEMA_VERSION
+    id: str = ""
+    prompt: str = ""
+    prediction: str
+    references: list[str] = Field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    scores: dict[str, float | None] = Field(default_factory=dict)
+
+
+class GeneratedRecord(PredictionRecord):
+    """What ``rlgf generate`` writes: a prediction, and which of its prompt's samples it is."""
+
+    sample_index: int = 0
+
+
+def prompt_hash(prompt: str) -> str:
+    """SHA-256 of the raw prompt: joins guide records to prompts when ids differ."""
+    return hashlib.sha256(prompt.encode()).hexdigest()

@@ -1,0 +1,327 @@
+"""Run folders: claimed by one stage, described by ``run.json``, never mixed up with another run.
+
+``run.json`` keeps the list of what the stage wrote, so that ``--overwrite`` removes exactly that and
+nothing that the user or another stage put beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from rlgf_cli import __version__
+from rlgf_cli.artifacts.jsonl import read_json, write_json
+from rlgf_cli.artifacts.records import SCHEMA_VERSION
+from rlgf_cli.errors import Interrupted, StoppedEarly, UserError
+
+Existing = Literal["refuse", "resume", "overwrite"]
+_VERSIONS_OF = (
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "peft",
+    "datasets",
+    "tokenizers",
+    "numpy",
+    "openai",
+)
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what decides numbers; libraries that are not installed are left out."""
+    found = {"rlgf-cli": __version__, "python": platform.python_version()}
+    for name in _VERSIONS_OF:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the folder that rlgf was started in, with ``+`` behind it where files differ from it."""
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def parent_of(path: str | Path) -> dict[str, Any] | None:
+    """How a manifest names an input on disk; ``None`` for a hub name.
+
+    A folder is named by the run that made it and by its weights' sha256; a file by its own sha256.
+    """
+    path = Path(path)
+    if path.is_file():
+        manifest = path.with_name(path.name + ".run.json")
+        run_id = read_json(manifest).get("run_id") if manifest.is_file() else None
+        return {"path": str(path), "run_id": run_id, "sha256": file_sha256(path)}
+    if path.is_dir():
+        run_json = path / "run.json"
+        run_id = read_json(run_json).get("run_id") if run_json.is_file() else None
+        weights = sorted(path.glob("*.safetensors"))
+        digest = (
+            hashlib.sha256("".join(file_sha256(w) for w in weights).encode()).hexdigest() if weights else None
+        )
+        return {"path": str(path), "run_id": run_id, "sha256": digest}
+    return None
+
+
+class Manifest:
+    """``run.json``: what ran, on what, when, with which result. Saved whole at every change."""
+
+    def __init__(self, path: Path, command: str, *, seed: int | None = None) -> None:
+        self.path = path
+        self.data: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": uuid.uuid4().hex[:12],
+            "command": command,
+            "argv": sys.argv[1:],
+            "status": "running",
+            "started": now(),
+            "ended": None,
+            "seconds": 0.0,
+            "resumed": 0,
+            "seed": seed,
+            "versions": library_versions(),
+            "git_commit": git_commit(),
+            "device": None,
+            "parents": [],
+            "wrote": [],
+            "result": {},
+            "spend": {},
+        }
+
+    @classmethod
+    def reopen(cls, path: Path) -> Manifest:
+        """The manifest of a run that goes on."""
+        data = read_json(path)
+        if not isinstance(data, dict) or not {"run_id", "command", "wrote", "resumed", "seconds"} <= set(
+            data
+        ):
+            raise UserError("this file was not written by rlgf", where=str(path), hint="choose another -o")
+        if (version := data.get("schema_version")) != SCHEMA_VERSION:
+            raise UserError(
+                f"this run has schema version {version!r}; this rlgf reads {SCHEMA_VERSION}",
+                where=str(path),
+                hint="use the version of rlgf that made it, or choose another -o",
+            )
+        manifest = cls.__new__(cls)
+        manifest.path = path
+        manifest.data = data
+        manifest.data.update(status="running", ended=None, argv=sys.argv[1:], resumed=data["resumed"] + 1)
+        return manifest
+
+    def save(self, **changes: Any) -> None:
+        self.data.update(changes)
+        write_json(self.path, self.data)
+
+    def add_parent(self, path: str | Path | None) -> None:
+        """Note an input artifact (hub names have no file to note)."""
+        parent = parent_of(path) if path else None
+        if parent and parent not in self.data["parents"]:
+            self.data["parents"].append(parent)
+            self.save()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Keep ``status`` true: done, failed, stopped (exit 3) or interrupted."""
+        started, before = time.monotonic(), self.data["seconds"]
+        self.save()
+        status = "failed"
+        try:
+            yield
+            status = "done"
+        except StoppedEarly:
+            status = "stopped"
+            raise
+        except (Interrupted, KeyboardInterrupt):
+            status = "interrupted"
+            raise
+        finally:
+            seconds = round(before + time.monotonic() - started, 3)
+            with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
+                self.save(status=status, ended=now(), seconds=seconds)
+
+
+class RunDir:
+    """A folder that one run owns. Use :meth:`claim`; ask :meth:`file` for every path that is written."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.fresh = not manifest.data["resumed"]
+
+    @classmethod
+    def claim(
+        cls, path: str | Path, command: str, *, existing: Existing = "refuse", seed: int | None = None
+    ) -> RunDir:
+        """Take a folder for a run, or say why not and the three ways out.
+
+        Raises UserError where the folder holds something else, another command's run, or a run and
+        neither ``resume`` nor ``overwrite`` was asked for.
+        """
+        path = Path(path)
+        run_json = path / "run.json"
+        if path.exists() and not path.is_dir():
+            raise UserError(
+                "the output is a file; a folder is needed", where=str(path), hint="choose another -o"
+            )
+        if run_json.is_file():
+            manifest = Manifest.reopen(run_json)
+            if existing == "refuse":
+                ran, ended = manifest.data["command"], manifest.data.get("ended")
+                raise UserError(
+                    f"this folder already holds a run ({ran}, {ended or 'not ended'})",
+                    where=str(path),
+                    hint="--resume goes on with it, --overwrite replaces it, another -o leaves it alone",
+                )
+            _check_command(manifest, command, path, "folder")
+            _remove_leftovers(path)
+            if existing == "resume":
+                return cls(path, manifest)
+            remove_written(path, manifest.data["wrote"])
+        elif path.is_dir() and any(child.name != "eval" for child in path.iterdir()):
+            raise UserError(
+                "this folder is not empty and holds no run of rlgf", where=str(path), hint="choose another -o"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path, Manifest(run_json, command, seed=seed))
+
+    def file(self, name: str) -> Path:
+        """The path of a file or folder that this run writes; the manifest learns of it first."""
+        top = Path(name).parts[0]
+        assert _removable(top), f"a run does not write {name!r}"
+        if top not in self.manifest.data["wrote"]:
+            self.manifest.data["wrote"].append(top)
+            self.manifest.save()
+        return self.path / name
+
+    def write_files(self, save: Callable[[Path], None]) -> list[str]:
+        """Let ``save(folder)`` fill a temporary folder, then move what it wrote into the run's root."""
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=self.path) as temporary:
+            save(Path(temporary))
+            names = sorted(child.name for child in Path(temporary).iterdir())
+            for name in names:
+                target = self.file(name)
+                if target.is_dir():
+                    shutil.rmtree(target)
+                (Path(temporary) / name).replace(target)
+        return names
+
+    def write_config(self, resolved: Mapping[str, Any]) -> None:
+        """``config.resolved.json``: every value with its origin."""
+        write_json(self.file("config.resolved.json"), resolved)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[RunDir]:
+        """Run a stage's body.
+
+        Where it ends in something that the user can fix, a full disk among it, before there is a checkpoint
+        to resume from, a new run's files are removed again: the same command then runs as it is.
+        """
+        try:
+            with self.manifest.running():
+                yield self
+        except (UserError, OSError) as error:
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            wrote = self.manifest.data["wrote"]
+            if self.fresh and "checkpoints" not in wrote and (full or isinstance(error, UserError)):
+                remove_written(self.path, wrote)
+            raise
+
+
+def _check_command(manifest: Manifest, command: str, path: Path, what: str) -> None:
+    if (ran := manifest.data["command"]) != command:
+        raise UserError(
+            f"this {what} holds a run of `rlgf {ran}`, not of `rlgf {command}`",
+            where=str(path),
+            hint="choose another -o",
+        )
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files and folders that a killed run could not clean up."""
+    for child in path.glob(".tmp-*"):
+        shutil.rmtree(child)
+    for child in path.glob(".*.tmp"):
+        child.unlink()
+
+
+def _removable(name: str) -> bool:
+    """Whether a name of the manifest's list may be removed: one step below the folder, and not another's."""
+    return name == Path(name).name and name not in ("", "..", "eval")
+
+
+def remove_written(path: Path, wrote: list[str]) -> None:
+    """Remove what a run wrote, its manifest last, and the folder where nothing else is left in it."""
+    for name in filter(_removable, wrote):
+        target = path / name
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+    (path / "run.json").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.rmdir()
+
+
+def claim_file(
+    path: str | Path, command: str, *, existing: Existing = "refuse", seed: int | None = None
+) -> Manifest:
+    """Take a single JSONL file as a stage's product; its manifest lies beside it as ``<file>.run.json``."""
+    path = Path(path)
+    run_json = path.with_name(path.name + ".run.json")
+    if path.is_dir():
+        raise UserError(
+            "the output is a folder; a file name is needed", where=str(path), hint="for example -o x.jsonl"
+        )
+    if path.exists() and existing == "refuse":
+        raise UserError(
+            "this file already exists",
+            where=str(path),
+            hint="--resume goes on with it, --overwrite replaces it, another -o leaves it alone",
+        )
+    if run_json.is_file():
+        manifest = Manifest.reopen(run_json)
+        _check_command(manifest, command, path, "file")
+        if existing == "resume":
+            return manifest
+        path.unlink(missing_ok=True)
+        run_json.unlink()
+    elif path.exists():
+        raise UserError("this file was not written by rlgf", where=str(path), hint="choose another -o")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Manifest(run_json, command, seed=seed)

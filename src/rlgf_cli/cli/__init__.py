@@ -1,0 +1,1 @@
+"""The command line. Modules here import nothing heavy: a stage is imported when its command runs."""

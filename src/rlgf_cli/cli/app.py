@@ -1,0 +1,130 @@
+"""``rlgf``: the global flags, the way into a command, and what every error looks like."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from typing import Annotated, NoReturn
+
+import typer
+
+from rlgf_cli import __version__
+from rlgf_cli.cli import console
+from rlgf_cli.cli.commands import COMMANDS, SETTINGS, LazyGroup, load, spelled
+from rlgf_cli.errors import RlgfError, UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+
+app = typer.Typer(
+    name="rlgf",
+    cls=LazyGroup,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings=SETTINGS,
+    help="Train a small text generator with reinforcement learning and a black-box LLM as guide.\n\n"
+    "```\n"
+    "rlgf sft --model gpt2 --data train.jsonl -o runs/sft\n"
+    "rlgf train --alg ppo --model runs/sft --data train.jsonl --reward rouge -o runs/ppo\n"
+    "rlgf eval --model runs/ppo --data test.jsonl --metrics rouge -o runs/ppo/eval\n"
+    "```",
+    epilog="`--debug` and `--offline` work before and after every command.",
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        console.result(f"rlgf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Forbid the model and data hub.")] = False,
+) -> None:
+    """``main`` has taken ``--debug`` and ``--offline`` out already; here they are named for the help."""
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Entry point: global flags, one-line errors, exit codes (see errors.py). Always raises SystemExit."""
+    arguments, found = _take_global(list(sys.argv[1:] if argv is None else argv))
+    debug = "--debug" in found or bool(os.environ.get("RLGF_DEBUG"))
+    if "--offline" in found:
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        sys.exit(_call(arguments))
+    except console.OutputClosed:
+        sys.exit(0)  # `rlgf ... | head`: whoever read has read enough
+    except (KeyboardInterrupt, typer.Abort):
+        console.log("interrupted")
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - the last resort: no traceback without --debug
+        if debug:
+            traceback.print_exc()
+        if _is_usage_error(error):
+            sys.exit(_usage(error))
+        letter = _as_letter(error)
+        console.letter(letter)
+        sys.exit(letter.exit_code)
+
+
+def _call(arguments: list[str]) -> int:
+    """Run the command that the first argument names, or ``rlgf`` itself: its flags, its help, completion.
+
+    A command is called without the group around it: to go through the flags of the group, typer loads
+    pydantic, and that would take longer than all the rest of a command's help.
+    """
+    name = spelled(arguments[0]) if arguments else ""
+    if name in COMMANDS and "_RLGF_COMPLETE" not in os.environ:
+        code = load(name)(args=arguments[1:], prog_name=f"rlgf {name}", standalone_mode=False)
+    else:
+        code = app(args=arguments, prog_name="rlgf", standalone_mode=False)
+    return code if isinstance(code, int) else 0
+
+
+def _take_global(raw: list[str]) -> tuple[list[str], set[str]]:
+    """The arguments without ``--debug`` and ``--offline``, wherever before a ``--`` they stand."""
+    end = raw.index("--") if "--" in raw else len(raw)
+    found = {argument for argument in raw[:end] if argument in ("--debug", "--offline")}
+    return [argument for argument in raw[:end] if argument not in found] + raw[end:], found
+
+
+def _as_letter(error: Exception) -> RlgfError:
+    """Every error as one that can be shown: those of the file system are the user's to fix."""
+    if isinstance(error, RlgfError):
+        return error
+    if isinstance(error, OSError):
+        where = str(error.filename) if error.filename else None
+        if error.errno in _FULL:
+            hint = "free some space and run it again; nothing half written was left behind"
+            return UserError("no space left on the disk", where=where, hint=hint)
+        if error.errno in _REFUSED:
+            return UserError((error.strerror or str(error)).lower(), where=where, hint="choose another path")
+    return RlgfError(
+        f"{type(error).__name__}: {error}",
+        hint="this is not an error that rlgf knows; --debug shows where it came from",
+    )
+
+
+def _is_usage_error(error: Exception) -> bool:
+    # typer brings a copy of click or leans on the installed one, by version; both have this method
+    return type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message")
+
+
+def _usage(error: Exception) -> int:
+    """Say what is wrong with the command line. ``rlgf`` alone prints the help, which needs no words."""
+    if type(error).__name__ != "NoArgsIsHelpError":
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "rlgf"
+        console.log(f"error: {error.format_message()}")  # type: ignore[attr-defined]
+        console.log(f"hint: `{command} --help` lists what it takes")
+    return 2

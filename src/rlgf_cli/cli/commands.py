@@ -1,0 +1,90 @@
+"""Which module holds which command, imported when it is called: ``rlgf --help`` imports none of them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from rlgf_cli.errors import Interrupted, RlgfError
+
+
+class Target(NamedTuple):
+    """Where a command's function is (``module:function`` below ``rlgf_cli.cli``), and its first sentence."""
+
+    path: str
+    summary: str
+
+
+COMMANDS: dict[str, Target] = {
+    "prepare": Target("prepare:prepare", "Turn a hub dataset or local files into checked JSONL splits."),
+    "sft": Target("sft:sft", "Fine-tune a model on prompts and references."),
+    "collect-guide": Target("collect_guide:collect_guide", "Ask a guide for completions and keep them."),
+    "train-reward": Target("train_reward:train_reward", "Train a classifier as a reward."),
+    "train": Target("train:train", "Train a policy with reinforcement learning and a guide."),
+    "eval": Target("eval:evaluate", "Score a model or predictions."),
+    "compare": Target("compare:compare", "Compare evaluations."),
+    "generate": Target("generate:generate", "Generate text from a checkpoint."),
+    "merge": Target("merge:merge", "Merge LoRA into plain weights."),
+    "ls": Target("ls:ls", "List what rlgf knows by name."),
+    "env": Target("env:env", "Print versions and devices."),
+}
+"""In the order of ``rlgf --help``. A test holds every summary to the first line of the command's own help."""
+
+
+SETTINGS: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda token: token.replace("_", "-"),  # --learning_rate is --learning-rate
+}
+"""What holds for ``rlgf`` and for every command."""
+
+
+class Command(TyperCommand):
+    """A command whose interruptions reach the caller.
+
+    The frame that typer puts around a command takes both for itself: Ctrl-C without a word, and a broken pipe
+    as if stdout had been closed, whichever pipe it was.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("by Ctrl-C") from None
+        except BrokenPipeError as error:
+            raise RlgfError(f"a pipe or connection was closed from the other end: {error}") from error
+
+
+def load(name: str) -> Any:
+    """A command, built from its function."""
+    module, _, function = COMMANDS[name].path.partition(":")
+    single = typer.Typer(
+        add_completion=False,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings=SETTINGS,
+    )
+    single.command(name, cls=Command)(getattr(importlib.import_module(f"rlgf_cli.cli.{module}"), function))
+    return get_command(single)
+
+
+class LazyGroup(TyperGroup):
+    """A group that lists its commands by their summaries and imports only the one that is asked for."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, target in COMMANDS.items():
+            self.add_command(TyperCommand(name=name, help=target.summary), name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if (name := spelled(args[0])) in COMMANDS:
+            self.add_command(load(name), name)
+        return super().resolve_command(ctx, args)
+
+
+def spelled(name: str) -> str:
+    """``collect_guide`` is ``collect-guide``."""
+    return name.replace("_", "-")

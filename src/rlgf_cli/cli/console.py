@@ -1,0 +1,113 @@
+"""Results go to stdout, everything else to stderr. Progress bars appear on a terminal only."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rlgf_cli.errors import Interrupted, RlgfError
+
+
+class OutputClosed(Exception):
+    """Whoever read stdout has closed it (``rlgf ls rewards | head -1``): nothing more can be said there."""
+
+
+def result(text: str = "") -> None:
+    """A line of the command's result. Raises OutputClosed where nobody reads any more."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # or the interpreter would complain of it once more when it flushes stdout at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputClosed from None
+
+
+def result_json(value: Any) -> None:
+    """The command's result for a machine: one JSON document."""
+    result(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def log(text: str) -> None:
+    """A line for the person who watches."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def log_plain(text: str) -> None:
+    """A line of progress, where stderr is no terminal and no bar is shown."""
+    if not sys.stderr.isatty():
+        log(text)
+
+
+def warn(text: str) -> None:
+    """Something that the person should know and that does not stop the run."""
+    log(f"warning: {text}")
+
+
+def letter(error: RlgfError) -> None:
+    """An error as the user sees it: place, message, hint."""
+    kind = "interrupted" if isinstance(error, Interrupted) else "stopped" if error.exit_code == 3 else "error"
+    log(f"{kind}: {error}")
+    if error.hint:
+        log(f"hint: {error.hint}")
+
+
+class Progress(Protocol):
+    """What a long loop tells: ``update(n)`` steps done; ``note`` is the short text behind the bar."""
+
+    def update(self, steps: int = 1, note: str = "") -> None: ...
+
+
+class _Silent:
+    def update(self, steps: int = 1, note: str = "") -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self, bar: Any, task: Any) -> None:
+        self._bar, self._task = bar, task
+
+    def update(self, steps: int = 1, note: str = "") -> None:
+        fields = {"note": note} if note else {}
+        self._bar.update(self._task, advance=steps, **fields)
+
+
+@contextmanager
+def progress(label: str, total: int | None) -> Iterator[Progress]:
+    """A progress bar with rate and time left on stderr; silent where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield _Silent()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with RichProgress(*columns, console=Console(stderr=True)) as bar:
+        yield _Bar(bar, bar.add_task(label, total=total, note=""))
+
+
+def table(header: list[str], rows: Iterable[Iterable[str]]) -> str:
+    """A plain text table: first column left, the others right; Markdown bars so that it can be pasted."""
+    cells = [header, *[list(row) for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+
+    def line(row: list[str]) -> str:
+        padded = [
+            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = (
+        "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    )
+    return "\n".join([line(cells[0]), rule, *[line(row) for row in cells[1:]]])

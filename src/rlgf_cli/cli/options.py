@@ -1,0 +1,89 @@
+"""Flags that several commands share, and the way from flags to a resolved config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rlgf_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from rlgf_cli.artifacts.rundir import Existing
+
+COMMON, RUN, MODEL, TEXT = "Common options", "Run options", "Model options", "Text options"
+
+Config = Annotated[
+    list[Path] | None,
+    typer.Option("--config", "-c", help="A recipe (YAML). Again: later ones win.", rich_help_panel=COMMON),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value over the recipe, dotted keys.", rich_help_panel=COMMON),
+]
+Output = Annotated[
+    str | None,
+    typer.Option("--output-dir", "-o", "--output", help="Where the product goes.", rich_help_panel=COMMON),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of everything random.", rich_help_panel=COMMON)
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with what the output already holds.", rich_help_panel=RUN)
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace what this command wrote there before.", rich_help_panel=RUN),
+]
+PrintConfig = Annotated[
+    bool,
+    typer.Option(
+        "--print-config", help="Print the resolved config with origins, and stop.", rich_help_panel=RUN
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=RUN)]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MODEL)
+]
+DType = Annotated[
+    str | None, typer.Option("--dtype", "--torch-dtype", help="float32 or bfloat16.", rich_help_panel=MODEL)
+]
+TrustRemoteCode = Annotated[
+    bool | None,
+    typer.Option("--trust-remote-code", help="Run code that comes with a hub model.", rich_help_panel=MODEL),
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", "-L", help="Use only the first N records.", rich_help_panel=COMMON)
+]
+
+
+def existing(resume: bool, overwrite: bool) -> Existing:
+    """What to do with an output that is already there."""
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other", hint="choose one")
+    return "resume" if resume else "overwrite" if overwrite else "refuse"
+
+
+def resolve(kind_path: str, config: list[Path] | None, sets: list[str] | None, flags: dict[str, Any]) -> Any:
+    """The resolved config of the stage whose model ``module:Class`` names; imported only now."""
+    import importlib
+
+    from rlgf_cli.config.loader import resolve as merge
+
+    module, _, name = kind_path.partition(":")
+    kind = getattr(importlib.import_module(f"rlgf_cli.config.{module}"), name)
+    return merge(kind, files=config or (), sets=sets or (), flags=flags)
+
+
+def print_config(resolved: Any) -> None:
+    """The resolved config as YAML, each value with its origin behind it where it is not a default."""
+    import yaml
+
+    from rlgf_cli.cli import console
+
+    data = resolved.to_json()
+    console.result(yaml.safe_dump(data["values"], sort_keys=False, allow_unicode=True).rstrip())
+    for key, origin in data["origins"].items():
+        if origin != "default":
+            console.result(f"# {key}: {origin}")

@@ -1,0 +1,1 @@
+"""Configs: one pydantic model per stage (unknown keys are refused) and the loader that merges the sources."""

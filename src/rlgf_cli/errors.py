@@ -1,0 +1,56 @@
+"""The errors a user may meet. Each is a small letter: what was wrong, where, what to do next.
+
+Exit codes: 0 done; 1 failed; 2 the user can fix it; 3 stopped early with a valid partial result;
+130 interrupted after saving.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RlgfError(Exception):
+    """Something failed and rlgf knows what (exit code 1).
+
+    ``message`` says what was wrong, ``where`` names the place (``file:line`` where there is one) and
+    ``hint`` says what to do next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class UserError(RlgfError):
+    """The user can fix it: a flag, a config key, an input file, a folder (exit code 2)."""
+
+    exit_code = 2
+
+
+class StoppedEarly(RlgfError):
+    """A limit was reached (budget, outage); what was written is valid and can be resumed (exit code 3)."""
+
+    exit_code = 3
+
+
+class Interrupted(RlgfError):
+    """The user pressed Ctrl-C and the state was saved (exit code 130)."""
+
+    exit_code = 130
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for a name that is not known: the nearest known ones, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if close:
+        return "did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return "known: " + ", ".join(known) if known else "nothing is known here"

@@ -1,0 +1,109 @@
+"""What the layers promise each other. Text goes in and out of guides and rewards; no torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+FinishReason = Literal["stop", "length"]
+"""``stop``: the author ended the text (it gets an EOS); ``length``: it ran out of tokens (it does not)."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with its references. ``prompt`` is raw: no template is applied to it yet."""
+
+    id: str
+    prompt: str
+    references: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a guide wrote after ``prompt + prefix``: the continuation only, never the prefix again.
+
+    ``model`` is the model as the server reported it. ``usage`` counts tokens (``prompt_tokens``,
+    ``completion_tokens``) where they are known.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    model: str
+    usage: Mapping[str, int] = field(default_factory=dict)
+    cost_usd: float | None = None
+
+
+@dataclass(frozen=True)
+class GuideRequest:
+    """One text that a guide is asked for.
+
+    ``prefix`` is what the policy has already written (empty: the guide writes it all);
+    ``max_new_tokens`` counts what may still be written after the prefix. ``sample_index`` tells several
+    requests for the same text apart: equal requests with equal indices may be answered with one text.
+    """
+
+    example: Example
+    prefix: str = ""
+    sample_index: int = 0
+    max_new_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class GuideAbilities:
+    """``live``: answers new requests. ``continues``: can go on from a prefix it did not write."""
+
+    live: bool
+    continues: bool
+
+
+@runtime_checkable
+class Guide(Protocol):
+    """A stronger text generator that only ever gives text."""
+
+    name: str
+    abilities: GuideAbilities
+
+    def complete(self, requests: Sequence[GuideRequest]) -> list[Completion]:
+        """One completion per request, in order. Raises instead of returning less."""
+        ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a reward says of one finished text: the number, and the parts it was made of (for the logs)."""
+
+    value: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """One score per text. ``texts[i]`` is the response to ``examples[i]``."""
+
+    name: str
+
+    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]: ...
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """Per-example values (``None``: the example was skipped), and the signature that says how they came about.
+
+    ``values`` maps each figure's key to one value per example. A figure's full name is ``metric.key``, and the
+    metric's name alone for the key ``score``. ``counts`` are things that happened and should be seen.
+    """
+
+    values: Mapping[str, Sequence[float | None]]
+    signature: str
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """Evaluation of whole prediction sets. ``values`` maps each figure's name to one number per example."""
+
+    name: str
+
+    def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult: ...

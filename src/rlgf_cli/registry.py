@@ -1,0 +1,147 @@
+"""Names of rewards, metrics, tasks and guides, and where their code lives.
+
+A builtin is a ``"module:attribute"`` string that is imported when it is used, so that listing names
+imports nothing heavy. Other packages add names through the entry-point groups ``rlgf.rewards``,
+``rlgf.metrics``, ``rlgf.tasks`` and ``rlgf.guides``; the same name twice is an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rlgf_cli.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a named thing lives and the line that ``rlgf ls`` prints for it."""
+
+    target: str
+    summary: str
+
+
+BUILTIN: dict[str, dict[str, Entry]] = {
+    "rewards": {
+        "rouge": Entry("rlgf_cli.rewards.rouge:RougeReward", "mean of ROUGE-1, -2 and -L F1, best reference"),
+        "rouge1": Entry("rlgf_cli.rewards.rouge:Rouge1Reward", "ROUGE-1 F1, best reference"),
+        "rouge2": Entry("rlgf_cli.rewards.rouge:Rouge2Reward", "ROUGE-2 F1, best reference"),
+        "rougeL": Entry("rlgf_cli.rewards.rouge:RougeLReward", "ROUGE-L F1, best reference"),
+        "coverage": Entry("rlgf_cli.rewards.coverage:CoverageReward", "share of the concepts that the text holds"),
+        "classifier": Entry(
+            "rlgf_cli.rewards.classifier:ClassifierReward",
+            "classifier:PATH, probability of a label (positive)",
+        ),
+        "rm": Entry("rlgf_cli.rewards.classifier:RewardModelReward", "rm:PATH, a reward model's scalar score"),
+        "length": Entry("rlgf_cli.rewards.shape:LengthPenalty", "penalty for leaving a range of words (<= 0)"),
+        "repetition": Entry("rlgf_cli.rewards.shape:RepetitionPenalty", "minus the share of repeated n-grams"),
+    },
+    "metrics": {
+        "rouge": Entry("rlgf_cli.metrics.rouge:RougeMetric", "ROUGE-1, -2, -L, -Lsum F1 (rouge-score)"),
+        "bertscore": Entry("rlgf_cli.metrics.bertscore:BertScoreMetric", "BERTScore F1 (bert-score)"),
+        "coverage": Entry("rlgf_cli.metrics.coverage:CoverageMetric", "share of the concepts that the text holds"),
+        "length": Entry("rlgf_cli.metrics.length:LengthMetric", "words per text"),
+        "reward": Entry("rlgf_cli.metrics.reward:RewardMetric", "reward:SPEC, any reward; several add up to one total"),
+    },
+    "tasks": {
+        "commongen": Entry("rlgf_cli.tasks.builtin:COMMONGEN", "concept words to a sentence"),
+        "imdb": Entry("rlgf_cli.tasks.builtin:IMDB", "the first words of a film review to its continuation"),
+        "tldr": Entry("rlgf_cli.tasks.builtin:TLDR", "a forum post to its summary"),
+    },
+    "guides": {
+        "hf": Entry("rlgf_cli.guides.hf:HFGuide", "hf:PATH, a local Hugging Face checkpoint"),
+        "openai": Entry("rlgf_cli.guides.openai_api:OpenAIGuide", "openai:MODEL, any OpenAI-compatible endpoint"),
+    },
+}
+
+
+def entries(kind: str) -> dict[str, Entry]:
+    """All names of a kind: builtins and entry points of installed packages."""
+    found = dict(BUILTIN[kind])
+    for point in metadata.entry_points(group=f"rlgf.{kind}"):
+        if point.name in found:
+            raise UserError(
+                f"the name {point.name!r} is taken twice among the {kind}",
+                where=point.value,
+                hint="uninstall one of the packages, or have its author choose another name",
+            )
+        found[point.name] = Entry(point.value, f"from {point.dist.name if point.dist else 'an installed package'}")
+    return found
+
+
+def load(kind: str, name: str) -> Any:
+    """Import what ``name`` stands for. Unknown names are refused with the nearest known ones."""
+    known = entries(kind)
+    if name not in known:
+        hint = did_you_mean(name, known)
+        if kind in ("rewards", "metrics"):
+            hint += "; a function of your own is named as file.py:function"
+        raise UserError(f"unknown {kind[:-1]} {name!r}", hint=hint)
+    module, _, attribute = known[name].target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def build(kind: str, spec: str, params: Mapping[str, Any], **offered: Any) -> Any:
+    """Make the reward or metric that ``NAME`` or ``NAME:TARGET`` stands for: ``class(TARGET, **params)``.
+
+    The parameters after the first are its config keys: unknown ones are refused with the nearest known ones,
+    values are checked against their annotations. ``offered`` values are passed where the class takes them
+    and ``params`` does not give them.
+    """
+    name, _, target = spec.partition(":")
+    made = load(kind, name)
+    accepted = dict(list(inspect.signature(made, eval_str=True).parameters.items())[1:])
+    values = {key: value for key, value in offered.items() if key in accepted}
+    for key, value in params.items():
+        if key not in accepted:
+            hint = did_you_mean(key, accepted) if accepted else "it takes no parameters"
+            raise UserError(f"unknown parameter {key!r} of the {kind[:-1]} {spec!r}", hint=hint)
+        values[key] = _checked(value, accepted[key], f"the parameter {key!r} of the {kind[:-1]} {spec!r}")
+    return made(target or None, **values)
+
+
+def _checked(value: Any, parameter: inspect.Parameter, what: str) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    if parameter.annotation is inspect.Parameter.empty:
+        return value
+    try:
+        return TypeAdapter(parameter.annotation).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].lower()
+        raise UserError(f"{what}: {reason} (given: {value!r})") from None
+
+
+def is_python_target(name: str) -> bool:
+    """Whether a name has the form ``file.py:function``."""
+    path, colon, attribute = name.rpartition(":")
+    return bool(colon) and path.endswith(".py") and attribute.isidentifier()
+
+
+def load_python_target(name: str) -> Any:
+    """The function that ``file.py:function`` names. The file is imported by its path."""
+    path_text, _, attribute = name.rpartition(":")
+    path = Path(path_text)
+    if not path.is_file():
+        raise UserError(f"no such file: {path}", hint="the form is path/to/file.py:function")
+    module_name = f"rlgf_user_{path.stem}_{abs(hash(path.resolve()))}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise UserError(f"importing it failed: {type(error).__name__}: {error}", where=str(path)) from error
+    if not hasattr(module, attribute):
+        functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise UserError(f"no function {attribute!r} in it", where=str(path), hint=did_you_mean(attribute, functions))
+    return getattr(module, attribute)
