@@ -1,0 +1,1 @@
+"""Algorithms are data: who rolls in, who rolls out, whose tokens learn, how credit is estimated, and when."""

@@ -1,0 +1,167 @@
+"""What an algorithm is, as data, and which combinations are refused and why.
+
+A regime says who writes an episode and what is learned from it. A schedule says which regime an iteration uses. No code
+below this asks for an algorithm's name.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Author = Literal["policy", "guide"]
+Estimator = Literal["gae", "group_mean", "leave_one_out", "likelihood"]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Regime(_Data):
+    """One way to write an episode and to learn from it.
+
+    ``roll_in`` writes a prefix with probability ``rollin_prob``; ``roll_out`` finishes the text. Policy-gradient
+    estimators learn on the policy's tokens, ``likelihood`` on the guide's. ``credit`` and ``cut`` matter where the
+    policy rolls in: see docs/algorithms.md.
+    """
+
+    roll_in: Literal["none", "policy", "guide"] = "none"
+    roll_out: Author = "policy"
+    rollin_prob: float = Field(0.8, ge=0, le=1)
+    estimator: Estimator = "gae"
+    credit: Literal["prefix", "cut"] = "prefix"
+    cut: Literal["first", "inner"] = "first"
+    cut_horizon: int | None = Field(None, ge=1)
+    group_size: int = Field(1, ge=1)
+
+    @property
+    def learn_author(self) -> Author:
+        """Whose tokens carry the loss."""
+        return "guide" if self.estimator == "likelihood" else "policy"
+
+    @property
+    def critic(self) -> Author | None:
+        """Whose roll-outs the critic values; None where the estimator needs no critic."""
+        return self.roll_out if self.estimator == "gae" else None
+
+    @property
+    def needs_guide(self) -> bool:
+        return "guide" in (self.roll_in, self.roll_out)
+
+    @property
+    def needs_live_guide(self) -> bool:
+        """Whether the guide must go on from text that it did not write."""
+        return self.roll_in == "policy" and self.roll_out == "guide"
+
+    @model_validator(mode="after")
+    def _refuse(self) -> Regime:
+        if self.roll_in == self.roll_out:
+            raise ValueError(
+                f"roll_in and roll_out are both {self.roll_in!r}: one author writes all; use roll_in: none"
+            )
+        if self.estimator == "likelihood" and self.roll_out != "guide":
+            raise ValueError(
+                "estimator likelihood learns on what the guide wrote, and here the policy rolls out; "
+                "use roll_out: guide (bc-guide, dagger), or gae, group_mean, leave_one_out"
+            )
+        if self.roll_in == "none" and self.roll_out == "guide" and self.estimator != "likelihood":
+            raise ValueError(
+                "the guide writes the whole text and the policy none of it, so a policy gradient has no token to "
+                "learn on; use roll_in: policy (aggrevated), or estimator: likelihood (bc-guide)"
+            )
+        grouped = self.estimator in ("group_mean", "leave_one_out")
+        if grouped and self.roll_out == "guide":
+            raise ValueError(
+                f"a guide's roll-out has no baseline under estimator {self.estimator!r}: the group shares no prefix; "
+                "use gae, whose critic values the guide"
+            )
+        if grouped and self.group_size < 2:
+            raise ValueError(f"estimator {self.estimator!r} needs group_size of at least 2")
+        if not grouped and self.group_size > 1:
+            raise ValueError(f"group_size above 1 is for group_mean and leave_one_out, not for {self.estimator!r}")
+        if not self.needs_live_guide and (self.credit, self.cut, self.cut_horizon) != (
+            "prefix",
+            "first",
+            None,
+        ):
+            raise ValueError("credit, cut and cut_horizon are for regimes in which the policy rolls in")
+        if self.cut == "inner" and (self.cut_horizon is not None or self.credit == "cut"):
+            raise ValueError("cut: inner draws within the finished roll-in: no cut_horizon, and credit: prefix only")
+        return self
+
+
+class Schedule(_Data):
+    """Which regime an iteration uses.
+
+    ``always``: the only one. ``mixture``: regime i with probability ``weights[i]``, drawn anew each iteration.
+    ``switch``: the first until ``switch_step`` iterations are done, then the second.
+    """
+
+    kind: Literal["always", "mixture", "switch"] = "always"
+    weights: tuple[float, ...] = ()
+    switch_step: int | None = Field(None, ge=0)
+
+
+class AlgorithmSpec(_Data):
+    """A named algorithm: its regimes and the schedule over them."""
+
+    name: str
+    regimes: tuple[Regime, ...]
+    schedule: Schedule = Schedule()
+
+    @model_validator(mode="after")
+    def _refuse(self) -> AlgorithmSpec:
+        count, schedule = len(self.regimes), self.schedule
+        if schedule.kind == "always" and count != 1:
+            raise ValueError(f"schedule always takes one regime, here are {count}")
+        if schedule.kind == "switch" and (count != 2 or schedule.switch_step is None):
+            raise ValueError("schedule switch takes two regimes and a switch_step")
+        if schedule.kind == "mixture":
+            if count < 2 or len(schedule.weights) != count:
+                raise ValueError(
+                    f"schedule mixture takes one weight per regime: {count} regimes, {len(schedule.weights)} weights"
+                )
+            if min(schedule.weights) < 0 or abs(sum(schedule.weights) - 1) > 1e-6:
+                raise ValueError(f"mixture weights must be at least 0 and sum to 1, not {schedule.weights}")
+        if schedule.kind != "mixture" and schedule.weights:
+            raise ValueError("weights are for schedule mixture")
+        if schedule.kind != "switch" and schedule.switch_step is not None:
+            raise ValueError("switch_step is for schedule switch")
+        if len({r.group_size for r in self.regimes}) > 1:
+            raise ValueError("all regimes of one algorithm need the same group_size")
+        return self
+
+    def regime_at(self, step: int, draw: float) -> Regime:
+        """The regime of iteration ``step`` (counted from 0); ``draw`` in [0, 1) decides a mixture."""
+        if self.schedule.kind == "switch":
+            assert self.schedule.switch_step is not None
+            return self.regimes[0 if step < self.schedule.switch_step else 1]
+        total = 0.0
+        for regime, weight in zip(self.regimes, self.schedule.weights, strict=False):
+            total += weight
+            if draw < total:
+                return regime
+        return self.regimes[-1]
+
+    @property
+    def critics(self) -> tuple[Author, ...]:
+        """The roll-out authors that need a critic, each once."""
+        return tuple(dict.fromkeys(r.critic for r in self.regimes if r.critic is not None))
+
+    @property
+    def group_size(self) -> int:
+        return self.regimes[0].group_size
+
+    @property
+    def needs_guide(self) -> bool:
+        return any(r.needs_guide for r in self.regimes)
+
+    @property
+    def needs_live_guide(self) -> bool:
+        return any(r.needs_live_guide for r in self.regimes)
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether any regime has policy-gradient tokens, which are charged the KL."""
+        return any(r.estimator != "likelihood" for r in self.regimes)

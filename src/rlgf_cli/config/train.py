@@ -1,0 +1,156 @@
+"""``rlgf train``: the config."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from rlgf_cli.algorithms import catalog
+from rlgf_cli.algorithms.spec import AlgorithmSpec
+from rlgf_cli.config.common import (
+    LengthConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    Parts,
+    StageConfig,
+    Strict,
+    TextConfig,
+)
+from rlgf_cli.config.guide import GuideConfig
+
+
+class AlgorithmConfig(Strict):
+    """A name from the catalogue with its parameters, or a mixture of one's own: ``regimes`` and ``schedule``."""
+
+    scalar_key: ClassVar[str | None] = "name"
+    name: str = "ppo"
+    rollin_prob: float | None = None
+    p_ppo_pp: float | None = None
+    switch_step: int | None = None
+    group_size: int | None = None
+    credit: str | None = None
+    cut: str | None = None
+    cut_horizon: int | None = None
+    regimes: list[dict[str, Any]] | None = None
+    schedule: dict[str, Any] | None = None
+
+    def spec(self) -> AlgorithmSpec:
+        """The algorithm as data. Raises UserError for unknown names and refused combinations."""
+        named = {"rollin_prob", "p_ppo_pp", "switch_step", "group_size", "credit", "cut", "cut_horizon"}
+        parameters = {k: v for k, v in self.model_dump(include=named).items() if v is not None}
+        if self.regimes is None:
+            return catalog.build(self.name, parameters)
+        if parameters:
+            raise ValueError(f"{', '.join(parameters)}: with regimes of your own, parameters go into the regimes")
+        try:
+            return AlgorithmSpec.model_validate(
+                {"name": self.name, "regimes": self.regimes, "schedule": self.schedule or {}}
+            )
+        except ValidationError as error:
+            raise ValueError(f"algorithm {self.name!r}: {catalog.first_reason(error)}") from None
+
+
+class RolloutConfig(Strict):
+    """How episodes are written. ``episodes`` per step; ``batch_size`` rows are generated at a time."""
+
+    episodes: int = Field(128, ge=1)
+    batch_size: int = Field(64, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    top_k: int = Field(0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    missing_eos_penalty: float = Field(0.0, ge=0)
+    on_uncovered: Literal["unguided", "drop"] = "unguided"
+    save_every: int = Field(10, ge=0)
+    save_count: int = Field(16, ge=0)
+
+
+class PPOConfig(Strict):
+    """Credit and losses. See docs/algorithms.md for each formula."""
+
+    gamma: float = Field(1.0, gt=0, le=1)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    guide_lambda: float = Field(1.0, ge=0, le=1)
+    whiten_advantages: bool = True
+    epochs: int = Field(4, ge=1)
+    minibatch_size: int = Field(32, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    clip_range: float = Field(0.2, gt=0)
+    value_clip_range: float | None = Field(0.2, gt=0)
+    value_coef: float = Field(0.5, ge=0)
+    entropy_coef: float = Field(0.0, ge=0)
+    critic: Literal["shared", "separate"] = "shared"
+    critic_warmup_steps: int = Field(0, ge=0)
+
+
+class KLConfig(Strict):
+    """The charge for leaving the reference: reward_t -= coef * (log pi - log pi_ref), on the policy's tokens.
+
+    ``in_reward: false`` logs it without charging it. ``adaptive`` moves the coefficient towards ``target``
+    (nats per episode).
+    """
+
+    scalar_key: ClassVar[str | None] = "coef"
+    coef: float = Field(0.02, ge=0)
+    in_reward: bool = True
+    adaptive: bool = False
+    target: float = Field(6.0, gt=0)
+    horizon: int = Field(10000, ge=1)
+
+
+class AuxConfig(Strict):
+    """Auxiliary losses. ``reference_nll``: weight of the likelihood of one reference per episode."""
+
+    reference_nll: float = Field(0.0, ge=0)
+
+
+class EvalConfig(Strict):
+    """The policy alone on held-out prompts, every ``every`` steps, sampled at the rollouts' temperature."""
+
+    data: str | None = None
+    every: int = Field(25, ge=1)
+    limit: int | None = Field(200, ge=1)
+
+
+class TrainConfig(StageConfig):
+    """Reinforcement learning with or without a guide."""
+
+    model: ModelConfig
+    data: str
+    limit: int | None = Field(None, ge=1)
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    guide: GuideConfig | None = None
+    reward: Parts = Field(default_factory=list)
+    text: TextConfig = TextConfig()
+    lengths: LengthConfig = LengthConfig()
+    lora: LoraConfig = LoraConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    ppo: PPOConfig = PPOConfig()
+    kl: KLConfig = KLConfig()
+    aux: AuxConfig = AuxConfig()
+    optim: OptimConfig = OptimConfig()
+    eval: EvalConfig = EvalConfig()
+    max_steps: int = Field(100, ge=1)
+    gradient_checkpointing: bool = False
+    save_steps: int = Field(50, ge=1)
+    save_total_limit: int | None = Field(2, ge=1)
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    push_to_hub: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        spec = self.algorithm.spec()
+        if not self.reward and spec.uses_reference:
+            raise ValueError("at least one reward is needed")
+        if spec.needs_guide and self.guide is None:
+            raise ValueError(f"the algorithm {spec.name!r} needs a guide: give --guide FILE, hf:PATH or openai:MODEL")
+        if self.rollout.episodes % spec.group_size:
+            raise ValueError(
+                f"rollout.episodes ({self.rollout.episodes}) is not a multiple of the group size ({spec.group_size})"
+            )
+        if self.ppo.minibatch_size > self.rollout.episodes:
+            raise ValueError(
+                f"ppo.minibatch_size ({self.ppo.minibatch_size}) is larger than rollout.episodes ({self.rollout.episodes})"
+            )
+        return self

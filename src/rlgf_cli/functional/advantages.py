@@ -1,0 +1,81 @@
+"""Credit: who gets how much of the outcome.
+
+Shapes: B episodes, T response positions. ``values[:, t]`` is V(s_t), the state before token t; the state
+after the last real token is terminal and worth 0.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rlgf_cli.functional.masks import masked_mean
+
+
+def gae(
+    rewards: torch.Tensor, values: torch.Tensor, real: torch.Tensor, gamma: float, lambdas: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalised advantage estimation with a lambda per token (Schulman et al. 2015, eq. 16).
+
+    delta_t = r_t + gamma V(s_{t+1}) - V(s_t);  A_t = delta_t + gamma lambda_{t+1} A_{t+1}
+
+    ``lambdas[:, t+1]`` belongs to token t+1, the one that the trace passes on its way back: with lambda 1 on the
+    guide's tokens, the policy's token before the cut sees the guide's Monte-Carlo return.
+    rewards, values, lambdas [B, T]; real [B, T] bool -> (advantages, returns = advantages + values), [B, T],
+    both 0 on padding.
+    """
+    advantages = torch.zeros_like(rewards)
+    following = rewards.new_zeros(rewards.shape[0])  # A_{t+1}
+    next_value = rewards.new_zeros(rewards.shape[0])  # V(s_{t+1})
+    next_lambda = rewards.new_zeros(rewards.shape[0])
+    for t in range(rewards.shape[1] - 1, -1, -1):
+        here = real[:, t]
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantage = torch.where(here, delta + gamma * next_lambda * following, torch.zeros_like(delta))
+        advantages[:, t] = advantage
+        following = advantage
+        next_value = torch.where(here, values[:, t], torch.zeros_like(delta))
+        next_lambda = lambdas[:, t]
+    return advantages, torch.where(real, advantages + values, torch.zeros_like(values))
+
+
+def whiten(advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean zero and variance one over the mask, 0 elsewhere. Fewer than two tokens are left as they are. [B, T]"""
+    count = mask.sum()
+    if count < 2:
+        return torch.where(mask, advantages, torch.zeros_like(advantages))
+    mean = masked_mean(advantages, mask)
+    variance = masked_mean((advantages - mean).square(), mask)
+    return torch.where(mask, (advantages - mean) * torch.rsqrt(variance + 1e-8), torch.zeros_like(advantages))
+
+
+def episode_returns(scores: torch.Tensor, ratio: torch.Tensor, learned: torch.Tensor, kl_coef: float) -> torch.Tensor:
+    """R = score - kl_coef * sum of the log-ratio over learned tokens. scores [B], ratio and learned [B, T] -> [B]"""
+    return scores - kl_coef * torch.where(learned, ratio, torch.zeros_like(ratio)).sum(-1)
+
+
+def group_advantages(returns: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """GRPO: (R - group mean) / (group standard deviation + 1e-4) (Shao et al. 2024, section 4.1.2).
+
+    returns [B], groups [B] int64 (equal number: same prompt and prefix) -> [B]. A group whose returns are all equal
+    gets 0.
+    """
+    mean, size, index = _group_means(returns, groups)
+    variance = torch.zeros_like(mean).index_add(0, index, (returns - mean[index]).square()) / (size - 1).clamp_min(1)
+    return (returns - mean[index]) / (variance[index].sqrt() + 1e-4)
+
+
+def leave_one_out_advantages(returns: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """RLOO: R_i minus the mean R of the group's other episodes (Ahmadian et al. 2024, section 3.2). [B] -> [B]"""
+    mean, size, index = _group_means(returns, groups)
+    n = size[index]
+    return (returns - mean[index]) * n / (n - 1).clamp_min(1)
+
+
+def _group_means(returns: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    _, index = groups.unique(return_inverse=True)
+    count = int(index.max()) + 1 if len(index) else 0
+    size = torch.bincount(index, minlength=count).to(returns.dtype)
+    if bool((size < 2).any()):
+        raise ValueError("a group of one has no baseline: every group needs at least two episodes")
+    mean = torch.zeros(count, dtype=returns.dtype, device=returns.device).index_add(0, index, returns) / size
+    return mean, size, index

@@ -1,0 +1,1 @@
+"""Policies and other HF models: loading, text formats, generation, scoring."""

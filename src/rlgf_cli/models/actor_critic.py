@@ -1,0 +1,211 @@
+"""The policy, its reference and its critics as one module: what annotation and update compute with.
+
+One critic per roll-out author: V of the policy and V of the guide are different functions of the same state.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rlgf_cli.functional.logprobs import process_logits
+from rlgf_cli.models.forward import TokenBatch, response_forward
+from rlgf_cli.models.load import Loaded, autocast
+from rlgf_cli.models.trl_primitives import (
+    disable_dropout_in_model,
+    entropy_from_logits,
+    selective_log_softmax,
+)
+
+
+class ValueHead(nn.Module):
+    """Hidden states [..., H] to values [...]. It starts at zero everywhere; the norm makes the scale of an
+    architecture's last hidden state (T5 divides by the square root of H) not matter."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden)
+        self.out = nn.Linear(hidden, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.out(self.norm(hidden.float())).squeeze(-1)
+
+
+class _NoHead(nn.Module):
+    """In the place of a separate critic's LM head, whose logits nobody wants."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden[..., :1]
+
+
+class SeparateCritic(nn.Module):
+    """A copy of the policy's backbone with a value head of its own."""
+
+    def __init__(self, model: Any, hidden: int) -> None:
+        super().__init__()
+        self.backbone = copy.deepcopy(model)
+        self.backbone.set_output_embeddings(_NoHead())
+        self.head = ValueHead(hidden)
+
+    def forward(self, batch: TokenBatch) -> torch.Tensor:
+        return self.head(response_forward(self.backbone, batch, None)[1])
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Per response token, all [B, T]: log-probabilities (nats, 0 where not selected), entropy where it was asked
+    for, and each critic's values."""
+
+    logprobs: torch.Tensor
+    entropies: torch.Tensor | None
+    values: dict[str, torch.Tensor]
+
+
+class ActorCritic(nn.Module):
+    """``policy`` learns; the reference is frozen; ``critics`` maps a roll-out author to its value function.
+
+    The reference is: under LoRA on plain weights, the weights with the adapter switched off; under LoRA that goes on
+    from an adapter checkpoint, a frozen second adapter with that checkpoint's weights; else a frozen copy.
+    """
+
+    def __init__(self, loaded: Loaded, critics: Iterable[str], *, mode: str, with_reference: bool) -> None:
+        super().__init__()
+        self.loaded = loaded
+        self.policy = loaded.model
+        disable_dropout_in_model(self.policy)
+        self.policy.eval()
+        base = self.policy.get_base_model() if isinstance(self.policy, PeftModel) else self.policy
+        hidden = base.get_output_embeddings().weight.shape[-1]
+        self.separate = mode == "separate"
+        frozen = _without_adapters(self.policy) if self.separate and isinstance(self.policy, PeftModel) else base
+        self.critics = nn.ModuleDict(
+            {name: SeparateCritic(frozen, hidden) if self.separate else ValueHead(hidden) for name in critics}
+        ).to(loaded.device)
+        if self.separate:
+            self.critics.requires_grad_(True)
+        self.reference: Any = None
+        self._reference_adapter: str | None = None
+        if with_reference:
+            self._make_reference()
+        eos = torch.tensor(sorted(loaded.eos_ids), device=loaded.device)
+        self.register_buffer("eos", eos, persistent=False)
+
+    def _make_reference(self) -> None:
+        if not isinstance(self.policy, PeftModel):
+            self.reference = copy.deepcopy(self.policy).eval().requires_grad_(False)
+        elif _adapter_is_trained(self.policy):
+            self._reference_adapter = "reference"
+            config = copy.deepcopy(self.policy.peft_config["default"])
+            config.inference_mode = True
+            self.policy.add_adapter("reference", config)
+            weights = {n: p for n, p in self.policy.named_parameters() if ".default." in n}
+            twins = dict(self.policy.named_parameters())
+            with torch.no_grad():
+                for name, parameter in weights.items():
+                    twins[name.replace(".default.", ".reference.")].copy_(parameter)
+            self._use_adapter("default")
+
+    def _use_adapter(self, name: str) -> None:
+        """Switch adapters; only ``default`` ever learns."""
+        self.policy.set_adapter(name)
+        for parameter_name, parameter in self.policy.named_parameters():
+            if "lora_" in parameter_name:
+                parameter.requires_grad_(".default." in parameter_name)
+
+    def enable_checkpointing(self) -> None:
+        """Recompute activations in the backward pass. Only the layers' own switch is turned to training: dropout
+        stays off."""
+        self.policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for module in self.policy.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters that learn, by name: the policy's, then the critics'."""
+        policy = [(f"policy.{n}", p) for n, p in self.policy.named_parameters() if p.requires_grad]
+        return policy + [(f"critics.{n}", p) for n, p in self.critics.named_parameters() if p.requires_grad]
+
+    def score(
+        self,
+        batch: TokenBatch,
+        select: torch.Tensor,
+        *,
+        temperature: float,
+        min_new_tokens: int,
+        values: Iterable[str] = (),
+        entropy: bool = False,
+    ) -> Scored:
+        """Log-probabilities of the selected tokens under the policy's temperature-scaled full distribution.
+
+        ``select`` [B, T] bool; ``values``: which critics to evaluate, on all positions.
+        """
+        with autocast(self.loaded.device, self.loaded.dtype):
+            wanted = list(values)
+            logits, hidden = response_forward(self.policy, batch, select)
+            found = {}
+            for name in wanted:
+                critic = self.critics[name]
+                found[name] = critic(batch) if self.separate else critic(hidden)
+        assert logits is not None
+        logprobs, entropies = self._select(logits, batch, select, temperature, min_new_tokens, entropy)
+        return Scored(logprobs, entropies, found)
+
+    @torch.no_grad()
+    def reference_logprobs(
+        self, batch: TokenBatch, select: torch.Tensor, *, temperature: float, min_new_tokens: int
+    ) -> torch.Tensor:
+        """Log-probabilities [B, T] of the selected tokens under the reference, 0 elsewhere."""
+        with autocast(self.loaded.device, self.loaded.dtype):
+            if self.reference is not None:
+                logits, _ = response_forward(self.reference, batch, select)
+            elif self._reference_adapter is not None:
+                self._use_adapter(self._reference_adapter)
+                try:
+                    logits, _ = response_forward(self.policy, batch, select)
+                finally:
+                    self._use_adapter("default")
+            else:
+                with self.policy.disable_adapter():
+                    logits, _ = response_forward(self.policy, batch, select)
+        assert logits is not None
+        return self._select(logits, batch, select, temperature, min_new_tokens, False)[0]
+
+    def _select(
+        self,
+        logits: torch.Tensor,
+        batch: TokenBatch,
+        select: torch.Tensor,
+        temperature: float,
+        min_new_tokens: int,
+        entropy: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits [N, V] of the selected positions to log-probabilities and entropies [B, T]."""
+        position = torch.arange(select.shape[1], device=select.device).expand_as(select)[select]
+        logits = process_logits(logits.float(), temperature, position < min_new_tokens, self.eos)
+        chosen = selective_log_softmax(logits, batch.response_ids[select])
+        empty = torch.zeros(select.shape, dtype=chosen.dtype, device=chosen.device)
+        logprobs = empty.masked_scatter(select, chosen)
+        if not entropy:
+            return logprobs, None
+        finite = logits.masked_fill(torch.isinf(logits), torch.finfo(logits.dtype).min)  # 0 x -inf is NaN
+        return logprobs, empty.masked_scatter(select, entropy_from_logits(finite))
+
+
+def _adapter_is_trained(model: PeftModel) -> bool:
+    """Whether the adapter changes the base (a fresh one has lora_B = 0, and off means the same as on)."""
+    return any("lora_B" in name and bool(p.detach().abs().max() > 0) for name, p in model.named_parameters())
+
+
+def _without_adapters(model: PeftModel) -> Any:
+    """The policy as plain weights, its adapter merged in: what a separate critic starts from."""
+    merged = copy.deepcopy(model).merge_and_unload()
+    return merged.requires_grad_(True)

@@ -1,0 +1,384 @@
+"""Writing text with a policy or a local guide.
+
+``sample`` is the decode loop of rollouts and evaluation alike: prompt and prefix are prefilled, finished rows
+leave the batch, and each row's noise is given from outside, so that batching does not change what is written.
+Beam search goes through transformers' ``generate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig
+
+from rlgf_cli import noise
+from rlgf_cli.config.common import DecodingConfig, LengthConfig
+from rlgf_cli.functional.logprobs import process_logits, warp_logits
+from rlgf_cli.models.load import Loaded, autocast
+from rlgf_cli.models.prompts import Encoded
+from rlgf_cli.protocols import Completion
+
+
+@dataclass(frozen=True)
+class Generated:
+    """New tokens after prompt and prefix. ``finished``: the last of ``ids`` is an EOS."""
+
+    ids: list[int]
+    finished: bool
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids to ``(ids, mask)``, both [B, longest], int64; the mask comes from lengths."""
+    width = max((len(row) for row in rows), default=0)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        if row:
+            where = slice(width - len(row), width) if left else slice(0, len(row))
+            ids[i, where] = torch.tensor(row, dtype=torch.long)
+            mask[i, where] = 1
+    return ids, mask
+
+
+def positions_of(mask: torch.Tensor) -> torch.Tensor:
+    """Position ids [B, L] from an attention mask [B, L]: the first real token is at 0, whatever the padding."""
+    return (mask.cumsum(-1) - 1).clamp_min(0)
+
+
+class _DecoderState:
+    """Key-value cache of a decoder-only model, rows left-padded."""
+
+    def __init__(self, model: Any, rows: list[list[int]], pad_id: int) -> None:
+        self.model = model
+        ids, mask = pad_rows(rows, pad_id, left=True)
+        self.mask = mask.to(model.device)
+        self.cache = None
+        self.logits = self._forward(ids.to(model.device), positions_of(self.mask))
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        out = self.model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.cache = out.past_key_values
+        return out.logits[:, -1]
+
+    def step(self, tokens: torch.Tensor) -> None:
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        self.logits = self._forward(tokens[:, None], self.mask.sum(-1, keepdim=True) - 1)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.mask = self.mask[rows]
+
+
+class _EncoderDecoderState:
+    """Encoder output and decoder cache; the decoder starts from its start token and the prefix, left-padded."""
+
+    def __init__(self, model: Any, prompts: list[list[int]], prefixes: list[list[int]], pad_id: int) -> None:
+        self.model = model
+        ids, mask = pad_rows(prompts, pad_id, left=False)
+        self.encoder_mask = mask.to(model.device)
+        self.encoded = model.get_encoder()(input_ids=ids.to(model.device), attention_mask=self.encoder_mask)
+        start = decoder_start_id(model)
+        ids, mask = pad_rows([[start, *prefix] for prefix in prefixes], pad_id, left=True)
+        self.mask = mask.to(model.device)
+        self.cache = None
+        self.logits = self._forward(ids.to(model.device))
+
+    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
+        out = self.model(
+            encoder_outputs=self.encoded,
+            attention_mask=self.encoder_mask,
+            decoder_input_ids=ids,
+            decoder_attention_mask=self.mask,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.cache = out.past_key_values
+        return out.logits[:, -1]
+
+    def step(self, tokens: torch.Tensor) -> None:
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        self.logits = self._forward(tokens[:, None])
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.mask = self.mask[rows]
+        self.encoder_mask = self.encoder_mask[rows]
+        self.encoded.last_hidden_state = self.encoded.last_hidden_state[rows]
+
+
+def decoder_start_id(model: Any) -> int:
+    """The id that an encoder-decoder's response begins after."""
+    for config in (model.config, model.generation_config):
+        if (start := getattr(config, "decoder_start_token_id", None)) is not None:
+            return int(start)
+    raise ValueError("the encoder-decoder's config has no decoder_start_token_id")
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    prefixes: Sequence[Sequence[int]] | None = None,
+    max_new_tokens: int | Sequence[int],
+    uniforms: np.ndarray | None,
+    eos_ids: Collection[int],
+    pad_id: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_new_tokens: int = 0,
+    batch_size: int = 64,
+    dtype: torch.dtype = torch.float32,
+    on_rows: Callable[[int], None] | None = None,
+) -> list[Generated]:
+    """Write a response after each prompt (+ prefix), at most ``max_new_tokens`` more (an int, or one per row).
+
+    ``uniforms`` [N, T] in [0, 1): the draw for the response's t-th token, prefix included, is column t, by
+    inverse transform on the distribution; None is greedy. ``min_new_tokens`` counts the prefix too and
+    forbids EOS before. ``on_rows`` is told how many rows were finished.
+    """
+    count = len(prompts)
+    before = [list(p) for p in prefixes] if prefixes is not None else [[] for _ in range(count)]
+    limits = [max_new_tokens] * count if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if not len(before) == len(limits) == count:
+        raise ValueError(f"{count} prompts, {len(before)} prefixes, {len(limits)} limits")
+    eos = torch.tensor(sorted(eos_ids), device=model.device)
+    found: list[Generated] = [Generated([], False)] * count
+    for batch in _batches(model, prompts, before, limits, batch_size):
+        with autocast(model.device, dtype):
+            rows = _sample_batch(
+                model,
+                [list(prompts[i]) for i in batch],
+                [before[i] for i in batch],
+                [limits[i] for i in batch],
+                None if uniforms is None else uniforms[batch],
+                eos,
+                pad_id,
+                temperature,
+                top_k,
+                top_p,
+                min_new_tokens,
+            )
+        for i, row in zip(batch, rows, strict=True):
+            found[i] = row
+        if on_rows is not None:
+            on_rows(len(batch))
+    return found
+
+
+def _batches(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    prefixes: list[list[int]],
+    limits: list[int],
+    size: int,
+) -> list[list[int]]:
+    """Row numbers in batches of similar length; rows that may write nothing are left out.
+
+    Decoders of encoder-decoder models with absolute positions (BART) cannot be told positions, so there
+    rows are batched by equal prefix length and need no padding.
+    """
+    rows = [i for i in range(len(prompts)) if limits[i] > 0]
+    rows.sort(
+        key=lambda i: (
+            (len(prefixes[i]), len(prompts[i]))
+            if model.config.is_encoder_decoder
+            else (len(prompts[i]) + len(prefixes[i]), 0)
+        )
+    )
+    absolute = model.config.is_encoder_decoder and not hasattr(model.config, "relative_attention_num_buckets")
+    batches: list[list[int]] = []
+    for i in rows:
+        current = batches[-1] if batches else None
+        fits = current is not None and len(current) < size
+        if fits and absolute and current is not None:
+            fits = len(prefixes[current[0]]) == len(prefixes[i])
+        if fits and current is not None:
+            current.append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _sample_batch(
+    model: Any,
+    prompts: list[list[int]],
+    prefixes: list[list[int]],
+    limits: list[int],
+    uniforms: np.ndarray | None,
+    eos: torch.Tensor,
+    pad_id: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_new_tokens: int,
+) -> list[Generated]:
+    device = model.device
+    state: _DecoderState | _EncoderDecoderState
+    if model.config.is_encoder_decoder:
+        state = _EncoderDecoderState(model, prompts, prefixes, pad_id)
+    else:
+        state = _DecoderState(model, [p + q for p, q in zip(prompts, prefixes, strict=True)], pad_id)
+    live = torch.arange(len(prompts), device=device)  # row of each line that is still in the batch
+    index = torch.tensor([len(p) for p in prefixes], device=device)  # response position of the next token
+    ends = index + torch.tensor(limits, device=device)
+    draws = None if uniforms is None else torch.as_tensor(uniforms, dtype=torch.float64, device=device)
+    written: list[torch.Tensor] = []
+    while True:
+        logits = process_logits(state.logits.float(), temperature or 1.0, index < min_new_tokens, eos)
+        if draws is None or temperature == 0:
+            tokens = logits.argmax(-1)
+        else:
+            tokens = draw_tokens(warp_logits(logits, top_k, top_p), draws[live, index])
+        written.append(torch.stack([live, tokens]))
+        index = index + 1
+        alive = ~torch.isin(tokens, eos) & (index < ends)
+        if not bool(alive.any()):
+            break
+        if not bool(alive.all()):
+            rows = alive.nonzero()[:, 0]
+            state.keep(rows)
+            live, index, ends, tokens = live[rows], index[rows], ends[rows], tokens[rows]
+        state.step(tokens)
+    ids: list[list[int]] = [[] for _ in prompts]
+    for column in written:
+        for row, token in zip(*column.tolist(), strict=True):
+            ids[row].append(token)
+    ending = set(eos.tolist())
+    return [Generated(row, bool(row) and row[-1] in ending) for row in ids]
+
+
+def draw_tokens(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Inverse-transform sampling: the token [B] at quantile ``uniforms`` [B] of softmax(``logits`` [B, V]).
+
+    The cumulative sum is float64: in float32 the tail of a large vocabulary is lost in rounding. Banned
+    tokens (minus infinity) have no mass and cannot be drawn.
+    """
+    cumulative = torch.softmax(logits, -1).double().cumsum(-1)
+    target = (uniforms.double() * cumulative[:, -1]).unsqueeze(-1)
+    # right=True: the first token whose cumulative mass exceeds the target, so zero-mass tokens are passed over
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
+
+
+def generate_texts(
+    loaded: Loaded,
+    encoded: Sequence[Encoded],
+    decoding: DecodingConfig,
+    lengths: LengthConfig,
+    *,
+    seed: int,
+    sample_index: int | Sequence[int] = 0,
+    prefixes: Sequence[str] | None = None,
+    limits: Sequence[int] | None = None,
+    on_rows: Callable[[int], None] | None = None,
+) -> list[Completion]:
+    """Responses as text: greedy (temperature 0), sampled, or by beam search.
+
+    ``prefixes``: partial responses to go on from; the completion is what follows them. ``limits``: new
+    tokens for each row, ``lengths.max_new_tokens`` by default. Noise is a function of (seed, example id,
+    sample index), so the order and the batch do not matter.
+    """
+    model, tokenizer = loaded.model, loaded.tokenizer
+    count = len(encoded)
+    indices = [sample_index] * count if isinstance(sample_index, int) else list(sample_index)
+    starts = [loaded.text.encode_response(tokenizer, p) if p else [] for p in prefixes or [""] * count]
+    room = list(limits) if limits is not None else [lengths.max_new_tokens] * count
+    prompts = [e.ids for e in encoded]
+    if decoding.num_beams > 1:
+        rows = _beam(loaded, prompts, starts, room, decoding, lengths.min_new_tokens, on_rows)
+    else:
+        width = max((len(s) + r for s, r in zip(starts, room, strict=True)), default=0)
+        draws = None
+        if decoding.temperature > 0:
+            keys = [(e.example.id, k) for e, k in zip(encoded, indices, strict=True)]
+            draws = np.stack([noise.uniforms(width, seed, "text", name, k) for name, k in keys])
+        rows = sample(
+            model,
+            prompts,
+            prefixes=starts,
+            max_new_tokens=room,
+            uniforms=draws,
+            eos_ids=loaded.eos_ids,
+            pad_id=loaded.pad_id,
+            temperature=decoding.temperature,
+            top_k=decoding.top_k,
+            top_p=decoding.top_p,
+            min_new_tokens=lengths.min_new_tokens,
+            batch_size=decoding.batch_size,
+            dtype=loaded.dtype,
+            on_rows=on_rows,
+        )
+    completions = []
+    for prompt, start, row in zip(prompts, starts, rows, strict=True):
+        whole = loaded.text.decode_response(tokenizer, [*start, *row.ids], strip=False)
+        before = loaded.text.decode_response(tokenizer, start, strip=False) if start else ""
+        text = whole.removeprefix(before) if start else whole
+        usage = {"prompt_tokens": len(prompt) + len(start), "completion_tokens": len(row.ids)}
+        completions.append(
+            Completion(text.rstrip(), "stop" if row.finished else "length", loaded.name, usage=usage, cost_usd=None)
+        )
+    return completions
+
+
+@torch.no_grad()
+def _beam(
+    loaded: Loaded,
+    prompts: list[list[int]],
+    prefixes: list[list[int]],
+    limits: list[int],
+    decoding: DecodingConfig,
+    min_new_tokens: int,
+    on_rows: Callable[[int], None] | None,
+) -> list[Generated]:
+    """Beam search, rows of equal prefix length and limit together (their decoder inputs need no padding)."""
+    model, device = loaded.model, loaded.device
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, (prefix, limit) in enumerate(zip(prefixes, limits, strict=True)):
+        groups.setdefault((len(prefix), limit), []).append(i)
+    found: list[Generated] = [Generated([], False)] * len(prompts)
+    for (width, limit), members in groups.items():
+        config = GenerationConfig(
+            num_beams=decoding.num_beams,
+            do_sample=False,
+            max_new_tokens=limit,
+            min_new_tokens=max(0, min_new_tokens - width),
+            eos_token_id=sorted(loaded.eos_ids),
+            pad_token_id=loaded.pad_id,
+            decoder_start_token_id=decoder_start_id(model) if loaded.encoder_decoder else None,
+        )
+        members.sort(key=lambda i: len(prompts[i]))
+        for at in range(0, len(members), decoding.batch_size):
+            batch = members[at : at + decoding.batch_size]
+            if loaded.encoder_decoder:
+                ids, mask = pad_rows([prompts[i] for i in batch], loaded.pad_id, left=False)
+                start = decoder_start_id(model)
+                extra = {"decoder_input_ids": torch.tensor([[start, *prefixes[i]] for i in batch], device=device)}
+                skip = 1 + width
+            else:
+                ids, mask = pad_rows([prompts[i] + prefixes[i] for i in batch], loaded.pad_id, left=True)
+                extra, skip = {}, ids.shape[1]
+            with autocast(device, loaded.dtype):
+                out = model.generate(
+                    input_ids=ids.to(device),
+                    attention_mask=mask.to(device),
+                    generation_config=config,
+                    **extra,
+                )
+            for i, row in zip(batch, out[:, skip:].tolist(), strict=True):
+                end = next((n for n, token in enumerate(row) if token in loaded.eos_ids), None)
+                found[i] = Generated(row[:limit] if end is None else row[: end + 1], end is not None)
+            if on_rows is not None:
+                on_rows(len(batch))
+    return found

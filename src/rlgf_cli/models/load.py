@@ -1,0 +1,237 @@
+"""Loading and saving policies: a folder, a hub name, plain weights or a LoRA adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.utils import logging as hf_logging
+
+from rlgf_cli.config.common import LoraConfig, ModelConfig, TextConfig
+from rlgf_cli.errors import UserError
+from rlgf_cli.models.text import TextFormat
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+hf_logging.disable_progress_bar()
+
+
+@dataclass
+class Loaded:
+    """A model with its tokenizer and text format. ``dtype`` is what it computes in."""
+
+    model: Any
+    tokenizer: Any
+    text: TextFormat
+    name: str
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def encoder_decoder(self) -> bool:
+        return bool(self.model.config.is_encoder_decoder)
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a response in training data."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """All ids that end a response (chat models have several)."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        several = configured if isinstance(configured, list) else [configured]
+        return frozenset({self.eos_id, *(int(i) for i in several if i is not None)})
+
+    @property
+    def pad_id(self) -> int:
+        """Filler for batches. It may equal EOS: masks come from lengths, never from ids."""
+        return int(self.tokenizer.pad_token_id)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Prompt plus response (decoder) or either alone (encoder-decoder); None: no limit (relative positions)."""
+        config = self.model.config
+        if hasattr(config, "relative_attention_num_buckets"):
+            return None
+        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        return int(limit) if limit else None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is cuda, else mps, else cpu; a device that is not there is a UserError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}", hint="auto, cpu, cuda, cuda:1 or mps") from None
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device.type, False):
+        raise UserError(f"the device {name!r} is not available here", hint="--device auto takes what is there")
+    return device
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Compute in ``dtype`` where it is not float32; weights keep their own type."""
+    if dtype == torch.float32:
+        yield
+    else:
+        with torch.autocast(device.type, dtype=dtype):
+            yield
+
+
+def load(config: ModelConfig, *, text: TextConfig | None = None, for_training: bool = False) -> Loaded:
+    """Load a policy or a guide.
+
+    ``for_training`` keeps the weights in float32 and leaves bfloat16 to autocast; otherwise weights are
+    loaded in ``config.dtype``. Raises UserError for a folder that is no checkpoint, a name that the hub does
+    not give, and a tokenizer that does not fit the model.
+    """
+    name = config.name
+    check_checkpoint_name(name)
+    device = pick_device(config.device)
+    dtype = DTYPES[config.dtype]
+    if dtype == torch.bfloat16 and device.type == "mps":
+        dtype = torch.float32
+    common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    weights: dict[str, Any] = {"dtype": torch.float32 if for_training else dtype}
+    if config.load_in_4bit:
+        weights = {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
+    adapter = Path(name, "adapter_config.json").is_file()
+    base_name = _adapter_base(name) if adapter else name
+    model = _from_hub(base_name, {**common, **weights})
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, name, is_trainable=for_training)
+    if not config.load_in_4bit:
+        model.to(device)
+    tokenizer = load_tokenizer(name, **common)
+    _check_fit(model, tokenizer, name)
+    stored = TextFormat.load(name) if Path(name).is_dir() else TextFormat()
+    model.eval()
+    return Loaded(model, tokenizer, TextFormat.from_config(text, stored), name, dtype)
+
+
+def check_checkpoint_name(name: str) -> None:
+    """Refuse a folder or path that is no checkpoint before anything heavy happens; hub names pass."""
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+            found = sorted(p.parent.name for p in path.glob("*/config.json"))
+            hint = f"did you mean {path / found[0]}?" if found else "a checkpoint folder holds config.json and weights"
+            raise UserError("this folder is no model checkpoint", where=name, hint=hint)
+    elif path.is_file():
+        raise UserError("this is a file; a checkpoint is a folder or a hub name", where=name)
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1 or name.startswith("runs/"):
+        raise UserError("no such checkpoint folder", where=name, hint="run rlgf sft first, or check the path")
+
+
+def load_tokenizer(name: str, **common: Any) -> Any:
+    """The tokenizer of a checkpoint; it must have EOS, and gets pad = EOS where it has no pad of its own."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **common)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer can be loaded: {_first_line(error)}", where=name) from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "the tokenizer has no EOS token, so no text could ever end",
+            where=name,
+            hint="add an eos_token to it",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def add_lora(loaded: Loaded, config: LoraConfig) -> Loaded:
+    """Put a fresh LoRA adapter on plain weights; an adapter checkpoint keeps the adapter that it has."""
+    from peft import LoraConfig as PeftLora
+    from peft import PeftModel, TaskType, get_peft_model
+
+    if not config.enabled or isinstance(loaded.model, PeftModel):
+        return loaded
+    task = TaskType.SEQ_2_SEQ_LM if loaded.encoder_decoder else TaskType.CAUSAL_LM
+    try:
+        loaded.model = get_peft_model(
+            loaded.model,
+            PeftLora(
+                r=config.r,
+                lora_alpha=config.alpha,
+                lora_dropout=config.dropout,
+                target_modules=config.target_modules,
+                task_type=task,
+            ),
+        )
+    except ValueError as error:
+        raise UserError(f"LoRA does not fit this model: {_first_line(error)}", hint="set lora.target_modules") from None
+    return loaded
+
+
+def save(folder: Path, loaded: Loaded) -> None:
+    """A checkpoint that ``from_pretrained`` loads: weights (or adapter), tokenizer, text format."""
+    # a frozen second adapter (the reference of a resumed LoRA) is not part of the product
+    only = {"selected_adapters": ["default"]} if hasattr(loaded.model, "peft_config") else {}
+    loaded.model.save_pretrained(folder, **only)
+    loaded.tokenizer.save_pretrained(folder)
+    loaded.text.save(folder)
+
+
+def _from_hub(name: str, options: dict[str, Any]) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(
+            name, revision=options["revision"], trust_remote_code=options["trust_remote_code"]
+        )
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        return auto.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        if Path(name).is_dir():
+            raise UserError(f"the checkpoint cannot be loaded: {_first_line(error)}", where=name) from None
+        offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True")
+        hint = "HF_HUB_OFFLINE is set: only what is in the local cache can be used" if offline else "check the name"
+        raise UserError(f"{name!r} is neither a folder nor a model that can be fetched", hint=hint) from None
+
+
+def _adapter_base(name: str) -> str:
+    from peft import PeftConfig
+
+    base = PeftConfig.from_pretrained(name).base_model_name_or_path
+    if not base:
+        raise UserError("the adapter does not name its base model", where=name)
+    return base
+
+
+def _four_bit(dtype: torch.dtype) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise UserError("4-bit loading needs bitsandbytes", hint="pip install 'rlgf-cli[bitsandbytes]'") from None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
+
+
+def _check_fit(model: Any, tokenizer: Any, name: str) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= rows:
+        raise UserError(
+            f"tokenizer and model do not fit: the tokenizer knows the id {largest}, the model has {rows} embeddings",
+            where=name,
+            hint="use the tokenizer that the model was trained with",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

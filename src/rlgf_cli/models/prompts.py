@@ -1,0 +1,67 @@
+"""Examples to prompt tokens, with what to do about prompts that are too long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlgf_cli.config.common import LengthConfig
+from rlgf_cli.errors import UserError
+from rlgf_cli.models.load import Loaded
+from rlgf_cli.protocols import Example
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An example and the ids of its rendered prompt."""
+
+    example: Example
+    ids: list[int]
+
+
+def prompt_limit(loaded: Loaded, lengths: LengthConfig) -> int | None:
+    """How many prompt tokens there is room for; None: any number.
+
+    Raises UserError where even the response alone does not fit the model's positions.
+    """
+    positions = loaded.max_positions
+    room = None
+    if positions is not None:
+        room = positions if loaded.encoder_decoder else positions - lengths.max_new_tokens
+        if room < 1 or (loaded.encoder_decoder and lengths.max_new_tokens > positions):
+            raise UserError(
+                f"lengths.max_new_tokens is {lengths.max_new_tokens}, the model has {positions} positions in all",
+                hint="set lengths.max_new_tokens lower",
+            )
+    limits = [n for n in (room, lengths.max_prompt_tokens) if n is not None]
+    return min(limits) if limits else None
+
+
+def encode_prompts(
+    loaded: Loaded, examples: Sequence[Example], lengths: LengthConfig
+) -> tuple[list[Encoded], dict[str, int]]:
+    """Tokenise all prompts. Overlong ones follow ``lengths.on_overlong``; returns counts of what was done.
+
+    ``truncate`` keeps the end of a decoder's prompt (what stands next to the response) and the beginning of
+    an encoder's.
+    """
+    limit = prompt_limit(loaded, lengths)
+    encoded: list[Encoded] = []
+    counts = {"truncated": 0, "skipped": 0}
+    for example in examples:
+        ids = loaded.text.encode_prompt(loaded.tokenizer, example.prompt, loaded.encoder_decoder)
+        if limit is not None and len(ids) > limit:
+            if lengths.on_overlong == "error":
+                raise UserError(
+                    f"the prompt of example {example.id!r} has {len(ids)} tokens; there is room for {limit}",
+                    hint="--on-overlong truncate or skip, or a smaller max_new_tokens",
+                )
+            if lengths.on_overlong == "skip":
+                counts["skipped"] += 1
+                continue
+            counts["truncated"] += 1
+            ids = ids[:limit] if loaded.encoder_decoder else ids[-limit:]
+        encoded.append(Encoded(example, ids))
+    if not encoded:
+        raise UserError("no prompt is short enough", hint="raise max_prompt_tokens or truncate")
+    return encoded, counts

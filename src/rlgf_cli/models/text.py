@@ -1,0 +1,125 @@
+"""From text to tokens and back, segment by segment.
+
+Segments (prompt, roll-in, roll-out) are tokenised one by one and their ids concatenated; joined text is never
+tokenised again, so the author of every token stays exact. The format is stored with the checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from rlgf_cli.artifacts.jsonl import read_json, write_json
+from rlgf_cli.config.common import TextConfig
+from rlgf_cli.errors import UserError
+
+FILE = "rlgf_text.json"
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """The prompt template (or the model's chat template) and what stands before every response."""
+
+    template: str = "{prompt}"
+    chat: bool = False
+    response_prefix: str = ""
+
+    @classmethod
+    def from_config(cls, config: TextConfig | None, base: TextFormat) -> TextFormat:
+        """``base`` with the keys that were given."""
+        given = {k: v for k, v in (config.model_dump() if config else {}).items() if v is not None}
+        if given.get("chat"):
+            given.setdefault("template", "{prompt}")
+        if "template" in given:
+            given.setdefault("chat", False)
+        return dataclasses.replace(base, **given)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TextFormat:
+        """The format stored with a checkpoint; plain text where none is stored."""
+        path = Path(folder) / FILE
+        if not path.is_file():
+            return cls()
+        known = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{k: v for k, v in read_json(path).items() if k in known})
+
+    def save(self, folder: str | Path) -> None:
+        write_json(Path(folder) / FILE, {"schema_version": 1, **dataclasses.asdict(self)})
+
+    def render_prompt(self, tokenizer: Any, prompt: str) -> str:
+        """The text that the model sees before its response."""
+        if not self.chat:
+            return self.template.replace("{prompt}", prompt)
+        if not tokenizer.chat_template:
+            raise UserError(
+                "the tokenizer has no chat template",
+                hint="leave text.chat out and give text.template, or use a chat model",
+            )
+        messages = [{"role": "user", "content": prompt}]
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def encode_prompt(self, tokenizer: Any, prompt: str, encoder_decoder: bool) -> list[int]:
+        """Ids of the rendered prompt. A decoder's prompt keeps BOS and loses a trailing EOS; an encoder keeps both."""
+        text = self.render_prompt(tokenizer, prompt)
+        ids = list(tokenizer(text, add_special_tokens=not self.chat)["input_ids"])
+        if not encoder_decoder and not self.chat and ids and ids[-1] == tokenizer.eos_token_id:
+            ids = ids[:-1]
+        if not ids and not encoder_decoder:
+            raise UserError(f"the prompt {prompt[:40]!r} has no tokens in this tokenizer")
+        return ids
+
+    def encode_response(self, tokenizer: Any, text: str) -> list[int]:
+        """Ids of a response from its beginning, without EOS."""
+        if not text.startswith(self.response_prefix):
+            text = self.response_prefix + text
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def encode_continuation(self, tokenizer: Any, text: str) -> list[int]:
+        """Ids of a segment that follows tokens of the same response.
+
+        SentencePiece tokenizers put a dummy space before every text; here it would split a word, so the
+        segment is tokenised without it.
+        """
+        plain = _without_dummy_prefix(tokenizer)
+        if plain is not None:
+            return list(plain.encode(text, add_special_tokens=False).ids)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode_response(self, tokenizer: Any, ids: list[int] | tuple[int, ...], *, strip: bool = True) -> str:
+        """The text of a response: special tokens dropped, the prefix cut off, trailing whitespace kept off.
+
+        ``strip=False`` keeps trailing whitespace: for a partial text that someone else goes on from.
+        """
+        text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = text.removeprefix(self.response_prefix)
+        return text.rstrip() if strip else text
+
+
+@lru_cache(maxsize=16)
+def _without_dummy_prefix(tokenizer: Any) -> Tokenizer | None:
+    """A copy of a SentencePiece-like tokenizer that adds no leading space; None where there is none to remove."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    state = json.loads(backend.to_str())
+    changed = False
+    for part in ("pre_tokenizer", "normalizer"):
+        steps = state.get(part) or {}
+        nested = steps.get("pretokenizers") or steps.get("normalizers") or [steps]
+        for step in nested:
+            if step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never":
+                step["prepend_scheme"] = "never"
+                changed = True
+            elif step.get("type") == "Prepend":
+                step["prepend"] = ""
+                changed = True
+            elif step.get("type") == "ByteLevel" and step.get("add_prefix_space"):
+                step["add_prefix_space"] = False
+                changed = True
+    return Tokenizer.from_str(json.dumps(state)) if changed else None

@@ -1,0 +1,408 @@
+"""``rlgf train``: from a config to the objects of the training loop, and the loop's run on disk."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from transformers import get_scheduler
+
+from rlgf_cli.algorithms.spec import AlgorithmSpec
+from rlgf_cli.artifacts import resume
+from rlgf_cli.artifacts.jsonl import Appender, read_examples, read_objects, write_jsonl
+from rlgf_cli.artifacts.rundir import Existing, RunDir
+from rlgf_cli.cli import console
+from rlgf_cli.config.common import DecodingConfig
+from rlgf_cli.config.guide import GuideConfig
+from rlgf_cli.config.loader import Resolved
+from rlgf_cli.config.train import TrainConfig
+from rlgf_cli.errors import Interrupted, UserError
+from rlgf_cli.guides.make import describe, make_guide
+from rlgf_cli.models import hub
+from rlgf_cli.models.actor_critic import ActorCritic
+from rlgf_cli.models.card import write_card
+from rlgf_cli.models.generate import generate_texts
+from rlgf_cli.models.load import Loaded, add_lora, load, save
+from rlgf_cli.models.prompts import Encoded, encode_prompts
+from rlgf_cli.protocols import Guide
+from rlgf_cli.rewards.base import check_examples
+from rlgf_cli.rewards.checked import score_checked
+from rlgf_cli.rewards.make import SumReward, make_reward
+from rlgf_cli.training import checkpoint
+from rlgf_cli.training.checkpoint import TrainerState
+from rlgf_cli.training.credit import CreditSettings
+from rlgf_cli.training.episodes import Episode
+from rlgf_cli.training.loop import KLSettings, Trainer
+from rlgf_cli.training.rollout import GuideUse, Roller, Sampling
+from rlgf_cli.training.trackers import tracker
+from rlgf_cli.training.update import UpdateSettings, make_optimizer
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where the policy is, and the summary that run.json holds."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse") -> TrainResult:
+    """Train, save the policy at the run's root, and say how it went.
+
+    All inputs are checked, and the guide's abilities held against the algorithm, before a model is loaded; models are
+    loaded and prompts tokenised before the output folder is touched.
+    """
+    config = resolved.config
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("this stage runs in one process", hint="start it without torchrun or accelerate launch")
+    spec = config.algorithm.spec()
+    resume.refuse_used(config.output, "train", existing)
+    if (done := resume.finished_result(config.output, existing)) is not None:
+        console.log(f"{config.output} is done already")
+        return TrainResult(Path(config.output), done)
+    if existing == "resume":
+        resume.refuse_changed(config.output, resolved.to_json(), free=["eval.every", "rollout.save_every"])
+    if config.guide is not None and spec.needs_guide:
+        check_guide(config.guide, spec)
+    if config.push_to_hub:
+        hub.check(config.push_to_hub)
+    examples = read_examples(config.data, limit=config.limit, need_references=config.aux.reference_nll > 0)
+    held_out = read_examples(config.eval.data, limit=config.eval.limit) if config.eval.data else []
+    reward = make_reward(config.reward, device=config.model.device) if config.reward else None
+    if reward is not None:
+        check_examples(reward, examples)
+        check_examples(reward, held_out)
+    loaded = add_lora(load(config.model, text=config.text, for_training=True), config.lora)
+    guide = make_guide(config.guide, seed=config.seed) if config.guide is not None and spec.needs_guide else None
+    prompts, counts = encode_prompts(loaded, examples, config.lengths)
+    prompts, covered = _covered(prompts, guide, config.rollout.on_uncovered)
+    counts["uncovered"] = sum(p.example.id not in covered for p in prompts) if covered is not None else 0
+    counts["dropped"] = len(examples) - counts["skipped"] - len(prompts)
+    held_out_prompts = encode_prompts(loaded, held_out, config.lengths)[0] if held_out else []
+    _report(counts, config)
+
+    with RunDir.claim(config.output, "train", existing=existing, seed=config.seed).running() as folder:
+        folder.write_config(resolved.to_json())
+        guide_path = config.guide.name.removeprefix("hf:") if config.guide else None
+        for parent in (config.model.name, config.data, guide_path, config.eval.data):
+            folder.manifest.add_parent(parent)
+        folder.manifest.save(device=str(loaded.device))
+        trainer = _trainer(config, spec, loaded, prompts, held_out_prompts, reward, guide, covered)
+        summary = {**_loop(trainer, config, folder, existing), **{k: n for k, n in counts.items() if n}}
+        folder.write_files(lambda target: save(target, loaded))
+        write_card(
+            folder.file("README.md").parent,
+            title=folder.path.name,
+            command="train",
+            base_model=config.model.name,
+            data=[config.data],
+            metrics=summary,
+            guide=_provenance(config.guide, trainer.roller) if guide is not None else None,
+        )
+        folder.manifest.save(result=summary)
+    if config.push_to_hub:
+        console.log(f"pushed to {hub.push(config.output, config.push_to_hub)}")
+    return TrainResult(Path(config.output), summary)
+
+
+def check_guide(config: GuideConfig, spec: AlgorithmSpec) -> None:
+    """Hold the guide's abilities against what the algorithm asks of it; no model is loaded, no server called."""
+    abilities = describe(config)
+    if spec.needs_live_guide and not (abilities.live and abilities.continues):
+        why = "only has recorded text" if not abilities.live else "cannot go on from a partial text"
+        raise UserError(
+            f"{spec.name} has the guide finish what the policy began, and this guide {why}",
+            where=config.name,
+            hint="use a live guide (hf:PATH, openai:MODEL), or ppo++, grpo++, rloo++ or bc-guide with recorded text",
+        )
+
+
+def _covered(
+    prompts: list[Encoded], guide: Guide | None, on_uncovered: str
+) -> tuple[list[Encoded], frozenset[str] | None]:
+    """Which prompts the guide has text for: all of them for a live guide (None), some for a recorded one."""
+    samples = getattr(guide, "samples", None)
+    if guide is None or guide.abilities.live or samples is None:
+        return prompts, None
+    covered = frozenset(p.example.id for p in prompts if samples(p.example))
+    if not covered:
+        raise UserError(
+            f"the guide file covers none of the {len(prompts)} prompts",
+            where=guide.name,
+            hint="its id or prompt must be that of the training data; rlgf collect-guide makes such a file",
+        )
+    if on_uncovered == "drop":
+        prompts = [p for p in prompts if p.example.id in covered]
+    return prompts, covered
+
+
+def _report(counts: dict[str, int], config: TrainConfig) -> None:
+    for name, text in (
+        ("truncated", "prompts were truncated"),
+        ("skipped", "prompts were too long and are left out"),
+        ("uncovered", "prompts have no guide text and run unguided"),
+        ("dropped", "prompts have no guide text and are left out"),
+    ):
+        if counts[name]:
+            console.warn(f"{counts[name]} {text}")
+    if config.rollout.top_k or config.rollout.top_p < 1:
+        console.warn(
+            "rollouts are cut to top_k/top_p, but probabilities are those of the full distribution: ratios and KL are "
+            "taken under a distribution that is not quite the one that sampled"
+        )
+
+
+def _trainer(
+    config: TrainConfig,
+    spec: AlgorithmSpec,
+    loaded: Loaded,
+    prompts: Sequence[Encoded],
+    held_out: Sequence[Encoded],
+    reward: SumReward | None,
+    guide: Guide | None,
+    covered: frozenset[str] | None,
+) -> Trainer:
+    """The loop's objects from the config."""
+    model = ActorCritic(loaded, spec.critics, mode=config.ppo.critic, with_reference=spec.uses_reference)
+    if config.gradient_checkpointing:
+        model.enable_checkpointing()
+    optimizer = make_optimizer(model.trainable(), config.optim.learning_rate, config.optim.weight_decay)
+    scheduler = get_scheduler(
+        config.optim.schedule,
+        optimizer,
+        num_warmup_steps=config.optim.warmup_steps,
+        num_training_steps=config.max_steps,
+    )
+    sampling = Sampling(
+        max_new_tokens=config.lengths.max_new_tokens,
+        min_new_tokens=config.lengths.min_new_tokens,
+        temperature=config.rollout.temperature,
+        top_k=config.rollout.top_k,
+        top_p=config.rollout.top_p,
+        batch_size=config.rollout.batch_size,
+    )
+    roller = Roller(
+        loaded,
+        sampling,
+        config.seed,
+        guide=guide,
+        covered=covered,
+        whole_words=guide is not None and not same_tokens(guide, loaded),
+    )
+    ppo = config.ppo
+    return Trainer(
+        spec=spec,
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        prompts=prompts,
+        roller=roller,
+        scorer=None if reward is None else lambda examples, texts: score_checked(reward, examples, texts),
+        credit=CreditSettings(ppo.gamma, ppo.gae_lambda, ppo.guide_lambda, ppo.whiten_advantages),
+        update=UpdateSettings(
+            epochs=ppo.epochs,
+            minibatch_size=ppo.minibatch_size,
+            accumulation=ppo.gradient_accumulation_steps,
+            clip_range=ppo.clip_range,
+            value_clip_range=ppo.value_clip_range if ppo.value_clip_range is not None else float("inf"),
+            value_coef=ppo.value_coef,
+            entropy_coef=ppo.entropy_coef,
+            reference_nll=config.aux.reference_nll,
+            max_grad_norm=config.optim.max_grad_norm,
+        ),
+        kl=KLSettings(config.kl.in_reward, config.kl.adaptive, config.kl.target, config.kl.horizon),
+        state=TrainerState(kl_coef=config.kl.coef, horizon=_first_horizon(loaded, prompts, sampling.max_new_tokens)),
+        seed=config.seed,
+        episodes=config.rollout.episodes,
+        missing_eos_penalty=config.rollout.missing_eos_penalty,
+        critic_warmup_steps=ppo.critic_warmup_steps,
+        eval_every=config.eval.every,
+        evaluate=_evaluator(config, loaded, held_out, reward),
+    )
+
+
+def same_tokens(guide: Guide, loaded: Loaded) -> bool:
+    """Whether the guide splits text as the policy does."""
+    other = getattr(guide, "tokenizer", None)
+    return other is not None and other.get_vocab() == loaded.tokenizer.get_vocab()
+
+
+def _first_horizon(loaded: Loaded, prompts: Sequence[Encoded], limit: int) -> float:
+    """Before the first episode: the mean length of references, EOS included; the limit where there are none."""
+    references = [text for p in prompts[:500] for text in p.example.references[:1]]
+    if not references:
+        return float(limit)
+    return fmean(min(limit, len(loaded.text.encode_response(loaded.tokenizer, t)) + 1) for t in references)
+
+
+def _evaluator(config: TrainConfig, loaded: Loaded, held_out: Sequence[Encoded], reward: SumReward | None) -> Any:
+    """Score the policy alone, sampled with a fixed seed, on held-out prompts; None where there are none."""
+    if not held_out or reward is None:
+        return None
+    decoding = DecodingConfig(temperature=config.rollout.temperature, batch_size=config.rollout.batch_size)
+    examples = [p.example for p in held_out]
+
+    def evaluate() -> dict[str, float]:
+        texts = [c.text for c in generate_texts(loaded, held_out, decoding, config.lengths, seed=config.seed)]
+        scores = score_checked(reward, examples, texts)
+        return {
+            "eval/score": fmean(s.value for s in scores),
+            "eval/length": fmean(len(t.split()) for t in texts),
+        }
+
+    return evaluate
+
+
+def _loop(trainer: Trainer, config: TrainConfig, folder: RunDir, existing: Existing) -> dict[str, Any]:
+    """Run the steps, write rows, samples and checkpoints; Ctrl-C ends after the step it came in."""
+    checkpoints = folder.file("checkpoints")
+    metrics = folder.file("metrics.jsonl")
+    checkpoints.mkdir(exist_ok=True)
+    start = _resume(trainer, checkpoints) if existing == "resume" else None
+    rows = [row for _, row in read_objects(metrics, torn_tail=True)] if start and metrics.is_file() else []
+    rows = [row for row in rows if row["step"] <= trainer.state.step]
+    write_jsonl(metrics, rows)
+    samples = folder.file("rollouts") if config.rollout.save_every else None
+    watch = Watch()
+
+    def keep() -> None:
+        target = checkpoints / f"step_{trainer.state.step}"
+        if not checkpoint.is_complete(target):
+            checkpoint.save(target, trainer.model, trainer.optimizer, trainer.scheduler, trainer.state)
+            checkpoint.rotate(checkpoints, config.save_total_limit)
+
+    with (
+        Appender(metrics) as out,
+        _interruptible() as stop,
+        tracker(config.report_to, folder.path, config.model_dump(mode="json")) as track,
+        console.progress(trainer.spec.name, config.max_steps) as bar,
+    ):
+        bar.update(trainer.state.step)
+        while trainer.state.step < config.max_steps:
+            row, episodes = trainer.step()
+            out.write(row)
+            rows.append(row)
+            track(row)
+            watch(row)
+            step = trainer.state.step
+            if samples is not None and (step - 1) % config.rollout.save_every == 0:
+                write_jsonl(samples / f"step_{step}.jsonl", map(_sample, episodes[: config.rollout.save_count]))
+            if step % config.save_steps == 0 or step == config.max_steps:
+                keep()
+            if stop.is_set():
+                keep()
+                raise Interrupted(f"stopped after step {step}; the state is saved", hint="--resume goes on from there")
+            bar.update(1, _note(row))
+            if step % max(1, config.max_steps // 20) == 0:
+                console.log_plain(f"step {step}/{config.max_steps}  {_note(row)}")
+    return _summary(rows, trainer)
+
+
+def _resume(trainer: Trainer, checkpoints: Path) -> Path | None:
+    """Go on from the newest complete checkpoint; None (and step 0) where there is none yet."""
+    checkpoint.rotate(checkpoints, None)
+    complete = checkpoint.complete_checkpoints(checkpoints)
+    if not complete:
+        console.warn("there is no complete checkpoint yet; starting from the beginning")
+        return None
+    trainer.state = checkpoint.restore(complete[-1], trainer.model, trainer.optimizer, trainer.scheduler)
+    trainer.roller.use = GuideUse()
+    trainer.roller.use.uses.update(trainer.state.guide_uses)
+    trainer.roller.use.texts.update(trainer.state.guide_texts)
+    console.log(f"resuming from step {trainer.state.step}")
+    return complete[-1]
+
+
+def _note(row: dict[str, Any]) -> str:
+    """The few figures that a person watches."""
+    shown = {"score": "score/mean", "eval": "eval/score", "kl": "kl/episode", "length": "length/mean"}
+    return "  ".join(f"{label} {row[key]:.3f}" for label, key in shown.items() if key in row)
+
+
+def _sample(episode: Episode) -> dict[str, Any]:
+    """An episode for ``rollouts/step_N.jsonl``: segment by segment, with authors."""
+    return {
+        "schema_version": 1,
+        "id": episode.example.id,
+        "prompt": episode.example.prompt,
+        "segments": [{"author": author, "ids": ids} for author, ids in episode.segments],
+        "text": episode.text,
+        "cut": episode.cut,
+        "finished": episode.finished,
+        "score": episode.value if episode.score else None,
+        "parts": dict(episode.score.parts) if episode.score else {},
+    }
+
+
+def _summary(rows: Sequence[dict[str, Any]], trainer: Trainer) -> dict[str, Any]:
+    """What run.json and the model card say of the run: its last tenth, and the held-out score where it was taken."""
+    tail = rows[-max(1, len(rows) // 10) :]
+    found: dict[str, Any] = {"algorithm": trainer.spec.name, "steps": trainer.state.step}
+    for key in ("score/mean", "kl/episode", "length/mean"):
+        if values := [row[key] for row in tail if key in row]:
+            found[key] = fmean(values)
+    if held_out := [row["eval/score"] for row in rows if "eval/score" in row]:
+        found["eval/score"] = held_out[-1]
+    found["episodes"] = sum(row["episodes"] for row in rows)
+    if trainer.roller.guide is not None:
+        found["guide/requests"] = sum(row.get("guide/requests", 0) for row in rows)
+    return found
+
+
+def _provenance(config: GuideConfig | None, roller: Roller) -> dict[str, Any]:
+    assert config is not None
+    return {
+        "guide": config.name.rpartition("/")[2] if "/" in config.name else config.name,
+        "texts asked for": sum(roller.use.uses.values()) or None,
+        "distinct texts used": len(roller.use.texts),
+    }
+
+
+class Watch:
+    """Warns, once, of what goes wrong in a run whose logged score still looks fine."""
+
+    def __init__(self) -> None:
+        self._first: list[float] = []
+        self._warned = False
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Roll-ins of the policy that shrink: the guide writes ever more, and the score is its own."""
+        if self._warned or "length/horizon" not in row or "rollin/tokens" not in row:
+            return
+        if len(self._first) < 10:
+            self._first.append(row["rollin/tokens"])
+        elif row["rollin/tokens"] < 0.5 * fmean(self._first):
+            self._warned = True
+            console.warn(
+                f"step {row['step']}: the policy's roll-ins shrank from {fmean(self._first):.1f} to "
+                f"{row['rollin/tokens']:.1f} tokens; the guide writes almost everything, and the score is the "
+                "guide's. Look at eval/score; with cut: inner this is expected (docs/algorithms.md)"
+            )
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """The first Ctrl-C sets the event, so that the step is finished and saved; the second one stops at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(*_: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+        console.log("finishing this step and saving; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,1 @@
+"""The training loop: roll, score, annotate, shape, credit, update."""

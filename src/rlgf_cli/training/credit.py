@@ -1,0 +1,132 @@
+"""Annotation (log-probabilities and values, no gradient) and credit: from scores to advantages.
+
+Shapes: B episodes, T response positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from rlgf_cli.algorithms.spec import Estimator, Regime
+from rlgf_cli.functional import advantages as adv
+from rlgf_cli.functional.shaping import log_ratio, token_rewards
+from rlgf_cli.models.actor_critic import ActorCritic
+from rlgf_cli.training.episodes import EpisodeBatch
+from rlgf_cli.training.rollout import Sampling
+
+
+@dataclass(frozen=True)
+class CreditSettings:
+    """gamma; ``gae_lambda`` on the policy's tokens, ``guide_lambda`` on the guide's; whitening of GAE advantages."""
+
+    gamma: float
+    gae_lambda: float
+    guide_lambda: float
+    whiten: bool
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What the models said of the episodes before the update, all [B, T]. ``values`` has one entry per critic."""
+
+    logprobs: torch.Tensor
+    ref_logprobs: torch.Tensor
+    values: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Credit:
+    """``rewards`` (the tensor that the advantages were made of), ``advantages`` on learned tokens, ``returns`` per
+    critic on the tokens that it is fitted on, ``log_ratio`` = log pi - log pi_ref on the policy's tokens. [B, T]"""
+
+    rewards: torch.Tensor
+    advantages: torch.Tensor
+    returns: dict[str, torch.Tensor]
+    log_ratio: torch.Tensor
+
+
+@torch.no_grad()
+def annotate(
+    model: ActorCritic, batch: EpisodeBatch, regime: Regime, sampling: Sampling, *, rows_at_once: int
+) -> Notes:
+    """Score all episodes under the policy, the reference and the critics that this regime uses."""
+    shape, device = batch.real.shape, batch.real.device
+    logprobs = torch.zeros(shape, device=device)
+    ref_logprobs = torch.zeros(shape, device=device)
+    critics = {name for name, mask in batch.fit.items() if bool(mask.any())} | ({regime.critic} - {None})
+    values = {str(name): torch.zeros(shape, device=device) for name in sorted(str(c) for c in critics)}
+    select = batch.policy
+    order = batch.tokens.lengths.argsort()  # rows of like length together: less padding
+    for rows in order.split(rows_at_once):
+        tokens = batch.tokens.rows(rows)
+        width = tokens.response_ids.shape[1]
+        chosen = select[rows][:, :width]
+        options = {"temperature": sampling.temperature, "min_new_tokens": sampling.min_new_tokens}
+        scored = model.score(tokens, chosen, values=values, **options)
+        logprobs[rows, :width] = scored.logprobs.float()
+        for name, value in scored.values.items():
+            values[name][rows, :width] = value.float()
+        ref_logprobs[rows, :width] = model.reference_logprobs(tokens, chosen, **options).float()
+    return Notes(logprobs, ref_logprobs, values)
+
+
+def assign(regime: Regime, batch: EpisodeBatch, notes: Notes, *, kl_coef: float, settings: CreditSettings) -> Credit:
+    """Rewards, advantages and value targets of a step. ``kl_coef`` 0 charges nothing; the log-ratio is kept."""
+    ratio = log_ratio(notes.logprobs, notes.ref_logprobs, batch.policy)
+    rewards = token_rewards(batch.scores, ratio, batch.last, kl_coef)
+    advantages = ESTIMATORS[regime.estimator](regime, batch, notes, rewards, ratio, kl_coef, settings)
+    returns = {}
+    for name, mask in batch.fit.items():
+        if name in notes.values and bool(mask.any()):
+            returns[name] = _gae(batch, notes.values[name], rewards, settings)[1]
+    return Credit(rewards, torch.where(batch.learned, advantages, torch.zeros_like(advantages)), returns, ratio)
+
+
+def _gae(
+    batch: EpisodeBatch, values: torch.Tensor, rewards: torch.Tensor, settings: CreditSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    lambdas = torch.where(batch.policy, settings.gae_lambda, settings.guide_lambda)
+    return adv.gae(rewards, values, batch.real, settings.gamma, lambdas.to(rewards.dtype))
+
+
+def _estimate_gae(
+    regime: Regime,
+    batch: EpisodeBatch,
+    notes: Notes,
+    rewards: torch.Tensor,
+    ratio: torch.Tensor,
+    kl_coef: float,
+    settings: CreditSettings,
+) -> torch.Tensor:
+    assert regime.critic is not None
+    advantages, _ = _gae(batch, notes.values[regime.critic], rewards, settings)
+    return adv.whiten(advantages, batch.learned) if settings.whiten else advantages
+
+
+def _estimate_group(
+    baseline: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> Callable[..., torch.Tensor]:
+    def estimate(
+        regime: Regime,
+        batch: EpisodeBatch,
+        notes: Notes,
+        rewards: torch.Tensor,
+        ratio: torch.Tensor,
+        kl_coef: float,
+        settings: CreditSettings,
+    ) -> torch.Tensor:
+        returns = adv.episode_returns(batch.scores, ratio, batch.learned, kl_coef)
+        return baseline(returns, batch.groups).unsqueeze(-1).expand_as(rewards)
+
+    return estimate
+
+
+ESTIMATORS: dict[Estimator, Callable[..., torch.Tensor]] = {
+    "gae": _estimate_gae,
+    "group_mean": _estimate_group(adv.group_advantages),
+    "leave_one_out": _estimate_group(adv.leave_one_out_advantages),
+}
+"""How advantages are estimated, by the regime's estimator; ``likelihood`` needs none."""

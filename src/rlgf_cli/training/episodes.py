@@ -1,0 +1,131 @@
+"""An episode: one response, with the author of every token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from rlgf_cli.algorithms.spec import Author, Regime
+from rlgf_cli.functional import masks
+from rlgf_cli.models.forward import TokenBatch
+from rlgf_cli.protocols import Example, Score
+
+AUTHOR_CODE: dict[Author, int] = {"policy": masks.POLICY, "guide": masks.GUIDE}
+
+
+@dataclass
+class Episode:
+    """One response to one prompt.
+
+    ``segments`` are (author, ids) in order; ``cut`` is the roll-in's length in tokens (0: no roll-in) and
+    ``action_start`` where the last action before the cut begins (one token before it, or a whole word where the cut
+    had to move). ``finished``: the last token is EOS. ``reached_cut``: the roll-in wrote all of the k tokens drawn.
+    """
+
+    index: int
+    example: Example
+    prompt_ids: list[int]
+    group: int
+    roll_out: Author
+    segments: list[tuple[Author, list[int]]] = field(default_factory=list)
+    cut: int = 0
+    action_start: int = 0
+    reached_cut: bool = False
+    finished: bool = False
+    text: str = ""
+    score: Score | None = None
+    penalty: float = 0.0
+
+    @property
+    def ids(self) -> list[int]:
+        return [token for _, ids in self.segments for token in ids]
+
+    @property
+    def authors(self) -> list[int]:
+        return [AUTHOR_CODE[author] for author, ids in self.segments for _ in ids]
+
+    @property
+    def length(self) -> int:
+        return sum(len(ids) for _, ids in self.segments)
+
+    @property
+    def fits(self) -> Author:
+        """Whose critic this episode's outcome fits: who really finished it. A roll-in of the policy's that ended
+        by itself is a policy roll-out from the first token on."""
+        return "policy" if self.policy_alone else self.roll_out
+
+    @property
+    def policy_alone(self) -> bool:
+        return all(author == "policy" for author, _ in self.segments)
+
+    @property
+    def rollout_start(self) -> int:
+        """The first token of the roll-out that a critic is fitted on."""
+        return 0 if self.policy_alone else self.cut
+
+    @property
+    def value(self) -> float:
+        """What the episode earned: its score less the penalty for a missing EOS."""
+        assert self.score is not None
+        return self.score.value - self.penalty
+
+
+@dataclass(frozen=True)
+class EpisodeBatch:
+    """Episodes as tensors. B episodes, T response positions; masks are bool [B, T].
+
+    ``real``: response tokens; ``policy``: those that the policy wrote; ``learned``: those that carry the loss;
+    ``fit[author]``: those that the author's critic is fitted on; ``last``: the last token; ``scores``, ``groups``
+    [B].
+    """
+
+    tokens: TokenBatch
+    real: torch.Tensor
+    policy: torch.Tensor
+    learned: torch.Tensor
+    fit: dict[str, torch.Tensor]
+    last: torch.Tensor
+    scores: torch.Tensor
+    groups: torch.Tensor
+
+
+def build_batch(episodes: Sequence[Episode], regime: Regime, critics: Sequence[str], loaded: Any) -> EpisodeBatch:
+    """Tensors of a step's episodes under its regime."""
+    device = loaded.device
+    tokens = TokenBatch.build(
+        [e.prompt_ids for e in episodes],
+        [e.ids for e in episodes],
+        pad_id=loaded.pad_id,
+        encoder_decoder=loaded.encoder_decoder,
+        device=device,
+    )
+    width = tokens.response_ids.shape[1]
+    authors = torch.full((len(episodes), width), masks.POLICY, dtype=torch.long)
+    for i, episode in enumerate(episodes):
+        authors[i, : episode.length] = torch.tensor(episode.authors)
+    authors = authors.to(device)
+
+    def column(values: list[int] | list[float]) -> torch.Tensor:
+        return torch.tensor(values, device=device)
+
+    real = masks.response_mask(tokens.lengths, width)
+    learned = masks.author_mask(authors, real, AUTHOR_CODE[regime.learn_author])
+    if regime.credit == "cut":
+        reached = column([int(e.reached_cut) for e in episodes]).bool().unsqueeze(-1)
+        starts, cuts = column([e.action_start for e in episodes]), column([e.cut for e in episodes])
+        learned = learned & reached & masks.action_mask(starts, cuts, real)
+    after_cut = masks.rollout_mask(column([e.rollout_start for e in episodes]), real)
+    fit = {name: after_cut & column([int(e.fits == name) for e in episodes]).bool().unsqueeze(-1) for name in critics}
+    return EpisodeBatch(
+        tokens=tokens,
+        real=real,
+        policy=masks.author_mask(authors, real, masks.POLICY),
+        learned=learned,
+        fit=fit,
+        last=masks.last_token(tokens.lengths, width),
+        scores=torch.tensor([e.value if e.score is not None else 0.0 for e in episodes], device=device),
+        groups=column([e.group for e in episodes]),
+    )

@@ -1,0 +1,226 @@
+"""The loop: roll, score, annotate, credit, update; one iteration reads top to bottom in :meth:`Trainer.step`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import fmean, pstdev
+from typing import Any, Protocol
+
+import torch
+
+from rlgf_cli import noise
+from rlgf_cli.algorithms.spec import AlgorithmSpec, Regime
+from rlgf_cli.functional.shaping import adapt_kl_coef, k3
+from rlgf_cli.functional.stats import explained_variance
+from rlgf_cli.models.actor_critic import ActorCritic
+from rlgf_cli.models.forward import TokenBatch
+from rlgf_cli.models.prompts import Encoded
+from rlgf_cli.protocols import Example, Score
+from rlgf_cli.training.checkpoint import TrainerState
+from rlgf_cli.training.credit import Credit, CreditSettings, annotate, assign
+from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch
+from rlgf_cli.training.rollout import Roller
+from rlgf_cli.training.update import StepData, UpdateSettings, update
+
+Scorer = Callable[[Sequence[Example], Sequence[str]], list[Score]]
+HORIZON_MEMORY = 0.9
+"""Weight of the past in the running mean of response lengths."""
+
+
+class Evaluate(Protocol):
+    """Figures of the policy alone on held-out prompts."""
+
+    def __call__(self) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class KLSettings:
+    """How the KL is charged; see functional.shaping for its sign."""
+
+    in_reward: bool
+    adaptive: bool
+    target: float
+    horizon: int
+
+
+@dataclass
+class Trainer:
+    """All that an iteration needs. ``prompts`` are visited epoch by epoch, each epoch in an order of its own."""
+
+    spec: AlgorithmSpec
+    model: ActorCritic
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    prompts: Sequence[Encoded]
+    roller: Roller
+    scorer: Scorer | None
+    credit: CreditSettings
+    update: UpdateSettings
+    kl: KLSettings
+    state: TrainerState
+    seed: int
+    episodes: int
+    missing_eos_penalty: float
+    critic_warmup_steps: int
+    eval_every: int
+    evaluate: Evaluate | None = None
+    seconds: Counter[str] = field(default_factory=Counter)
+
+    def step(self) -> tuple[dict[str, Any], list[Episode]]:
+        """One iteration. Returns its row for metrics.jsonl and its episodes."""
+        step = self.state.step
+        self.seconds = Counter()
+        regime = self.spec.regime_at(step, noise.uniforms(1, self.seed, "regime", step)[0])
+        with self._timed("rollout"):
+            prompts = self._prompts_of(step)
+            episodes = self.roller.roll(regime, prompts, step, self.state.horizon, self.spec.group_size)
+        with self._timed("reward"):
+            self._score(episodes)
+        with self._timed("annotate"):
+            batch = build_batch(episodes, regime, self.spec.critics, self.model.loaded)
+            notes = credit = None
+            if regime.estimator != "likelihood":
+                notes = annotate(
+                    self.model,
+                    batch,
+                    regime,
+                    self.roller.sampling,
+                    rows_at_once=self.roller.sampling.batch_size,
+                )
+                charged = self.state.kl_coef if self.kl.in_reward else 0.0
+                credit = assign(regime, batch, notes, kl_coef=charged, settings=self.credit)
+        with self._timed("update"):
+            settings = self._settings(regime)
+            data = StepData(regime, batch, notes, credit, self._references(episodes, step))
+            losses = update(self.model, self.optimizer, data, self.roller.sampling, settings, seed=self.seed, step=step)
+        row: dict[str, Any] = {"step": step + 1, **self._figures(regime, episodes, batch, credit), **losses}
+        row["lr"] = self.scheduler.get_last_lr()[0]
+        row["update/policy_frozen"] = float(settings.policy_frozen)
+        if notes is not None and credit is not None:
+            for name, mask in batch.fit.items():
+                if name in credit.returns:
+                    explained = explained_variance(notes.values[name], credit.returns[name], mask)
+                    row |= {} if explained is None else {f"value/explained_{name}": explained}
+        self._advance(episodes, credit, row)
+        if self.evaluate is not None and self.state.step % self.eval_every == 0:
+            with self._timed("eval"):
+                row |= self.evaluate()
+        row |= {f"time/{name}": round(seconds, 4) for name, seconds in sorted(self.seconds.items())}
+        return row, episodes
+
+    def _prompts_of(self, step: int) -> list[Encoded]:
+        """The step's prompts: a function of (seed, step), so a resumed run goes on where it was. Groups repeat one."""
+        size = self.spec.group_size
+        count = self.episodes // size
+        chosen: list[Encoded] = []
+        orders: dict[int, Any] = {}
+        for i in range(step * count, (step + 1) * count):
+            epoch, position = divmod(i, len(self.prompts))
+            if epoch not in orders:
+                orders[epoch] = noise.generator(self.seed, "order", epoch).permutation(len(self.prompts))
+            chosen += [self.prompts[orders[epoch][position]]] * size
+        return chosen
+
+    def _score(self, episodes: list[Episode]) -> None:
+        for episode in episodes:
+            episode.penalty = 0.0 if episode.finished else self.missing_eos_penalty
+        if self.scorer is not None:
+            scores = self.scorer([e.example for e in episodes], [e.text for e in episodes])
+            for episode, score in zip(episodes, scores, strict=True):
+                episode.score = score
+
+    def _references(self, episodes: list[Episode], step: int) -> TokenBatch | None:
+        """One reference per episode, drawn at random, with its EOS; None where the auxiliary loss is off."""
+        if self.update.reference_nll == 0:
+            return None
+        loaded, limit = self.model.loaded, self.roller.sampling.max_new_tokens
+        rows = []
+        for e in episodes:
+            draw = noise.uniforms(1, self.seed, "reference", step, e.index)[0]
+            text = e.example.references[int(draw * len(e.example.references))]
+            rows.append([*loaded.text.encode_response(loaded.tokenizer, text), loaded.eos_id][:limit])
+        return TokenBatch.build(
+            [e.prompt_ids for e in episodes],
+            rows,
+            pad_id=loaded.pad_id,
+            encoder_decoder=loaded.encoder_decoder,
+            device=loaded.device,
+        )
+
+    def _settings(self, regime: Regime) -> UpdateSettings:
+        """The policy waits while the critic that its advantages come from is not warm yet."""
+        fitted = self.state.critic_steps.get(regime.critic, 0) if regime.critic else self.critic_warmup_steps
+        frozen = fitted < self.critic_warmup_steps
+        return UpdateSettings(**{**self.update.__dict__, "policy_frozen": frozen})
+
+    def _advance(self, episodes: list[Episode], credit: Credit | None, row: dict[str, Any]) -> None:
+        """Move the trainer's state to the next step."""
+        state = self.state
+        for name in credit.returns if credit is not None else ():
+            state.critic_steps[name] = state.critic_steps.get(name, 0) + 1
+        mean = fmean(e.length for e in episodes)
+        state.horizon = HORIZON_MEMORY * state.horizon + (1 - HORIZON_MEMORY) * mean
+        if self.kl.adaptive and credit is not None:
+            state.kl_coef = adapt_kl_coef(
+                state.kl_coef, row["kl/episode"], self.kl.target, len(episodes), self.kl.horizon
+            )
+        state.guide_uses = dict(self.roller.use.uses)
+        state.guide_texts = dict(self.roller.use.texts)
+        state.step += 1
+        self.scheduler.step()
+
+    def _figures(
+        self, regime: Regime, episodes: list[Episode], batch: EpisodeBatch, credit: Credit | None
+    ) -> dict[str, Any]:
+        """What the step's row says of its episodes, taken from what the losses use."""
+        row: dict[str, Any] = {
+            "regime": regime.roll_out if regime.roll_in == "none" else f"{regime.roll_in}>{regime.roll_out}",
+            "episodes": len(episodes),
+            "length/mean": fmean(e.length for e in episodes),
+            "length/truncated": fmean(not e.finished for e in episodes),
+            "tokens/policy": float(batch.policy.sum() / batch.real.sum()),
+            "tokens/learned": int(batch.learned.sum()),
+        }
+        scored = [e for e in episodes if e.score is not None]
+        if scored:
+            values = [e.value for e in scored]
+            row |= {"score/mean": fmean(values), "score/std": pstdev(values)}
+            parts = scored[0].score.parts if scored[0].score else {}
+            for name in parts:
+                row[f"score/part/{name}"] = fmean(e.score.parts[name] for e in scored if e.score)
+        begun = [e for e in episodes if e.cut > 0]
+        if regime.roll_in != "none":
+            row["rollin/share"] = len(begun) / len(episodes)
+            row |= {"rollin/tokens": fmean(e.cut for e in begun)} if begun else {}
+        if regime.needs_live_guide:
+            row["length/horizon"] = self.state.horizon
+            row |= {"rollin/self_ended": fmean(e.policy_alone and e.finished for e in begun)} if begun else {}
+        if regime.needs_guide:
+            counts = self.roller.counts
+            row |= {f"guide/{name}": counts[name] for name in ("cuts_moved", "unguided")}
+            row |= {"guide/requests": counts["guide_requests"], "guide/capped": counts["guide_capped"]}
+            row["guide/reuse"] = self.roller.use.reuse
+        if credit is not None:
+            policy_tokens = batch.policy.sum().clamp_min(1)
+            row["reward/sum"] = float(credit.rewards.sum(-1).mean())
+            row["kl/mean"] = float(credit.log_ratio.sum() / policy_tokens)
+            row["kl/k3"] = float(k3(credit.log_ratio).sum() / policy_tokens)
+            row["kl/episode"] = float(credit.log_ratio.sum(-1).mean())
+            row["kl/coef"] = self.state.kl_coef if self.kl.in_reward else 0.0
+            if int(batch.learned.sum()) > 1:
+                row["advantage/std"] = float(credit.advantages[batch.learned].std())
+        return row
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Add the block's seconds to a figure; what the guide took inside it is counted as the guide's."""
+        before, guide_before = time.perf_counter(), self.roller.guide_seconds
+        yield
+        guide = self.roller.guide_seconds - guide_before
+        self.seconds[name] += time.perf_counter() - before - guide
+        if guide:
+            self.seconds["guide"] += guide

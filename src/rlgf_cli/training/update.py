@@ -1,0 +1,210 @@
+"""The update: epochs of minibatches over one step's episodes.
+
+A loss's denominator is counted over the whole minibatch before its parts are run, so that accumulating over parts gives
+the minibatch's own gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rlgf_cli import noise
+from rlgf_cli.algorithms.spec import Regime
+from rlgf_cli.functional import losses
+from rlgf_cli.models.actor_critic import ActorCritic
+from rlgf_cli.models.forward import TokenBatch
+from rlgf_cli.training.credit import Credit, Notes
+from rlgf_cli.training.episodes import EpisodeBatch
+from rlgf_cli.training.rollout import Sampling
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """Sizes and coefficients of the update. ``policy_frozen``: the critics learn alone (critic warm-up)."""
+
+    epochs: int
+    minibatch_size: int
+    accumulation: int
+    clip_range: float
+    value_clip_range: float
+    value_coef: float
+    entropy_coef: float
+    reference_nll: float
+    max_grad_norm: float
+    policy_frozen: bool = False
+
+
+@dataclass(frozen=True)
+class StepData:
+    """One step's episodes and what is known of them.
+
+    ``notes`` and ``credit`` are None for the likelihood estimator. ``references``: one reference text per episode,
+    for the auxiliary likelihood.
+    """
+
+    regime: Regime
+    batch: EpisodeBatch
+    notes: Notes | None
+    credit: Credit | None
+    references: TokenBatch | None
+
+
+class Sums:
+    """Sums and counts that add up over minibatches, so that no figure is diluted by empty ones."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def add(self, name: str, total: torch.Tensor | float, count: torch.Tensor | float) -> None:
+        before = self._sums.get(name, (0.0, 0.0))
+        self._sums[name] = (before[0] + float(total), before[1] + float(count))
+
+    def means(self) -> dict[str, float]:
+        """The mean of each figure that was counted at least once."""
+        return {name: total / count for name, (total, count) in self._sums.items() if count > 0}
+
+
+def update(
+    model: ActorCritic,
+    optimizer: torch.optim.Optimizer,
+    data: StepData,
+    sampling: Sampling,
+    settings: UpdateSettings,
+    *,
+    seed: int,
+    step: int,
+) -> dict[str, float]:
+    """Run the epochs; returns the means of the losses and of the diagnostics over what they were taken on.
+
+    A minibatch without anything to learn takes no optimizer step and is counted.
+    """
+    sums = Sums()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    policy_learns = not settings.policy_frozen
+    for minibatch in _minibatches(len(data.batch.scores), settings, seed, step):
+        learned = data.batch.learned[minibatch] & policy_learns
+        counts = _Counts.of(data, minibatch, learned, policy_learns)
+        if counts.empty:
+            sums.add("update/skipped", 1, 1)
+            continue
+        sums.add("update/skipped", 0, 1)
+        optimizer.zero_grad(set_to_none=True)
+        parts = zip(minibatch.chunk(settings.accumulation), learned.chunk(settings.accumulation), strict=True)
+        for rows, rows_learned in parts:
+            loss = _loss(model, data, sampling, settings, rows, rows_learned, counts, sums)
+            if loss.requires_grad:
+                loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        sums.add("update/grad_norm", norm, 1)
+        optimizer.step()
+    return sums.means()
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Denominators of one minibatch."""
+
+    learned: torch.Tensor
+    fitted: torch.Tensor
+    reference: torch.Tensor
+
+    @property
+    def empty(self) -> bool:
+        return not bool(self.learned + self.fitted + self.reference)
+
+    @classmethod
+    def of(cls, data: StepData, rows: torch.Tensor, learned: torch.Tensor, policy_learns: bool) -> _Counts:
+        zero = torch.zeros((), dtype=torch.long, device=learned.device)
+        fitted = [data.batch.fit[name][rows].sum() for name in (data.credit.returns if data.credit else {})]
+        wanted = data.references is not None and policy_learns
+        tokens = data.references.lengths[rows].sum() if wanted and data.references is not None else zero
+        return cls(learned.sum(), sum(fitted, zero), tokens)
+
+
+def _minibatches(count: int, settings: UpdateSettings, seed: int, step: int) -> Iterator[torch.Tensor]:
+    """Row numbers, shuffled anew each epoch; the order is a function of (seed, step, epoch)."""
+    for epoch in range(settings.epochs):
+        order = torch.from_numpy(noise.generator(seed, "minibatches", step, epoch).permutation(count))
+        yield from order.split(settings.minibatch_size)
+
+
+def _loss(
+    model: ActorCritic,
+    data: StepData,
+    sampling: Sampling,
+    settings: UpdateSettings,
+    rows: torch.Tensor,
+    learned: torch.Tensor,
+    counts: _Counts,
+    sums: Sums,
+) -> torch.Tensor:
+    """The loss of one part of a minibatch: policy (or likelihood), critics, entropy, auxiliary."""
+    batch, notes, credit, references = data.batch, data.notes, data.credit, data.references
+    tokens = batch.tokens.rows(rows)
+    width = tokens.response_ids.shape[1]
+    learned = learned[:, :width]
+    fitted = list(credit.returns) if credit is not None else []
+    scored = model.score(
+        tokens,
+        learned,
+        temperature=sampling.temperature,
+        min_new_tokens=sampling.min_new_tokens,
+        values=fitted,
+        entropy=settings.entropy_coef > 0,
+    )
+    total = scored.logprobs.new_zeros(())
+    size = learned.sum()
+    if data.regime.estimator == "likelihood":
+        loss = losses.likelihood_loss(scored.logprobs, learned, counts.learned)
+        sums.add("loss/likelihood", loss.detach() * counts.learned, size)
+        total = total + loss
+    elif bool(size):
+        assert notes is not None and credit is not None
+        old, advantages = notes.logprobs[rows][:, :width], credit.advantages[rows][:, :width]
+        loss, stats = losses.policy_loss(scored.logprobs, old, advantages, learned, settings.clip_range, counts.learned)
+        sums.add("loss/policy", loss.detach() * counts.learned, size)
+        sums.add("ppo/ratio", stats["ratio"], size)
+        sums.add("ppo/clip_fraction", stats["clipped"], size)
+        sums.add("ppo/approx_kl", stats["approx_kl"], size)
+        total = total + loss
+    if scored.entropies is not None:
+        bonus = losses.entropy_bonus(scored.entropies, learned, counts.learned)
+        sums.add("ppo/entropy", bonus.detach() * counts.learned, size)
+        total = total - settings.entropy_coef * bonus
+    for name in fitted:
+        assert notes is not None and credit is not None
+        mask = batch.fit[name][rows][:, :width]
+        loss = losses.value_loss(
+            scored.values[name],
+            notes.values[name][rows][:, :width],
+            credit.returns[name][rows][:, :width],
+            mask,
+            settings.value_clip_range,
+            counts.fitted,
+        )
+        sums.add(f"loss/value_{name}", loss.detach() * counts.fitted, mask.sum())
+        total = total + settings.value_coef * loss
+    if references is not None and bool(counts.reference):
+        total = total + settings.reference_nll * _reference_loss(model, references.rows(rows), counts.reference, sums)
+    return total
+
+
+def _reference_loss(model: ActorCritic, tokens: TokenBatch, count: torch.Tensor, sums: Sums) -> torch.Tensor:
+    """Likelihood of one reference per episode, under the plain distribution (temperature 1)."""
+    mask = torch.arange(tokens.response_ids.shape[1], device=tokens.lengths.device) < tokens.lengths.unsqueeze(-1)
+    scored = model.score(tokens, mask, temperature=1.0, min_new_tokens=0)
+    loss = losses.likelihood_loss(scored.logprobs, mask, count)
+    sums.add("loss/reference_nll", loss.detach() * count, mask.sum())
+    return loss
+
+
+def make_optimizer(named: Sequence[tuple[str, Any]], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW; LayerNorm weights, biases and other vectors are not decayed."""
+    decayed = [p for _, p in named if p.dim() >= 2]
+    plain = [p for _, p in named if p.dim() < 2]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, eps=1e-8)
