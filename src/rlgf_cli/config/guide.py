@@ -1,0 +1,110 @@
+"""The ``guide`` section of ``collect-guide`` and ``train``."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from rlgf_cli.config.common import Dtype, Strict
+
+Api = Literal["chat", "completion"]
+
+CONTINUE_TEMPLATE = (
+    "{prompt}\n\n"
+    "The answer below was begun and is not finished. Go on exactly where it stops. "
+    "Write only what comes next, and do not repeat what is there.\n\n"
+    "{prefix}"
+)
+"""How a chat model is asked to finish a text that somebody else began."""
+
+_TRANSPORT = {"base_url", "timeout_s", "max_retries", "concurrency", "batch_size", "device"}
+
+
+class GuideSampling(Strict):
+    """How the guide draws its text.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 mean all tokens. ``num_beams`` is for local
+    checkpoints only. A text ends before the first of ``stop``. ``send_seed`` gives an API a seed with each
+    request, made from the run's seed, the example and the sample index; servers that honour it repeat
+    themselves.
+    """
+
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    num_beams: int = Field(1, ge=1)
+    stop: list[str] = Field(default_factory=list)
+    send_seed: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> GuideSampling:
+        if self.num_beams > 1 and (self.top_k or self.top_p < 1):
+            raise ValueError("beam search takes no top_k or top_p")
+        if "" in self.stop:
+            raise ValueError("an empty stop text would end every answer at once")
+        return self
+
+
+class GuideConfig(Strict):
+    """A guide and how to ask it.
+
+    ``name`` is a recorded ``FILE.jsonl``, a local checkpoint ``hf:PATH``, a model behind an OpenAI-compatible
+    endpoint ``openai:MODEL``, or an alias such as ``gpt-3.5`` (``rlgf ls guides``).
+
+    ``api``: ``chat`` or ``completion``; for ``hf:`` ``chat`` is the tokenizer's chat template and null what
+    is stored with the checkpoint. ``prompt_template`` holds ``{prompt}``; null is the prompt as it is
+    (``hf:``: the checkpoint's template). ``system`` and ``continue_template`` are for chat APIs; in the
+    latter, ``{prompt}`` is what ``prompt_template`` made and ``{prefix}`` the partial text; null means that
+    the guide only writes whole texts. ``timeout_s`` is for one attempt, of which there are
+    ``max_retries`` + 1.
+    """
+
+    scalar_key: ClassVar[str | None] = "name"
+    name: str = Field(min_length=1)
+    api: Api | None = None
+    base_url: str | None = None
+    system: str | None = None
+    prompt_template: str | None = None
+    continue_template: str | None = CONTINUE_TEMPLATE
+    sampling: GuideSampling = Field(default_factory=GuideSampling)
+    timeout_s: float = Field(60.0, gt=0)
+    max_retries: int = Field(5, ge=0)
+    concurrency: int = Field(16, ge=1)
+    batch_size: int = Field(32, ge=1)
+    device: str = "auto"
+    dtype: Dtype = "float32"
+    max_prompt_tokens: int | None = Field(None, ge=1)
+    on_overlong: Literal["error", "truncate"] = "error"
+
+    # A validator of the whole section, because the message of a field's validator would show the field's
+    # value, and a URL may hold a password.
+    @model_validator(mode="after")
+    def _check(self) -> GuideConfig:
+        if self.prompt_template is not None and "{prompt}" not in self.prompt_template:
+            raise ValueError("prompt_template must hold {prompt}")
+        if self.continue_template is not None and "{prefix}" not in self.continue_template:
+            raise ValueError("continue_template must hold {prefix}")
+        if self.base_url is not None and (problem := base_url_problem(self.base_url)):
+            raise ValueError(f"base_url {problem}")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the guide's text, as JSON: all keys but those of transport and hardware."""
+        return self.model_dump(mode="json", exclude=_TRANSPORT)
+
+
+def base_url_problem(url: str) -> str | None:
+    """What is wrong with an endpoint's URL, or None. The answer never shows the URL: it may hold a secret."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "is not a URL"
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return "is not an http(s) URL; it looks like http://127.0.0.1:8000/v1"
+    if parts.username or parts.password:
+        return "holds a user name or password; the key is read from OPENAI_API_KEY alone"
+    if parts.query or parts.fragment:
+        return "must end with the path (usually /v1), without ? or #"
+    return None

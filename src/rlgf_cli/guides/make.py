@@ -1,0 +1,81 @@
+"""From a guide's config to the guide.
+
+What stands before the colon of the name chooses the kind: ``hf:PATH``, ``openai:MODEL``, or a kind that
+another package registers under the entry-point group ``rlgf.guides`` (a subclass of
+``guides.base.LiveGuide``). A name without a kind is a recorded file or an alias.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlgf_cli import registry
+from rlgf_cli.config.guide import GuideConfig
+from rlgf_cli.errors import UserError, did_you_mean
+from rlgf_cli.guides import aliases
+from rlgf_cli.guides.base import LiveGuide
+from rlgf_cli.guides.recorded import RecordedGuide
+from rlgf_cli.protocols import Guide, GuideAbilities
+
+RECORDED = "recorded"
+_RECORDED_SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+def kind_of(name: str) -> str:
+    """``recorded`` or the name of a registered kind. Raises UserError for a name that means nothing."""
+    if name.endswith(_RECORDED_SUFFIXES) or Path(name).is_file():
+        if not Path(name).is_file():
+            raise UserError("no such guide file", where=name, hint="rlgf collect-guide makes one")
+        return RECORDED
+    kind, colon, rest = name.partition(":")
+    kinds = registry.entries("guides")
+    if colon and kind in kinds:
+        if not rest:
+            raise UserError(f"the guide {name!r} names nothing behind the colon", hint=kinds[kind].summary)
+        return kind
+    if aliases.find(name) is not None:
+        return "openai"
+    if Path(name).is_dir():
+        raise UserError("this guide is a folder", where=name, hint=f"a local checkpoint is named hf:{name}")
+    if colon:
+        hint = did_you_mean(kind, kinds)
+    elif "/" in name:
+        hint = f"a recorded guide ends in .jsonl; a checkpoint is hf:{name}, a model of an API openai:{name}"
+    else:
+        hint = did_you_mean(name, aliases.known()) + "; other models are named openai:MODEL"
+    raise UserError(f"unknown guide {name!r}", hint=hint)
+
+
+def describe(config: GuideConfig) -> GuideAbilities:
+    """What the guide can do, without loading a model or calling a server. Raises UserError."""
+    kind = kind_of(config.name)
+    return RecordedGuide.abilities if kind == RECORDED else _live_kind(kind).describe(config)
+
+
+def make_guide(config: GuideConfig, *, seed: int) -> Guide:
+    """The guide itself: the file read, the model loaded, or the client made."""
+    kind = kind_of(config.name)
+    return RecordedGuide(config.name) if kind == RECORDED else _live_kind(kind)(config, seed=seed)
+
+
+def make_live_guide(config: GuideConfig, *, seed: int) -> LiveGuide:
+    """As :func:`make_guide`, for a guide that is asked for new text; a recorded one is refused."""
+    kind = kind_of(config.name)
+    if kind == RECORDED:
+        raise UserError(
+            "this guide is recorded; it has no new text to give",
+            where=config.name,
+            hint="name a live guide: hf:PATH, openai:MODEL or an alias",
+        )
+    return _live_kind(kind)(config, seed=seed)
+
+
+def _live_kind(kind: str) -> type[LiveGuide]:
+    found = registry.load("guides", kind)
+    if not (isinstance(found, type) and issubclass(found, LiveGuide)):
+        raise UserError(
+            f"the guide kind {kind!r} is not a subclass of rlgf_cli.guides.base.LiveGuide",
+            where=registry.entries("guides")[kind].target,
+            hint="tell the author of the package",
+        )
+    return found

@@ -1,0 +1,99 @@
+"""A guide that was asked before: its texts in a guide.jsonl."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rlgf_cli.artifacts.jsonl import read_records
+from rlgf_cli.artifacts.records import GuideRecord, prompt_hash
+from rlgf_cli.errors import RlgfError, UserError
+from rlgf_cli.protocols import Completion, Example, GuideAbilities, GuideRequest
+
+
+class RecordedGuide:
+    """The whole texts of a guide.jsonl (``.gz`` too), joined to prompts.
+
+    An example gets the texts under its id where their prompt is its own; else those of any record with the
+    same prompt. An id that stands for another prompt is a mismatch: counted, not used. Empty texts are
+    counted and never handed out, so a prompt that has only empty ones is not covered. Records that continue
+    a prefix are no whole texts and are passed over.
+
+    ``counts`` has ``empty``, ``with_prefix`` and, for the examples that were asked about, ``id_mismatch``.
+    """
+
+    abilities = GuideAbilities(live=False, continues=False)
+
+    def __init__(self, path: str | Path) -> None:
+        self.name = str(path)
+        self._by_id: dict[str, set[str]] = {}  # id -> hashes of the prompts that it stands for
+        self._by_prompt: dict[str, list[tuple[int, str, Completion]]] = {}  # hash -> (sample index, id, text)
+        self._mismatched: set[str] = set()
+        self._dropped: Counter[str] = Counter()
+        records = 0
+        for record in read_records(path, GuideRecord, torn_tail=True):
+            records += 1
+            self._add(record)
+        if not records:
+            raise UserError("the guide file holds no records", where=self.name)
+        for texts in self._by_prompt.values():
+            texts.sort(key=lambda entry: entry[0])  # stable: the file's order decides among equal indices
+
+    def _add(self, record: GuideRecord) -> None:
+        if record.prefix:
+            self._dropped["with_prefix"] += 1
+            return
+        key = prompt_hash(record.prompt)
+        if record.id:
+            self._by_id.setdefault(record.id, set()).add(key)
+        if not record.completion.strip():
+            self._dropped["empty"] += 1
+            return
+        # Nothing is paid for a text that is read from a file.
+        text = Completion(record.completion, record.finish_reason, record.model, record.usage, cost_usd=0.0)
+        self._by_prompt.setdefault(key, []).append((record.sample_index, record.id, text))
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What was not used, and why."""
+        found = Counter(self._dropped)
+        if self._mismatched:
+            found["id_mismatch"] = len(self._mismatched)
+        return found
+
+    def samples(self, example: Example) -> list[Completion]:
+        """The guide's texts for an example, by sample index; none where it has none."""
+        key = prompt_hash(example.prompt)
+        prompts_of_id = self._by_id.get(example.id, set())
+        if prompts_of_id and key not in prompts_of_id:
+            self._mismatched.add(example.id)
+        texts = self._by_prompt.get(key, [])
+        own = [text for _, id_, text in texts if id_ == example.id]
+        return own or [text for _, _, text in texts]
+
+    def coverage(self, examples: Iterable[Example]) -> tuple[int, list[str]]:
+        """How many examples have a text, and the ids of those that have none."""
+        covered, missing = 0, []
+        for example in examples:
+            if self.samples(example):
+                covered += 1
+            else:
+                missing.append(example.id)
+        return covered, missing
+
+    def complete(self, requests: Sequence[GuideRequest]) -> list[Completion]:
+        """Sample ``sample_index`` modulo the number of texts that the prompt has."""
+        found = []
+        for request in requests:
+            if request.prefix:
+                raise UserError(
+                    "a recorded guide cannot go on from a prefix",
+                    where=self.name,
+                    hint="where the guide rolls out, it must be live: hf:PATH, openai:MODEL or an alias",
+                )
+            texts = self.samples(request.example)
+            if not texts:
+                raise RlgfError(f"the guide has no text for the prompt {request.example.id!r}", where=self.name)
+            found.append(texts[request.sample_index % len(texts)])
+        return found
