@@ -1,0 +1,92 @@
+"""``rlgf env``."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from typing import Any
+
+from rlgf_cli import console
+from rlgf_cli.cli import options
+
+SECRETS = ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY")
+"""Only whether they are set is shown."""
+SHOWN = (
+    "OPENAI_BASE_URL",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "RLGF_CACHE_DIR",
+    "RLGF_CONFIG_DIR",
+    "RLGF_REAL_DATA",
+    "RLGF_DEBUG",
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "NO_COLOR",
+)
+
+
+def env(as_json: options.AsJson = False) -> None:
+    """Print versions and devices.
+
+    This is what a bug report needs. Of keys and tokens it says only whether they are set.
+
+    ```
+    rlgf env
+    rlgf env --json
+    rlgf env > environment.txt
+    ```
+    """
+    found = _collect()
+    if as_json:
+        console.result_json(found)
+        return
+    for title, entries in found.items():
+        console.result(f"{title}:")
+        for name, value in entries.items():
+            console.result(f"  {name}: {value}")
+
+
+def _collect() -> dict[str, dict[str, Any]]:
+    from rlgf_cli.artifacts.rundir import library_versions
+
+    variables = {name: "set" if os.environ.get(name) else "unset" for name in SECRETS}
+    variables.update({name: _without_password(os.environ.get(name, "unset")) for name in SHOWN})
+    return {
+        "versions": library_versions(),
+        "machine": {
+            "platform": platform.platform(),
+            "python": sys.executable,
+            "cpu cores": os.cpu_count(),
+            **_devices(),
+        },
+        "environment": variables,
+    }
+
+
+def _devices() -> dict[str, Any]:
+    import torch
+
+    found: dict[str, Any] = {"torch threads": torch.get_num_threads()}
+    for i in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(i).total_memory / 2**30
+        found[f"cuda:{i}"] = f"{torch.cuda.get_device_name(i)}, {memory:.0f} GiB"
+    if torch.backends.mps.is_available():
+        found["mps"] = "available"
+    from rlgf_cli.models.load import pick_device
+
+    found["device auto"] = str(pick_device("auto"))
+    return found
+
+
+def _without_password(value: str) -> str:
+    """An address without the user and password that it may hold."""
+    from urllib.parse import urlsplit, urlunsplit
+
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return value
+    if parts.netloc and "@" in parts.netloc:
+        return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+    return value

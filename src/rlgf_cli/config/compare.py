@@ -1,0 +1,23 @@
+"""``rlgf compare``: the config."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rlgf_cli.config.common import Strict
+from rlgf_cli.config.eval import IntervalConfig
+
+
+class CompareConfig(Strict):
+    """``systems``: eval folders or run folders, the first is the base; ``name=folder`` gives one a name.
+
+    ``metrics`` names figures (``rouge.rougeL``) or metrics (``rouge``: all of its figures); by default what
+    all systems have. ``force`` compares what differs in signature, references or ids all the same.
+    """
+
+    systems: list[str] = Field(min_length=2)
+    metrics: list[str] | None = None
+    force: bool = False
+    output: str | None = None
+    seed: int = Field(0, ge=0)
+    interval: IntervalConfig = Field(default_factory=IntervalConfig)

@@ -1,0 +1,1 @@
+"""Rewards: one number per finished text. ``make`` builds them from config, ``checked`` guards them."""

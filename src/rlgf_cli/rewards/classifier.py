@@ -1,0 +1,219 @@
+"""Sequence-classification checkpoints as rewards: a label's probability, or a reward model's scalar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from rlgf_cli.artifacts.rundir import parent_of
+from rlgf_cli.errors import UserError, did_you_mean
+from rlgf_cli.models.load import check_checkpoint_name, pick_device
+from rlgf_cli.protocols import Example, Score
+
+_SANE_LENGTH = 1_000_000  # tokenizers without a limit say 1e30
+
+
+class _SequenceScorer:
+    """Logits of a sequence-classification checkpoint for many texts, in batches of similar length.
+
+    ``include_prompt``: the model reads the raw prompt and the text, joined by a space where neither side of
+    the seam has white space; otherwise the text alone. What is longer than ``max_tokens`` (by default what
+    the model allows) loses its beginning with the prompt, its end without; ``counts["truncated"]`` says how
+    often.
+    """
+
+    kind: str
+
+    def __init__(
+        self,
+        path: str | None,
+        *,
+        include_prompt: bool = True,
+        batch_size: Annotated[int, Field(ge=1)] = 32,
+        max_tokens: Annotated[int, Field(ge=8)] | None = None,
+        device: str = "auto",
+    ) -> None:
+        if path is None:
+            raise UserError(f"{self.kind!r} needs a checkpoint", hint=f"write {self.kind}:PATH")
+        self.path = path
+        self.name = self.kind
+        self.include_prompt = include_prompt
+        self.batch_size = batch_size
+        self.counts = {"truncated": 0}
+        self.model, self.tokenizer = _load(path)
+        self.model.to(pick_device(device)).eval()
+        self.max_tokens = _limit(path, self.model, self.tokenizer, max_tokens)
+        self.tokenizer.truncation_side = "left" if include_prompt else "right"
+        weights = (parent_of(path) or {}).get("sha256")
+        self.signature = (
+            f"{self.kind},model={Path(path).name if weights else path}"
+            f"{',sha256=' + weights[:12] if weights else ''}"
+            f",include_prompt={'yes' if include_prompt else 'no'},max_tokens={self.max_tokens}"
+        )
+
+    @torch.no_grad()
+    def logits(self, examples: Sequence[Example], texts: Sequence[str]) -> torch.Tensor:
+        """[N, labels], float32, on the CPU."""
+        rows = [self._encode(e, t) for e, t in zip(examples, texts, strict=True)]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        found = torch.empty(len(rows), self.model.config.num_labels)
+        for at in range(0, len(order), self.batch_size):
+            batch = order[at : at + self.batch_size]
+            padded = self.tokenizer.pad({"input_ids": [rows[i] for i in batch]}, return_tensors="pt")
+            out = self.model(
+                input_ids=padded["input_ids"].to(self.model.device),
+                attention_mask=padded["attention_mask"].to(self.model.device),
+            )
+            found[batch] = out.logits.float().cpu()
+        return found
+
+    def _encode(self, example: Example, text: str) -> list[int]:
+        if self.include_prompt:
+            seam = "" if not text or example.prompt[-1:].isspace() or text[0].isspace() else " "
+            text = example.prompt + seam + text
+        ids = self.tokenizer(text)["input_ids"]
+        if self.max_tokens is not None and len(ids) > self.max_tokens:
+            self.counts["truncated"] += 1
+            ids = self.tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"]
+        # an empty text has no tokens where the tokenizer adds none of its own; the model still must see one
+        return ids or [self.tokenizer.pad_token_id]
+
+
+class ClassifierReward(_SequenceScorer):
+    """``classifier:PATH``: the probability (or logit) of one label.
+
+    ``label`` is a name of the checkpoint's ``id2label`` or an index; the last label by default, which is the
+    positive one of a negative/positive classifier. The probability is the softmax over labels, or the
+    sigmoid of the label's logit where the checkpoint's ``problem_type`` is multi-label.
+    """
+
+    kind = "classifier"
+
+    def __init__(
+        self,
+        path: str | None,
+        *,
+        label: int | str | None = None,
+        output: Literal["prob", "logit"] = "prob",
+        include_prompt: bool = True,
+        batch_size: Annotated[int, Field(ge=1)] = 32,
+        max_tokens: Annotated[int, Field(ge=8)] | None = None,
+        device: str = "auto",
+    ) -> None:
+        super().__init__(
+            path, include_prompt=include_prompt, batch_size=batch_size, max_tokens=max_tokens, device=device
+        )
+        config = self.model.config
+        if config.num_labels < 2:
+            raise UserError(
+                "this checkpoint has one output; a classifier has two labels or more",
+                where=self.path,
+                hint=f"as a reward model it is named rm:{self.path}",
+            )
+        self.label = _label_index(config, label, self.path)
+        self.output = output
+        self.multi_label = config.problem_type == "multi_label_classification"
+        self.signature += f",label={config.id2label[self.label]},output={output}"
+
+    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
+        logits = self.logits(examples, texts)
+        if self.output == "prob":
+            logits = logits.sigmoid() if self.multi_label else logits.softmax(-1)
+        return [Score(value) for value in logits[:, self.label].tolist()]
+
+
+class RewardModelReward(_SequenceScorer):
+    """``rm:PATH``: the single output of a reward model (``num_labels`` 1), as it is."""
+
+    kind = "rm"
+
+    def __init__(
+        self,
+        path: str | None,
+        *,
+        include_prompt: bool = True,
+        batch_size: Annotated[int, Field(ge=1)] = 32,
+        max_tokens: Annotated[int, Field(ge=8)] | None = None,
+        device: str = "auto",
+    ) -> None:
+        super().__init__(
+            path, include_prompt=include_prompt, batch_size=batch_size, max_tokens=max_tokens, device=device
+        )
+        if (labels := self.model.config.num_labels) != 1:
+            raise UserError(
+                f"this checkpoint has {labels} labels; a reward model has one output",
+                where=self.path,
+                hint=f"as a classifier it is named classifier:{self.path}",
+            )
+
+    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
+        return [Score(value) for value in self.logits(examples, texts)[:, 0].tolist()]
+
+
+def _load(path: str) -> tuple[Any, Any]:
+    """Model and tokenizer. A head that the checkpoint lacks is an error: a fresh one gives random scores."""
+    check_checkpoint_name(path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            path, config=config, dtype=torch.float32, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"no text classifier can be loaded: {reason}",
+            where=path,
+            hint="a sequence-classification checkpoint with its tokenizer is needed",
+        ) from None
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise UserError(
+            f"this checkpoint has no classification head ({missing[0]} is missing)",
+            where=path,
+            hint="train one with `rlgf train-reward --objective classification`",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise UserError("the tokenizer has no pad, EOS or unknown token to pad with", where=path)
+    tokenizer.padding_side = "right"
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def _limit(path: str, model: Any, tokenizer: Any, given: int | None) -> int | None:
+    """The most tokens that the model can read; None: any number."""
+    known = []
+    if tokenizer.model_max_length < _SANE_LENGTH:
+        known.append(int(tokenizer.model_max_length))
+    config = model.config
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if positions and not hasattr(config, "relative_attention_num_buckets"):
+        # RoBERTa's family counts positions from pad + 1
+        offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+        known.append(int(positions) - offset)
+    if given is not None:
+        if known and given > min(known):
+            raise UserError(f"max_tokens is {given}; this model reads at most {min(known)}", where=path)
+        known.append(given)
+    return min(known) if known else None
+
+
+def _label_index(config: Any, label: int | str | None, path: str) -> int:
+    names = {int(i): str(name) for i, name in config.id2label.items()}
+    if label is None:
+        return max(names)
+    if isinstance(label, str):
+        for i, name in names.items():
+            if name.lower() == label.lower():
+                return i
+        raise UserError(f"this classifier has no label {label!r}", where=path, hint=did_you_mean(label, names.values()))
+    if label not in names:
+        raise UserError(f"this classifier has no label {label}; it has {len(names)}", where=path)
+    return label

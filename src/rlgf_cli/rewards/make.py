@@ -1,0 +1,77 @@
+"""From config to one reward: a weighted sum whose parts are all logged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rlgf_cli import registry
+from rlgf_cli.config.common import Parts
+from rlgf_cli.errors import UserError
+from rlgf_cli.protocols import Example, Reward, Score
+from rlgf_cli.rewards.base import check_examples, counts_of, signature_of
+from rlgf_cli.rewards.checked import score_checked
+from rlgf_cli.rewards.python import PythonReward
+
+
+class SumReward:
+    """``sum_i weight_i * part_i``.
+
+    ``Score.parts`` holds each part's raw (unweighted) score under its name, and what the part itself logs
+    under ``name.key``. A name that comes again gets ``#2``, ``#3``, ... behind it.
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, Reward]]) -> None:
+        if not parts:
+            raise ValueError("a sum of no rewards")
+        names = unique_names(part.name for _, part in parts)
+        self.parts = [(name, weight, part) for name, (weight, part) in zip(names, parts, strict=True)]
+        self.name = "+".join(n if w == 1 else f"{w:g}*{n}" for n, w, _ in self.parts)
+
+    @property
+    def signature(self) -> str:
+        return " + ".join(f"{weight:g}*[{signature_of(part)}]" for _, weight, part in self.parts)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {f"{name}.{key}": n for name, _, part in self.parts for key, n in counts_of(part).items()}
+
+    def check(self, examples: Sequence[Example]) -> None:
+        for _, _, part in self.parts:
+            check_examples(part, examples)
+
+    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
+        totals = [0.0] * len(texts)
+        logged: list[dict[str, float]] = [{} for _ in texts]
+        for name, weight, part in self.parts:
+            for i, score in enumerate(score_checked(part, examples, texts)):
+                totals[i] += weight * score.value
+                logged[i][name] = score.value
+                logged[i].update({f"{name}.{key}": value for key, value in score.parts.items()})
+        return [Score(total, parts) for total, parts in zip(totals, logged, strict=True)]
+
+
+def make_reward(parts: Parts, *, device: str = "auto") -> SumReward:
+    """The weighted sum that the ``reward`` section of a config describes.
+
+    ``device`` is for parts that hold a model. Raises UserError for unknown names and parameters, and for
+    what a part cannot be built from.
+    """
+    if not parts:
+        raise UserError("no reward was given", hint="for example --reward rouge; `rlgf ls rewards` lists them")
+    made: list[tuple[float, Reward]] = []
+    for part in parts:
+        if registry.is_python_target(part.name):
+            made.append((part.weight, PythonReward(part.name, part.params)))
+        else:
+            made.append((part.weight, registry.build("rewards", part.name, part.params, device=device)))
+    return SumReward(made)
+
+
+def unique_names(names: Iterable[str]) -> list[str]:
+    """The names in order; a repeated one gets ``#2``, ``#3``, ... behind it."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return found

@@ -1,0 +1,221 @@
+"""``rlgf eval``: texts to per-example scores, and means with intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlgf_cli import console
+from rlgf_cli.artifacts import jsonl
+from rlgf_cli.artifacts.predictions import Answer, answers_alone, answers_to
+from rlgf_cli.artifacts.records import SCHEMA_VERSION, PredictionRecord
+from rlgf_cli.artifacts.resume import refuse_changed, refuse_used
+from rlgf_cli.artifacts.rundir import Existing, RunDir, parent_of
+from rlgf_cli.config.eval import EvalConfig, IntervalConfig
+from rlgf_cli.config.loader import Resolved
+from rlgf_cli.errors import UserError
+from rlgf_cli.metrics.base import check_examples
+from rlgf_cli.metrics.bootstrap import mean_interval
+from rlgf_cli.metrics.make import Figure, compute_figures, make_metrics
+from rlgf_cli.protocols import Example, Metric
+
+if TYPE_CHECKING:
+    from rlgf_cli.models.load import Loaded
+    from rlgf_cli.models.prompts import Encoded
+
+COMMAND = "eval"
+PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
+_FREE = ("metrics", "interval.level", "interval.resamples", "on_missing")
+"""Config keys that may differ when an evaluation is resumed: they do not change the texts."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """The folder that was written and the content of its scores.json."""
+
+    folder: Path
+    scores: Mapping[str, Any]
+
+
+def run(resolved: Resolved[EvalConfig], *, existing: Existing = "refuse") -> EvalResult:
+    """Generate (or read) one text per example, score them, write predictions.jsonl and scores.json.
+
+    All inputs are checked before the output folder is claimed. Generated texts are written before they are
+    scored: where a metric fails, or more metrics are wanted, ``resume`` scores them again as they are.
+    """
+    config = resolved.config
+    _refuse_own_input(config)
+    refuse_used(config.output, COMMAND, existing)
+    if existing == "resume":
+        refuse_changed(config.output, resolved.to_json(), free=_FREE)
+    model = _Model(config) if config.model is not None else None
+    answers, counts = ([], {}) if model is not None else _given(config)
+    examples = model.examples if model is not None else [answer.example for answer in answers]
+    metrics = make_metrics(config.metrics, device=config.device)
+    for metric in metrics:
+        check_examples(metric, examples)
+    parents = {
+        "dataset": parent_of(config.data) if config.data else None,
+        "model": (parent_of(config.model.name) or {"path": config.model.name}) if config.model else None,
+        "predictions": parent_of(config.predictions) if config.predictions else None,
+    }
+    run_dir = RunDir.claim(config.output, COMMAND, existing=existing, seed=config.seed)
+    with run_dir.running():
+        stored = _stored_answers(run_dir, model, parents["model"]) if model is not None else None
+        run_dir.write_config(resolved.to_json())
+        run_dir.manifest.save(parents=[parent for parent in parents.values() if parent and "sha256" in parent])
+        if model is not None:
+            run_dir.manifest.save(device=str(model.loaded.device))
+            answers, counts = stored or model.answer(), model.counts
+            jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, {}))
+        figures, noted = _score(metrics, answers)
+        means = {name: _mean(figure, config.interval, config.seed) for name, figure in figures.items()}
+        scores = {
+            "schema_version": SCHEMA_VERSION,
+            "metrics": means,
+            "counts": {**counts, **_counts(answers), **noted},
+            "decoding": model.decoding if model is not None else None,
+            "interval": {
+                "method": "percentile bootstrap over prompts",
+                "seed": config.seed,
+                **config.interval.model_dump(),
+            },
+            **parents,
+        }
+        jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, figures))
+        jsonl.write_json(run_dir.file(SCORES), scores)
+        run_dir.manifest.save(result={name: mean["mean"] for name, mean in means.items()})
+    return EvalResult(run_dir.path, scores)
+
+
+class _Model:
+    """A loaded policy with its tokenised prompts."""
+
+    def __init__(self, config: EvalConfig) -> None:
+        from rlgf_cli.models.load import load
+        from rlgf_cli.models.prompts import encode_prompts
+
+        assert config.model is not None and config.data is not None  # EvalConfig holds it
+        self.config = config
+        examples = jsonl.read_examples(config.data, limit=config.limit)
+        self.loaded: Loaded = load(config.model, text=config.text)
+        self.encoded: list[Encoded]
+        self.encoded, self.counts = encode_prompts(self.loaded, examples, config.lengths)
+
+    @property
+    def examples(self) -> list[Example]:
+        return [encoded.example for encoded in self.encoded]
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """All that decides which texts are written, for scores.json."""
+        config = self.config
+        return {
+            **config.decoding.model_dump(),
+            **config.lengths.model_dump(),
+            "seed": config.seed,
+            "dtype": str(self.loaded.dtype).removeprefix("torch."),
+            "text": dataclasses.asdict(self.loaded.text),
+        }
+
+    def answer(self) -> list[Answer]:
+        from rlgf_cli.models.generate import generate_texts
+
+        config = self.config
+        with console.progress("generating", len(self.encoded)) as bar:
+            texts = generate_texts(
+                self.loaded,
+                self.encoded,
+                config.decoding,
+                config.lengths,
+                seed=config.seed,
+                on_rows=bar.update,
+            )
+        return [Answer(e, t.text, t.finish_reason) for e, t in zip(self.examples, texts, strict=True)]
+
+
+def _given(config: EvalConfig) -> tuple[list[Answer], dict[str, int]]:
+    """The texts of ``predictions``, joined to ``data`` where that is given."""
+    assert config.predictions is not None  # EvalConfig holds it
+    if config.data is not None:
+        examples = jsonl.read_examples(config.data)
+        answers, counts = answers_to(examples, config.predictions, on_missing=config.on_missing)
+    else:
+        answers, counts = answers_alone(config.predictions)
+    return answers[: config.limit], counts
+
+
+def _stored_answers(run_dir: RunDir, model: _Model, parent: Mapping[str, Any] | None) -> list[Answer] | None:
+    """The texts that an earlier, otherwise equal, evaluation wrote whole; None where there are none."""
+    path = run_dir.path / PREDICTIONS
+    if run_dir.fresh or not path.is_file():
+        return None
+    if parent and "sha256" in parent and parent not in run_dir.manifest.data["parents"]:
+        raise UserError(
+            "the model changed since its texts were written",
+            where=str(path),
+            hint="--overwrite writes new ones",
+        )
+    records = {record.id: record for record in jsonl.read_records(path, PredictionRecord)}
+    if list(records) != [example.id for example in model.examples]:
+        raise UserError("these texts are not for this data", where=str(path), hint="--overwrite writes new ones")
+    console.log(f"{len(records)} texts are there already; they are scored as they are")
+    return [Answer(e, records[e.id].prediction, records[e.id].finish_reason) for e in model.examples]
+
+
+def _refuse_own_input(config: EvalConfig) -> None:
+    for path in (config.predictions, config.data):
+        if path is not None and Path(path).resolve().parent == Path(config.output).resolve():
+            raise UserError("this input lies in the output folder", where=path, hint="choose another -o")
+
+
+def _score(metrics: Sequence[Metric], answers: Sequence[Answer]) -> tuple[dict[str, Figure], dict[str, int]]:
+    examples, texts = [a.example for a in answers], [a.text for a in answers]
+    figures: dict[str, Figure] = {}
+    noted: dict[str, int] = {}
+    for metric in metrics:
+        console.log(f"scoring {len(texts)} texts: {metric.name}")
+        found, counts = compute_figures(metric, examples, texts)
+        if clash := sorted(set(found) & set(figures)):
+            raise UserError(f"two metrics give the figure {clash[0]!r}", hint="leave one of them out")
+        figures.update(found)
+        noted.update(counts)
+    return figures, noted
+
+
+def _mean(figure: Figure, interval: IntervalConfig, seed: int) -> dict[str, Any]:
+    scored = [value for value in figure.values if value is not None]
+    mean, low, high = mean_interval(scored, level=interval.level, resamples=interval.resamples, seed=seed)
+    return {
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "n": len(scored),
+        "n_skipped": len(figure.values) - len(scored),
+        "signature": figure.signature,
+    }
+
+
+def _counts(answers: Sequence[Answer]) -> dict[str, int]:
+    return {
+        "texts": len(answers),
+        "empty": sum(not answer.text.strip() for answer in answers),
+        "cut": sum(answer.finish_reason == "length" for answer in answers),
+    }
+
+
+def _records(answers: Sequence[Answer], figures: Mapping[str, Figure]) -> list[PredictionRecord]:
+    return [
+        PredictionRecord(
+            id=answer.example.id,
+            prompt=answer.example.prompt,
+            prediction=answer.text,
+            references=list(answer.example.references),
+            finish_reason=answer.finish_reason,
+            scores={name: figure.values[i] for name, figure in figures.items()},
+        )
+        for i, answer in enumerate(answers)
+    ]
