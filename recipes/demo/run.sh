@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# The whole pipeline on a task made here: data, starting policy and guide, guide text, five algorithms, evaluation, table.
+#   bash recipes/demo/run.sh [FOLDER] [SEED]
+# Two processes run side by side, one thread each; about five minutes on two cores. Logs are in FOLDER/log.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+seed=${2:-0}
+out=${1:-runs/demo}
+n=2
+while [ $# -eq 0 ] && [ -e "$out" ]; do # a demonstration that was made before is kept
+    out=runs/demo-$n
+    n=$((n + 1))
+done
+recipe=recipes/demo
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1
+started=$SECONDS
+
+both() { # run the commands on stdin two at a time; stop at the first that fails
+    xargs -P 2 -d '\n' -I{} bash -c '{}'
+}
+
+if [ -e "$out" ]; then
+    echo "error: $out is already there; remove it or name another folder" >&2
+    exit 2
+fi
+mkdir -p "$out/log"
+python "$recipe/grammar.py" "$out/data"
+
+echo "== sft: the starting policy and the guide" >&2
+both <<END
+rlgf sft -c $recipe/sft.yaml --data $out/data/start.jsonl --seed $seed -o $out/sft 2>$out/log/sft.log
+rlgf sft -c $recipe/sft.yaml --data $out/data/guide.jsonl --seed $seed -o $out/guide 2>$out/log/guide.log
+END
+
+echo "== collect-guide: what the guide writes for the training prompts" >&2
+rlgf collect-guide -c $recipe/collect_guide.yaml --guide hf:$out/guide --data $out/data/train.jsonl --seed $seed \
+    -o $out/guide.jsonl 2>$out/log/collect_guide.log
+
+echo "== train: five algorithms, the same number of episodes each" >&2
+common="-c $recipe/train.yaml --model $out/sft --data $out/data/train.jsonl --eval-data $out/data/test.jsonl --seed $seed"
+both <<END
+rlgf train --alg aggrevated --guide hf:$out/guide $common -o $out/aggrevated 2>$out/log/aggrevated.log
+rlgf train --alg lols --guide hf:$out/guide $common -o $out/lols 2>$out/log/lols.log
+rlgf train --alg d2lols --guide hf:$out/guide $common -o $out/d2lols 2>$out/log/d2lols.log
+rlgf train --alg ppo++ --guide $out/guide.jsonl $common -o $out/ppopp 2>$out/log/ppopp.log
+rlgf train --alg ppo $common -o $out/ppo 2>$out/log/ppo.log
+END
+
+echo "== eval: 400 held-out prompts, one sampled text each" >&2
+for name in sft guide ppo ppopp aggrevated lols d2lols; do
+    echo "rlgf eval -c $recipe/eval.yaml --model $out/$name --data $out/data/test.jsonl -o $out/$name/eval >$out/log/eval_$name.txt 2>&1"
+done | both
+
+echo
+rlgf compare "SFT=$out/sft" "guide=$out/guide" "PPO=$out/ppo" "PPO++=$out/ppopp" "AggreVaTeD=$out/aggrevated" \
+    "LOLS=$out/lols" "D2LOLS=$out/d2lols" -o "$out/table.json"
+echo
+echo "made in $((SECONDS - started)) s:"
+find "$out" -maxdepth 2 \( -name '*.jsonl' -o -name 'table.json' -o -name 'eval' -o -name 'model.safetensors' \) | sort
