@@ -14,6 +14,10 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("rlgf", deadline=None, max_examples=50, derandomize=True)
+settings.load_profile("rlgf")
 
 NOUNS = ["cat", "dog", "bird", "child", "farmer", "queen"]
 VERBS = ["sees", "likes", "finds", "calls", "follows"]

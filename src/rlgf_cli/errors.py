@@ -7,6 +7,8 @@ Exit codes: 0 done; 1 failed; 2 the user can fix it; 3 stopped early with a vali
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -45,6 +47,15 @@ class Interrupted(RlgfError):
     """The user pressed Ctrl-C and the state was saved (exit code 130)."""
 
     exit_code = 130
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that the disk, or the user's share of it, is full.
+
+    Libraries that write model files raise kinds of their own, with the system's words in them.
+    """
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return (isinstance(error, OSError) and error.errno in full) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rlgf_cli.errors import UserError, did_you_mean
+from rlgf_cli.errors import RlgfError, UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,18 @@ def load(kind: str, name: str) -> Any:
         if kind in ("rewards", "metrics"):
             hint += "; a function of your own is named as file.py:function"
         raise UserError(f"unknown {kind[:-1]} {name!r}", hint=hint)
-    module, _, attribute = known[name].target.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    target = known[name].target
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        if name in BUILTIN[kind]:
+            raise
+        raise RlgfError(
+            f"the {kind[:-1]} {name!r} of an installed package cannot be loaded: {error}",
+            where=target,
+            hint="install what it needs, or ask its author",
+        ) from error
 
 
 def build(kind: str, spec: str, params: Mapping[str, Any], **offered: Any) -> Any:
@@ -126,7 +136,7 @@ def is_python_target(name: str) -> bool:
 
 
 def load_python_target(name: str) -> Any:
-    """The function that ``file.py:function`` names. The file is imported by its path."""
+    """The function that ``file.py:function`` names. The file is imported by its path, and may import its neighbours."""
     path_text, _, attribute = name.rpartition(":")
     path = Path(path_text)
     if not path.is_file():
@@ -136,9 +146,11 @@ def load_python_target(name: str) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # at the end: nothing that is installed is hidden by it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise UserError(f"importing it failed: {type(error).__name__}: {error}", where=str(path)) from error
     if not hasattr(module, attribute):

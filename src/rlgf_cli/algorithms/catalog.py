@@ -1,7 +1,7 @@
 """The named algorithms. Each is a function from its parameters to an :class:`AlgorithmSpec`.
 
-PPO: Schulman et al. 2017. PPO++, AggreVaTeD, LOLS, D2LOLS: Chang et al. 2023 (arXiv 2306.11816), after Sun et al. 2017 and
-Chang et al. 2015. GRPO: Shao et al. 2024. RLOO: Ahmadian et al. 2024. DAgger: Ross et al. 2011.
+PPO: Schulman et al. 2017. PPO++, AggreVaTeD, LOLS, D2LOLS: Chang et al. 2023 (arXiv 2306.11816), after Sun et al. 2017
+and Chang et al. 2015. GRPO: Shao et al. 2024. RLOO: Ahmadian et al. 2024. DAgger: Ross et al. 2011.
 """
 
 from __future__ import annotations

@@ -86,6 +86,10 @@ class Regime(_Data):
             None,
         ):
             raise ValueError("credit, cut and cut_horizon are for regimes in which the policy rolls in")
+        if self.estimator == "likelihood" and self.credit == "cut":
+            raise ValueError(
+                "credit: cut trains the policy's token at the cut, estimator likelihood the guide's tokens"
+            )
         if self.cut == "inner" and (self.cut_horizon is not None or self.credit == "cut"):
             raise ValueError("cut: inner draws within the finished roll-in: no cut_horizon, and credit: prefix only")
         return self

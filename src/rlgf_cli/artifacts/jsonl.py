@@ -27,9 +27,7 @@ def open_bytes(path: Path) -> IO[bytes]:
     if path.is_dir():
         raise UserError("it is a folder; a JSONL file is needed", where=str(path))
     if not path.is_file():
-        raise UserError(
-            "no such file", where=str(path), hint="check the path; paths are relative to where rlgf runs"
-        )
+        raise UserError("no such file", where=str(path), hint="check the path; paths are relative to where rlgf runs")
     return cast("IO[bytes]", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
@@ -114,15 +112,11 @@ def read_records(path: str | Path, kind: type[R], *, torn_tail: bool = False) ->
         yield parse_record(kind, value, f"{path}:{number}")
 
 
-def read_examples(
-    path: str | Path, *, limit: int | None = None, need_references: bool = False
-) -> list[Example]:
+def read_examples(path: str | Path, *, limit: int | None = None, need_references: bool = False) -> list[Example]:
     """The examples of a prompt/references file. Missing ids become ``line-N``; an id twice is refused."""
     examples: list[Example] = []
     lines: dict[str, int] = {}
     for number, value in read_objects(path):
-        if limit is not None and len(examples) >= limit:
-            break
         record = parse_record(ExampleRecord, value, f"{path}:{number}")
         record.id = record.id or f"line-{number}"
         if need_references and not record.references:
@@ -139,6 +133,8 @@ def read_examples(
             )
         lines[record.id] = number
         examples.append(record.to_example())
+        if len(examples) == limit:
+            break
     if not examples:
         raise UserError("the file holds no records", where=str(path))
     return examples
@@ -162,6 +158,9 @@ def atomic_text(path: str | Path) -> Iterator[io.TextIOBase]:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

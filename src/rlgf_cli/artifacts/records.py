@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from rlgf_cli.protocols import Example, FinishReason
 
 SCHEMA_VERSION = 1
+
+Id = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+"""The name of an example; many data sets number theirs."""
 
 NonEmptyText = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 
@@ -23,7 +26,7 @@ class Record(BaseModel):
 class ExampleRecord(Record):
     """A prompt with its references: the input of every stage. Without an ``id``, the line number is used."""
 
-    id: str = ""
+    id: Id = ""
     prompt: NonEmptyText
     references: list[NonEmptyText] = Field(default_factory=list)
     meta: dict[str, Any] = Field(default_factory=dict)
@@ -43,7 +46,7 @@ class GuideRecord(Record):
     """One completion by a guide. Files made elsewhere need ``prompt`` and ``completion`` only."""
 
     schema_version: int = SCHEMA_VERSION
-    id: str = ""
+    id: Id = ""
     prompt: str
     prompt_sha256: str = ""
     prefix: str = ""
@@ -61,7 +64,7 @@ class PredictionRecord(Record):
     """One scored text: what ``rlgf eval`` writes and ``--predictions`` reads (a guide.jsonl is read too)."""
 
     schema_version: int = SCHEMA_VERSION
-    id: str = ""
+    id: Id = ""
     prompt: str = ""
     prediction: str
     references: list[str] = Field(default_factory=list)

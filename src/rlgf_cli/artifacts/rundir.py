@@ -7,7 +7,6 @@ nothing that the user or another stage put beside it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import platform
 import shutil
@@ -25,7 +24,7 @@ from typing import Any, Literal
 from rlgf_cli import __version__
 from rlgf_cli.artifacts.jsonl import read_json, write_json
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
-from rlgf_cli.errors import Interrupted, StoppedEarly, UserError
+from rlgf_cli.errors import Interrupted, StoppedEarly, UserError, is_disk_full
 
 Existing = Literal["refuse", "resume", "overwrite"]
 _VERSIONS_OF = (
@@ -38,6 +37,8 @@ _VERSIONS_OF = (
     "tokenizers",
     "numpy",
     "openai",
+    "rouge-score",
+    "bert-score",
 )
 
 
@@ -58,12 +59,8 @@ def library_versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """The commit of the folder that rlgf was started in, with ``+`` behind it where files differ from it."""
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        )
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5
-        )
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
@@ -92,9 +89,7 @@ def parent_of(path: str | Path) -> dict[str, Any] | None:
         run_json = path / "run.json"
         run_id = read_json(run_json).get("run_id") if run_json.is_file() else None
         weights = sorted(path.glob("*.safetensors"))
-        digest = (
-            hashlib.sha256("".join(file_sha256(w) for w in weights).encode()).hexdigest() if weights else None
-        )
+        digest = hashlib.sha256("".join(file_sha256(w) for w in weights).encode()).hexdigest() if weights else None
         return {"path": str(path), "run_id": run_id, "sha256": digest}
     return None
 
@@ -128,9 +123,7 @@ class Manifest:
     def reopen(cls, path: Path) -> Manifest:
         """The manifest of a run that goes on."""
         data = read_json(path)
-        if not isinstance(data, dict) or not {"run_id", "command", "wrote", "resumed", "seconds"} <= set(
-            data
-        ):
+        if not isinstance(data, dict) or not {"run_id", "command", "wrote", "resumed", "seconds"} <= set(data):
             raise UserError("this file was not written by rlgf", where=str(path), hint="choose another -o")
         if (version := data.get("schema_version")) != SCHEMA_VERSION:
             raise UserError(
@@ -186,9 +179,15 @@ class RunDir:
 
     @classmethod
     def claim(
-        cls, path: str | Path, command: str, *, existing: Existing = "refuse", seed: int | None = None
+        cls,
+        path: str | Path,
+        command: str,
+        *,
+        existing: Existing = "refuse",
+        seed: int | None = None,
+        can_resume: bool = True,
     ) -> RunDir:
-        """Take a folder for a run, or say why not and the three ways out.
+        """Take a folder for a run, or say why not and the ways out (``can_resume``: ``--resume`` is one of them).
 
         Raises UserError where the folder holds something else, another command's run, or a run and
         neither ``resume`` nor ``overwrite`` was asked for.
@@ -196,9 +195,7 @@ class RunDir:
         path = Path(path)
         run_json = path / "run.json"
         if path.exists() and not path.is_dir():
-            raise UserError(
-                "the output is a file; a folder is needed", where=str(path), hint="choose another -o"
-            )
+            raise UserError("the output is a file; a folder is needed", where=str(path), hint="choose another -o")
         if run_json.is_file():
             manifest = Manifest.reopen(run_json)
             if existing == "refuse":
@@ -206,7 +203,8 @@ class RunDir:
                 raise UserError(
                     f"this folder already holds a run ({ran}, {ended or 'not ended'})",
                     where=str(path),
-                    hint="--resume goes on with it, --overwrite replaces it, another -o leaves it alone",
+                    hint=("--resume goes on with it, " if can_resume else "")
+                    + "--overwrite replaces it, another -o leaves it alone",
                 )
             _check_command(manifest, command, path, "folder")
             _remove_leftovers(path)
@@ -255,10 +253,11 @@ class RunDir:
         try:
             with self.manifest.running():
                 yield self
-        except (UserError, OSError) as error:
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        except Exception as error:
             wrote = self.manifest.data["wrote"]
-            if self.fresh and "checkpoints" not in wrote and (full or isinstance(error, UserError)):
+            fixable = isinstance(error, UserError) or is_disk_full(error)
+            resumable = any((self.path / "checkpoints").glob("*/COMPLETE"))
+            if fixable and self.fresh and not resumable:
                 remove_written(self.path, wrote)
             raise
 
@@ -298,16 +297,12 @@ def remove_written(path: Path, wrote: list[str]) -> None:
         path.rmdir()
 
 
-def claim_file(
-    path: str | Path, command: str, *, existing: Existing = "refuse", seed: int | None = None
-) -> Manifest:
+def claim_file(path: str | Path, command: str, *, existing: Existing = "refuse", seed: int | None = None) -> Manifest:
     """Take a single JSONL file as a stage's product; its manifest lies beside it as ``<file>.run.json``."""
     path = Path(path)
     run_json = path.with_name(path.name + ".run.json")
     if path.is_dir():
-        raise UserError(
-            "the output is a folder; a file name is needed", where=str(path), hint="for example -o x.jsonl"
-        )
+        raise UserError("the output is a folder; a file name is needed", where=str(path), hint="for example -o x.jsonl")
     if path.exists() and existing == "refuse":
         raise UserError(
             "this file already exists",

@@ -10,12 +10,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from rlgf_cli import __version__
-from rlgf_cli.cli import console
+from rlgf_cli import __version__, console
 from rlgf_cli.cli.commands import COMMANDS, SETTINGS, LazyGroup, load, spelled
-from rlgf_cli.errors import RlgfError, UserError
+from rlgf_cli.errors import RlgfError, UserError, is_disk_full
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 app = typer.Typer(
@@ -84,7 +82,7 @@ def _call(arguments: list[str]) -> int:
     pydantic, and that would take longer than all the rest of a command's help.
     """
     name = spelled(arguments[0]) if arguments else ""
-    if name in COMMANDS and "_RLGF_COMPLETE" not in os.environ:
+    if name in COMMANDS:
         code = load(name)(args=arguments[1:], prog_name=f"rlgf {name}", standalone_mode=False)
     else:
         code = app(args=arguments, prog_name="rlgf", standalone_mode=False)
@@ -102,13 +100,12 @@ def _as_letter(error: Exception) -> RlgfError:
     """Every error as one that can be shown: those of the file system are the user's to fix."""
     if isinstance(error, RlgfError):
         return error
-    if isinstance(error, OSError):
-        where = str(error.filename) if error.filename else None
-        if error.errno in _FULL:
-            hint = "free some space and run it again; nothing half written was left behind"
-            return UserError("no space left on the disk", where=where, hint=hint)
-        if error.errno in _REFUSED:
-            return UserError((error.strerror or str(error)).lower(), where=where, hint="choose another path")
+    where = str(error.filename) if isinstance(error, OSError) and error.filename else None
+    if is_disk_full(error):
+        hint = "free some space and run it again; nothing half written was left behind"
+        return UserError("no space left on the disk", where=where, hint=hint)
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        return UserError((error.strerror or str(error)).lower(), where=where, hint="choose another path")
     return RlgfError(
         f"{type(error).__name__}: {error}",
         hint="this is not an error that rlgf knows; --debug shows where it came from",

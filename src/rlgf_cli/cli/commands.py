@@ -22,9 +22,12 @@ class Target(NamedTuple):
 COMMANDS: dict[str, Target] = {
     "prepare": Target("prepare:prepare", "Turn a hub dataset or local files into checked JSONL splits."),
     "sft": Target("sft:sft", "Fine-tune a model on prompts and references."),
-    "collect-guide": Target("collect_guide:collect_guide", "Ask a guide for completions and keep them."),
+    "collect-guide": Target(
+        "collect_guide:collect_guide",
+        "Buy a guide's text once and keep it: prompts in, one JSONL line per text out.",
+    ),
     "train-reward": Target("train_reward:train_reward", "Train a classifier as a reward."),
-    "train": Target("train:train", "Train a policy with reinforcement learning and a guide."),
+    "train": Target("train:train", "Train a policy with reinforcement learning, alone or with a guide."),
     "eval": Target("eval:evaluate", "Score a model or predictions."),
     "compare": Target("compare:compare", "Compare evaluations."),
     "generate": Target("generate:generate", "Generate text from a checkpoint."),

@@ -80,7 +80,7 @@ def print_config(resolved: Any) -> None:
     """The resolved config as YAML, each value with its origin behind it where it is not a default."""
     import yaml
 
-    from rlgf_cli.cli import console
+    from rlgf_cli import console
 
     data = resolved.to_json()
     console.result(yaml.safe_dump(data["values"], sort_keys=False, allow_unicode=True).rstrip())

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from rlgf_cli.cli import console, options
+from rlgf_cli import console
+from rlgf_cli.cli import options
 from rlgf_cli.cli.options import COMMON, MODEL, RUN
 
 ALGORITHM, ROLLOUT = "Algorithm options", "Rollout and update options"

@@ -10,6 +10,14 @@ OnOverlong = Literal["error", "truncate", "skip"]
 Dtype = Literal["float32", "bfloat16"]
 
 
+class Refused(ValueError):
+    """What a section's validator raises where it has a hint for the user."""
+
+    def __init__(self, message: str, hint: str | None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
 class Strict(BaseModel):
     """A config section. Unknown keys stop the run; ``scalar_key`` allows ``section: VALUE`` for one key."""
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from rlgf_cli.config.common import Strict, as_parts
+from rlgf_cli.config.common import Refused, Strict, as_parts
 from rlgf_cli.errors import UserError, did_you_mean
 
 C = TypeVar("C", bound=Strict)
@@ -129,7 +129,7 @@ def _spell(kind: type[Strict], dotted: str) -> str:
     for part in dotted.split("."):
         if model is not None and not part.isdigit():
             part = part.replace("-", "_")
-            model = _field_model(model, part)[0]
+            model = field_model(model, part)[0]
         spelled.append(part)
     return ".".join(spelled)
 
@@ -246,7 +246,7 @@ def _leaves(tree: Any, prefix: str = "") -> list[str]:
     return [prefix[:-1]] if prefix else []
 
 
-def _field_model(kind: type[Strict], name: str) -> tuple[type[Strict] | None, bool]:
+def field_model(kind: type[Strict], name: str) -> tuple[type[Strict] | None, bool]:
     """The config section that a field holds (``X``, ``X | None``, ``list[X]``), and whether it is a list."""
     if name not in kind.model_fields:
         return None, False
@@ -268,7 +268,7 @@ def _expand_shorthand(kind: type[Strict], tree: dict[str, Any]) -> dict[str, Any
     """``guide: PATH`` means ``guide: {name: PATH}`` where the section says so (``scalar_key``)."""
     expanded: dict[str, Any] = {}
     for key, value in tree.items():
-        inner, in_list = _field_model(kind, key)
+        inner, in_list = field_model(kind, key)
         if inner is not None and in_list:
             if inner.scalar_key and not _is_places(value):
                 value = as_parts(value, inner.scalar_key)
@@ -303,6 +303,9 @@ def _letter(kind: type[Strict], error: ValidationError, merged: _Merged) -> User
         if len(flag) == 1:
             hint = f"give --{flag[0].replace('_', '-')} or set it in a recipe"
         return UserError(f"{key!r} is needed and was not given", where=where, hint=hint)
+    refused = first.get("ctx", {}).get("error")
+    if isinstance(refused, Refused):
+        return UserError(str(refused), where=where, hint=refused.hint)
     message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     given = first.get("input")
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
@@ -330,7 +333,7 @@ def _section_at(kind: type[Strict], loc: Sequence[str]) -> type[Strict] | None:
     section: type[Strict] | None = kind
     for part in loc:
         if section is not None and not part.isdigit():
-            section = _field_model(section, part)[0]
+            section = field_model(section, part)[0]
     return section
 
 
@@ -338,7 +341,7 @@ def all_keys(kind: type[Strict], prefix: str = "") -> list[str]:
     """Every dotted key of a config, sections left out; a list of sections counts as place 0."""
     found = []
     for name in kind.model_fields:
-        inner, in_list = _field_model(kind, name)
+        inner, in_list = field_model(kind, name)
         key = f"{prefix}{name}"
         found += all_keys(inner, f"{key}.0." if in_list else f"{key}.") if inner is not None else [key]
     return found

@@ -14,11 +14,13 @@ from rlgf_cli.config.common import (
     ModelConfig,
     OptimConfig,
     Parts,
+    Refused,
     StageConfig,
     Strict,
     TextConfig,
 )
 from rlgf_cli.config.guide import GuideConfig
+from rlgf_cli.errors import UserError
 
 
 class AlgorithmConfig(Strict):
@@ -36,11 +38,21 @@ class AlgorithmConfig(Strict):
     regimes: list[dict[str, Any]] | None = None
     schedule: dict[str, Any] | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> AlgorithmConfig:
+        try:
+            self.spec()
+        except UserError as error:
+            raise Refused(error.message, error.hint) from None
+        return self
+
     def spec(self) -> AlgorithmSpec:
         """The algorithm as data. Raises UserError for unknown names and refused combinations."""
         named = {"rollin_prob", "p_ppo_pp", "switch_step", "group_size", "credit", "cut", "cut_horizon"}
         parameters = {k: v for k, v in self.model_dump(include=named).items() if v is not None}
         if self.regimes is None:
+            if self.schedule is not None:
+                raise ValueError("schedule goes with regimes of your own; named algorithms bring theirs")
             return catalog.build(self.name, parameters)
         if parameters:
             raise ValueError(f"{', '.join(parameters)}: with regimes of your own, parameters go into the regimes")
@@ -151,6 +163,7 @@ class TrainConfig(StageConfig):
             )
         if self.ppo.minibatch_size > self.rollout.episodes:
             raise ValueError(
-                f"ppo.minibatch_size ({self.ppo.minibatch_size}) is larger than rollout.episodes ({self.rollout.episodes})"
+                f"ppo.minibatch_size ({self.ppo.minibatch_size}) is larger than "
+                f"rollout.episodes ({self.rollout.episodes})"
             )
         return self

@@ -52,6 +52,8 @@ def value_loss(
     count: torch.Tensor | float,
 ) -> torch.Tensor:
     """0.5 * mean max((V - R)^2, (clip(V, V_old +- c) - R)^2). All [B, T]; ``clip_range`` infinite: no clipping."""
+    # masked first: behind a square, the gradient of a NaN outside the mask would be 0 x NaN
+    values, old_values, returns = (torch.where(mask, x, x.new_zeros(())) for x in (values, old_values, returns))
     clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
     return 0.5 * _mean(torch.maximum((values - returns).square(), (clipped - returns).square()), mask, count)
 

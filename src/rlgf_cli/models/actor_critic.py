@@ -5,8 +5,9 @@ One critic per roll-out author: V of the policy and V of the guide are different
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,9 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.out(self.norm(hidden.float())).squeeze(-1)
+        # a bfloat16 value has three digits: advantages are differences of values
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.out(self.norm(hidden.float())).squeeze(-1)
 
 
 class _NoHead(nn.Module):
@@ -77,13 +80,16 @@ class ActorCritic(nn.Module):
     from an adapter checkpoint, a frozen second adapter with that checkpoint's weights; else a frozen copy.
     """
 
+    eos: torch.Tensor
+
     def __init__(self, loaded: Loaded, critics: Iterable[str], *, mode: str, with_reference: bool) -> None:
         super().__init__()
         self.loaded = loaded
         self.policy = loaded.model
-        disable_dropout_in_model(self.policy)
+        _disable_dropout(self.policy)
         self.policy.eval()
-        base = self.policy.get_base_model() if isinstance(self.policy, PeftModel) else self.policy
+        self._checkpointing = False
+        base: Any = self.policy.get_base_model() if isinstance(self.policy, PeftModel) else self.policy
         hidden = base.get_output_embeddings().weight.shape[-1]
         self.separate = mode == "separate"
         frozen = _without_adapters(self.policy) if self.separate and isinstance(self.policy, PeftModel) else base
@@ -122,12 +128,25 @@ class ActorCritic(nn.Module):
                 parameter.requires_grad_(".default." in parameter_name)
 
     def enable_checkpointing(self) -> None:
-        """Recompute activations in the backward pass. Only the layers' own switch is turned to training: dropout
-        stays off."""
+        """Recompute activations in the backward pass instead of keeping them, where :meth:`score` is differentiated."""
         self.policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        for module in self.policy.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                module.training = True
+        self._checkpointing = True
+
+    @contextlib.contextmanager
+    def _layers_checkpoint(self) -> Iterator[None]:
+        """A layer checkpoints in training mode only, and in that mode it ignores the key-value cache that sampling
+        lives on: so the mode is on for a differentiated forward pass and off again behind it."""
+        if not (self._checkpointing and torch.is_grad_enabled()):
+            yield
+            return
+        layers = [m for m in self.policy.modules() if isinstance(m, GradientCheckpointingLayer)]
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters that learn, by name: the policy's, then the critics'."""
@@ -143,14 +162,18 @@ class ActorCritic(nn.Module):
         min_new_tokens: int,
         values: Iterable[str] = (),
         entropy: bool = False,
+        policy_frozen: bool = False,
     ) -> Scored:
         """Log-probabilities of the selected tokens under the policy's temperature-scaled full distribution.
 
-        ``select`` [B, T] bool; ``values``: which critics to evaluate, on all positions.
+        ``select`` [B, T] bool; ``values``: which critics to evaluate, on all positions. ``policy_frozen``: no gradient
+        reaches the policy, not even that of a value head on its hidden states.
         """
         with autocast(self.loaded.device, self.loaded.dtype):
             wanted = list(values)
-            logits, hidden = response_forward(self.policy, batch, select)
+            learns = torch.is_grad_enabled() and not policy_frozen
+            with torch.set_grad_enabled(learns), self._layers_checkpoint():
+                logits, hidden = response_forward(self.policy, batch, select)
             found = {}
             for name in wanted:
                 critic = self.critics[name]
@@ -198,6 +221,15 @@ class ActorCritic(nn.Module):
             return logprobs, None
         finite = logits.masked_fill(torch.isinf(logits), torch.finfo(logits.dtype).min)  # 0 x -inf is NaN
         return logprobs, empty.masked_scatter(select, entropy_from_logits(finite))
+
+
+def _disable_dropout(model: Any) -> None:
+    """Dropout off for good: as modules, and as the rates that layers hand to the functional form (BART, Llama)."""
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name.endswith("dropout") and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def _adapter_is_trained(model: PeftModel) -> bool:

@@ -56,7 +56,7 @@ class _DecoderState:
         self.model = model
         ids, mask = pad_rows(rows, pad_id, left=True)
         self.mask = mask.to(model.device)
-        self.cache = None
+        self.cache: Any = None
         self.logits = self._forward(ids.to(model.device), positions_of(self.mask))
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -91,7 +91,7 @@ class _EncoderDecoderState:
         start = decoder_start_id(model)
         ids, mask = pad_rows([[start, *prefix] for prefix in prefixes], pad_id, left=True)
         self.mask = mask.to(model.device)
-        self.cache = None
+        self.cache: Any = None
         self.logits = self._forward(ids.to(model.device))
 
     def _forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -234,14 +234,17 @@ def _sample_batch(
     live = torch.arange(len(prompts), device=device)  # row of each line that is still in the batch
     index = torch.tensor([len(p) for p in prefixes], device=device)  # response position of the next token
     ends = index + torch.tensor(limits, device=device)
-    draws = None if uniforms is None else torch.as_tensor(uniforms, dtype=torch.float64, device=device)
+    noise_device = _float64_device(device)
+    draws = None if uniforms is None else torch.as_tensor(uniforms, dtype=torch.float64, device=noise_device)
     written: list[torch.Tensor] = []
     while True:
         logits = process_logits(state.logits.float(), temperature or 1.0, index < min_new_tokens, eos)
         if draws is None or temperature == 0:
             tokens = logits.argmax(-1)
         else:
-            tokens = draw_tokens(warp_logits(logits, top_k, top_p), draws[live, index])
+            tokens = draw_tokens(
+                warp_logits(logits, top_k, top_p), draws[live.to(noise_device), index.to(noise_device)]
+            )
         written.append(torch.stack([live, tokens]))
         index = index + 1
         alive = ~torch.isin(tokens, eos) & (index < ends)
@@ -266,10 +269,17 @@ def draw_tokens(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     The cumulative sum is float64: in float32 the tail of a large vocabulary is lost in rounding. Banned
     tokens (minus infinity) have no mass and cannot be drawn.
     """
-    cumulative = torch.softmax(logits, -1).double().cumsum(-1)
-    target = (uniforms.double() * cumulative[:, -1]).unsqueeze(-1)
+    device = _float64_device(logits.device)
+    cumulative = torch.softmax(logits, -1).to(device).double().cumsum(-1)
+    total = cumulative[:, -1]
+    target = torch.minimum(uniforms.to(device).double() * total, torch.nextafter(total, torch.zeros_like(total)))
     # right=True: the first token whose cumulative mass exceeds the target, so zero-mass tokens are passed over
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
+    return torch.searchsorted(cumulative, target.unsqueeze(-1), right=True).squeeze(-1).to(logits.device)
+
+
+def _float64_device(device: torch.device) -> torch.device:
+    """Where float64 can be computed: Apple's GPUs have none."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def generate_texts(

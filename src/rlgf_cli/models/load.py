@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
+from rlgf_cli.artifacts.disk import os_errors
 from rlgf_cli.config.common import LoraConfig, ModelConfig, TextConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.models.text import TextFormat
@@ -159,6 +161,7 @@ def add_lora(loaded: Loaded, config: LoraConfig) -> Loaded:
     """Put a fresh LoRA adapter on plain weights; an adapter checkpoint keeps the adapter that it has."""
     from peft import LoraConfig as PeftLora
     from peft import PeftModel, TaskType, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     if not config.enabled or isinstance(loaded.model, PeftModel):
         return loaded
@@ -172,6 +175,7 @@ def add_lora(loaded: Loaded, config: LoraConfig) -> Loaded:
                 lora_dropout=config.dropout,
                 target_modules=config.target_modules,
                 task_type=task,
+                fan_in_fan_out=any(isinstance(module, Conv1D) for module in loaded.model.modules()),
             ),
         )
     except ValueError as error:
@@ -183,9 +187,10 @@ def save(folder: Path, loaded: Loaded) -> None:
     """A checkpoint that ``from_pretrained`` loads: weights (or adapter), tokenizer, text format."""
     # a frozen second adapter (the reference of a resumed LoRA) is not part of the product
     only = {"selected_adapters": ["default"]} if hasattr(loaded.model, "peft_config") else {}
-    loaded.model.save_pretrained(folder, **only)
-    loaded.tokenizer.save_pretrained(folder)
-    loaded.text.save(folder)
+    with os_errors(folder):
+        loaded.model.save_pretrained(folder, **only)
+        loaded.tokenizer.save_pretrained(folder)
+        loaded.text.save(folder)
 
 
 def _from_hub(name: str, options: dict[str, Any]) -> Any:
@@ -195,7 +200,12 @@ def _from_hub(name: str, options: dict[str, Any]) -> Any:
         )
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         return auto.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        hint = "config.json is of another model than the weights"
+        raise UserError("the weights do not have the shapes that config.json says", where=name, hint=hint) from None
+    except (OSError, ValueError, SafetensorError) as error:
         if Path(name).is_dir():
             raise UserError(f"the checkpoint cannot be loaded: {_first_line(error)}", where=name) from None
         offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True")

@@ -75,10 +75,13 @@ class TextFormat:
         return ids
 
     def encode_response(self, tokenizer: Any, text: str) -> list[int]:
-        """Ids of a response from its beginning, without EOS."""
+        """Ids of a response from its beginning, without EOS.
+
+        A text that spells a special token (``</s>``) is text: only an author's own ending is an EOS.
+        """
         if not text.startswith(self.response_prefix):
             text = self.response_prefix + text
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return _plain_ids(tokenizer, text)
 
     def encode_continuation(self, tokenizer: Any, text: str) -> list[int]:
         """Ids of a segment that follows tokens of the same response.
@@ -89,7 +92,7 @@ class TextFormat:
         plain = _without_dummy_prefix(tokenizer)
         if plain is not None:
             return list(plain.encode(text, add_special_tokens=False).ids)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return _plain_ids(tokenizer, text)
 
     def decode_response(self, tokenizer: Any, ids: list[int] | tuple[int, ...], *, strip: bool = True) -> str:
         """The text of a response: special tokens dropped, the prefix cut off, trailing whitespace kept off.
@@ -99,6 +102,10 @@ class TextFormat:
         text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         text = text.removeprefix(self.response_prefix)
         return text.rstrip() if strip else text
+
+
+def _plain_ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 @lru_cache(maxsize=16)
@@ -122,4 +129,8 @@ def _without_dummy_prefix(tokenizer: Any) -> Tokenizer | None:
             elif step.get("type") == "ByteLevel" and step.get("add_prefix_space"):
                 step["add_prefix_space"] = False
                 changed = True
-    return Tokenizer.from_str(json.dumps(state)) if changed else None
+    if not changed:
+        return None
+    plain = Tokenizer.from_str(json.dumps(state))
+    plain.encode_special_tokens = True
+    return plain

@@ -238,7 +238,8 @@ def _report(summary: dict[str, Any], spend: dict[str, Any], config: CollectGuide
     )
     if summary["empty"]:
         console.warn(f"{summary['empty']} texts are empty; they are kept and never used")
-    if summary["same_text"] and config.guide.sampling.temperature > 0:
+    # short texts coincide by chance: what a server does that ignores the temperature shows on most prompts
+    if 2 * summary["same_text"] > summary["prompts"] and config.guide.sampling.temperature > 0:
         console.warn(
             f"for {summary['same_text']} prompts all samples are one text, though the temperature is "
             f"{config.guide.sampling.temperature:g}; some servers ignore it"

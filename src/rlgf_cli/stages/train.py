@@ -12,13 +12,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from transformers import get_scheduler
 
+from rlgf_cli import console
 from rlgf_cli.algorithms.spec import AlgorithmSpec
 from rlgf_cli.artifacts import resume
 from rlgf_cli.artifacts.jsonl import Appender, read_examples, read_objects, write_jsonl
 from rlgf_cli.artifacts.rundir import Existing, RunDir
-from rlgf_cli.cli import console
 from rlgf_cli.config.common import DecodingConfig
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.config.loader import Resolved
@@ -36,9 +37,9 @@ from rlgf_cli.rewards.base import check_examples
 from rlgf_cli.rewards.checked import score_checked
 from rlgf_cli.rewards.make import SumReward, make_reward
 from rlgf_cli.training import checkpoint
+from rlgf_cli.training.alarms import Alarm
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.credit import CreditSettings
-from rlgf_cli.training.episodes import Episode
 from rlgf_cli.training.loop import KLSettings, Trainer
 from rlgf_cli.training.rollout import GuideUse, Roller, Sampling
 from rlgf_cli.training.trackers import tracker
@@ -71,6 +72,8 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse") -> Tr
         resume.refuse_changed(config.output, resolved.to_json(), free=["eval.every", "rollout.save_every"])
     if config.guide is not None and spec.needs_guide:
         check_guide(config.guide, spec)
+    elif config.guide is not None:
+        console.warn(f"{spec.name} asks no guide: {config.guide.name} is not used")
     if config.push_to_hub:
         hub.check(config.push_to_hub)
     examples = read_examples(config.data, limit=config.limit, need_references=config.aux.reference_nll > 0)
@@ -79,16 +82,20 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse") -> Tr
     if reward is not None:
         check_examples(reward, examples)
         check_examples(reward, held_out)
+    torch.manual_seed(config.seed)  # a fresh adapter is the one thing that starts at random
     loaded = add_lora(load(config.model, text=config.text, for_training=True), config.lora)
     guide = make_guide(config.guide, seed=config.seed) if config.guide is not None and spec.needs_guide else None
     prompts, counts = encode_prompts(loaded, examples, config.lengths)
     prompts, covered = _covered(prompts, guide, config.rollout.on_uncovered)
     counts["uncovered"] = sum(p.example.id not in covered for p in prompts) if covered is not None else 0
     counts["dropped"] = len(examples) - counts["skipped"] - len(prompts)
+    if (check := getattr(guide, "check", None)) is not None:
+        check([p.example for p in prompts], config.lengths.max_new_tokens)
     held_out_prompts = encode_prompts(loaded, held_out, config.lengths)[0] if held_out else []
     _report(counts, config)
 
-    with RunDir.claim(config.output, "train", existing=existing, seed=config.seed).running() as folder:
+    run_dir = RunDir.claim(config.output, "train", existing=existing, seed=config.seed)
+    with _closing(guide), run_dir.running() as folder:
         folder.write_config(resolved.to_json())
         guide_path = config.guide.name.removeprefix("hf:") if config.guide else None
         for parent in (config.model.name, config.data, guide_path, config.eval.data):
@@ -110,6 +117,16 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse") -> Tr
     if config.push_to_hub:
         console.log(f"pushed to {hub.push(config.output, config.push_to_hub)}")
     return TrainResult(Path(config.output), summary)
+
+
+@contextmanager
+def _closing(guide: Guide | None) -> Iterator[None]:
+    """Let a guide give back its connections at the end, however that comes."""
+    try:
+        yield
+    finally:
+        if (close := getattr(guide, "close", None)) is not None:
+            close()
 
 
 def check_guide(config: GuideConfig, spec: AlgorithmSpec) -> None:
@@ -174,8 +191,10 @@ def _trainer(
     if config.gradient_checkpointing:
         model.enable_checkpointing()
     optimizer = make_optimizer(model.trainable(), config.optim.learning_rate, config.optim.weight_decay)
+    # transformers' "constant" ignores the warmup
+    constant = config.optim.schedule == "constant"
     scheduler = get_scheduler(
-        config.optim.schedule,
+        "constant_with_warmup" if constant else config.optim.schedule,
         optimizer,
         num_warmup_steps=config.optim.warmup_steps,
         num_training_steps=config.max_steps,
@@ -229,7 +248,7 @@ def _trainer(
 
 
 def same_tokens(guide: Guide, loaded: Loaded) -> bool:
-    """Whether the guide splits text as the policy does."""
+    """Whether the guide's tokens are the policy's."""
     other = getattr(guide, "tokenizer", None)
     return other is not None and other.get_vocab() == loaded.tokenizer.get_vocab()
 
@@ -262,18 +281,18 @@ def _evaluator(config: TrainConfig, loaded: Loaded, held_out: Sequence[Encoded],
 
 def _loop(trainer: Trainer, config: TrainConfig, folder: RunDir, existing: Existing) -> dict[str, Any]:
     """Run the steps, write rows, samples and checkpoints; Ctrl-C ends after the step it came in."""
-    checkpoints = folder.file("checkpoints")
+    checkpoints = folder.path / "checkpoints"
     metrics = folder.file("metrics.jsonl")
-    checkpoints.mkdir(exist_ok=True)
     start = _resume(trainer, checkpoints) if existing == "resume" else None
     rows = [row for _, row in read_objects(metrics, torn_tail=True)] if start and metrics.is_file() else []
     rows = [row for row in rows if row["step"] <= trainer.state.step]
     write_jsonl(metrics, rows)
     samples = folder.file("rollouts") if config.rollout.save_every else None
-    watch = Watch()
+    alarm = Alarm()
 
     def keep() -> None:
-        target = checkpoints / f"step_{trainer.state.step}"
+        # not before: what fails while there is nothing to resume from leaves nothing behind
+        target = folder.file("checkpoints") / f"step_{trainer.state.step}"
         if not checkpoint.is_complete(target):
             checkpoint.save(target, trainer.model, trainer.optimizer, trainer.scheduler, trainer.state)
             checkpoint.rotate(checkpoints, config.save_total_limit)
@@ -290,10 +309,13 @@ def _loop(trainer: Trainer, config: TrainConfig, folder: RunDir, existing: Exist
             out.write(row)
             rows.append(row)
             track(row)
-            watch(row)
+            if warning := alarm(row):
+                console.warn(warning)
             step = trainer.state.step
             if samples is not None and (step - 1) % config.rollout.save_every == 0:
-                write_jsonl(samples / f"step_{step}.jsonl", map(_sample, episodes[: config.rollout.save_count]))
+                write_jsonl(
+                    samples / f"step_{step}.jsonl", [e.to_record() for e in episodes[: config.rollout.save_count]]
+                )
             if step % config.save_steps == 0 or step == config.max_steps:
                 keep()
             if stop.is_set():
@@ -326,21 +348,6 @@ def _note(row: dict[str, Any]) -> str:
     return "  ".join(f"{label} {row[key]:.3f}" for label, key in shown.items() if key in row)
 
 
-def _sample(episode: Episode) -> dict[str, Any]:
-    """An episode for ``rollouts/step_N.jsonl``: segment by segment, with authors."""
-    return {
-        "schema_version": 1,
-        "id": episode.example.id,
-        "prompt": episode.example.prompt,
-        "segments": [{"author": author, "ids": ids} for author, ids in episode.segments],
-        "text": episode.text,
-        "cut": episode.cut,
-        "finished": episode.finished,
-        "score": episode.value if episode.score else None,
-        "parts": dict(episode.score.parts) if episode.score else {},
-    }
-
-
 def _summary(rows: Sequence[dict[str, Any]], trainer: Trainer) -> dict[str, Any]:
     """What run.json and the model card say of the run: its last tenth, and the held-out score where it was taken."""
     tail = rows[-max(1, len(rows) // 10) :]
@@ -363,28 +370,6 @@ def _provenance(config: GuideConfig | None, roller: Roller) -> dict[str, Any]:
         "texts asked for": sum(roller.use.uses.values()) or None,
         "distinct texts used": len(roller.use.texts),
     }
-
-
-class Watch:
-    """Warns, once, of what goes wrong in a run whose logged score still looks fine."""
-
-    def __init__(self) -> None:
-        self._first: list[float] = []
-        self._warned = False
-
-    def __call__(self, row: dict[str, Any]) -> None:
-        """Roll-ins of the policy that shrink: the guide writes ever more, and the score is its own."""
-        if self._warned or "length/horizon" not in row or "rollin/tokens" not in row:
-            return
-        if len(self._first) < 10:
-            self._first.append(row["rollin/tokens"])
-        elif row["rollin/tokens"] < 0.5 * fmean(self._first):
-            self._warned = True
-            console.warn(
-                f"step {row['step']}: the policy's roll-ins shrank from {fmean(self._first):.1f} to "
-                f"{row['rollin/tokens']:.1f} tokens; the guide writes almost everything, and the score is the "
-                "guide's. Look at eval/score; with cut: inner this is expected (docs/algorithms.md)"
-            )
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from rlgf_cli.artifacts.disk import RememberingWriter, os_errors
 from rlgf_cli.artifacts.jsonl import read_json, write_json
 from rlgf_cli.errors import UserError
 from rlgf_cli.models import load as loading
@@ -43,14 +44,21 @@ def save(
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    loading.save(temporary, model.loaded)
-    save_file(_critic_tensors(model), temporary / "critics.safetensors")
-    torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, temporary / "optimizer.pt")
-    write_json(temporary / "state.json", asdict(state))
-    files = {str(p.relative_to(temporary)): p.stat().st_size for p in sorted(temporary.rglob("*")) if p.is_file()}
-    write_json(temporary / "COMPLETE", {"files": files})
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.replace(folder)
+    try:
+        loading.save(temporary, model.loaded)
+        with os_errors(temporary):
+            save_file(_critic_tensors(model), temporary / "critics.safetensors")
+        with RememberingWriter(temporary / "optimizer.pt") as stream:
+            saved = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+            torch.save(saved, cast("IO[bytes]", stream))
+        write_json(temporary / "state.json", asdict(state))
+        files = {str(p.relative_to(temporary)): p.stat().st_size for p in sorted(temporary.rglob("*")) if p.is_file()}
+        write_json(temporary / "COMPLETE", {"files": files})
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk, half a checkpoint is all that is in the way
+        raise
 
 
 def is_complete(folder: Path) -> bool:
@@ -121,6 +129,8 @@ def _load_policy(folder: Path, model: ActorCritic) -> None:
     for file in sorted(folder.glob("model*.safetensors")):
         weights.update(load_file(file, device=str(model.loaded.device)))
     missing, unexpected = model.policy.load_state_dict(weights, strict=False)
-    tied = {n for n in missing if n in model.policy.state_dict()} if model.policy.config.tie_word_embeddings else set()
-    if unexpected or set(missing) - tied:
+    # tied weights are stored under one of their names: what is missing must be a tensor that was loaded
+    loaded = {t.data_ptr() for n, t in model.policy.state_dict().items() if n in weights}
+    lost = [n for n, t in model.policy.state_dict().items() if n in missing and t.data_ptr() not in loaded]
+    if unexpected or lost:
         raise UserError("the checkpoint's weights are not those of this model", where=str(folder))

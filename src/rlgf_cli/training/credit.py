@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -64,7 +65,7 @@ def annotate(
         tokens = batch.tokens.rows(rows)
         width = tokens.response_ids.shape[1]
         chosen = select[rows][:, :width]
-        options = {"temperature": sampling.temperature, "min_new_tokens": sampling.min_new_tokens}
+        options: dict[str, Any] = {"temperature": sampling.temperature, "min_new_tokens": sampling.min_new_tokens}
         scored = model.score(tokens, chosen, values=values, **options)
         logprobs[rows, :width] = scored.logprobs.float()
         for name, value in scored.values.items():

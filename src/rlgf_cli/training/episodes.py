@@ -72,6 +72,20 @@ class Episode:
         assert self.score is not None
         return self.score.value - self.penalty
 
+    def to_record(self) -> dict[str, Any]:
+        """A line of ``rollouts/step_N.jsonl``: segment by segment, with authors."""
+        return {
+            "schema_version": 1,
+            "id": self.example.id,
+            "prompt": self.example.prompt,
+            "segments": [{"author": author, "ids": ids} for author, ids in self.segments],
+            "text": self.text,
+            "cut": self.cut,
+            "finished": self.finished,
+            "score": self.value if self.score else None,
+            "parts": dict(self.score.parts) if self.score else {},
+        }
+
 
 @dataclass(frozen=True)
 class EpisodeBatch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,12 +67,12 @@ class Trainer:
     critic_warmup_steps: int
     eval_every: int
     evaluate: Evaluate | None = None
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def step(self) -> tuple[dict[str, Any], list[Episode]]:
         """One iteration. Returns its row for metrics.jsonl and its episodes."""
         step = self.state.step
-        self.seconds = Counter()
+        self.seconds = {}
         regime = self.spec.regime_at(step, noise.uniforms(1, self.seed, "regime", step)[0])
         with self._timed("rollout"):
             prompts = self._prompts_of(step)
@@ -189,9 +188,9 @@ class Trainer:
         if scored:
             values = [e.value for e in scored]
             row |= {"score/mean": fmean(values), "score/std": pstdev(values)}
-            parts = scored[0].score.parts if scored[0].score else {}
-            for name in parts:
-                row[f"score/part/{name}"] = fmean(e.score.parts[name] for e in scored if e.score)
+            parts = [e.score.parts for e in scored if e.score]
+            for name in sorted({name for found in parts for name in found}):  # a reward may log a part for some only
+                row[f"score/part/{name}"] = fmean(found[name] for found in parts if name in found)
         begun = [e for e in episodes if e.cut > 0]
         if regime.roll_in != "none":
             row["rollin/share"] = len(begun) / len(episodes)
@@ -221,6 +220,6 @@ class Trainer:
         before, guide_before = time.perf_counter(), self.roller.guide_seconds
         yield
         guide = self.roller.guide_seconds - guide_before
-        self.seconds[name] += time.perf_counter() - before - guide
-        if guide:
-            self.seconds["guide"] += guide
+        took = {name: time.perf_counter() - before - guide, **({"guide": guide} if guide else {})}
+        for part, seconds in took.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds

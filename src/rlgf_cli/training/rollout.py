@@ -99,9 +99,12 @@ class Roller:
             self._policy_begins([e for e, s in zip(episodes, started, strict=True) if s], plan, draws, regime, horizon)
         open_ = [e for e in episodes if not e.finished and e.length < self.sampling.max_new_tokens]
         if regime.roll_out == "guide":
-            self._guide_finishes([e for e in open_ if self._covers(e)], plan)
-            # a prompt for which the guide has no text, or gave none, runs unguided: the policy writes it
-            unguided = [e for e in open_ if not self._covers(e) or not e.segments]
+            asked = [e for e in open_ if self._covers(e)]
+            answered = self._guide_finishes(asked, plan)
+            # where the guide has no text, or gave none, the policy goes on: a text that merely stops would be scored
+            unguided = [e for e in open_ if e.index not in answered]
+            for e in unguided:
+                e.cut, e.reached_cut = 0, False
             self._policy_writes(unguided, draws, self._room)
             self.counts["unguided"] += len(unguided)
         else:
@@ -168,11 +171,7 @@ class Roller:
         if regime.cut == "inner":
             self._policy_writes(episodes, draws, self._room)
             for e in episodes:
-                whole, e.segments, e.finished = e.ids, [], False
-                if len(whole) >= 2:
-                    e.cut = 1 + int(plan[e.index][1] * (len(whole) - 1))
-                    e.segments = [("policy", whole[: e.cut])]
-                    e.action_start, e.reached_cut = e.cut - 1, True
+                self._cut_inside(e, plan[e.index][1])
             return
         longest = max(1, min(regime.cut_horizon or math.ceil(horizon), self.sampling.max_new_tokens))
         drawn = {e.index: 1 + int(plan[e.index][1] * longest) for e in episodes}
@@ -183,6 +182,19 @@ class Roller:
         self._move_to_boundaries([e for e in episodes if not e.finished and self._room(e) > 0], draws)
         for e in episodes:
             e.cut = e.length
+
+    def _cut_inside(self, e: Episode, draw: float) -> None:
+        """Cut a whole text at k uniform on 1..L-1; where that is no boundary, at the next one behind it."""
+        whole = e.ids
+        if len(whole) < 2:  # the guide writes all of it
+            e.segments, e.finished = [], False
+            return
+        drawn = 1 + int(draw * (len(whole) - 1))
+        e.cut = next((n for n in range(drawn, len(whole)) if self._boundary(whole, n)), len(whole))
+        e.action_start, e.reached_cut = e.cut - 1, True
+        self.counts["cuts_moved"] += e.cut != drawn
+        if e.cut < len(whole):
+            e.segments, e.finished = [("policy", whole[: e.cut])], False
 
     def _move_to_boundaries(self, episodes: list[Episode], draws: np.ndarray) -> None:
         """Where the text is not stable at the cut, the policy goes on to the next boundary.
@@ -232,19 +244,21 @@ class Roller:
     def _guide_begins(self, episodes: list[Episode], plan: list[np.ndarray]) -> None:
         """The guide's text, cut at k uniform on 1..L-1: never its EOS. A group shares one text and one cut."""
         heads = list({e.group: e for e in episodes}.values())
-        texts = {e.group: self._guide_ids(c, "") for e, c in zip(heads, self._ask(heads, plan), strict=True)}
+        texts = {e.group: self._guide_ids(c, e) for e, c in zip(heads, self._ask(heads, plan), strict=True)}
         for episode in episodes:
             ids = texts[episode.group]
             if len(ids) >= 2:
                 episode.cut = 1 + int(plan[episode.index][1] * (len(ids) - 1))
                 episode.segments = [("guide", ids[: episode.cut])]
 
-    def _guide_finishes(self, episodes: list[Episode], plan: list[np.ndarray]) -> None:
-        """The guide goes on from what is there, within the total length."""
+    def _guide_finishes(self, episodes: list[Episode], plan: list[np.ndarray]) -> set[int]:
+        """The guide goes on from what is there, within the total length. Returns the episodes that it wrote for."""
+        answered = set()
         for episode, completion in zip(episodes, self._ask(episodes, plan), strict=True):
-            ids = self._guide_ids(completion, self._text(episode.ids))[: self._room(episode)]
-            if ids:
+            if ids := self._guide_ids(completion, episode):
                 episode.segments.append(("guide", ids))
+                answered.add(episode.index)
+        return answered
 
     def _ask(self, episodes: list[Episode], plan: list[np.ndarray]) -> list[Completion]:
         if not episodes:
@@ -264,15 +278,15 @@ class Roller:
         self.counts["guide_requests"] += len(requests)
         return completions
 
-    def _guide_ids(self, completion: Completion, prefix: str) -> list[int]:
-        """A guide's text as the policy's tokens: with EOS where it stopped by itself, capped at the limit."""
+    def _guide_ids(self, completion: Completion, episode: Episode) -> list[int]:
+        """A guide's text as the policy's tokens, to stand behind what the episode holds: with EOS where the guide
+        stopped by itself, capped at the room that is left."""
         text, tokenizer = self.loaded.text, self.loaded.tokenizer
-        ids = (
-            text.encode_continuation(tokenizer, completion.text)
-            if prefix
-            else text.encode_response(tokenizer, completion.text)
-        )
+        # tokens decide, not their text: a response prefix that the policy wrote decodes to nothing
+        encode = text.encode_continuation if episode.segments else text.encode_response
+        ids = encode(tokenizer, completion.text) if completion.text else []
         if completion.finish_reason == "stop":
             ids = [*ids, self.loaded.eos_id]
-        self.counts["guide_capped"] += len(ids) > self.sampling.max_new_tokens
-        return ids[: self.sampling.max_new_tokens]
+        room = self._room(episode)
+        self.counts["guide_capped"] += len(ids) > room
+        return ids[:room]

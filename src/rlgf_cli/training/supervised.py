@@ -1,47 +1,26 @@
-"""What ``sft`` and ``train-reward`` share: transformers' Trainer, made to log, stop and resume as rlgf does.
-
-Checkpoints are the Trainer's own (``checkpoints/checkpoint-N``). A file COMPLETE, written last, says that one
-is whole; older ones are removed only after that.
-"""
+"""What ``sft`` and ``train-reward`` share: transformers' Trainer, made to log, stop and resume as rlgf does."""
 
 from __future__ import annotations
 
+import errno
 import importlib.util
-import math
+import logging
 import os
 import shutil
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
-from rlgf_cli.artifacts.jsonl import Appender, write_json, write_jsonl
+from rlgf_cli.artifacts.disk import os_errors
 from rlgf_cli.config.supervised import SupervisedConfig
-from rlgf_cli.errors import Interrupted, RlgfError, UserError
-from rlgf_cli.training.checkpoint import is_complete
-
-COMPLETE = "COMPLETE"
-ROWS: dict[str, str] = {
-    "step": "optimizer steps so far",
-    "epoch": "passes over the data so far",
-    "loss": "mean training loss since the last row (sft: nats per response token)",
-    "learning_rate": "learning rate of this step",
-    "grad_norm": "gradient norm of this step, before clipping",
-    "entropy": "mean entropy of the next-token distribution on the response (nats)",
-    "mean_token_accuracy": "share of response tokens that were the likeliest one",
-    "eval_loss": "loss on the held-out data",
-    "eval_accuracy": "accuracy on the held-out data (train-reward)",
-    "eval_entropy": "entropy, on the held-out data",
-    "eval_mean_token_accuracy": "token accuracy, on the held-out data",
-}
-"""What a row of a supervised stage's metrics.jsonl may hold. Times and running totals are left out: a resumed
-run writes the rows of an undisturbed one."""
+from rlgf_cli.errors import Interrupted, UserError
+from rlgf_cli.training.watch import Reporter, Watch, mean_loss, remove_torn
 
 
 def check_settings(config: SupervisedConfig, device: torch.device) -> None:
@@ -53,6 +32,8 @@ def check_settings(config: SupervisedConfig, device: torch.device) -> None:
             f"the Trainer uses the first visible GPU, not {device}",
             hint=f"CUDA_VISIBLE_DEVICES={device.index} and --device cuda",
         )
+    if config.model.load_in_4bit and not config.trains_adapter:
+        raise UserError("4-bit weights cannot be trained", hint="--use-peft trains a LoRA on top of them")
     if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
         raise UserError(f"{config.report_to} is not installed", hint="pip install 'rlgf-cli[trackers]'")
 
@@ -70,12 +51,15 @@ def training_arguments(
     optim = config.optim
     # "constant" ignores the warmup
     schedule = "constant_with_warmup" if optim.schedule == "constant" and optim.warmup_steps else optim.schedule
+    checkpointing: dict[str, Any] = {"gradient_checkpointing": config.gradient_checkpointing}
+    if "activation_checkpointing" in kind.__dataclass_fields__:  # the newer name; TRL reads the old one
+        checkpointing["activation_checkpointing"] = config.gradient_checkpointing
     arguments = kind(
         output_dir=str(folder),
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        gradient_checkpointing=config.gradient_checkpointing,
+        **checkpointing,
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
         optim="adamw_torch",
@@ -104,23 +88,26 @@ def training_arguments(
     return arguments
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; one without COMPLETE does not exist."""
-    return max(_complete(folder), key=_step_of, default=None)
+def cross_entropy(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Mean negative log-likelihood per label; over the accumulated batch, where its label count is given.
+
+    logits [..., C], labels [...] with -100 where there is nothing to learn.
+    """
+    total = torch.nn.functional.cross_entropy(
+        outputs.logits.float().flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum"
+    )
+    return total / (num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum())
 
 
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def _complete(folder: Path) -> list[Path]:
-    return [c for c in folder.glob("checkpoint-*") if is_complete(c)]
-
-
-def mark_complete(folder: Path) -> None:
-    """Write COMPLETE: every file of the folder with its size."""
-    files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-    write_json(folder / COMPLETE, {"files": files})
+@contextmanager
+def use_cache_kept(model: Any) -> Iterator[None]:
+    """The Trainer writes ``use_cache: false`` into the model's config; whoever generates wants it back."""
+    before = getattr(model.config, "use_cache", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            model.config.use_cache = before
 
 
 def fit(
@@ -138,145 +125,60 @@ def fit(
     not finite raises RlgfError.
     """
     folder = Path(trainer.args.output_dir)
-    for torn in set(folder.glob("checkpoint-*")) - set(_complete(folder)):
-        shutil.rmtree(torn)
-    watch = _Watch(folder, metrics, keep, reporter)
-    trainer.add_callback(watch)
+    remove_torn(folder)
     trainer.remove_callback(PrinterCallback)
-    with reporter, _first_interrupt(watch.ask_to_stop):
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    state = trainer.state
-    if watch.stop and state.global_step < state.max_steps:
-        raise Interrupted(
-            f"interrupted at step {state.global_step} of {state.max_steps}; a checkpoint was saved",
-            where=str(folder),
-            hint="the same command with --resume goes on",
-        )
-    if trainer.eval_dataset is not None and not any(
-        "eval_loss" in row and row["step"] == state.global_step for row in watch.rows
-    ):
-        trainer.evaluate()
-    watch.close()
+    with closing(Watch(folder, metrics, keep, reporter)) as watch:
+        trainer.add_callback(watch)
+        try:
+            with reporter, _first_interrupt(watch.ask_to_stop), _disk_errors(folder), _tied_head_untold(trainer.model):
+                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        finally:
+            remove_torn(folder)
+        state = trainer.state
+        if watch.stop and state.global_step < state.max_steps:
+            raise Interrupted(
+                f"interrupted at step {state.global_step} of {state.max_steps}; a checkpoint was saved",
+                where=str(folder),
+                hint="the same command with --resume goes on",
+            )
+        scored = any("eval_loss" in row and row["step"] == state.global_step for row in watch.rows)
+        if trainer.eval_dataset is not None and not scored:
+            trainer.evaluate()
     evals = [row for row in watch.rows if "eval_loss" in row]
     return {
-        "train_loss": _mean_loss(watch.rows),
+        "train_loss": mean_loss(watch.rows),
         "steps": state.global_step,
         **({k: v for k, v in evals[-1].items() if k.startswith("eval_")} if evals else {}),
     }
 
 
-def _mean_loss(rows: list[dict[str, Any]]) -> float:
-    """The mean over all steps of a run, resumed or not. A row stands for the steps since the last one."""
-    total, last = 0.0, 0
-    for row in rows:
-        if "loss" in row:
-            total += row["loss"] * (row["step"] - last)
-            last = row["step"]
-    return total / last
+@contextmanager
+def _tied_head_untold(model: Any) -> Iterator[None]:
+    """Resuming, the Trainer warns that the LM head is missing where it shares the embeddings' weights."""
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    logger = logging.getLogger("transformers.trainer")
+
+    def show(record: logging.LogRecord) -> bool:
+        return not (tied and "missing keys in the checkpoint" in record.getMessage())
+
+    logger.addFilter(show)
+    try:
+        yield
+    finally:
+        logger.removeFilter(show)
 
 
-class Reporter:
-    """What a person sees of the training: a bar on a terminal, some twenty lines elsewhere.
-
-    ``progress(label, total)`` and ``log(text)`` are the console's; this layer knows no console.
-    """
-
-    lines = 20
-
-    def __init__(
-        self, label: str, progress: Callable[..., AbstractContextManager[Any]], log: Callable[[str], None]
-    ) -> None:
-        self.label, self._progress, self._log = label, progress, log
-        self._stack = ExitStack()
-        self._bar: Any = None
-        self._total, self._shown = 1, -1
-
-    def __enter__(self) -> Reporter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def start(self, done: int, total: int) -> None:
-        self._total = total
-        self._bar = self._stack.enter_context(self._progress(self.label, total))
-        self._bar.update(done)
-
-    def step(self) -> None:
-        self._bar.update(1)
-
-    def row(self, row: Mapping[str, Any]) -> None:
-        figures = "  ".join(f"{k} {row[k]:.4g}" for k in ("loss", "eval_loss", "eval_accuracy") if k in row)
-        self._bar.update(0, figures)
-        part = row["step"] * self.lines // self._total
-        if not sys.stderr.isatty() and (part > self._shown or "eval_loss" in row):
-            self._shown = part
-            self._log(f"{self.label}: step {row['step']}/{self._total}  {figures}")
-
-
-class _Watch(TrainerCallback):
-    """Writes metrics.jsonl, marks whole checkpoints, stops when asked to."""
-
-    def __init__(
-        self,
-        folder: Path,
-        metrics: Path,
-        keep: int,
-        reporter: Reporter,
-    ) -> None:
-        self.folder, self.metrics, self.keep, self.reporter = folder, metrics, keep, reporter
-        self.rows: list[dict[str, Any]] = []
-        self.stop = False
-        self._appender: Appender | None = None
-
-    def ask_to_stop(self) -> None:
-        self.stop = True
-
-    def close(self) -> None:
-        if self._appender is not None:
-            self._appender.close()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.rows = [row for logs in state.log_history if (row := _row(logs, logs["step"]))]
-        write_jsonl(self.metrics, self.rows)
-        self._appender = Appender(self.metrics)
-        self.reporter.start(state.global_step, state.max_steps)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        last = state.global_step >= state.max_steps
-        if last:
-            control.should_save = False  # the model itself is saved next; a checkpoint always has steps left
-        elif self.stop:
-            control.should_save = control.should_training_stop = True
-        if last or control.should_save:
-            control.should_log = True  # so that no row spans a checkpoint
-        self.reporter.step()
-
-    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        row = _row(given["logs"], state.global_step)
-        if not row:
-            return
-        for name, value in row.items():
-            if not math.isfinite(value):
-                raise RlgfError(
-                    f"training diverged: {name} is {value} at step {state.global_step}",
-                    hint="lower optim.learning_rate, or look for damaged examples",
-                )
-        assert self._appender is not None
-        self.rows.append(row)
-        self._appender.write(row)
-        self.reporter.row(row)
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        mark_complete(self.folder / f"checkpoint-{state.global_step}")
-        for old in sorted(_complete(self.folder), key=_step_of)[: -self.keep]:
-            (old / COMPLETE).unlink()
-            shutil.rmtree(old)
-
-
-def _row(logs: Mapping[str, Any], step: int) -> dict[str, Any]:
-    found = {name: float(logs[name]) for name in ROWS if name in logs and name not in ("step", "epoch")}
-    return {"step": step, "epoch": logs.get("epoch", 0.0), **found} if found else {}
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Let a full disk be an OSError: torch.save inside the Trainer only complains that its position is wrong."""
+    with os_errors(folder):
+        try:
+            yield
+        except RuntimeError as error:
+            writer = "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
+            if writer and shutil.disk_usage(folder).free < 1 << 20:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+            raise
 
 
 @contextmanager
@@ -290,7 +192,7 @@ def _first_interrupt(tell: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         tell()
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = signal.signal(signal.SIGINT, handle) or signal.SIG_DFL
     try:
         yield
     finally:

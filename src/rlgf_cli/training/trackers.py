@@ -13,7 +13,7 @@ from rlgf_cli.errors import UserError
 
 @contextmanager
 def tracker(name: str, folder: Path, config: Mapping[str, Any]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that takes a metrics row; it does nothing for ``none``. Raises UserError where the library is missing."""
+    """A function that takes a metrics row, and does nothing for ``none``. UserError where the library is missing."""
     if name == "none":
         yield lambda row: None
         return

@@ -14,6 +14,7 @@ import torch
 
 from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
+from rlgf_cli.errors import RlgfError
 from rlgf_cli.functional import losses
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
@@ -99,6 +100,11 @@ def update(
             if loss.requires_grad:
                 loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        if not bool(norm.isfinite()):
+            raise RlgfError(
+                f"the gradient of step {step + 1} is not finite ({float(norm)}); the weights were not changed by it",
+                hint="a smaller learning rate, more kl.coef, or dtype float32; --resume goes on from the checkpoint",
+            )
         sums.add("update/grad_norm", norm, 1)
         optimizer.step()
     return sums.means()
@@ -148,17 +154,20 @@ def _loss(
     width = tokens.response_ids.shape[1]
     learned = learned[:, :width]
     fitted = list(credit.returns) if credit is not None else []
+    likelihood = data.regime.estimator == "likelihood"
     scored = model.score(
         tokens,
         learned,
-        temperature=sampling.temperature,
-        min_new_tokens=sampling.min_new_tokens,
+        # the guide's tokens were not drawn from the policy's sampling distribution, in which an early EOS is impossible
+        temperature=1.0 if likelihood else sampling.temperature,
+        min_new_tokens=0 if likelihood else sampling.min_new_tokens,
         values=fitted,
         entropy=settings.entropy_coef > 0,
+        policy_frozen=settings.policy_frozen,
     )
     total = scored.logprobs.new_zeros(())
     size = learned.sum()
-    if data.regime.estimator == "likelihood":
+    if likelihood:
         loss = losses.likelihood_loss(scored.logprobs, learned, counts.learned)
         sums.add("loss/likelihood", loss.detach() * counts.learned, size)
         total = total + loss

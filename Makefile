@@ -1,0 +1,65 @@
+# Every target installs what it needs into .venv first. Stamps in there, older than pyproject.toml or
+# constraints.txt after a change, say what is installed.
+PYTHON ?= python3
+BIN := .venv/bin
+PINNED := -c constraints.txt
+FILES := pyproject.toml constraints.txt
+TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help venv demo demo-evidence test test-full lint format types docs bench-help clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+venv: .venv/.core  ## a virtual environment with rlgf in it
+
+demo: venv  ## the whole pipeline on data it makes itself, with a table at the end
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo/run.sh
+
+demo-evidence: venv  ## the demo's comparison on three seeds
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo/evidence.sh
+
+test: .venv/.test  ## the tests, without those marked slow
+	$(TEST) -m "not slow"
+
+test-full: .venv/.test  ## all tests
+	$(TEST)
+
+lint: .venv/.dev  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/.dev  ## let ruff rewrite the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: .venv/.dev  ## types
+	$(BIN)/mypy
+
+docs: venv  ## write the generated parts of docs/ anew
+	$(BIN)/python docs/generate.py
+
+bench-help: venv  ## the time of every --help against an empty program's
+	$(BIN)/python benchmarks/help_time.py
+
+clean:  ## remove .venv and what the tools leave
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch first and alone: it is by far the largest, and a failure of it should be seen at once
+.venv/.core: .venv/bin/python $(FILES)
+	$(BIN)/python -m pip install $(PINNED) torch
+	$(BIN)/python -m pip install $(PINNED) -e .
+	touch $@
+
+.venv/.test: .venv/.core
+	$(BIN)/python -m pip install $(PINNED) -e ".[test]"
+	touch $@
+
+.venv/.dev: .venv/.test
+	$(BIN)/python -m pip install $(PINNED) -e ".[dev]"
+	touch $@

@@ -1,0 +1,182 @@
+"""Writes the generated parts of docs/: what stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``.
+
+python docs/generate.py            write them anew
+python docs/generate.py --check    exit code 1 where a file would change
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from rlgf_cli.cli.commands import COMMANDS
+from rlgf_cli.config.collect_guide import CollectGuideConfig
+from rlgf_cli.config.common import Strict
+from rlgf_cli.config.compare import CompareConfig
+from rlgf_cli.config.eval import EvalConfig
+from rlgf_cli.config.generate import GenerateConfig
+from rlgf_cli.config.loader import field_model
+from rlgf_cli.config.merge import MergeConfig
+from rlgf_cli.config.prepare import PrepareConfig
+from rlgf_cli.config.sft import SftConfig
+from rlgf_cli.config.train import TrainConfig
+from rlgf_cli.config.train_reward import TrainRewardConfig
+from rlgf_cli.training.metric_names import METRICS
+
+DOCS = Path(__file__).parent
+STAGES: dict[str, type[Strict]] = {
+    "prepare": PrepareConfig,
+    "sft": SftConfig,
+    "collect-guide": CollectGuideConfig,
+    "train-reward": TrainRewardConfig,
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "compare": CompareConfig,
+    "generate": GenerateConfig,
+    "merge": MergeConfig,
+}
+_BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "anything"}
+_BOUNDS = {Ge: ("ge", "at least"), Gt: ("gt", "above"), Le: ("le", "at most"), Lt: ("lt", "below")}
+
+
+def config_keys() -> str:
+    """A table of keys per command, then one per section that they use."""
+    parts: list[str] = []
+    sections: dict[type[Strict], str] = {}
+    for command, model in STAGES.items():
+        parts.append(f"### `rlgf {command}`\n\n{_table(model, sections)}")
+    done: set[type[Strict]] = set()
+    while left := [model for model in sections if model not in done]:
+        for model in left:
+            done.add(model)
+            sections[model] += f"\n\n{_table(model, sections)}"
+    return "\n\n".join(parts + [sections[model] for model in sorted(done, key=lambda m: _anchor(m))])
+
+
+def _table(model: type[Strict], sections: dict[type[Strict], str]) -> str:
+    lines = [_prose(model), "", "| key | value | default |", "|---|---|---|"]
+    notes = _notes(model)
+    for name, field in model.model_fields.items():
+        inner, in_list = field_model(model, name)
+        if inner is not None:
+            sections.setdefault(inner, f"### `{inner.__name__}`")
+            value = f"{'a list of sections' if in_list else 'section'} [{inner.__name__}](#{_anchor(inner)})"
+            if inner.scalar_key:
+                value += f", or its `{inner.scalar_key}`"
+            if type(None) in typing.get_args(field.annotation):
+                value += ", or null"
+        else:
+            bounds = [text for text in map(_bound, field.metadata) if text]
+            value = ", ".join([_type(field.annotation), *bounds])
+        note = f" {notes[name]}" if name in notes else ""
+        lines.append(f"| `{name}` | {_cell(value + '.' + note if note else value)} | {_default(field, inner)} |")
+    return "\n".join(lines)
+
+
+def _anchor(model: type[Strict]) -> str:
+    return model.__name__.lower()
+
+
+def _prose(model: type[Strict]) -> str:
+    text = inspect.cleandoc(model.__doc__ or "").replace("``", "`")
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", text)
+
+
+def _notes(model: type[Strict]) -> dict[str, str]:
+    """The text that stands below a field in its class."""
+    (tree,) = ast.parse(inspect.getsource(model)).body
+    notes: dict[str, str] = {}
+    if isinstance(tree, ast.ClassDef):
+        for field, below in zip(tree.body, tree.body[1:], strict=False):
+            is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
+                notes[field.target.id] = " ".join(str(below.value.value).split())  # type: ignore[attr-defined]
+    return notes
+
+
+def _type(annotation: Any) -> str:
+    if annotation is type(None):
+        return "null"
+    if annotation in _WORDS:
+        return _WORDS[annotation]
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return ", ".join([_type(arguments[0]), *filter(None, map(_bound, arguments[1:]))])
+    if origin is typing.Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(option) for option in arguments)
+    if origin is list:
+        return f"list of {_type(arguments[0])}"
+    if origin is dict:
+        return f"mapping to {_type(arguments[1])}"
+    raise TypeError(f"docs/generate.py has no words for {annotation}")
+
+
+def _bound(value: Any) -> str:
+    for kind, (attribute, words) in _BOUNDS.items():
+        if isinstance(value, kind):
+            return f"{words} {getattr(value, attribute)}"
+    return "not empty" if isinstance(value, MinLen) else ""
+
+
+def _default(field: Any, inner: type[Strict] | None) -> str:
+    if field.is_required():
+        return "needed"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, Strict):
+        return "its defaults" if value == type(value)() else _cell(f"`{value.model_dump(exclude_defaults=True)}`")
+    if inner is not None and value:
+        return "its defaults"
+    words = {None: "null", True: "true", False: "false"}
+    return (
+        words[value] if value is None or isinstance(value, bool) else _cell(f"`{value!r}`" if value != "" else "empty")
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("``", "`").replace("|", "\\|")
+
+
+def metrics() -> str:
+    rows = [f"| `{name}` | {_cell(meaning)} |" for name, meaning in METRICS.items()]
+    return "\n".join(["| name | meaning |", "|---|---|", *rows])
+
+
+def commands() -> str:
+    rows = [f"| `rlgf {name}` | {_cell(target.summary)} |" for name, target in COMMANDS.items()]
+    return "\n".join(["| command | what it does |", "|---|---|", *rows])
+
+
+GENERATORS = {"config-keys": config_keys, "metrics": metrics, "commands": commands}
+
+
+def rendered(text: str) -> str:
+    """A document with its generated parts made anew."""
+    return _BLOCK.sub(lambda match: f"{match[1]}{GENERATORS[match[2]]()}\n{match[3]}", text)
+
+
+def main() -> None:
+    changed = []
+    for path in sorted(DOCS.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        if (new := rendered(text)) != text:
+            changed.append(path.name)
+            if "--check" not in sys.argv:
+                path.write_text(new, encoding="utf-8")
+    if changed:
+        print(f"{'stale' if '--check' in sys.argv else 'written'}: {', '.join(changed)}")
+    sys.exit(1 if changed and "--check" in sys.argv else 0)
+
+
+if __name__ == "__main__":
+    main()

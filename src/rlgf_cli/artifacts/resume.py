@@ -1,0 +1,75 @@
+"""What must hold before a stage starts, or goes on with, a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlgf_cli.artifacts.jsonl import read_json
+from rlgf_cli.artifacts.rundir import Existing, RunDir, parent_of
+from rlgf_cli.errors import UserError
+
+_ANY_TIME = ("output", "push_to_hub", "report_to", "logging_steps", "save_steps", "save_total_limit")
+"""Config keys that may differ when a run is resumed: they do not change the weights."""
+
+
+def refuse_used(output: str, command: str, existing: Existing) -> None:
+    """Refuse a used output folder at once, before anything is loaded. Nothing is written."""
+    if existing == "refuse" and Path(output).exists():
+        RunDir.claim(output, command)  # raises, or finds an empty folder
+
+
+def refuse_own_input(output: str, *inputs: str | None) -> None:
+    """Refuse an output that is one of the inputs, or holds one: replacing it would remove what is read."""
+    target = Path(output).resolve()
+    for name in inputs:
+        path = Path(name or "").resolve()
+        if name and path.exists() and (path == target or target in path.parents):
+            raise UserError("this input lies in the output", where=name, hint="choose another -o")
+
+
+def finished_result(output: str, existing: Existing) -> dict[str, Any] | None:
+    """The result of a run that ``--resume`` finds done; None where there is work left."""
+    manifest = Path(output) / "run.json"
+    if existing != "resume" or not manifest.is_file():
+        return None
+    data = read_json(manifest)
+    return dict(data.get("result", {})) if data.get("status") == "done" else None
+
+
+def refuse_changed(output: str, resolved: Mapping[str, Any], *, free: Collection[str] = ()) -> None:
+    """A resumed run must have the settings and the data that it began with.
+
+    ``resolved`` is what ``Resolved.to_json`` gives; ``free`` names further dotted keys that may differ.
+    """
+    folder = Path(output)
+    stored = folder / "config.resolved.json"
+    if not stored.is_file():
+        return
+    before, now = _flat(read_json(stored)["values"]), _flat(resolved["values"])
+    for key in sorted({*before, *now} - {*_ANY_TIME, *free}):
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"{key} is {now.get(key)!r}; the run began with {before.get(key)!r}",
+                where=output,
+                hint="resume with the settings of the beginning, or start another run with another -o",
+            )
+    for parent in read_json(folder / "run.json").get("parents", []):
+        path = Path(parent["path"])
+        if path.is_file() and (found := parent_of(path)) and found["sha256"] != parent["sha256"]:
+            raise UserError(
+                "this file changed since the run began",
+                where=str(path),
+                hint="start another run with another -o, or put the old file back",
+            )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found.update(_flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

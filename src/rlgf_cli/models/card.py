@@ -1,0 +1,67 @@
+"""The model card (README.md) of a checkpoint: what was run on what, what the guide gave, licences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlgf_cli import __version__
+from rlgf_cli.artifacts.jsonl import atomic_text
+
+_LICENCE = (
+    "The terms of the base model and of the training data hold for these weights too. "
+    "Check both before you share or sell them."
+)
+_GUIDE_LICENCE = (
+    "The guide's texts shaped these weights: its provider's terms may restrict what a model trained on them "
+    "is used for."
+)
+
+
+def write_card(
+    folder: str | Path,
+    *,
+    title: str,
+    command: str,
+    base_model: str,
+    data: Sequence[str],
+    metrics: Mapping[str, Any],
+    guide: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write ``README.md``. ``metrics`` and ``guide`` are shown as tables, in their order; None is left out.
+
+    A base model on this machine is shown by the folder's name alone: paths of one machine help no one else.
+    """
+    local = Path(base_model).exists()
+    front: dict[str, Any] = {"library_name": "transformers", "tags": ["rlgf", command]}
+    if not local:
+        front["base_model"] = base_model
+    shown = Path(base_model).name if local else base_model
+    parts = [
+        "---\n" + yaml.safe_dump(front, sort_keys=False).strip() + "\n---",
+        f"# {title}",
+        f"Made by `rlgf {command}` (rlgf {__version__}) from `{shown}`. Every setting is in "
+        "`config.resolved.json`, versions and inputs in `run.json`, the course of it in `metrics.jsonl`.",
+    ]
+    if data:
+        parts.append("## Data\n\n" + "\n".join(f"- `{Path(name).name}`" for name in data))
+    parts.append("## Results\n\n" + _table(metrics))
+    if guide is not None:
+        parts.append("## Guide\n\n" + _table(guide) + "\n\n" + _GUIDE_LICENCE)
+    parts.append("## Licence\n\n" + _LICENCE)
+    path = Path(folder) / "README.md"
+    with atomic_text(path) as stream:
+        stream.write("\n\n".join(parts) + "\n")
+    return path
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    rows = [f"| {name.replace('_', ' ')} | {_show(value)} |" for name, value in values.items() if value is not None]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _show(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")

@@ -1,0 +1,87 @@
+"""``rlgf generate``: prompts in, texts out, from any checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlgf_cli import console
+from rlgf_cli.artifacts import resume
+from rlgf_cli.artifacts.jsonl import read_examples, write_jsonl
+from rlgf_cli.artifacts.records import GeneratedRecord
+from rlgf_cli.artifacts.rundir import Existing, claim_file
+from rlgf_cli.config.generate import GenerateConfig
+from rlgf_cli.config.loader import Resolved
+from rlgf_cli.errors import UserError
+from rlgf_cli.models.generate import generate_texts
+from rlgf_cli.models.load import load
+from rlgf_cli.models.prompts import encode_prompts
+from rlgf_cli.protocols import Example
+
+
+@dataclass(frozen=True)
+class GenerateResult:
+    """The texts, and the file that holds them (None: they were only returned)."""
+
+    path: Path | None
+    records: list[GeneratedRecord]
+
+
+def run(resolved: Resolved[GenerateConfig], *, existing: Existing = "refuse") -> GenerateResult:
+    """Write ``samples`` texts per prompt. Inputs are checked and the model loaded before the file is claimed."""
+    config = resolved.config
+    if config.prompt is not None:
+        examples = [Example("prompt", config.prompt)]
+    else:
+        assert config.data is not None  # the config allows no third way
+        examples = read_examples(config.data, limit=config.limit)
+    if config.output is None:
+        return GenerateResult(None, _texts(config, examples))
+    if existing == "refuse" and Path(config.output).exists():
+        raise UserError(
+            "this file already exists",
+            where=config.output,
+            hint="--overwrite replaces it, another -o leaves it alone",
+        )
+    resume.refuse_own_input(config.output, config.data)
+    records = _texts(config, examples)
+    manifest = claim_file(config.output, "generate", existing=existing, seed=config.seed)
+    manifest.data["config"] = resolved.to_json()
+    with manifest.running():
+        manifest.add_parent(config.model.name)
+        manifest.add_parent(config.data)
+        write_jsonl(config.output, records)
+        unfinished = sum(record.finish_reason == "length" for record in records)
+        manifest.save(result={"records": len(records), "unfinished": unfinished})
+    return GenerateResult(Path(config.output), records)
+
+
+def _texts(config: GenerateConfig, examples: list[Example]) -> list[GeneratedRecord]:
+    loaded = load(config.model, text=config.text)
+    encoded, counts = encode_prompts(loaded, examples, config.lengths)
+    for what in ("truncated", "skipped"):
+        if counts[what]:
+            console.warn(f"prompts too long and {what}: {counts[what]}")
+    rows = [item for item in encoded for _ in range(config.samples)]
+    indices = [index for _ in encoded for index in range(config.samples)]
+    with console.progress("generate", len(rows)) as bar:
+        completions = generate_texts(
+            loaded,
+            rows,
+            config.decoding,
+            config.lengths,
+            seed=config.seed,
+            sample_index=indices,
+            on_rows=bar.update,
+        )
+    return [
+        GeneratedRecord(
+            id=row.example.id,
+            prompt=row.example.prompt,
+            prediction=completion.text,
+            references=list(row.example.references),
+            finish_reason=completion.finish_reason,
+            sample_index=index,
+        )
+        for row, index, completion in zip(rows, indices, completions, strict=True)
+    ]

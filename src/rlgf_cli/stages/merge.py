@@ -1,0 +1,58 @@
+"""``rlgf merge``: a LoRA adapter into plain weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peft import PeftModel
+
+from rlgf_cli.artifacts import resume
+from rlgf_cli.artifacts.rundir import Existing, RunDir
+from rlgf_cli.config.common import ModelConfig
+from rlgf_cli.config.loader import Resolved
+from rlgf_cli.config.merge import MergeConfig
+from rlgf_cli.errors import UserError
+from rlgf_cli.models.card import write_card
+from rlgf_cli.models.load import DTYPES, check_checkpoint_name, load, save
+
+
+def run(resolved: Resolved[MergeConfig], *, existing: Existing = "refuse") -> Path:
+    """Write a checkpoint without PEFT that gives the adapter's logits; tokenizer and text format are kept."""
+    config = resolved.config
+    check_checkpoint_name(config.model)
+    if not (Path(config.model) / "adapter_config.json").is_file():
+        plain = Path(config.model).is_dir()
+        raise UserError(
+            "this checkpoint has plain weights already: there is no adapter to merge"
+            if plain
+            else "a folder with a LoRA adapter is needed, not a hub name",
+            where=config.model,
+            hint="--model is the output folder of `rlgf sft --use-peft` or of `rlgf train --use-peft`",
+        )
+    if existing == "refuse" and (Path(config.output) / "run.json").is_file():
+        raise UserError(
+            "this folder already holds a run",
+            where=config.output,
+            hint="--overwrite replaces it, another -o leaves it alone",
+        )
+    resume.refuse_own_input(config.output, config.model)
+    loaded = load(ModelConfig(name=config.model, device="cpu", trust_remote_code=config.trust_remote_code))
+    adapted: PeftModel = loaded.model
+    base = adapted.peft_config[adapted.active_adapter].base_model_name_or_path or ""
+    # merged in float32, then cast: adding a small update to bfloat16 weights would round it away
+    loaded.model = adapted.merge_and_unload(safe_merge=True).to(DTYPES[config.dtype])
+    claimed = RunDir.claim(config.output, "merge", existing=existing, seed=config.seed)
+    with claimed.running() as run_dir:
+        run_dir.write_config(resolved.to_json())
+        run_dir.manifest.add_parent(config.model)
+        run_dir.write_files(lambda folder: save(folder, loaded))
+        write_card(
+            run_dir.file("README.md").parent,
+            title=run_dir.path.name,
+            command="merge",
+            base_model=base,
+            data=[],
+            metrics={"adapter": Path(config.model).name},
+        )
+        run_dir.manifest.save(result={"base": base, "dtype": config.dtype})
+    return run_dir.path

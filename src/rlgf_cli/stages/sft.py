@@ -1,0 +1,258 @@
+"""``rlgf sft``: prompt/references JSONL to a starting policy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reads it when it is imported
+
+import datasets
+import torch
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, set_seed
+from trl import SFTConfig as TrlSftConfig
+from trl import SFTTrainer
+
+from rlgf_cli import console, noise
+from rlgf_cli.artifacts import resume
+from rlgf_cli.artifacts.jsonl import read_examples
+from rlgf_cli.artifacts.rundir import Existing, RunDir
+from rlgf_cli.config.common import ModelConfig
+from rlgf_cli.config.loader import Resolved
+from rlgf_cli.config.scratch import is_scratch, read_scratch
+from rlgf_cli.config.sft import SftConfig
+from rlgf_cli.errors import UserError
+from rlgf_cli.models import hub, scratch
+from rlgf_cli.models.card import write_card
+from rlgf_cli.models.generate import decoder_start_id, pad_rows
+from rlgf_cli.models.load import Loaded, add_lora, load, pick_device, save
+from rlgf_cli.models.prompts import encode_prompts
+from rlgf_cli.models.text import TextFormat
+from rlgf_cli.protocols import Example
+from rlgf_cli.training import supervised
+from rlgf_cli.training.checkpoint import is_complete
+from rlgf_cli.training.watch import Reporter, last_checkpoint, mark_complete
+
+datasets.disable_progress_bars()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One training pair, tokenised apart: ``response`` ends with EOS unless it was cut."""
+
+    prompt: list[int]
+    response: list[int]
+
+
+@dataclass(frozen=True)
+class SftResult:
+    """Where the policy is, and the summary that run.json holds."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+def run(resolved: Resolved[SftConfig], *, existing: Existing = "refuse") -> SftResult:
+    """Train, save the policy at the run's root, and say how it went.
+
+    All inputs are checked, the model loaded and the data tokenised before the output folder is touched.
+    """
+    config = resolved.config
+    output = Path(config.output)
+    resume.refuse_used(config.output, "sft", existing)
+    resume.refuse_own_input(config.output, config.model.name, config.data, config.eval_data)
+    if config.push_to_hub:
+        hub.check(config.push_to_hub)
+    if (done := resume.finished_result(config.output, existing)) is not None:
+        console.log(f"{output} is done already")
+        return _delivered(SftResult(output, done), config)
+    if existing == "resume":
+        resume.refuse_changed(config.output, resolved.to_json())
+    supervised.check_settings(config, pick_device(config.model.device))
+    examples = read_examples(config.data, limit=config.limit, need_references=True)
+    held_out = read_examples(config.eval_data, need_references=True) if config.eval_data else []
+    checkpoints = output / "checkpoints"
+    loaded = _starting_model(config, examples, checkpoints / "start" if existing == "resume" else None)
+    pairs, counts = make_pairs(loaded, examples, config)
+    eval_pairs = make_pairs(loaded, held_out, config)[0] if held_out else []
+    _report_counts(counts)
+
+    claimed = RunDir.claim(output, "sft", existing=existing, seed=config.seed)
+    with claimed.running() as run:
+        run.write_config(resolved.to_json())
+        for parent in (config.data, config.eval_data, config.model.name):
+            run.manifest.add_parent(parent)
+        run.manifest.save(device=str(loaded.device))
+        run.file("checkpoints").mkdir(exist_ok=True)
+        if is_scratch(config.model.name):
+            _keep_start(checkpoints / "start", loaded)
+        with supervised.use_cache_kept(loaded.model):
+            fitted = supervised.fit(
+                make_trainer(loaded, config, checkpoints, pairs, eval_pairs),
+                metrics=run.file("metrics.jsonl"),
+                keep=config.save_total_limit,
+                resume=last_checkpoint(checkpoints),
+                reporter=Reporter("sft", console.progress, console.log),
+            )
+        summary = {**fitted, "examples": len(examples), "pairs": len(pairs), **counts}
+        run.write_files(lambda folder: save(folder, loaded))
+        write_card(
+            run.file("README.md").parent,
+            title=output.name,
+            command="sft",
+            base_model=config.model.name,
+            data=[config.data],
+            metrics=summary,
+        )
+        run.manifest.save(result=summary)
+    return _delivered(SftResult(output, summary), config)
+
+
+def _delivered(result: SftResult, config: SftConfig) -> SftResult:
+    if config.push_to_hub:
+        console.log(f"pushed to {hub.push(result.folder, config.push_to_hub)}")
+    return result
+
+
+def _starting_model(config: SftConfig, examples: Sequence[Example], start: Path | None) -> Loaded:
+    """The model that training begins with: a checkpoint, or random weights (``start``: kept for resuming)."""
+    set_seed(config.seed)
+    if not is_scratch(config.model.name):
+        loaded = load(config.model, text=config.text, for_training=True)
+        return add_lora(loaded, config.lora)
+    described = read_scratch(config.model.name)
+    if config.lora.enabled:
+        raise UserError(
+            "LoRA needs trained weights to sit on",
+            where=config.model.name,
+            hint="leave lora out, or use a checkpoint",
+        )
+    if start is not None and is_complete(start):
+        stored = ModelConfig(**{**config.model.model_dump(), "name": str(start)})
+        return load(stored, for_training=True)
+    return scratch.build(
+        described,
+        model=config.model,
+        prompts=[e.prompt for e in examples],
+        responses=[text for e in examples for text in e.references],
+        text=TextFormat.from_config(config.text, TextFormat()),
+        seed=config.seed,
+    )
+
+
+def _keep_start(folder: Path, loaded: Loaded) -> None:
+    """Random weights and a trained tokenizer are kept: a resumed run must not depend on making them again."""
+    if not is_complete(folder):
+        save(folder, loaded)
+        mark_complete(folder)
+
+
+def make_pairs(loaded: Loaded, examples: Sequence[Example], config: SftConfig) -> tuple[list[Pair], dict[str, int]]:
+    """Prompts and responses to ids, each tokenised by itself, so that SFT and RL see the same seam.
+
+    Counts: ``truncated`` and ``skipped`` prompts, ``truncated_responses`` (cut at the limit: no EOS).
+    """
+    encoded, counts = encode_prompts(loaded, examples, config.lengths)
+    limit = config.lengths.max_new_tokens
+    pairs: list[Pair] = []
+    cut = 0
+    for item in encoded:
+        for text in _chosen(item.example, config):
+            ids = loaded.text.encode_response(loaded.tokenizer, text)
+            if len(ids) >= limit:
+                cut += 1
+                ids = ids[:limit]
+            else:
+                ids = [*ids, loaded.eos_id]
+            pairs.append(Pair(item.ids, ids))
+    return pairs, {**counts, "truncated_responses": cut}
+
+
+def _chosen(example: Example, config: SftConfig) -> Sequence[str]:
+    if config.references == "all":
+        return example.references
+    if config.references == "first":
+        return example.references[:1]
+    return [noise.generator(config.seed, "reference", example.id).choice(list(example.references))]
+
+
+def _report_counts(counts: dict[str, int]) -> None:
+    for name, what in (
+        ("truncated", "prompts cut to fit"),
+        ("skipped", "prompts too long and left out"),
+        ("truncated_responses", "responses cut at max_new_tokens, which teach no ending"),
+    ):
+        if counts[name]:
+            console.warn(f"{what}: {counts[name]}")
+
+
+def make_trainer(
+    loaded: Loaded, config: SftConfig, folder: Path, pairs: Sequence[Pair], eval_pairs: Sequence[Pair]
+) -> Any:
+    """TRL's trainer for a decoder, transformers' for an encoder-decoder; checkpoints go below ``folder``."""
+    common: dict[str, Any] = {"device": loaded.device, "dtype": loaded.dtype, "prediction_loss_only": True}
+    if loaded.encoder_decoder:
+        arguments = supervised.training_arguments(
+            Seq2SeqTrainingArguments, config, folder, remove_unused_columns=False, **common
+        )
+        return Seq2SeqTrainer(
+            model=loaded.model,
+            args=arguments,
+            train_dataset=_seq2seq_rows(pairs),
+            eval_dataset=_seq2seq_rows(eval_pairs) if eval_pairs else None,
+            data_collator=_Collator(decoder_start_id(loaded.model), loaded.pad_id),
+            compute_loss_func=supervised.cross_entropy,
+        )
+    arguments = supervised.training_arguments(
+        # max_length: nothing is cut here, the lengths were settled before
+        TrlSftConfig, config, folder, completion_only_loss=True, max_length=None, **common
+    )  # fmt: skip
+    return _SFTTrainer(
+        model=loaded.model,
+        args=arguments,
+        train_dataset=_decoder_rows(pairs),
+        eval_dataset=_decoder_rows(eval_pairs) if eval_pairs else None,
+        processing_class=loaded.tokenizer,
+    )
+
+
+class _SFTTrainer(SFTTrainer):
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL writes a card of its own beside every checkpoint; the run has one at its root."""
+
+
+def _decoder_rows(pairs: Sequence[Pair]) -> datasets.Dataset:
+    """``input_ids`` = prompt + response; ``completion_mask`` is 1 on the response, from lengths alone."""
+    return datasets.Dataset.from_dict(
+        {
+            "input_ids": [p.prompt + p.response for p in pairs],
+            "completion_mask": [[0] * len(p.prompt) + [1] * len(p.response) for p in pairs],
+        }
+    )
+
+
+def _seq2seq_rows(pairs: Sequence[Pair]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"input_ids": [p.prompt for p in pairs], "labels": [p.response for p in pairs]})
+
+
+@dataclass(frozen=True)
+class _Collator:
+    """Rows to a batch for an encoder-decoder; masks and -100 come from lengths, never from ids."""
+
+    start_id: int
+    pad_id: int
+
+    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        ids, mask = pad_rows([row["input_ids"] for row in rows], self.pad_id, left=False)
+        labels, real = pad_rows([row["labels"] for row in rows], self.pad_id, left=False)
+        shifted = [[self.start_id, *row["labels"][:-1]] for row in rows]
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "decoder_input_ids": pad_rows(shifted, self.pad_id, left=False)[0],
+            "decoder_attention_mask": real,
+            "labels": labels.masked_fill(real == 0, -100),
+        }

@@ -1,0 +1,139 @@
+"""From a row to an example's record: columns, nested columns and templates."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlgf_cli.errors import UserError, did_you_mean
+from rlgf_cli.tasks.sources import Row
+
+_COLUMN = re.compile(r"\{([^{}]+)\}")
+
+
+@dataclass(frozen=True)
+class ColumnMap:
+    """Which columns (or templates over columns) make an example.
+
+    ``id`` and ``meta`` may be ``None``: columns of these names are taken where they are there. An empty
+    ``id`` leaves the ids to be made.
+    """
+
+    prompt: str = "prompt"
+    references: Sequence[str] = ("references",)
+    id: str | None = None
+    meta: Mapping[str, str] | None = None
+
+
+@dataclass
+class Draft:
+    """An example in the making, with the place of its first row."""
+
+    where: str
+    id: str
+    prompt: str
+    references: list[str] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id, "prompt": self.prompt, "references": self.references, "meta": self.meta}
+
+
+def draft(row: Row, columns: ColumnMap, *, need_references: bool) -> Draft:
+    """One row as an example. Raises UserError that names the column and the row's place."""
+    prompt = _text(row, columns.prompt)
+    if not prompt.strip():
+        raise UserError("the prompt is empty", where=row.where, hint="--drop-bad drops such rows and counts them")
+    references = [text for name in columns.references for text in _texts(row, name, optional=not need_references)]
+    references = [text for text in references if text.strip()]
+    if need_references and not references:
+        hint = "--drop-bad drops such rows; --allow-no-references keeps them"
+        raise UserError("no reference that is not empty", where=row.where, hint=hint)
+    made = Draft(row.where, _id(row, columns.id), prompt, list(dict.fromkeys(references)), _meta(row, columns.meta))
+    try:
+        json.dumps(made.to_json(), allow_nan=False, ensure_ascii=False).encode("utf-8")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"this row is not JSON: {error}", where=row.where, hint="map other columns") from None
+    return made
+
+
+def has_column(values: Mapping[str, Any], name: str) -> bool:
+    """Whether a row has a column, or all columns of a template."""
+    try:
+        for column in _COLUMN.findall(name) or [name]:
+            _column(values, column)
+    except KeyError:
+        return False
+    return True
+
+
+def lookup(row: Row, name: str) -> Any:
+    """A column's value; ``a.b`` looks into a nested one. Raises UserError with the nearest column."""
+    try:
+        return _column(row.values, name)
+    except KeyError:
+        hint = did_you_mean(name, row.values) + "; --map says which column is meant"
+        raise UserError(f"there is no column {name!r}", where=row.where, hint=hint) from None
+
+
+def _column(values: Any, name: str) -> Any:
+    if isinstance(values, Mapping) and name in values:
+        return values[name]
+    head, dot, rest = name.partition(".")
+    if not dot or not isinstance(values, Mapping) or head not in values:
+        raise KeyError(name)
+    return _column(values[head], rest)
+
+
+def _text(row: Row, name: str) -> str:
+    """A column or a template as one text; the words of a list are joined with spaces."""
+    if not _COLUMN.search(name):
+        return _as_text(lookup(row, name), name, row, numbers=False)
+    return _COLUMN.sub(lambda match: _as_text(lookup(row, match[1]), match[1], row, numbers=True), name)
+
+
+def _as_text(value: Any, name: str, row: Row, *, numbers: bool) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return " ".join(value)
+    if numbers and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise UserError(f"the column {name!r} is not a text, but {type(value).__name__}", where=row.where)
+
+
+def _texts(row: Row, name: str, *, optional: bool) -> list[str]:
+    """References: a column with a text or a list of texts, or a template."""
+    if optional and not has_column(row.values, name):
+        return []
+    if _COLUMN.search(name):
+        return [_text(row, name)]
+    value = lookup(row, name)
+    if isinstance(value, list):
+        return [_as_text(item, name, row, numbers=False) for item in value]
+    return [_as_text(value, name, row, numbers=False)]
+
+
+def _id(row: Row, name: str | None) -> str:
+    if name == "" or (name is None and "id" not in row.values):
+        return ""
+    if name is not None and _COLUMN.search(name):
+        return _text(row, name)
+    value = lookup(row, name or "id")
+    if value is None:
+        return ""
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return str(value)
+    raise UserError(f"the id is not a text or a whole number, but {type(value).__name__}", where=row.where)
+
+
+def _meta(row: Row, columns: Mapping[str, str] | None) -> dict[str, Any]:
+    if columns is None:
+        value = row.values.get("meta")
+        return dict(value) if isinstance(value, Mapping) else {}
+    return {key: _text(row, name) if _COLUMN.search(name) else lookup(row, name) for key, name in columns.items()}

@@ -1,0 +1,229 @@
+"""``rlgf train-reward``: classifiers that learn, load anywhere, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from conftest import write_rows
+from rlgf_cli.config.loader import resolve
+from rlgf_cli.config.train_reward import TrainRewardConfig
+from rlgf_cli.protocols import Example
+from rlgf_cli.rewards.classifier import ClassifierReward
+from rlgf_cli.stages import train_reward
+from rlgf_cli.training import watch
+
+GOOD, BAD, REST = ["good", "great", "fine"], ["bad", "awful", "poor"], ["film", "plot", "scene", "the", "a"]
+
+
+def review(rng: random.Random, label: int) -> str:
+    words = rng.choices(REST, k=rng.randrange(3, 7))
+    words.insert(rng.randrange(len(words)), rng.choice(GOOD if label else BAD))
+    return " ".join(words)
+
+
+def reviews(count: int, seed: int = 0, names: tuple[Any, Any] = (0, 1)) -> list[dict[str, Any]]:
+    rng = random.Random(seed)
+    return [{"text": review(rng, i % 2), "label": names[i % 2]} for i in range(count)]
+
+
+def describe(tmp_path: Path, architecture: str = "gpt2", **keys: Any) -> str:
+    path = tmp_path / "small.yaml"
+    lines = {"architecture": architecture, "hidden": 32, "layers": 1, "tokenizer": "word", "max_positions": 32, **keys}
+    path.write_text("".join(f"{k}: {v}\n" for k, v in lines.items()))
+    return str(path)
+
+
+FAST = ("--max-steps", 40, "--batch-size", 16, "--learning-rate", "1e-2", "--device", "cpu")
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3", "distilbert"])
+def test_a_classifier_from_scratch(run_cli: Any, tmp_path: Path, architecture: str) -> None:
+    data = write_rows(tmp_path / "train.jsonl", reviews(200, names=("negative", "positive")))
+    held_out = write_rows(tmp_path / "val.jsonl", reviews(41, seed=1, names=("negative", "positive")))
+    model = describe(tmp_path, architecture)
+    arguments = ("--objective", "classification", "--model", model, "--data", data, "--eval-data", held_out)
+    shown = run_cli("train-reward", *arguments, *FAST, "-o", tmp_path / "clf", "--json")
+    assert shown.exit_code == 0, shown.stderr
+    result = json.loads(shown.stdout)
+    assert result["eval_accuracy"] > 0.9
+    assert result["eval_majority"] == pytest.approx(21 / 41)
+    assert (result["examples"], result["eval_examples"], result["labels"]) == (200, 41, ["negative", "positive"])
+    folder = tmp_path / "clf"
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert classifier.config.id2label == {0: "negative", 1: "positive"}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rng = random.Random(9)
+    texts, labels = zip(*((review(rng, i % 2), i % 2) for i in range(20)), strict=True)
+    with torch.no_grad():
+        said = [int(classifier(**tokenizer(text, return_tensors="pt")).logits.argmax()) for text in texts]
+    assert sum(a == b for a, b in zip(said, labels, strict=True)) >= 18
+    reward = ClassifierReward(str(folder), include_prompt=False, device="cpu")
+    high, low = reward.score([Example("a", "x"), Example("b", "x")], ["a good film", "a bad film"])
+    assert high.value > 0.5 > low.value
+    assert json.loads((folder / "run.json").read_text())["status"] == "done"
+
+
+def test_prompt_and_reference_files_with_a_split(run_cli: Any, tmp_path: Path) -> None:
+    """The key paths of prompt/references files, integer labels with names, a held-out share of every class."""
+    rows = []
+    for i, row in enumerate(reviews(103)):
+        words = row["text"].split()
+        rows.append({"id": str(i), "prompt": " ".join(words[:2]), "references": [" ".join(words[2:]), "other"],
+                     "meta": {"label": row["label"]}})  # fmt: skip
+    data = write_rows(tmp_path / "train.jsonl", rows)
+    shown = run_cli(
+        "train-reward", "--model", describe(tmp_path), "--data", data, *FAST, "--eval-fraction", 0.2,
+        "--text-key", "prompt,references.0", "--label-key", "meta.label",
+        "--set", "label_names={'1': positive, '0': negative}", "-o", tmp_path / "clf", "--json",
+    )  # fmt: skip
+    assert shown.exit_code == 0, shown.stderr
+    result = json.loads(shown.stdout)
+    assert result["labels"] == ["negative", "positive"]
+    assert (result["examples"], result["eval_examples"]) == (83, 20)
+    assert result["eval_accuracy"] > 0.9
+    trained = resolve(TrainRewardConfig, flags={"output": "x", "model": "x", "data": str(data), "limit": 50,
+                                                "text_key": "prompt", "label_key": "meta.label"}).config  # fmt: skip
+    train, held_out, _ = train_reward._read_data(trained)
+    assert len(train) + len(held_out) == 50
+    assert not {record.where for record in train} & {record.where for record in held_out}
+
+
+def test_texts_are_joined_and_cut_as_the_reward_does(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "one", "references": ["two"], "y": "b"},
+        {"prompt": "one ", "references": ["two"], "y": "a"},
+        {"prompt": "one", "references": [" two"], "y": 10},
+        {"prompt": "", "references": ["two"], "y": 9},
+    ]
+    data = write_rows(tmp_path / "x.jsonl", rows)
+    flags = {"output": "x", "model": "x", "data": "x", "text_key": "prompt,references.0", "label_key": "y"}
+    config = resolve(TrainRewardConfig, flags=flags).config
+    records = train_reward.read_labelled(str(data), config)
+    assert [r.text for r in records] == ["one two", "one two", "one two", "two"]
+    assert train_reward._labels(records, config) == ["9", "10", "a", "b"]
+
+    class Letters:
+        truncation_side = "right"
+
+        def __call__(self, text: str, truncation: bool = False, max_length: int = 0) -> dict[str, list[int]]:
+            ids = [ord(c) for c in text]
+            if truncation:
+                ids = ids[:max_length] if self.truncation_side == "right" else ids[-max_length:]
+            return {"input_ids": ids}
+
+    def first(joined: bool) -> str:
+        encoded, cut = train_reward._encode(Letters(), records, ["9", "10", "a", "b"], 5, joined=joined)
+        assert cut == 3
+        return "".join(map(chr, encoded[0]["input_ids"]))
+
+    assert (first(True), first(False)) == ("e two", "one t")
+
+
+def test_a_checkpoint_gets_a_head(run_cli: Any, tmp_path: Path, tiny_gpt2: Path, tiny_classifier: Path) -> None:
+    """A language model, and a classifier with another number of labels."""
+    rows = [{"text": f"the {noun} likes it", "label": noun} for noun in ("cat", "dog", "bird") for _ in range(8)]
+    data = write_rows(tmp_path / "train.jsonl", rows)
+    for model in (tiny_gpt2, tiny_classifier):
+        arguments = ("--model", model, "--data", data, "--max-steps", 2, "--device", "cpu")
+        shown = run_cli("train-reward", *arguments, "-o", tmp_path / model.name, "--json")
+        assert shown.exit_code == 0, shown.stderr
+        assert json.loads(shown.stdout)["labels"] == ["bird", "cat", "dog"]
+        assert "newly initialized" not in shown.stderr
+        classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / model.name)
+        assert classifier.config.num_labels == 3 and classifier.config.pad_token_id is not None
+
+
+def test_a_killed_run_resumes_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_rows(tmp_path / "train.jsonl", reviews(60))
+    model = describe(tmp_path, dropout=0.1)
+
+    def configure(output: str) -> Any:
+        flags = {"model": model, "data": str(data), "max_steps": 7, "save_steps": 3, "model.device": "cpu"}
+        return resolve(
+            TrainRewardConfig, flags={"output": str(tmp_path / output), "optim.learning_rate": 1e-2, **flags}
+        )
+
+    whole = train_reward.run(configure("whole"))
+    plain = watch.Watch.on_step_end
+
+    class Killed(BaseException):
+        pass
+
+    def on_step_end(self: Any, args: Any, state: Any, control: Any, **given: Any) -> None:
+        if state.global_step == 5:
+            raise Killed
+        plain(self, args, state, control, **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watch.Watch, "on_step_end", on_step_end)
+        with pytest.raises(Killed):
+            train_reward.run(configure("killed"))
+    resumed = train_reward.run(configure("killed"), existing="resume")
+    assert resumed.summary == whole.summary
+    first, second = (
+        AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+        for folder in (whole.folder, resumed.folder)
+    )
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+ONE = {"text": "a good film", "label": 1}
+CASES = [
+    ([ONE, {**ONE, "label": 1}], (), "all 2 examples have the label '1'"),
+    ([ONE], (), "one example is not enough"),
+    ([ONE, {"text": "a bad film"}], (), "train.jsonl:2: the field 'label' is missing"),
+    ([ONE, {"text": " ", "label": 0}], (), "train.jsonl:2: the field 'text' is empty"),
+    ([ONE, {"text": 5, "label": 0}], (), "train.jsonl:2: 'text' is 5, not a text"),
+    ([ONE, {"text": "x", "label": 0.5}], (), "train.jsonl:2: the field 'label"),
+    ([ONE, {"text": "x", "label": 0}], (), "no class has a second example"),
+    ([], (), "the file holds no records"),
+    (reviews(8), ("--text-key", "prompt"), "train.jsonl:1: the field 'prompt' is missing"),
+    (reviews(8), ("--label-key", "meta.label"), "train.jsonl:1: the field 'meta.label' is missing"),
+    (reviews(8), ("--set", "label_names={'7': x}"), "to a label that no example has"),
+    (reviews(8), ("--objective", "pairwise"), "objective"),
+    (reviews(8), ("--max-tokens", 99), "the model reads 32"),
+    (reviews(8), ("--eval-data", "none.jsonl"), "no such file"),
+    (reviews(8), ("--eval-data", "val.jsonl"), "val.jsonl:2: the label '2' is not in the training data"),
+    (reviews(8), ("--load-in-4bit",), "No such option"),
+]
+
+
+@pytest.mark.parametrize(("rows", "arguments", "words"), CASES)
+def test_bad_input(
+    run_cli: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: list[dict[str, Any]],
+    arguments: tuple[object, ...],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "train.jsonl", rows)
+    write_rows(tmp_path / "val.jsonl", [ONE, {**ONE, "label": 2}])
+    model = describe(tmp_path)
+    shown = run_cli("train-reward", "--model", model, "--data", "train.jsonl", *arguments, "-o", "clf")
+    assert shown.exit_code == 2 and words in shown.stderr, shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert not (tmp_path / "clf").exists()
+
+
+def test_models_that_cannot_classify(run_cli: Any, tmp_path: Path, tiny_t5: Path) -> None:
+    data = write_rows(tmp_path / "train.jsonl", reviews(8))
+    (tmp_path / "empty").mkdir()
+    for model, words in (
+        (tiny_t5, "not an encoder-decoder"),
+        (describe(tmp_path, "bart"), "no classifier"),
+        (tmp_path / "empty", "no model checkpoint"),
+        ("nobody/nothing", "no classifier can be made"),
+    ):
+        shown = run_cli("train-reward", "--model", model, "--data", data, "-o", tmp_path / "clf")
+        assert shown.exit_code == 2 and words in shown.stderr, shown.stderr
+        assert not (tmp_path / "clf").exists()

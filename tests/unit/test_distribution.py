@@ -1,0 +1,87 @@
+"""The distribution that samples and is scored: warping, bans, and the draw itself."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+from rlgf_cli.functional.logprobs import process_logits, warp_logits
+from rlgf_cli.models.generate import draw_tokens
+
+INF = float("inf")
+
+
+def numbers(low: float = -3.0, high: float = 3.0) -> st.SearchStrategy[float]:
+    return st.floats(low, high, allow_nan=False).map(lambda x: round(x, 3))
+
+
+@given(arrays(np.float64, (3, 9), elements=numbers()), st.integers(1, 12))
+def test_top_k_is_that_of_transformers(logits: np.ndarray, top_k: int) -> None:
+    scores = torch.from_numpy(logits)
+    expected = TopKLogitsWarper(top_k=min(top_k, 9))(None, scores)
+    assert torch.equal(warp_logits(scores, top_k, 1.0), expected)
+
+
+@given(arrays(np.float64, (3, 9), elements=numbers(), unique=True), numbers(0.01, 0.999))
+def test_top_p_is_that_of_transformers(logits: np.ndarray, top_p: float) -> None:
+    scores = torch.from_numpy(logits)
+    sums = scores.softmax(-1).sort(-1, descending=True).values.cumsum(-1)
+    assume(bool(((sums - top_p).abs() > 1e-6).all()))  # at the edge itself rounding decides
+    expected = TopPLogitsWarper(top_p=top_p)(None, scores)
+    assert torch.equal(warp_logits(scores, 0, top_p), expected)
+
+
+def test_top_k_comes_before_top_p_and_something_always_stays() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
+    # over all four, 2.0 is needed to reach .7; over the top two, 3.0 alone holds .73
+    assert torch.isfinite(warp_logits(logits, 0, 0.7)).tolist() == [[True, True, False, False]]
+    assert torch.isfinite(warp_logits(logits, 2, 0.7)).tolist() == [[True, False, False, False]]
+    assert torch.isfinite(warp_logits(logits, 1, 1e-9)).tolist() == [[True, False, False, False]]
+
+
+def test_process_logits_scales_and_bans_eos_only_where_told() -> None:
+    logits = torch.arange(8.0).reshape(2, 4)
+    eos = torch.tensor([1, 3])
+    found = process_logits(logits, 2.0, torch.tensor([True, False]), eos)
+    assert found.tolist() == [[0.0, -INF, 1.0, -INF], [2.0, 2.5, 3.0, 3.5]]
+    assert logits.tolist() == torch.arange(8.0).reshape(2, 4).tolist()  # the caller's logits are left alone
+    assert process_logits(logits, 1.0, torch.tensor([False, False]), eos) is logits
+
+
+def test_draws_have_the_right_distribution() -> None:
+    """Chi-square over seven tokens, 20,000 draws; the .999 quantile for six degrees of freedom is 22.46."""
+    logits = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5, -3.0, 1.5])
+    count = 20_000
+    uniforms = torch.from_numpy(np.random.default_rng(0).random(count))
+    drawn = draw_tokens(logits.expand(count, -1), uniforms)
+    observed = torch.bincount(drawn, minlength=7).double()
+    expected = logits.double().softmax(0) * count
+    assert float(((observed - expected).square() / expected).sum()) < 22.46
+
+
+@given(arrays(np.float64, 6, elements=numbers()), st.lists(st.booleans(), min_size=6, max_size=6), st.data())
+def test_banned_tokens_are_never_drawn_not_even_at_the_ends(
+    logits: np.ndarray, banned: list[bool], data: st.DataObject
+) -> None:
+    assume(not all(banned))
+    scores = torch.from_numpy(logits).float().masked_fill(torch.tensor(banned), -INF)
+    ends = [0.0, float(np.nextafter(1.0, 0.0)), float(np.nextafter(0.0, 1.0))]
+    more = data.draw(st.lists(st.floats(0, 1, exclude_max=True), max_size=5))
+    uniforms = torch.tensor([*ends, *more], dtype=torch.float64)
+    drawn = draw_tokens(scores.expand(len(uniforms), -1), uniforms)
+    assert not any(banned[token] for token in drawn.tolist())
+    allowed = [i for i, forbidden in enumerate(banned) if not forbidden]
+    assert drawn[0] == allowed[0] and drawn[1] == allowed[-1]
+
+
+def test_the_tail_of_a_distribution_can_be_drawn() -> None:
+    """Four tokens of probability 1e-9 behind a certain one: in float32 their cumulative mass would all be 1."""
+    logits = torch.tensor([[0.0, *[math.log(1e-9)] * 4]])
+    for token in range(1, 5):
+        assert draw_tokens(logits, torch.tensor([1 - (4.5 - token) * 1e-9], dtype=torch.float64)).tolist() == [token]

@@ -1,0 +1,191 @@
+"""The picture of the code: arrows go down only, and what --help loads imports nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[2] / "src"
+BOTTOM = {"errors", "protocols", "noise", "registry", "algorithms", "artifacts", "config", "__version__"}
+MIDDLE = {"functional", "models", "guides", "tasks", "rewards", "metrics", "training"}
+
+ALLOWED: dict[str, set[str]] = {
+    "__init__": set(),
+    "__main__": {"cli"},
+    "errors": set(),
+    "protocols": set(),
+    "noise": set(),
+    "registry": {"errors"},
+    "algorithms": {"errors"},
+    "artifacts": {"errors", "protocols", "__version__"},
+    "config": {"errors", "algorithms", "artifacts"},
+    "functional": set(),
+    "models": BOTTOM | {"functional"},
+    "guides": BOTTOM | {"models"},
+    "tasks": BOTTOM,
+    "rewards": BOTTOM | {"models"},
+    "metrics": BOTTOM | {"models", "rewards"},
+    "training": BOTTOM | {"models", "functional"},
+    "console": {"errors"},
+    "stages": BOTTOM | MIDDLE | {"console"},
+    "cli": BOTTOM | MIDDLE | {"stages", "console"},
+}
+"""Which part may import which. A part may always import itself, but stages not each other."""
+
+HEAVY = {"torch", "transformers", "trl", "datasets", "accelerate", "peft", "bert_score", "openai"}
+SLOW_FOR_HELP = {*HEAVY, "pydantic", "numpy", "yaml"}
+
+
+def module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(source: str, module: str, *, at_import_only: bool = False) -> set[str]:
+    """The modules that a file imports; ``at_import_only`` leaves out what stands in functions or is for types."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join([*module.split(".")[: -node.level], *([base] if base else [])])
+            # `from package import module` names a module too
+            found.update(f"{base}.{alias.name}" for alias in node.names)
+        elif at_import_only and _runs_later(node):
+            return
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(source))
+    return found
+
+
+def _runs_later(node: ast.AST) -> bool:
+    """A function's body, or what is there for the type checker alone."""
+    if isinstance(node, ast.If):
+        return "TYPE_CHECKING" in ast.dump(node.test)
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+
+
+def part_of(module: str) -> str:
+    pieces = module.split(".")
+    return pieces[1] if len(pieces) > 1 else "__init__"
+
+
+def forbidden_arrows(sources: dict[str, str]) -> list[str]:
+    """Imports against the picture, as ``importing module -> imported module``."""
+    found = []
+    for module, source in sources.items():
+        part = part_of(module)
+        for target in sorted(imports(source, module)):
+            name, goal = f"{module} -> {target}", part_of(target)
+            if target.split(".")[0] != "rlgf_cli":
+                if part == "functional" and target.split(".")[0] in (HEAVY | {"numpy", "pydantic"}) - {"torch"}:
+                    found.append(name)
+                internal = target.startswith("trl.") and target.count(".") > 1
+                if internal and module != "rlgf_cli.models.trl_primitives":
+                    found.append(name)
+            elif goal not in ALLOWED[part] | ({part} - {"stages"}):
+                found.append(name)
+    return found
+
+
+def loads(start: set[str], sources: dict[str, str], wanted: set[str]) -> list[str]:
+    """Chains by which importing one of the ``start`` modules imports one of the ``wanted`` libraries."""
+    chains = {module: module for module in start}
+    queue, found = sorted(start), []
+    while queue:
+        module = queue.pop()
+        for target in sorted(imports(sources[module], module, at_import_only=True)):
+            if target.split(".")[0] in wanted:
+                found.append(f"{chains[module]} -> {target}")
+            pieces = target.split(".")
+            for n in range(1, len(pieces) + 1):  # importing a.b.c imports a and a.b
+                name = ".".join(pieces[:n])
+                if name in sources and name not in chains:
+                    chains[name] = f"{chains[module]} -> {name}"
+                    queue.append(name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def sources() -> dict[str, str]:
+    return {module_name(path, SRC): path.read_text(encoding="utf-8") for path in sorted(SRC.rglob("*.py"))}
+
+
+def test_every_part_has_its_place(sources):
+    assert {part_of(module) for module in sources} == set(ALLOWED)
+
+
+def test_arrows_go_down_only(sources):
+    assert forbidden_arrows(sources) == []
+
+
+def test_the_picture_has_no_circle():
+    left = {part: {p for p in below if p in ALLOWED} for part, below in ALLOWED.items()}
+    while left:
+        free = [part for part, below in left.items() if not below & set(left)]
+        assert free, f"these import each other: {sorted(left)}"
+        for part in free:
+            del left[part]
+
+
+def test_the_bottom_layer_loads_nothing_heavy(sources):
+    bottom = {module for module in sources if part_of(module) in BOTTOM}
+    assert loads(bottom, sources, HEAVY) == []
+
+
+def test_the_command_line_loads_nothing_slow(sources):
+    start = {module for module in sources if part_of(module) in ("cli", "console", "errors", "protocols", "registry")}
+    assert loads(start, sources, SLOW_FOR_HELP) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("rlgf_cli.training.loop", "from rlgf_cli.rewards import rouge"),
+        ("rlgf_cli.training.loop", "from ..guides.hf import HFGuide"),
+        ("rlgf_cli.training.loop", "import rlgf_cli.metrics.rouge"),
+        ("rlgf_cli.stages.train", "from rlgf_cli.stages import sft"),
+        ("rlgf_cli.stages.train", "from rlgf_cli.cli.options import Seed"),
+        ("rlgf_cli.models.load", "from rlgf_cli import console"),
+        ("rlgf_cli.functional.masks", "from rlgf_cli.errors import UserError"),
+        ("rlgf_cli.functional.masks", "import transformers"),
+        ("rlgf_cli.artifacts.jsonl", "def f():\n    from rlgf_cli.models import load"),
+        ("rlgf_cli.models.load", "from trl.trainer.utils import pad"),
+        ("rlgf_cli.stages.sft", "def f():\n    from trl.models.utils import prepare_fsdp"),
+    ],
+)
+def test_an_import_against_the_picture_is_seen(module, line):
+    assert len(forbidden_arrows({module: line})) == 1
+
+
+def test_imports_that_the_picture_allows():
+    fine = {
+        "rlgf_cli.stages.train": "from rlgf_cli import console\nfrom rlgf_cli.training import loop",
+        "rlgf_cli.models.trl_primitives": "from trl.trainer.utils import pad",
+        "rlgf_cli.models.load": "from trl import SFTTrainer\nfrom rlgf_cli.functional import logprobs",
+        "rlgf_cli.functional.masks": "import torch\nimport math",
+    }
+    assert forbidden_arrows(fine) == []
+
+
+def test_a_heavy_import_is_seen_through_other_modules():
+    tree = {
+        "rlgf_cli.cli.app": "from rlgf_cli.cli import eval",
+        "rlgf_cli.cli.eval": "from rlgf_cli import helper",
+        "rlgf_cli.helper": "try:\n    import torch.nn\nexcept ImportError:\n    torch = None",
+        "rlgf_cli": "",
+    }
+    assert loads({"rlgf_cli.cli.app"}, tree, HEAVY) == [
+        "rlgf_cli.cli.app -> rlgf_cli.cli.eval -> rlgf_cli.helper -> torch.nn"
+    ]
+    tree["rlgf_cli.helper"] = (
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\ndef f():\n    import torch"
+    )
+    assert loads({"rlgf_cli.cli.app"}, tree, HEAVY) == []
