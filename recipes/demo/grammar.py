@@ -3,10 +3,13 @@
 ``python recipes/demo/grammar.py FOLDER`` writes its data; ``grammar.py:score`` is its reward, and shows how a task of
 one's own is written: JSONL and a Python function.
 
-A training sentence is spoilt with probability q per concept: the concept is replaced, mostly by a favourite word of its
-kind. A model trained on badly spoilt sentences (q = 0.65, the starting policy) knows the grammar and its habits, and seldom
-says what it was asked, sampled or greedy; one trained on lightly spoilt ones (q = 0.1, the guide) mostly does.
+A training sentence is spoilt with probability q per concept: the concept is replaced, mostly by a favourite word of
+its kind. A model trained on badly spoilt sentences (q = 0.65, the starting policy) knows the grammar and its habits,
+and seldom says what it was asked, sampled or greedy; one trained on lightly spoilt ones (q = 0.1, the guide) mostly
+does.
 """
+
+# ruff: noqa: SIM905 - word lists read better as text
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -334,8 +335,16 @@ def test_a_killed_run_resumes_to_the_same_end(
     assert json.loads((resumed.folder / "run.json").read_text())["resumed"] == 1
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[Any]:
+    """Python's own handler of Ctrl-C, also where the tests run as a background job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_saves_and_resumes(
-    tmp_path: Path, tiny_gpt2: Path, examples_file: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_gpt2: Path, examples_file: Path, monkeypatch: pytest.MonkeyPatch, ctrl_c: Any
 ) -> None:
     common = {"model": str(tiny_gpt2), "data": str(examples_file), "max_steps": 6, "save_steps": None}
     sft.run(configure(tmp_path / "whole", **common))
@@ -347,7 +356,7 @@ def test_ctrl_c_saves_and_resumes(
     assert caught.value.exit_code == 130 and "--resume" in str(caught.value.hint)
     assert json.loads((tmp_path / "stopped/run.json").read_text())["status"] == "interrupted"
     assert not (tmp_path / "stopped/model.safetensors").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is ctrl_c
     sft.run(resolved, existing="resume")
     for name, value in weights_of(tmp_path / "whole").items():
         assert torch.equal(value, weights_of(tmp_path / "stopped")[name]), name

@@ -104,12 +104,20 @@ def test_the_mean_loss_weighs_rows_by_their_steps() -> None:
 
 def test_the_first_ctrl_c_asks_and_the_second_interrupts() -> None:
     asked = []
-    with pytest.raises(KeyboardInterrupt), supervised._first_interrupt(lambda: asked.append(1)):
-        os.kill(os.getpid(), signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), supervised._first_interrupt(lambda: asked.append(1)):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert asked == [1]
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the second Ctrl-C did nothing")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with supervised._first_interrupt(lambda: asked.append(2)):
+            os.kill(os.getpid(), signal.SIGINT)
         assert asked == [1]
-        os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail("the second Ctrl-C did nothing")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_lines_where_there_is_no_terminal() -> None:

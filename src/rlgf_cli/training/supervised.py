@@ -183,8 +183,12 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _first_interrupt(tell: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C calls ``tell``; the second one is a KeyboardInterrupt as ever."""
-    if threading.current_thread() is not threading.main_thread():
+    """The first Ctrl-C calls ``tell``; the second one is a KeyboardInterrupt as ever.
+
+    A shell's background job ignores Ctrl-C, and goes on doing so.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
 
