@@ -123,9 +123,9 @@ def _checkpoint(folder: Path, architecture: str, pad: str = "distinct") -> Path:
     else:
         raise ValueError(architecture)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "wpe" not in name:
-                parameter.mul_(3.0)  # sharper than the usual initialisation, so that mistakes show
+        for parameter in model.parameters():
+            if parameter.dim() > 1:  # sharper than the usual initialisation, so that mistakes show
+                parameter.mul_(3.0 if architecture == "t5" else 8.0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "rlgf_text.json").write_text(

@@ -11,11 +11,16 @@ import torch
 from conftest import toy_examples
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.config.common import LengthConfig, ModelConfig
+from rlgf_cli.models.actor_critic import ActorCritic
+from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.generate import Generated
 from rlgf_cli.models.load import Loaded, load
 from rlgf_cli.models.prompts import Encoded, encode_prompts
-from rlgf_cli.protocols import Completion, Example, FinishReason, GuideAbilities, GuideRequest
+from rlgf_cli.protocols import Completion, Example, FinishReason, GuideAbilities, GuideRequest, Score
+from rlgf_cli.training.credit import CreditSettings, annotate, assign
+from rlgf_cli.training.episodes import Episode, build_batch
 from rlgf_cli.training.rollout import Roller, Sampling
+from rlgf_cli.training.update import StepData, UpdateSettings
 
 PPO = Regime()
 PPO_PP = Regime(roll_in="guide")
@@ -44,8 +49,10 @@ def loaded_from(path: Path, **changes: Any) -> Loaded:
 
 
 def examples(count: int) -> list[Example]:
+    """Prompts of three, four, eight or nine tokens: a batch of them has padding."""
     rows = toy_examples(count, seed=3)
-    return [Example(r["id"], r["prompt"], tuple(r["references"]), r["meta"]) for r in rows]
+    extra = ("", " river", " in the house a dog", " finds it in the river .")
+    return [Example(r["id"], r["prompt"] + extra[i % 4], tuple(r["references"]), r["meta"]) for i, r in enumerate(rows)]
 
 
 def prompts_for(loaded: Loaded, count: int, *, repeat: int = 1) -> list[Encoded]:
@@ -84,3 +91,79 @@ def chi_square(observed: Sequence[int]) -> float:
 
 def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+@torch.no_grad()
+def plain_logits(loaded: Loaded, prompt: Sequence[int], response: Sequence[int]) -> torch.Tensor:
+    """Logits [T, V] that predict each response token: one text at a time, nothing padded, no cache, no hooks."""
+    model, start = loaded.model, []
+    if loaded.encoder_decoder:
+        start = [model.config.decoder_start_token_id]
+        out = model(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[*start, *response[:-1]]]))
+        return out.logits[0]
+    out = model(input_ids=torch.tensor([[*prompt, *response[:-1]]]), use_cache=False)
+    return out.logits[0, len(prompt) - 1 :]
+
+
+def plain_logprobs(
+    loaded: Loaded,
+    prompt: Sequence[int],
+    response: Sequence[int],
+    *,
+    temperature: float = 1.0,
+    min_new_tokens: int = 0,
+) -> torch.Tensor:
+    """Log-probabilities [T] of a response under the temperature-scaled distribution, EOS impossible before its time."""
+    logits = plain_logits(loaded, prompt, response).double() / temperature
+    logits[:min_new_tokens, sorted(loaded.eos_ids)] = float("-inf")
+    return logits.log_softmax(-1)[torch.arange(len(response)), torch.tensor(response)]
+
+
+def actor_critic(loaded: Loaded, critics: Sequence[str] = ("policy",), *, mode: str = "shared") -> ActorCritic:
+    """With value heads that are not zero, so that a wrong position shows in their values."""
+    model = ActorCritic(loaded, critics, mode=mode, with_reference=True)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.critics.named_parameters():
+            if name.endswith(("head.out.weight", "policy.out.weight", "guide.out.weight")):
+                parameter.normal_(std=0.3)
+    return model
+
+
+def token_batch(loaded: Loaded, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> TokenBatch:
+    return TokenBatch.build(
+        prompts, responses, pad_id=loaded.pad_id, encoder_decoder=loaded.encoder_decoder, device=torch.device("cpu")
+    )
+
+
+def real_mask(batch: TokenBatch) -> torch.Tensor:
+    return torch.arange(batch.response_ids.shape[1]) < batch.lengths.unsqueeze(-1)
+
+
+def step_data(
+    model: ActorCritic,
+    regime: Regime,
+    episodes: list[Episode],
+    sampling: Sampling,
+    *,
+    critics: Sequence[str] = ("policy",),
+    kl_coef: float = 0.1,
+    rows_at_once: int = 4,
+) -> StepData:
+    """What the update gets, scores by the length of the text where there are none yet."""
+    for e in episodes:
+        e.score = e.score or Score(len(e.text) / 10)
+    batch = build_batch(episodes, regime, critics, model.loaded)
+    if regime.estimator == "likelihood":
+        return StepData(regime, batch, None, None, None)
+    notes = annotate(model, batch, regime, sampling, rows_at_once=rows_at_once)
+    credit = assign(regime, batch, notes, kl_coef=kl_coef, settings=CreditSettings(1.0, 0.95, 1.0, True))
+    return StepData(regime, batch, notes, credit, None)
+
+
+def update_settings(**changes: Any) -> UpdateSettings:
+    given: dict[str, Any] = {
+        "epochs": 1, "minibatch_size": 64, "accumulation": 1, "clip_range": 0.2, "value_clip_range": 0.2,
+        "value_coef": 0.5, "entropy_coef": 0.0, "reference_nll": 0.0, "max_grad_norm": 1.0,
+    }  # fmt: skip
+    return UpdateSettings(**{**given, **changes})

@@ -248,8 +248,10 @@ def test_references_and_truncated_responses(tmp_path: Path, tiny_gpt2: Path) -> 
     examples = read_examples(write_rows(tmp_path / "train.jsonl", rows))
     loaded = load(ModelConfig(name=str(tiny_gpt2), device="cpu"))
 
-    def pairs(references: str, seed: int = 0) -> tuple[list[sft.Pair], dict[str, int]]:
-        given = configure(tmp_path / "x", model="x", data="x", references=references, seed=seed)
+    def pairs(references: str, seed: int = 0, limit: int = 24) -> tuple[list[sft.Pair], dict[str, int]]:
+        given = configure(
+            tmp_path / "x", model="x", data="x", references=references, seed=seed, lengths__max_new_tokens=limit
+        )
         return sft.make_pairs(loaded, examples, given.config)
 
     every, counts = pairs("all")
@@ -260,6 +262,9 @@ def test_references_and_truncated_responses(tmp_path: Path, tiny_gpt2: Path) -> 
     assert every[0].prompt == loaded.tokenizer("cat sees garden")["input_ids"]
     assert every[0].response[:-1] == loaded.tokenizer(" the cat sees the garden .")["input_ids"]
     assert pairs("first")[0] == [every[0], every[2]]
+    whole = every[0].response
+    assert pairs("first", limit=len(whole))[0][0].response == whole
+    assert pairs("first", limit=len(whole) - 1)[0][0].response == whole[:-1]
     drawn = {tuple(pairs("random", seed)[0][0].response) for seed in range(20)}
     assert drawn == {tuple(every[0].response), tuple(every[1].response)}
 

@@ -13,7 +13,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from conftest import write_rows
 from rlgf_cli.config.loader import resolve
+from rlgf_cli.config.scratch import read_scratch
 from rlgf_cli.config.train_reward import TrainRewardConfig
+from rlgf_cli.models import scratch
 from rlgf_cli.protocols import Example
 from rlgf_cli.rewards.classifier import ClassifierReward
 from rlgf_cli.stages import train_reward
@@ -68,6 +70,30 @@ def test_a_classifier_from_scratch(run_cli: Any, tmp_path: Path, architecture: s
     high, low = reward.score([Example("a", "x"), Example("b", "x")], ["a good film", "a bad film"])
     assert high.value > 0.5 > low.value
     assert json.loads((folder / "run.json").read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "distilbert"])
+def test_the_first_loss_is_that_of_the_texts_one_by_one(tmp_path: Path, architecture: str) -> None:
+    """Padding and labels out of order would show. The weights are larger than fresh ones, so that they do."""
+    data = write_rows(tmp_path / "train.jsonl", reviews(30))
+    held_out = write_rows(tmp_path / "val.jsonl", reviews(4, seed=1))
+    described = read_scratch(describe(tmp_path, architecture))
+    texts = [row["text"] for row in reviews(30)]
+    model, tokenizer = scratch.build_classifier(described, name="x", texts=texts, labels=["0", "1"], seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10 if parameter.dim() > 1 else 1)
+    train_reward._save(tmp_path / "start", model.eval(), tokenizer)
+    flags = {"model": str(tmp_path / "start"), "data": str(data), "eval_data": str(held_out), "max_steps": 1}
+    flags |= {"output": str(tmp_path / "clf"), "batch_size": 30, "logging_steps": 1, "model.device": "cpu"}
+    train_reward.run(resolve(TrainRewardConfig, flags=flags))
+    with torch.no_grad():
+        losses = []
+        for row in reviews(30):
+            logits = model(input_ids=tokenizer(row["text"], return_tensors="pt")["input_ids"]).logits
+            losses.append(-float(logits.log_softmax(-1)[0, row["label"]]))
+    first = json.loads((tmp_path / "clf/metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(sum(losses) / 30, rel=1e-5)
 
 
 def test_prompt_and_reference_files_with_a_split(run_cli: Any, tmp_path: Path) -> None:

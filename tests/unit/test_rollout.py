@@ -54,6 +54,11 @@ def plan_of(e: Episode, step: int = 0, seed: int = 0) -> list[float]:
     return noise.uniforms(4, seed, "plan", step, e.group).tolist()
 
 
+def ends_often(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several ids end a text, as in chat models; with so many of them the texts of a random model do end."""
+    monkeypatch.setattr(loaded.model.generation_config, "eos_token_id", [loaded.eos_id, *range(80, 110)])
+
+
 # --- the guide rolls in
 
 
@@ -129,8 +134,7 @@ def test_a_group_shares_prompt_text_and_cut(gpt2: Loaded) -> None:
 def test_the_policys_cut_is_drawn_before_its_text(several: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     """k depends on (seed, step, episode) alone. The roll-in is the beginning of what the policy would have written
     anyway; an ending of its own within k tokens stands, EOS included, and no guide follows."""
-    # several ids end a text, as in chat models; with so many of them texts of a random model do end
-    monkeypatch.setattr(several.model.generation_config, "eos_token_id", [several.eos_id, *range(80, 110)])
+    ends_often(several, monkeypatch)
     prompts = prompts_for(several, 60)
     alone = roller_for(several).roll(PPO, prompts, 0, 9.0)
     guide = ScriptedGuide((TEXT, "stop"))
@@ -205,15 +209,17 @@ def test_stop_adds_an_eos_and_length_does_not(gpt2: Loaded) -> None:
         assert guided and all(e.finished == stops == (e.ids[-1] == gpt2.eos_id) for e in guided)
 
 
-def test_the_policys_own_limits(several: Loaded) -> None:
-    """max_new_tokens is the longest; before min_new_tokens no EOS, wherever the prefix ends."""
-    roller = roller_for(several, ScriptedGuide((TEXT, "stop")), max_new_tokens=7, min_new_tokens=5)
+def test_the_policys_own_limits(several: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """max_new_tokens is the longest; before min_new_tokens no EOS, and a prefix counts towards it."""
+    ends_often(several, monkeypatch)
+    roller = roller_for(several, ScriptedGuide((TEXT, "stop")), max_new_tokens=9, min_new_tokens=5)
     for regime in (PPO, ALWAYS_IN):
-        episodes = roller.roll(regime, prompts_for(several, 60), 0, 9.0)
-        assert all(5 < e.length <= 7 or (e.length == 7) for e in episodes)
+        episodes = roller.roll(regime, prompts_for(several, 100), 0, 9.0)
+        assert all(5 < e.length <= 9 for e in episodes)
         assert all(not set(e.ids[:5]) & several.eos_ids for e in episodes)
         assert all(e.finished == (e.ids[-1] in several.eos_ids) for e in episodes)
         assert all(not set(e.ids[:-1]) & several.eos_ids for e in episodes)
+        assert any(e.finished and (e.cut >= 4 or regime is PPO) for e in episodes)
 
 
 @pytest.mark.parametrize("regime", [ALWAYS_IN, BC, AGGREVATED])

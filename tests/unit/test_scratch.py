@@ -51,6 +51,7 @@ def test_survives_save_and_load(tmp_path: Path, architecture: str, kind: str) ->
     assert again.pad_id != again.eos_id
     prompt = again.text.encode_prompt(again.tokenizer, PROMPTS[0], again.encoder_decoder)
     assert (prompt[-1] == again.eos_id) == again.encoder_decoder
+    assert getattr(again.model.config, "forced_eos_token_id", None) is None
     config = again.model.generation_config
     assert (config.decoder_start_token_id is not None) == again.encoder_decoder
 

@@ -73,8 +73,8 @@ def generate(
 
     ```
     rlgf generate --model runs/sft --prompt "dog park run"
-    rlgf generate --model runs/ppopp --data prompts.jsonl --temperature 0 -o texts.jsonl
-    rlgf generate --model runs/ppopp --data prompts.jsonl -n 4 --top-p 0.9 --seed 1 | head
+    rlgf generate --model runs/sft --data val.jsonl --temperature 0 -o out.jsonl
+    rlgf generate --model runs/sft --data val.jsonl -n 4 --top-p 0.9 | head
     ```
     """
     flags = {

@@ -19,10 +19,7 @@ def merge(
     config: options.Config = None,
     set_: options.Set = None,
     dtype: options.DType = None,
-    trust_remote_code: Annotated[
-        bool | None,
-        typer.Option("--trust-remote-code", help="Run code that comes with the base model."),
-    ] = None,
+    trust_remote_code: options.TrustRemoteCode = None,
     overwrite: options.Overwrite = False,
     print_config: options.PrintConfig = False,
 ) -> None:

@@ -92,8 +92,8 @@ def sft(
 
     ```
     rlgf sft --model gpt2 --data train.jsonl -o runs/sft
-    rlgf sft --model google/t5-v1_1-small --data train.jsonl --eval-data val.jsonl --max-steps 2000 -o runs/t5
-    rlgf sft --model small.yaml --data train.jsonl --epochs 20 --learning-rate 1e-3 -o runs/scratch
+    rlgf sft --model t5-small --data train.jsonl --max-steps 2000 -o runs/t5
+    rlgf sft --model small.yaml --data train.jsonl --epochs 20 -o runs/tiny
     ```
     """
     flags = {

@@ -72,9 +72,9 @@ def train_reward(
     """Train a classifier as a reward.
 
     ```
-    rlgf train-reward --objective classification --model distilbert-base-uncased --data labelled.jsonl -o runs/clf
-    rlgf train-reward --model gpt2 --data imdb.jsonl --text-key prompt,references.0 --label-key meta.label -o runs/clf
-    rlgf train-reward --model small.yaml --data train.jsonl --eval-data val.jsonl --epochs 5 -o runs/clf
+    rlgf train-reward --model gpt2 --data labelled.jsonl -o runs/clf
+    rlgf train-reward --model small.yaml --data labelled.jsonl -o runs/clf
+    rlgf train-reward --model gpt2 --data a.jsonl --label-key meta.label -o clf
     ```
     """
     flags = {

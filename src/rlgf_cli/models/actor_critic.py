@@ -171,14 +171,16 @@ class ActorCritic(nn.Module):
         """
         with autocast(self.loaded.device, self.loaded.dtype):
             wanted = list(values)
-            learns = torch.is_grad_enabled() and not policy_frozen
-            with torch.set_grad_enabled(learns), self._layers_checkpoint():
-                logits, hidden = response_forward(self.policy, batch, select)
+            picked = _if_any(select)
+            logits = hidden = None
+            if picked is not None or (wanted and not self.separate):
+                learns = torch.is_grad_enabled() and not policy_frozen
+                with torch.set_grad_enabled(learns), self._layers_checkpoint():
+                    logits, hidden = response_forward(self.policy, batch, picked)
             found = {}
             for name in wanted:
                 critic = self.critics[name]
                 found[name] = critic(batch) if self.separate else critic(hidden)
-        assert logits is not None
         logprobs, entropies = self._select(logits, batch, select, temperature, min_new_tokens, entropy)
         return Scored(logprobs, entropies, found)
 
@@ -187,6 +189,8 @@ class ActorCritic(nn.Module):
         self, batch: TokenBatch, select: torch.Tensor, *, temperature: float, min_new_tokens: int
     ) -> torch.Tensor:
         """Log-probabilities [B, T] of the selected tokens under the reference, 0 elsewhere."""
+        if _if_any(select) is None:
+            return torch.zeros(select.shape, device=select.device)
         with autocast(self.loaded.device, self.loaded.dtype):
             if self.reference is not None:
                 logits, _ = response_forward(self.reference, batch, select)
@@ -199,19 +203,21 @@ class ActorCritic(nn.Module):
             else:
                 with self.policy.disable_adapter():
                     logits, _ = response_forward(self.policy, batch, select)
-        assert logits is not None
         return self._select(logits, batch, select, temperature, min_new_tokens, False)[0]
 
     def _select(
         self,
-        logits: torch.Tensor,
+        logits: torch.Tensor | None,
         batch: TokenBatch,
         select: torch.Tensor,
         temperature: float,
         min_new_tokens: int,
         entropy: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits [N, V] of the selected positions to log-probabilities and entropies [B, T]."""
+        """Logits [N, V] of the selected positions (None: there are none) to log-probabilities and entropies [B, T]."""
+        if logits is None:
+            nothing = torch.zeros(select.shape, device=select.device)
+            return nothing, nothing if entropy else None
         position = torch.arange(select.shape[1], device=select.device).expand_as(select)[select]
         logits = process_logits(logits.float(), temperature, position < min_new_tokens, self.eos)
         chosen = selective_log_softmax(logits, batch.response_ids[select])
@@ -221,6 +227,11 @@ class ActorCritic(nn.Module):
             return logprobs, None
         finite = logits.masked_fill(torch.isinf(logits), torch.finfo(logits.dtype).min)  # 0 x -inf is NaN
         return logprobs, empty.masked_scatter(select, entropy_from_logits(finite))
+
+
+def _if_any(select: torch.Tensor) -> torch.Tensor | None:
+    """The selection, or None where it is empty: a minibatch may hold the guide's tokens only."""
+    return select if bool(select.any()) else None
 
 
 def _disable_dropout(model: Any) -> None:

@@ -90,9 +90,9 @@ class TextFormat:
         segment is tokenised without it.
         """
         plain = _without_dummy_prefix(tokenizer)
-        if plain is not None:
-            return list(plain.encode(text, add_special_tokens=False).ids)
-        return _plain_ids(tokenizer, text)
+        if plain is None:
+            return _plain_ids(tokenizer, text)
+        return [i for i in plain.ids(text) if i not in _control_ids(tokenizer)]
 
     def decode_response(self, tokenizer: Any, ids: list[int] | tuple[int, ...], *, strip: bool = True) -> str:
         """The text of a response: special tokens dropped, the prefix cut off, trailing whitespace kept off.
@@ -105,21 +105,45 @@ class TextFormat:
 
 
 def _plain_ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [i for i in ids if i not in _control_ids(tokenizer)]
 
 
 @lru_cache(maxsize=16)
-def _without_dummy_prefix(tokenizer: Any) -> Tokenizer | None:
+def _control_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids that no text may become. Most tokenizers split a special token's letters when told so; where it is a piece
+    of the vocabulary like any other (T5's ``</s>``), it is left out."""
+    return frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+
+
+@dataclass(frozen=True)
+class _NoDummyPrefix:
+    """A SentencePiece-like tokenizer that adds no space in front.
+
+    ``by_words``: the original splits at whitespace and then puts a space before *every* word (T5). Here whitespace is
+    left in, as one space each, and becomes those spaces.
+    """
+
+    tokenizer: Tokenizer
+    by_words: bool
+
+    def ids(self, text: str) -> list[int]:
+        if self.by_words:
+            text = " " * text[:1].isspace() + " ".join(text.split())
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+@lru_cache(maxsize=16)
+def _without_dummy_prefix(tokenizer: Any) -> _NoDummyPrefix | None:
     """A copy of a SentencePiece-like tokenizer that adds no leading space; None where there is none to remove."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
     state = json.loads(backend.to_str())
-    changed = False
-    for part in ("pre_tokenizer", "normalizer"):
-        steps = state.get(part) or {}
-        nested = steps.get("pretokenizers") or steps.get("normalizers") or [steps]
-        for step in nested:
+    changed = by_words = False
+    for part, nested in (("pre_tokenizer", "pretokenizers"), ("normalizer", "normalizers")):
+        steps = (state.get(part) or {}).get(nested) or [state.get(part) or {}]
+        for step in steps:
             if step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never":
                 step["prepend_scheme"] = "never"
                 changed = True
@@ -129,8 +153,12 @@ def _without_dummy_prefix(tokenizer: Any) -> Tokenizer | None:
             elif step.get("type") == "ByteLevel" and step.get("add_prefix_space"):
                 step["add_prefix_space"] = False
                 changed = True
+        if any(step.get("type") == "Metaspace" for step in steps) and len(steps) > 1:
+            kept = [step for step in steps if step["type"] != "WhitespaceSplit"]
+            by_words = by_words or len(kept) < len(steps)
+            state[part][nested] = kept
     if not changed:
         return None
     plain = Tokenizer.from_str(json.dumps(state))
     plain.encode_special_tokens = True
-    return plain
+    return _NoDummyPrefix(plain, by_words)

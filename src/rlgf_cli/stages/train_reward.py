@@ -99,6 +99,7 @@ def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse")
                 reporter=Reporter("train-reward", console.progress, console.log),
             )
         summary = {
+            "objective": config.objective,
             **fitted,
             "eval_majority": max(Counter(r.label for r in held_out).values()) / len(held_out),
             "examples": len(train),
