@@ -35,11 +35,14 @@ def test_the_tour_runs_as_it_is_written(tmp_path: Path) -> None:
     for command in found:
         done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    assert "PPO++" in subprocess.run(
-        ["rlgf", "compare", "SFT=runs/tour/sft", "PPO++=runs/tour/ppopp"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    assert (
+        "PPO++"
+        in subprocess.run(
+            ["rlgf", "compare", "SFT=runs/tour/sft", "PPO++=runs/tour/ppopp"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )

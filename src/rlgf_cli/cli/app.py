@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from typing import Annotated, NoReturn
 
 import typer
@@ -58,6 +59,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not debug:  # what libraries tell each other of their next version is nothing that a user could mend
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|datasets)\b")
     try:
         sys.exit(_call(arguments))
     except console.OutputClosed:
