@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from conftest import toy_examples
+from rlgf_cli.algorithms import catalog
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.config.common import LengthConfig, ModelConfig
 from rlgf_cli.models.actor_critic import ActorCritic
@@ -17,10 +20,12 @@ from rlgf_cli.models.generate import Generated
 from rlgf_cli.models.load import Loaded, load
 from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.protocols import Completion, Example, FinishReason, GuideAbilities, GuideRequest, Score
+from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.credit import CreditSettings, annotate, assign
 from rlgf_cli.training.episodes import Episode, build_batch
+from rlgf_cli.training.loop import KLSettings, Trainer
 from rlgf_cli.training.rollout import Roller, Sampling
-from rlgf_cli.training.update import StepData, UpdateSettings
+from rlgf_cli.training.update import StepData, UpdateSettings, make_optimizer
 
 PPO = Regime()
 PPO_PP = Regime(roll_in="guide")
@@ -167,3 +172,70 @@ def update_settings(**changes: Any) -> UpdateSettings:
         "value_coef": 0.5, "entropy_coef": 0.0, "reference_nll": 0.0, "max_grad_norm": 1.0,
     }  # fmt: skip
     return UpdateSettings(**{**given, **changes})
+
+
+def coverage_score(batch: Sequence[Example], texts: Sequence[str]) -> list[Score]:
+    """Share of the letters a to m: any text has one, and they differ."""
+    return [Score(sum(c in "abcdefghijklm" for c in t.lower()) / max(1, len(t))) for t in texts]
+
+
+def trainer_for(
+    loaded: Loaded,
+    algorithm: str,
+    guide: Any = None,
+    *,
+    parameters: dict[str, Any] | None = None,
+    kl_coef: float = 0.0,
+    kl_in_reward: bool = True,
+    learning_rate: float = 1e-2,
+    episodes: int = 8,
+    seed: int = 0,
+    covered: frozenset[str] | None = None,
+    scorer: Any = coverage_score,
+    warmup: int = 0,
+    **changes: Any,
+) -> Trainer:
+    """The training loop on a tiny model. ``changes``: fields of UpdateSettings."""
+    spec = catalog.build(algorithm, parameters or {})
+    model = ActorCritic(loaded, spec.critics, mode="shared", with_reference=spec.uses_reference)
+    optimizer = make_optimizer(model.trainable(), learning_rate, 0.0)
+    return Trainer(
+        spec=spec,
+        model=model,
+        optimizer=optimizer,
+        scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+        prompts=prompts_for(loaded, 12),
+        roller=roller_for(loaded, guide, seed=seed, covered=covered),
+        scorer=scorer,
+        credit=CreditSettings(1.0, 0.95, 1.0, True),
+        update=update_settings(**{"minibatch_size": 4, **changes}),
+        kl=KLSettings(kl_in_reward, False, 6.0, 10_000),
+        state=TrainerState(kl_coef=kl_coef, horizon=6.0),
+        seed=seed,
+        episodes=episodes,
+        missing_eos_penalty=0.0,
+        critic_warmup_steps=warmup,
+        eval_every=1,
+    )
+
+
+both = pytest.mark.parametrize("injected", [False, True], ids=["as_it_is", "with_the_mistake"])
+
+
+@contextlib.contextmanager
+def caught_if(injected: bool, *more: type[Exception]) -> Iterator[None]:
+    """The check must fail where the mistake was injected, and pass where it was not."""
+    if injected:
+        with pytest.raises((AssertionError, *more)):
+            yield
+    else:
+        yield
+
+
+def guide() -> ScriptedGuide:
+    """One that goes on from anything, with another text for every prompt."""
+    return ScriptedGuide(lambda request: (f" {request.example.prompt} it .", "stop"))
+
+
+def parameters_of(model: ActorCritic) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for _, parameter in model.trainable()])

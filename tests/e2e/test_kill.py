@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import toy_examples, write_rows
 from safetensors.torch import load_file
+
+from conftest import toy_examples, write_rows
 
 STEPS = 9
 HOOK = """
@@ -39,7 +40,8 @@ def command(alg: str, model: Path, folder: Path, *more: str) -> list[str]:
         guided = ["--guide", str(folder / "guide.jsonl")]
     extra = {"d2lols": ["--switch-step", "4"], "grpo": ["--group-size", "4"]}.get(alg, [])
     return [
-        "train", "--alg", alg, "--model", str(model), "--data", str(folder / "train.jsonl"), "--reward", "coverage,rougeL",
+        "train", "--alg", alg, "--model", str(model), "--data", str(folder / "train.jsonl"),
+        "--reward", "coverage,rougeL",
         "--max-steps", str(STEPS), "--episodes", "8", "--batch-size", "4",
         "--max-new-tokens", "8", "--lr", "1e-3", "--save-steps", "2", "--eval-data", str(folder / "train.jsonl"),
         "--set", "eval.every=3", "--set", "eval.limit=4", "--set", "kl.adaptive=true", "--set", "rollout.save_every=1",

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def test_scripts_use_flags_that_exist(script):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(RECIPES)))
 def test_scripts_name_files_that_exist(script):
     for _, words in rlgf_commands(script):
-        for flag, name in zip(words, words[1:], strict=False):
+        for flag, name in pairwise(words):
             if flag == "-c":
                 wanted = [name.replace("@algorithm", a) for a in ALGORITHMS] if "@algorithm" in name else [name]
                 for path in wanted:

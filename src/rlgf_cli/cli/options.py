@@ -26,9 +26,7 @@ Output = Annotated[
     str | None,
     typer.Option("--output-dir", "-o", "--output", help="Where the product goes.", rich_help_panel=COMMON),
 ]
-Seed = Annotated[
-    int | None, typer.Option("--seed", help="Seed of everything random.", rich_help_panel=COMMON)
-]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.", rich_help_panel=COMMON)]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with what the output already holds.", rich_help_panel=RUN)
 ]
@@ -38,14 +36,10 @@ Overwrite = Annotated[
 ]
 PrintConfig = Annotated[
     bool,
-    typer.Option(
-        "--print-config", help="Print the resolved config with origins, and stop.", rich_help_panel=RUN
-    ),
+    typer.Option("--print-config", help="Print the resolved config with origins, and stop.", rich_help_panel=RUN),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=RUN)]
-Device = Annotated[
-    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MODEL)
-]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MODEL)]
 DType = Annotated[
     str | None, typer.Option("--dtype", "--torch-dtype", help="float32 or bfloat16.", rich_help_panel=MODEL)
 ]

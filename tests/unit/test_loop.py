@@ -1,0 +1,177 @@
+"""The loop around the math: which prompts, when a critic is warm, what is carried on, what a row says."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rl import ScriptedGuide, guide, loaded_from, parameters_of, roller_for, state_of, trainer_for
+from rlgf_cli.errors import RlgfError
+from rlgf_cli.models.load import Loaded
+from rlgf_cli.protocols import Example, Score
+from rlgf_cli.training.alarms import Alarm
+from rlgf_cli.training.loop import KLSettings
+from rlgf_cli.training.metric_names import known
+
+ALGORITHMS = [
+    "ppo", "ppo++", "aggrevated", "lols", "d2lols", "grpo", "rloo", "grpo++", "rloo++", "bc-guide", "dagger"
+]  # fmt: skip
+
+
+@pytest.fixture
+def gpt2(tiny_gpt2: Path) -> Loaded:
+    return loaded_from(tiny_gpt2)
+
+
+def test_each_epoch_visits_every_prompt_once_in_an_order_of_its_own(gpt2: Loaded) -> None:
+    """Twelve prompts, eight an iteration: three iterations are two epochs."""
+    trainer = trainer_for(gpt2, "ppo")
+    visited = [p.example.id for step in range(6) for p in trainer._prompts_of(step)]
+    epochs = [visited[i : i + 12] for i in range(0, 48, 12)]
+    assert all(len(set(epoch)) == 12 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert [p.example.id for p in trainer_for(gpt2, "ppo")._prompts_of(4)] == visited[32:40]
+
+
+def test_a_group_is_one_prompt_repeated(gpt2: Loaded) -> None:
+    trainer = trainer_for(gpt2, "rloo", parameters={"group_size": 4}, episodes=8)
+    first, second = trainer._prompts_of(0)[:4], trainer._prompts_of(0)[4:]
+    assert len({p.example.id for p in first}) == len({p.example.id for p in second}) == 1
+    ids = [p.example.id for step in range(6) for p in trainer._prompts_of(step)]
+    assert set(Counter(ids).values()) == {4}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_figure_of_a_row_is_known_and_finite(gpt2: Loaded, name: str) -> None:
+    parameters = {"switch_step": 1} if name == "d2lols" else {"group_size": 4} if name[0] in "gr" else {}
+    trainer = trainer_for(gpt2, name, guide(), parameters=parameters, kl_coef=0.1, entropy_coef=0.01, reference_nll=0.1)
+    for step in range(2):
+        row, episodes = trainer.step()
+        assert row["step"] == step + 1 == trainer.state.step
+        for key, value in row.items():
+            assert known(key), key
+            assert isinstance(value, str) or math.isfinite(value), key
+        assert row["episodes"] == len(episodes) == 8
+        assert row["score/mean"] == pytest.approx(sum(e.value for e in episodes) / 8)
+    assert not known("score/meen")
+
+
+@pytest.mark.parametrize(("name", "frozen"), [("ppo", [1, 1, 0, 0, 0]), ("d2lols", [1, 1, 0, 1, 1]), ("grpo", [0] * 5)])
+def test_the_policy_waits_until_its_critic_is_warm(gpt2: Loaded, name: str, frozen: list[int]) -> None:
+    """At d2lols's switch (after three steps) another critic takes over, and it starts cold."""
+    own: dict[str, dict[str, Any]] = {"d2lols": {"switch_step": 3, "cut_horizon": 2}, "grpo": {"group_size": 4}}
+    parameters = own.get(name, {})
+    trainer = trainer_for(gpt2, name, guide(), parameters=parameters, warmup=2)
+    for expected in frozen:
+        before = state_of(trainer.model.policy)
+        row, _ = trainer.step()
+        after = state_of(trainer.model.policy)
+        assert row["update/policy_frozen"] == expected
+        assert all(torch.equal(before[n], after[n]) for n in before) == bool(expected)
+
+
+def test_the_horizon_follows_the_lengths(gpt2: Loaded) -> None:
+    trainer = trainer_for(gpt2, "aggrevated", guide())
+    for _ in range(2):
+        before = trainer.state.horizon
+        row, episodes = trainer.step()
+        assert row["length/horizon"] == before
+        assert trainer.state.horizon == pytest.approx(0.9 * before + 0.1 * sum(e.length for e in episodes) / 8)
+
+
+def test_the_adaptive_coefficient_is_moved_by_what_was_logged(gpt2: Loaded) -> None:
+    trainer = trainer_for(gpt2, "ppo", kl_coef=0.1, learning_rate=5e-2)
+    trainer.kl = KLSettings(True, True, 0.01, 100)
+    trainer.step()
+    row, _ = trainer.step()
+    third, _ = trainer.step()
+    assert row["kl/episode"] > 0.02
+    assert third["kl/coef"] == pytest.approx(row["kl/coef"] * (1 + 0.2 * 8 / 100))
+
+
+def test_a_text_without_eos_pays_the_penalty_and_the_log_shows_it(gpt2: Loaded) -> None:
+    trainer = trainer_for(gpt2, "ppo")
+    free, _ = trainer.step()
+    again = trainer_for(gpt2, "ppo")
+    again.missing_eos_penalty = 0.5
+    again.prompts, again.state.step = trainer.prompts, 1
+    row, episodes = again.step()
+    cut = sum(not e.finished for e in episodes)
+    assert cut and row["length/truncated"] == cut / 8
+    assert row["score/mean"] == pytest.approx(sum(e.score.value for e in episodes if e.score) / 8 - 0.5 * cut / 8)
+    assert row["reward/sum"] == pytest.approx(row["score/mean"], abs=1e-5)
+    assert free["score/mean"] > row["score/mean"]
+
+
+def test_a_part_that_only_some_texts_have_is_averaged_over_those(gpt2: Loaded) -> None:
+    def scorer(batch: Sequence[Example], texts: Sequence[str]) -> list[Score]:
+        return [Score(0.1, {"odd": 4.0} if i % 4 == 1 else {}) for i in range(len(texts))]
+
+    row, _ = trainer_for(gpt2, "ppo", scorer=scorer).step()
+    assert row["score/part/odd"] == 4.0
+
+
+@pytest.mark.parametrize("name", ["aggrevated", "ppo++", "bc-guide", "grpo"])
+def test_accumulation_gives_the_whole_minibatchs_update(tiny_gpt2: Path, name: str) -> None:
+    """Parts with few or no learned tokens count for what they hold."""
+    found = []
+    for parts in (1, 4, 3):
+        parameters = {"group_size": 4} if name == "grpo" else {}
+        trainer = trainer_for(
+            loaded_from(tiny_gpt2), name, guide(), parameters=parameters, kl_coef=0.1, learning_rate=1e-3,
+            minibatch_size=8, accumulation=parts, entropy_coef=0.01, reference_nll=0.1, epochs=2,
+        )  # fmt: skip
+        # Adam divides a gradient by its size: where it is only rounding, that is no longer small
+        trainer.optimizer = torch.optim.SGD([p for _, p in trainer.model.trainable()], lr=0.1)
+        trainer.scheduler = torch.optim.lr_scheduler.ConstantLR(trainer.optimizer, factor=1.0)
+        row, _ = trainer.step()
+        figures = {k: v for k, v in row.items() if not k.startswith("time/") and k != "regime"}
+        found.append((parameters_of(trainer.model), figures))
+    for other, row in found[1:]:
+        assert torch.allclose(other, found[0][0], atol=1e-5)
+        assert row == pytest.approx(found[0][1], rel=1e-4, abs=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_with_the_weights_as_they_were(gpt2: Loaded) -> None:
+    trainer = trainer_for(gpt2, "ppo")
+    before = state_of(trainer.model)
+    assign = trainer.credit
+    trainer.credit = type(assign)(1.0, 0.95, 1.0, False)
+    trainer.scorer = lambda batch, texts: [Score(1e38) for _ in texts]
+    with pytest.raises(RlgfError, match="step 1 is not finite"):
+        trainer.step()
+    assert all(torch.equal(before[name], tensor) for name, tensor in state_of(trainer.model).items())
+
+
+def test_behaviour_cloning_of_short_texts_is_finite_whatever_the_policy_may_sample(gpt2: Loaded) -> None:
+    """The guide may end before the policy is allowed to: its EOS has a likelihood all the same."""
+    trainer = trainer_for(gpt2, "bc-guide", ScriptedGuide(("the cat", "stop")))
+    trainer.roller = roller_for(gpt2, ScriptedGuide(("the cat", "stop")), min_new_tokens=10, temperature=0.5)
+    row, episodes = trainer.step()
+    assert {e.length for e in episodes} == {3}
+    assert math.isfinite(row["loss/likelihood"]) and row["tokens/learned"] == 24
+
+
+def test_behaviour_cloning_learns_the_guides_text(gpt2: Loaded) -> None:
+    trainer = trainer_for(gpt2, "bc-guide", ScriptedGuide(("the cat sees it .", "stop")), epochs=4)
+    rows = [trainer.step()[0]["loss/likelihood"] for _ in range(6)]
+    assert 0 < rows[-1] < 0.3 * rows[0]
+
+
+def test_shrinking_roll_ins_are_warned_of_once() -> None:
+    alarm = Alarm()
+
+    def row(step: int, tokens: float) -> dict[str, Any]:
+        return {"step": step, "length/horizon": 9.0, "rollin/tokens": tokens}
+
+    assert [alarm(row(n, 4.0)) for n in range(20)] == [None] * 20
+    assert alarm({"step": 20, "rollin/tokens": 0.1}) is None  # a guide's roll-in may be as short as it likes
+    warning = alarm(row(21, 1.9))
+    assert warning is not None and "step 21" in warning and "4.0 to 1.9" in warning
+    assert alarm(row(22, 1.0)) is None
