@@ -32,6 +32,10 @@ def data(examples_file: Path, tmp_path: Path) -> Path:
         for k in range(2)
     ]
     write_rows(tmp_path / "guide.jsonl", rows)
+    # random text covers no concept; how its letters are spread differs from text to text
+    (tmp_path / "reward.py").write_text(
+        "def letters(text):\n    return sum(c in 'abcdefghijklm' for c in text.lower()) / max(1, len(text))\n"
+    )
     return examples_file
 
 
@@ -44,8 +48,9 @@ def train(run_cli: Callable[..., Result], data: Path, tmp_path: Path, tiny_gpt2:
         extra = ["--guide", guides[guide]] if guide else []
         extra += ["--group-size", "4"] if name.startswith(("grpo", "rloo")) else []
         extra += ["--switch-step", "1"] if name == "d2lols" else []
+        reward = f"coverage,{tmp_path / 'reward.py'}:letters"
         result = run_cli(
-            "train", "--alg", name, "--model", model, "--data", data, "--reward", "coverage,length",
+            "train", "--alg", name, "--model", model, "--data", data, "--reward", reward,
             "--episodes", 8, "--batch-size", 4, "--epochs", 2, "--max-new-tokens", 10, "--max-steps", 2,
             "--lr", "1e-3", "--device", "cpu", "--set", "rollout.save_every=1", *extra, *more, "-o", tmp_path / folder,
         )  # fmt: skip
@@ -112,7 +117,7 @@ def test_other_architectures(train: Train, request: pytest.FixtureRequest, archi
     rows = rows_of(run)
     assert rows[0]["kl/episode"] == pytest.approx(0, abs=1e-4)  # nothing was learned yet
     assert moved(run, model)
-    auto = AutoModelForSeq2SeqLM if architecture in ("t5", "bart") else AutoModelForCausalLM
+    auto: Any = AutoModelForSeq2SeqLM if architecture in ("t5", "bart") else AutoModelForCausalLM
     loaded = auto.from_pretrained(run)
     ids = AutoTokenizer.from_pretrained(run)("cat sees garden", return_tensors="pt").input_ids
     assert loaded.generate(input_ids=ids, max_new_tokens=3, do_sample=False).shape[0] == 1
@@ -128,12 +133,7 @@ def test_what_a_run_leaves(train: Train, tiny_gpt2: Path, data: Path, tmp_path: 
         "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "rlgf_text.json",
     }  # fmt: skip
     manifest = json.loads((run / "run.json").read_text())
-    assert (manifest["command"], manifest["status"], manifest["seed"], manifest["device"]) == (
-        "train",
-        "done",
-        0,
-        "cpu",
-    )
+    assert [manifest[key] for key in ("command", "status", "seed", "device")] == ["train", "done", 0, "cpu"]
     assert {p["path"] for p in manifest["parents"]} == {str(tiny_gpt2), str(data), str(tmp_path / "guide.jsonl")}
     assert set(manifest["wrote"]) == {p.name for p in run.iterdir()} - {"run.json"}
     result, rows = manifest["result"], rows_of(run)
@@ -145,17 +145,16 @@ def test_what_a_run_leaves(train: Train, tiny_gpt2: Path, data: Path, tmp_path: 
     card = (run / "README.md").read_text()
     assert "## Guide" in card and "guide.jsonl" in card and str(tmp_path) not in card
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step_2"]
-    assert torch.equal(
-        weights_of(run)["transformer.wte.weight"], weights_of(run / "checkpoints" / "step_2")["transformer.wte.weight"]
-    )
+    kept = weights_of(run / "checkpoints" / "step_2")
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in weights_of(run).items())
     for row in rows:
-        assert row["score/mean"] == pytest.approx(row["score/part/coverage"] + row["score/part/length"], abs=1e-6)
+        assert row["score/mean"] == pytest.approx(row["score/part/coverage"] + row["score/part/letters"], abs=1e-6)
 
 
 def test_rollouts_hold_segments_with_their_authors(train: Train) -> None:
     run = train("ppo++", "--rollin-prob", "1", guide="recorded")
     assert sorted(p.name for p in (run / "rollouts").iterdir()) == ["step_1.jsonl", "step_2.jsonl"]
-    tokenizer = AutoTokenizer.from_pretrained(run)
+    tokenizer: Any = AutoTokenizer.from_pretrained(run)
     for line in (run / "rollouts" / "step_1.jsonl").read_text().splitlines():
         episode = json.loads(line)
         assert [segment["author"] for segment in episode["segments"]] == ["guide", "policy"]
@@ -219,10 +218,10 @@ def test_gradient_checkpointing_changes_no_figure(train: Train, tiny_llama: Path
 
 
 def test_bfloat16_computes_in_it_and_keeps_float32_weights(train: Train, tiny_gpt2: Path) -> None:
-    run = train("aggrevated", "--dtype", "bfloat16", guide="hf")
+    run = train("aggrevated", "--dtype", "bfloat16", "--lr", "1e-6", guide="hf")
     rows = rows_of(run)
     assert rows[0]["kl/episode"] == pytest.approx(0, abs=0.05)
-    assert rows[0]["ppo/ratio"] == pytest.approx(1, abs=0.1)
+    assert rows[0]["ppo/ratio"] == pytest.approx(1, abs=0.03)
     assert moved(run, tiny_gpt2)
     assert {t.dtype for t in weights_of(run).values()} == {torch.float32}
 
@@ -246,11 +245,11 @@ def test_a_warming_critic_freezes_the_policy(train: Train, tiny_gpt2: Path) -> N
 def test_accumulation_changes_no_figure(train: Train, name: str) -> None:
     guide = None if name == "ppo" else "hf"
     # one step: afterwards Adam makes rounding errors of gradients as large as the gradients
+    short = ["--max-steps", "1", "--epochs", "1", "--batch-size", "8"]
     whole, parts = (
-        rows_of(train(name, "--gradient-accumulation-steps", n, "--max-steps", "1", "--epochs", "1", "--batch-size", "8",
-                      guide=guide, folder=f"in_{n}"))[0]
+        rows_of(train(name, *short, "--gradient-accumulation-steps", n, guide=guide, folder=f"in_{n}"))[0]
         for n in (1, 4)
-    )  # fmt: skip
+    )
     figures = {k: v for k, v in whole.items() if not k.startswith("time/") and k != "regime"}
     assert {k: parts[k] for k in figures} == pytest.approx(figures, abs=1e-5)
 
