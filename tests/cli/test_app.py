@@ -15,6 +15,8 @@ from rlgf_cli.cli import commands
 from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
 
 RLGF = [sys.executable, "-m", "rlgf_cli"]
+SHELL_IS_NAMED = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+"""typer takes the shell from the command line, not from the program that started the tests (make starts sh)."""
 
 
 @pytest.fixture
@@ -160,14 +162,16 @@ def test_completion_of_a_commands_flags():
 
 
 def test_the_completion_script_names_the_variable_that_main_answers_to():
-    shown = subprocess.run([*RLGF, "--show-completion", "bash"], capture_output=True, text=True, timeout=60)
+    shown = subprocess.run(
+        [*RLGF, "--show-completion", "bash"], capture_output=True, text=True, env=SHELL_IS_NAMED, timeout=60
+    )
     assert shown.returncode == 0, shown.stderr
     assert "_RLGF_COMPLETE=complete_bash" in shown.stdout
     assert "-F _rlgf_completion rlgf" in shown.stdout
 
 
 def test_completion_installs_itself(tmp_path):
-    environment = {**os.environ, "HOME": str(tmp_path)}
+    environment = {**SHELL_IS_NAMED, "HOME": str(tmp_path)}
     shown = subprocess.run(
         [*RLGF, "--install-completion", "bash"], capture_output=True, text=True, env=environment, timeout=60
     )

@@ -177,7 +177,8 @@ def test_ctrl_c_saves_and_exits_130(task: Path, tiny_gpt2: Path) -> None:
     arguments = [*command("ppo", tiny_gpt2, task), "-o", str(task / "run")]
     finish([*command("ppo", tiny_gpt2, task), "-o", str(task / "whole")])
     process = start(arguments)
-    while process.poll() is None and not (task / "run" / "metrics.jsonl").exists():
+    metrics = task / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_bytes()):
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)

@@ -207,15 +207,17 @@ class RunDir:
                     + "--overwrite replaces it, another -o leaves it alone",
                 )
             _check_command(manifest, command, path, "folder")
-            _remove_leftovers(path)
+            _remove_leftovers(path, manifest.data["wrote"])
             if existing == "resume":
                 return cls(path, manifest)
             remove_written(path, manifest.data["wrote"])
-        elif path.is_dir() and any(child.name != "eval" for child in path.iterdir()):
+        elif path.is_dir() and any(child.name != "eval" for child in path.iterdir() if not _is_torn_manifest(child)):
             raise UserError(
                 "this folder is not empty and holds no run of rlgf", where=str(path), hint="choose another -o"
             )
         path.mkdir(parents=True, exist_ok=True)
+        for torn in filter(_is_torn_manifest, path.iterdir()):
+            torn.unlink()
         return cls(path, Manifest(run_json, command, seed=seed))
 
     def file(self, name: str) -> Path:
@@ -271,12 +273,19 @@ def _check_command(manifest: Manifest, command: str, path: Path, what: str) -> N
         )
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove temporary files and folders that a killed run could not clean up."""
-    for child in path.glob(".tmp-*"):
-        shutil.rmtree(child)
-    for child in path.glob(".*.tmp"):
-        child.unlink()
+def _is_torn_manifest(child: Path) -> bool:
+    """Whether this is all that a run left which was killed while it claimed the folder."""
+    return child.match(".run.json.*.tmp") and child.is_file()
+
+
+def _remove_leftovers(path: Path, wrote: list[str]) -> None:
+    """Remove temporary files and folders that a killed run could not clean up, in the folders that it wrote too."""
+    folders = [path, *(path / name for name in filter(_removable, wrote) if (path / name).is_dir())]
+    for child in [child for folder in folders for pattern in (".tmp-*", ".*.tmp") for child in folder.glob(pattern)]:
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        else:
+            child.unlink()
 
 
 def _removable(name: str) -> bool:
