@@ -21,6 +21,7 @@ from rlgf_cli.cli.commands import COMMANDS
 from rlgf_cli.config.collect_guide import CollectGuideConfig
 from rlgf_cli.config.common import Strict
 from rlgf_cli.config.compare import CompareConfig
+from rlgf_cli.config.doctor import DoctorConfig
 from rlgf_cli.config.eval import EvalConfig
 from rlgf_cli.config.generate import GenerateConfig
 from rlgf_cli.config.loader import field_model
@@ -36,6 +37,7 @@ STAGES: dict[str, type[Strict]] = {
     "prepare": PrepareConfig,
     "sft": SftConfig,
     "collect-guide": CollectGuideConfig,
+    "doctor": DoctorConfig,
     "train-reward": TrainRewardConfig,
     "train": TrainConfig,
     "eval": EvalConfig,

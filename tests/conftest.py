@@ -19,6 +19,15 @@ from hypothesis import settings
 settings.register_profile("rlgf", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("rlgf")
 
+
+@pytest.fixture(autouse=True)
+def guide_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has a guide cache of its own, and never the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("RLGF_CACHE_DIR", str(folder))
+    return folder
+
+
 NOUNS = ["cat", "dog", "bird", "child", "farmer", "queen"]
 VERBS = ["sees", "likes", "finds", "calls", "follows"]
 PLACES = ["garden", "river", "house", "market", "forest"]

@@ -25,7 +25,9 @@ class Completion:
     """What a guide wrote after ``prompt + prefix``: the continuation only, never the prefix again.
 
     ``model`` is the model as the server reported it. ``usage`` counts tokens (``prompt_tokens``,
-    ``completion_tokens``) where they are known.
+    ``completion_tokens``) where they are known. ``created`` is when it was written (UTC, ISO 8601), ``mended``
+    what was repaired in it, and ``raw`` the text as it came, where that differs. ``cached``: nothing was asked
+    or paid for it now; ``cost_usd`` is what it cost when it was bought.
     """
 
     text: str
@@ -33,6 +35,10 @@ class Completion:
     model: str
     usage: Mapping[str, int] = field(default_factory=dict)
     cost_usd: float | None = None
+    created: str = ""
+    mended: tuple[str, ...] = ()
+    raw: str | None = None
+    cached: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,15 @@ class GuideRequest:
 
 @dataclass(frozen=True)
 class GuideAbilities:
-    """``live``: answers new requests. ``continues``: can go on from a prefix it did not write."""
+    """``live``: answers new requests. ``continues``: can go on from a prefix it did not write. ``remote``: it
+    writes elsewhere, so that this process can do something else meanwhile. ``at_once``: how many texts it
+    writes at a time.
+    """
 
     live: bool
     continues: bool
+    remote: bool = False
+    at_once: int = 1
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from rlgf_cli.config.loader import resolve
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides import aliases
 from rlgf_cli.guides.make import describe, make_guide, make_live_guide
-from rlgf_cli.guides.openai_api import OPENAI_URL, endpoint_of
+from rlgf_cli.guides.endpoint import OPENAI_URL, endpoint_of, same_model
 from rlgf_cli.protocols import GuideAbilities
 
 
@@ -34,12 +34,13 @@ def guide_file(folder: Path) -> Path:
 
 def test_abilities_of_each_kind(tmp_path: Path) -> None:
     recorded = GuideAbilities(live=False, continues=False)
-    live = GuideAbilities(live=True, continues=True)
+    live = GuideAbilities(live=True, continues=True, remote=True, at_once=16)
     assert describe(GuideConfig(name=str(guide_file(tmp_path)))) == recorded
-    assert describe(GuideConfig(name="hf:no/such/folder/yet")) == live
+    assert describe(GuideConfig(name="hf:no/such/folder/yet")) == GuideAbilities(live=True, continues=True, at_once=32)
     assert describe(GuideConfig(name="openai:some-model")) == live
     assert describe(GuideConfig(name="gpt-3.5")) == live
-    assert describe(GuideConfig(name="gpt-3.5", continue_template=None)) == GuideAbilities(live=True, continues=False)
+    assert describe(GuideConfig(name="gpt-3.5", continue_template=None)).continues is False
+    assert describe(GuideConfig(name="gpt-3.5", continue_template=None, continuation="prefill")) == live
     # the completion API needs no template: prompt and prefix are one text
     assert describe(GuideConfig(name="openai:m", api="completion", continue_template=None)) == live
 
@@ -147,8 +148,9 @@ def test_the_shorthand_and_flags_fill_one_section() -> None:
 
 def test_settings_hold_what_decides_the_text_and_nothing_of_the_transport() -> None:
     settings = GuideConfig(name="gpt-3.5", base_url="http://127.0.0.1:1/v1", concurrency=3).settings()
-    assert set(settings) == set(GuideConfig.model_fields) - {
-        "base_url", "timeout_s", "max_retries", "concurrency", "batch_size", "device",
+    assert set(settings) == {
+        "name", "api", "system", "prompt_template", "continuation", "continue_template", "clean", "sampling", "dtype",
+        "max_prompt_tokens", "on_overlong",
     }  # fmt: skip
 
 
@@ -159,9 +161,7 @@ def test_aliases_that_come_with_rlgf() -> None:
     assert aliases.find("gpt-3.5-turb") is None
     for name, known in aliases.known().items():
         assert known.noted is not None, f"{name}: a price without the day on which it was noted"
-    # 1000 tokens in at 0.50 and 200 out at 1.50 dollars per million
-    assert alias.cost_usd(1000, 200) == pytest.approx(0.0008)
-    assert aliases.Alias(name="n", model="m").cost_usd(1000, 200) is None
+        assert known.licence, f"{name}: no note on the terms of its texts"
 
 
 def test_a_user_s_aliases_add_and_win(tmp_path: Path) -> None:
@@ -196,3 +196,32 @@ def test_prices_of_unnamed_models_are_openai_s_only(monkeypatch: pytest.MonkeyPa
     assert endpoint_of(GuideConfig(name="openai:gpt-4o-mini")).alias is not None
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
     assert endpoint_of(GuideConfig(name="openai:gpt-4o-mini")).alias is None
+
+
+def test_prices_and_context_of_the_config_win_over_the_alias_s() -> None:
+    own = {"usd_per_million_input": 1.0, "usd_per_million_output": 2.0, "context_length": 100, "licence": "ours"}
+    alias = endpoint_of(GuideConfig.model_validate({"name": "gpt-3.5", **own})).alias
+    assert alias is not None and alias.model_dump(include=set(own)) == own and alias.model == "gpt-3.5-turbo"
+    alias = endpoint_of(GuideConfig.model_validate({"name": "openai:mine", "base_url": "http://h/v1", **own})).alias
+    assert alias is not None and alias.usd_per_million_output == 2.0
+    with pytest.raises(UserError, match="go together"):
+        resolve(GuideConfig, flags={"name": "gpt-3.5", "usd_per_million_input": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("asked", "reported", "same"),
+    [
+        ("gpt-4o", "gpt-4o-2024-08-06", True),
+        ("gpt-4o", "gpt-4o-mini", False),
+        ("gpt-4o-mini", "gpt-4o", False),
+        ("gpt-4", "gpt-4.1", False),
+        ("gpt-4", "gpt-4-0613", True),
+        ("gpt-4", "gpt-4-1106-preview", True),
+        ("llama3", "llama3:latest", True),
+        ("org/Model", "model", True),
+        ("/models/tiny", "/models/tiny@main", True),
+        ("m", "n", False),
+    ],
+)
+def test_which_reported_names_mean_the_model_asked_for(asked: str, reported: str, same: bool) -> None:
+    assert same_model(asked, reported) is same

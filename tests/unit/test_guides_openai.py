@@ -15,7 +15,8 @@ from fake_openai import FakeOpenAI, Reply, Request
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.guides.base import Failure
-from rlgf_cli.guides.openai_api import OpenAIGuide, api_key
+from rlgf_cli.guides.endpoint import api_key
+from rlgf_cli.guides.openai_api import OpenAIGuide
 from rlgf_cli.protocols import Completion, Example, GuideRequest
 
 KEY = "sk-planted-0123456789abcdef"
@@ -40,7 +41,7 @@ def request(prompt: str = "cat tree", **changes: Any) -> GuideRequest:
 
 def outcome(reply: Reply, asked: GuideRequest | None = None, **changes: Any) -> Completion | Failure:
     """What the guide makes of one planned reply."""
-    with FakeOpenAI(lambda n, seen: reply) as server, closing(guide_for(server, **changes)) as guide:
+    with FakeOpenAI(lambda n, seen: reply) as server, closing(guide_for(server, deadline_s=1.0, **changes)) as guide:
         return next(guide.stream([asked or request()])).outcome
 
 
@@ -74,7 +75,7 @@ def test_a_chat_request(server: FakeOpenAI) -> None:
     assert 0 <= seed < 2**31
     assert seen.headers["authorization"] == f"Bearer {KEY}"
     assert answer.text.startswith("answer ") and answer.finish_reason == "stop"
-    assert answer.model == "fake-model-0613"
+    assert answer.model == "m-0613"
     assert answer.usage == {"prompt_tokens": 5, "completion_tokens": 2}
     assert answer.cost_usd is None
 
@@ -102,7 +103,7 @@ def test_a_continuation_through_chat(server: FakeOpenAI) -> None:
 
 def test_seeds_belong_to_example_prefix_and_sample(server: FakeOpenAI) -> None:
     asked = [request("a"), request("b"), request("a", sample_index=1), request("a", prefix="x"), request("a")]
-    with closing(guide_for(server, concurrency=1)) as guide:
+    with closing(guide_for(server, concurrency=1, mode="live")) as guide:
         guide.complete(asked)
     with closing(guide_for(server, concurrency=1, seed=1)) as guide:
         guide.complete(asked[:1])
@@ -116,8 +117,8 @@ def test_seeds_belong_to_example_prefix_and_sample(server: FakeOpenAI) -> None:
 def test_calls_reuse_connections_and_keep_to_the_concurrency(server: FakeOpenAI) -> None:
     server.plan = lambda n, seen: Reply(delay_s=0.01)
     with closing(guide_for(server, concurrency=3)) as guide:
-        for _ in range(3):
-            guide.complete([request(str(i)) for i in range(8)])
+        for sample in range(3):
+            guide.complete([request(str(i), sample_index=sample) for i in range(8)])
     assert len(server.requests) == 24
     assert server.most_in_flight == 3
     assert server.connections <= 3
@@ -275,7 +276,7 @@ def test_answers_on_their_way_are_given_before_the_end() -> None:
 def test_a_wrong_model_after_a_success_is_one_failure() -> None:
     plan = [Reply(text="fine"), Reply(status=404), Reply(text="fine too")]
     with FakeOpenAI(lambda n, seen: plan[n]) as server, closing(guide_for(server, concurrency=1)) as guide:
-        found = [answer.outcome for answer in guide.stream([request(), request(), request()])]
+        found = [answer.outcome for answer in guide.stream([request("a"), request("b"), request("c")])]
     assert isinstance(found[1], Failure) and found[1].kind == "refused"
     assert isinstance(found[2], Completion)
 
@@ -306,7 +307,7 @@ def test_closing_does_not_wait_for_a_server_that_hangs() -> None:
         guide = guide_for(server)
         answers = guide.stream([request()] * 2)
         started = time.monotonic()
-        future = guide._loop.submit(guide._ask(request()))
+        future = guide._loop.submit(guide._ask(request(), None))
         answers.close()
         guide.close()
         assert time.monotonic() - started < 1.5

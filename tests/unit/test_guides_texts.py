@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from rlgf_cli.guides.texts import cut_at_stop, fill, mend_continuation
+from rlgf_cli.guides.texts import cut_at_stop, fill, mend, mend_continuation, without_chatter
 
 
 def test_templates_are_filled_at_once() -> None:
@@ -49,9 +49,37 @@ def test_stop_texts(text: str, stops: list[str], expected: tuple[str, bool]) -> 
         ("the dog", "“the dog runs”", " runs", {"quotes_removed": 1, "prefix_removed": 1}),
         ("he said", '"no" and "yes"', '"no" and "yes"', {}),
         ("the dog", "", "", {}),
+        # a space of its own is none of ours
+        ("the dog", " runs home.", " runs home.", {}),
+        # talk about the answer
+        (
+            "the dog",
+            "Sure! Here is the continuation:\n\nruns home.",
+            " runs home.",
+            {"chatter_removed": 1, "space_added": 1},
+        ),
+        ("the dog", "Certainly.\n\nthe dog runs", " runs", {"chatter_removed": 1, "prefix_removed": 1}),
+        ("the dog", "...runs home.", " runs home.", {"chatter_removed": 1, "space_added": 1}),
+        ("the dog", "sure of itself, runs home", " sure of itself, runs home", {"space_added": 1}),
+        ("he", "said: go\nLet me know if you need more!", " said: go", {"chatter_removed": 1, "space_added": 1}),
     ],
 )
 def test_continuations_are_mended_and_counted(prefix: str, text: str, mended: str, repairs: dict[str, int]) -> None:
     counts: Counter[str] = Counter()
     assert mend_continuation(prefix, text, counts) == mended
     assert counts == repairs
+
+
+def test_chatter_alone_is_an_answer() -> None:
+    counts: Counter[str] = Counter()
+    assert without_chatter("Sure!", counts) == "Sure!"
+    assert without_chatter("Here is the thing about dogs", counts) == "Here is the thing about dogs"
+    assert not counts
+
+
+def test_whole_answers_are_cleaned_where_asked_for() -> None:
+    text = 'Sure, here you go:\n"The dog runs." STOP more'
+    plain = mend(text, prefix="", stops=["STOP"], finish="length", chat=True, clean=False)
+    assert plain == ('Sure, here you go:\n"The dog runs."', "stop", ("cut_at_stop",))
+    clean = mend(text, prefix="", stops=["STOP"], finish="length", chat=True, clean=True)
+    assert clean == ("The dog runs.", "stop", ("chatter_removed", "cut_at_stop", "quotes_removed"))

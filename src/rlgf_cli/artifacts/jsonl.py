@@ -112,11 +112,13 @@ def read_records(path: str | Path, kind: type[R], *, torn_tail: bool = False) ->
         yield parse_record(kind, value, f"{path}:{number}")
 
 
-def read_examples(path: str | Path, *, limit: int | None = None, need_references: bool = False) -> list[Example]:
-    """The examples of a prompt/references file. Missing ids become ``line-N``; an id twice is refused."""
-    examples: list[Example] = []
-    lines: dict[str, int] = {}
-    for number, value in read_objects(path):
+def example_records(
+    path: str | Path, *, limit: int | None = None, need_references: bool = False
+) -> Iterator[tuple[int, ExampleRecord]]:
+    """``(line number, record)`` of a prompt/references file. Missing ids become ``line-N``."""
+    for count, (number, value) in enumerate(read_objects(path)):
+        if count == limit:
+            return
         record = parse_record(ExampleRecord, value, f"{path}:{number}")
         record.id = record.id or f"line-{number}"
         if need_references and not record.references:
@@ -125,16 +127,27 @@ def read_examples(path: str | Path, *, limit: int | None = None, need_references
                 where=f"{path}:{number}",
                 hint="the stage needs at least one reference per prompt",
             )
+        yield number, record
+
+
+def id_twice(id_: str, first: int, where: str) -> UserError:
+    """The error of a data file that has an id twice."""
+    return UserError(
+        f"the id {id_!r} is here twice (first on line {first})",
+        where=where,
+        hint="ids must be unique; leave them out and line numbers are used",
+    )
+
+
+def read_examples(path: str | Path, *, limit: int | None = None, need_references: bool = False) -> list[Example]:
+    """The examples of a prompt/references file. An id twice is refused."""
+    examples: list[Example] = []
+    lines: dict[str, int] = {}
+    for number, record in example_records(path, limit=limit, need_references=need_references):
         if record.id in lines:
-            raise UserError(
-                f"the id {record.id!r} is here twice (first on line {lines[record.id]})",
-                where=f"{path}:{number}",
-                hint="ids must be unique; leave them out and line numbers are used",
-            )
+            raise id_twice(record.id, lines[record.id], f"{path}:{number}")
         lines[record.id] = number
         examples.append(record.to_example())
-        if len(examples) == limit:
-            break
     if not examples:
         raise UserError("the file holds no records", where=str(path))
     return examples

@@ -43,7 +43,10 @@ class LabelledRecord(Record):
 
 
 class GuideRecord(Record):
-    """One completion by a guide. Files made elsewhere need ``prompt`` and ``completion`` only."""
+    """One completion by a guide. Files made elsewhere need ``prompt`` and ``completion`` only.
+
+    ``cost_usd`` is what the text cost when it was bought; ``cached``: that was before this collection.
+    """
 
     schema_version: int = SCHEMA_VERSION
     id: Id = ""
@@ -58,6 +61,28 @@ class GuideRecord(Record):
     sampling: dict[str, Any] = Field(default_factory=dict)
     usage: dict[str, int] = Field(default_factory=dict)
     cost_usd: float | None = None
+    cached: bool = False
+    created: str = ""
+    mended: list[str] = Field(default_factory=list)
+    licence: str | None = None
+
+
+class CachedTextRecord(Record):
+    """A line of ``rlgf cache export``: an answer as it came, under the hash of all that decided it."""
+
+    schema_version: int = SCHEMA_VERSION
+    key: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    guide: str
+    request: dict[str, Any]
+    text: str
+    finish_reason: FinishReason
+    model: str
+    prompt_bytes: int = Field(ge=0)
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    nano_usd: int | None = None
+    seconds: float | None = None
+    created: int = Field(ge=0)
 
 
 class PredictionRecord(Record):

@@ -69,6 +69,20 @@ def collect_guide(
     ] = None,
     device: options.Device = None,
     dtype: options.DType = None,
+    max_cost_usd: options.MaxCost = None,
+    max_calls: options.MaxCalls = None,
+    guide_mode: options.GuideMode = None,
+    rpm: Annotated[
+        float | None, typer.Option("--rpm", help="Requests per minute, at most.", rich_help_panel=options.SPEND)
+    ] = None,
+    tpm: Annotated[
+        float | None, typer.Option("--tpm", help="Tokens per minute, at most.", rich_help_panel=options.SPEND)
+    ] = None,
+    batch: Annotated[
+        bool | None,
+        typer.Option("--batch", help="The batch API: cheaper, within a day.", rich_help_panel=options.SPEND),
+    ] = None,
+    dry_run: options.DryRun = False,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     print_config: options.PrintConfig = False,
@@ -76,11 +90,12 @@ def collect_guide(
 ) -> None:
     """Buy a guide's text once and keep it: prompts in, one JSONL line per text out.
 
-    Lines are written as they arrive; --resume asks only for what is missing. The key of an API is read
-    from OPENAI_API_KEY.
+    Lines are written as they arrive; --resume asks only for what is missing, and what any run has bought comes
+    from the cache. The key of an API is read from OPENAI_API_KEY.
 
     ```
-    rlgf collect-guide --guide gpt-3.5 --data train.jsonl -k 2 -o guide.jsonl
+    rlgf collect-guide --guide gpt-3.5 --data train.jsonl -k 2 -o guide.jsonl --dry-run
+    rlgf collect-guide --guide gpt-3.5 --data train.jsonl -k 2 -o guide.jsonl --max-cost-usd 5
     rlgf collect-guide --guide hf:runs/large --data train.jsonl -o guide.jsonl
     rlgf collect-guide --guide openai:qwen --base-url http://127.0.0.1:8000/v1 \\
       --data train.jsonl -o guide.jsonl --resume
@@ -109,6 +124,12 @@ def collect_guide(
         "guide.on_overlong": on_overlong,
         "guide.device": device,
         "guide.dtype": dtype,
+        "guide.mode": guide_mode,
+        "guide.requests_per_minute": rpm,
+        "guide.tokens_per_minute": tpm,
+        "budget.max_cost_usd": max_cost_usd,
+        "budget.max_calls": max_calls,
+        "batch": batch,
     }
     existing = options.existing(resume, overwrite)
     resolved = options.resolve("collect_guide:CollectGuideConfig", config, set_, flags)
@@ -117,6 +138,9 @@ def collect_guide(
         return
     from rlgf_cli.stages import collect_guide as stage
 
+    if dry_run:
+        options.print_estimate(stage.dry_run(resolved), as_json)
+        return
     result = stage.run(resolved, existing=existing)
     if as_json:
         console.result_json({"path": str(result.path), **result.summary, "spend": result.spend})

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rlgf_cli.artifacts.rundir import Existing
 
 COMMON, RUN, MODEL, TEXT = "Common options", "Run options", "Model options", "Text options"
+SPEND = "Budget and limits"
 
 Config = Annotated[
     list[Path] | None,
@@ -50,6 +51,20 @@ TrustRemoteCode = Annotated[
 Limit = Annotated[
     int | None, typer.Option("--limit", "-L", help="Use only the first N records.", rich_help_panel=COMMON)
 ]
+MaxCost = Annotated[
+    float | None,
+    typer.Option("--max-cost-usd", help="Hard cap on what the guide may cost.", rich_help_panel=SPEND),
+]
+MaxCalls = Annotated[
+    int | None, typer.Option("--max-calls", help="Hard cap on calls of the guide.", rich_help_panel=SPEND)
+]
+GuideMode = Annotated[
+    str | None,
+    typer.Option("--guide-mode", help="live, record (cache), or replay (cache alone).", rich_help_panel=SPEND),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be asked and cost; do nothing.", rich_help_panel=RUN)
+]
 
 
 def existing(resume: bool, overwrite: bool) -> Existing:
@@ -81,3 +96,15 @@ def print_config(resolved: Any) -> None:
     for key, origin in data["origins"].items():
         if origin != "default":
             console.result(f"# {key}: {origin}")
+
+
+def print_estimate(estimate: dict[str, Any], as_json: bool) -> None:
+    """What a dry run found: one line a figure, intervals as low, expected and high."""
+    from rlgf_cli import console
+
+    if as_json:
+        console.result_json(estimate)
+        return
+    for name, value in estimate.items():
+        shown = " .. ".join(f"{part:,.7g}" for part in value) if isinstance(value, list) else value
+        console.result(f"{name.replace('_', ' ')}: {'unknown' if value is None else shown}")

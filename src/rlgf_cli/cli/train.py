@@ -76,6 +76,9 @@ def train(
         str | None,
         typer.Option("--base-url", help="The guide's OpenAI-compatible endpoint.", rich_help_panel=ALGORITHM),
     ] = None,
+    max_cost_usd: options.MaxCost = None,
+    max_calls: options.MaxCalls = None,
+    guide_mode: options.GuideMode = None,
     on_uncovered: Annotated[
         str | None,
         typer.Option("--on-uncovered", help="Prompts without guide text: unguided or drop.", rich_help_panel=ALGORITHM),
@@ -152,6 +155,7 @@ def train(
         str | None,
         typer.Option("--push-to-hub", help="Repository to upload the result to.", rich_help_panel=RUN),
     ] = None,
+    dry_run: options.DryRun = False,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     print_config: options.PrintConfig = False,
@@ -182,6 +186,9 @@ def train(
         "model.load_in_4bit": load_in_4bit,
         "guide.name": guide,
         "guide.base_url": base_url,
+        "guide.mode": guide_mode,
+        "budget.max_cost_usd": max_cost_usd,
+        "budget.max_calls": max_calls,
         "data": data,
         "eval.data": eval_data,
         "reward": reward,
@@ -216,6 +223,9 @@ def train(
     existing = options.existing(resume, overwrite)
     from rlgf_cli.stages import train as stage
 
+    if dry_run:
+        options.print_estimate(stage.dry_run(resolved), as_json)
+        return
     done = stage.run(resolved, existing=existing)
     if as_json:
         console.result_json({"output": str(done.folder), **done.summary})

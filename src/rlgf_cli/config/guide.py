@@ -19,7 +19,26 @@ CONTINUE_TEMPLATE = (
 )
 """How a chat model is asked to finish a text that somebody else began."""
 
-_TRANSPORT = {"base_url", "timeout_s", "max_retries", "concurrency", "batch_size", "device"}
+Mode = Literal["live", "record", "replay"]
+_TRANSPORT = {
+    "mode",
+    "base_url",
+    "timeout_s",
+    "deadline_s",
+    "outage_limit_s",
+    "max_retries",
+    "concurrency",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "batch_poll_s",
+    "batch_size",
+    "device",
+    "accept_models",
+    "context_length",
+    "usd_per_million_input",
+    "usd_per_million_output",
+    "licence",
+}
 
 
 class GuideSampling(Strict):
@@ -53,25 +72,52 @@ class GuideConfig(Strict):
     ``name`` is a recorded ``FILE.jsonl``, a local checkpoint ``hf:PATH``, a model behind an OpenAI-compatible
     endpoint ``openai:MODEL``, or an alias such as ``gpt-3.5`` (``rlgf ls guides``).
 
-    ``api``: ``chat`` or ``completion``; for ``hf:`` ``chat`` is the tokenizer's chat template and null what
-    is stored with the checkpoint. ``prompt_template`` holds ``{prompt}``; null is the prompt as it is
-    (``hf:``: the checkpoint's template). ``system`` and ``continue_template`` are for chat APIs; in the
-    latter, ``{prompt}`` is what ``prompt_template`` made and ``{prefix}`` the partial text; null means that
-    the guide only writes whole texts. ``timeout_s`` is for one attempt, of which there are
-    ``max_retries`` + 1.
+    ``mode``: ``live`` asks every time; ``record`` takes what the cache holds and keeps what is bought (the
+    default for endpoints); ``replay`` answers from the cache alone and stops at the first text that is not
+    there. Local checkpoints are ``live`` by default.
+
+    ``api``: ``chat`` or ``completion``; for ``hf:`` and ``vllm:`` ``chat`` is the tokenizer's chat template and
+    null what is stored with the checkpoint. ``prompt_template`` holds ``{prompt}``; null is the prompt as it is
+    (``hf:``: the checkpoint's template). ``system``, ``continuation`` and ``continue_template`` are for chat APIs.
+    ``continuation`` says how a chat model is given a partial text: ``template`` puts it into
+    ``continue_template``, where ``{prompt}`` is what ``prompt_template`` made and ``{prefix}`` the partial text
+    (null: the guide only writes whole texts); ``prefill`` begins the assistant's own message with it, which
+    only some servers take. ``clean`` says which answers of a chat API lose chatter, quotes and a repeated
+    prefix.
+
+    ``accept_models`` are names that the server may report besides the one asked for; an answer by another
+    model is refused. ``timeout_s`` is for one attempt, of which there are ``max_retries`` + 1 within
+    ``deadline_s``; a 429 is not counted. When the endpoint is down the guide waits, and gives up after
+    ``outage_limit_s``. ``requests_per_minute`` and ``tokens_per_minute`` are limits besides those that the
+    server tells; ``batch_poll_s`` is how often a batch is asked after. ``context_length`` and the prices (US
+    dollars per million tokens) win over the alias's; ``licence`` is a note on the terms of the guide's texts,
+    kept with them.
     """
 
     scalar_key: ClassVar[str | None] = "name"
     name: str = Field(min_length=1)
+    mode: Mode | None = None
     api: Api | None = None
     base_url: str | None = None
     system: str | None = None
     prompt_template: str | None = None
+    continuation: Literal["template", "prefill"] = "template"
     continue_template: str | None = CONTINUE_TEMPLATE
+    clean: Literal["none", "continuation", "all"] = "continuation"
     sampling: GuideSampling = Field(default_factory=GuideSampling)
+    accept_models: list[str] = Field(default_factory=list)
     timeout_s: float = Field(60.0, gt=0)
+    deadline_s: float = Field(600.0, gt=0)
+    outage_limit_s: float = Field(300.0, ge=0)
     max_retries: int = Field(5, ge=0)
     concurrency: int = Field(16, ge=1)
+    requests_per_minute: float | None = Field(None, gt=0)
+    tokens_per_minute: float | None = Field(None, gt=0)
+    batch_poll_s: float = Field(60.0, gt=0)
+    context_length: int | None = Field(None, ge=1)
+    usd_per_million_input: float | None = Field(None, ge=0)
+    usd_per_million_output: float | None = Field(None, ge=0)
+    licence: str | None = None
     batch_size: int = Field(32, ge=1)
     device: str = "auto"
     dtype: Dtype = "float32"
@@ -86,6 +132,8 @@ class GuideConfig(Strict):
             raise ValueError("prompt_template must hold {prompt}")
         if self.continue_template is not None and "{prefix}" not in self.continue_template:
             raise ValueError("continue_template must hold {prefix}")
+        if (self.usd_per_million_input is None) != (self.usd_per_million_output is None):
+            raise ValueError("usd_per_million_input and usd_per_million_output go together")
         if self.base_url is not None and (problem := base_url_problem(self.base_url)):
             raise ValueError(f"base_url {problem}")
         return self
@@ -93,6 +141,17 @@ class GuideConfig(Strict):
     def settings(self) -> dict[str, Any]:
         """What decides the guide's text, as JSON: all keys but those of transport and hardware."""
         return self.model_dump(mode="json", exclude=_TRANSPORT)
+
+
+class BudgetConfig(Strict):
+    """A hard cap on what a run may ask of its guide, over all its resumptions; null is no cap.
+
+    ``max_cost_usd`` needs a guide with a known price. ``max_calls`` counts answers and calls of unknown
+    outcome, not what the server refused.
+    """
+
+    max_cost_usd: float | None = Field(None, ge=0)
+    max_calls: int | None = Field(None, ge=0)
 
 
 def base_url_problem(url: str) -> str | None:

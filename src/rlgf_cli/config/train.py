@@ -19,7 +19,7 @@ from rlgf_cli.config.common import (
     Strict,
     TextConfig,
 )
-from rlgf_cli.config.guide import GuideConfig
+from rlgf_cli.config.guide import BudgetConfig, GuideConfig
 from rlgf_cli.errors import UserError
 
 
@@ -133,6 +133,7 @@ class TrainConfig(StageConfig):
     limit: int | None = Field(None, ge=1)
     algorithm: AlgorithmConfig = AlgorithmConfig()
     guide: GuideConfig | None = None
+    budget: BudgetConfig = BudgetConfig()
     reward: Parts = Field(default_factory=list)
     text: TextConfig = TextConfig()
     lengths: LengthConfig = LengthConfig()

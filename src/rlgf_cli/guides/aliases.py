@@ -14,7 +14,10 @@ from rlgf_cli.config.loader import resolve
 
 
 class Alias(Strict):
-    """A model behind an OpenAI-compatible endpoint. Prices: US dollars per million tokens, null: unknown."""
+    """A model behind an OpenAI-compatible endpoint. Prices: US dollars per million tokens, null: unknown.
+
+    ``batch_price`` is the share of the price that a batch costs; ``licence`` a note on the terms of its texts.
+    """
 
     name: str = Field(min_length=1)
     model: str = Field(min_length=1)
@@ -23,14 +26,9 @@ class Alias(Strict):
     context_length: int | None = Field(None, ge=1)
     usd_per_million_input: float | None = Field(None, ge=0)
     usd_per_million_output: float | None = Field(None, ge=0)
+    batch_price: float = Field(0.5, gt=0, le=1)
     noted: datetime.date | None = None
-
-    def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """The price of one answer in US dollars; None where the alias has no price."""
-        if self.usd_per_million_input is None or self.usd_per_million_output is None:
-            return None
-        dollars = prompt_tokens * self.usd_per_million_input + completion_tokens * self.usd_per_million_output
-        return dollars / 1e6
+    licence: str | None = None
 
 
 class AliasFile(Strict):

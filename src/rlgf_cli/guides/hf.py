@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Generator, Iterable, Sequence
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from rlgf_cli.config.common import DecodingConfig, LengthConfig, ModelConfig, TextConfig
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.guides.base import Answer, LiveGuide
+from rlgf_cli.guides.base import Failure, LiveGuide
+from rlgf_cli.guides.store import Text
 from rlgf_cli.guides.texts import cut_at_stop
 from rlgf_cli.protocols import Completion, Example, GuideAbilities, GuideRequest
 
@@ -35,6 +37,7 @@ class HFGuide(LiveGuide):
             ModelConfig(name=path, dtype=config.dtype, device=config.device), text=_text_config(config)
         )
         self._seed = seed
+        self._pending: list[tuple[GuideRequest, bytes | None, Future[Text | Failure]]] = []
         self._config = config
         self._decoding = DecodingConfig(
             temperature=config.sampling.temperature,
@@ -51,21 +54,62 @@ class HFGuide(LiveGuide):
         _text_config(config)
         if config.system is not None:
             raise UserError("guide.system is for chat APIs; a local checkpoint has no system message")
-        return GuideAbilities(live=True, continues=True)
+        return GuideAbilities(live=True, continues=True, at_once=config.batch_size)
 
     @property
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer: a policy that has the same one may be cut inside a word."""
         return self._loaded.tokenizer
 
-    def stream(self, requests: Iterable[GuideRequest]) -> Generator[Answer, None, None]:
-        source = enumerate(requests)
-        while window := list(itertools.islice(source, self._config.batch_size)):
-            texts = self._write([request for _, request in window])
-            for (index, request), text in zip(window, texts, strict=True):
-                yield Answer(index, request, text)
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "hf", **self.settings}
 
-    def check(self, examples: Sequence[Example], max_new_tokens: int) -> None:
+    def asked(self, request: GuideRequest) -> dict[str, Any]:
+        return {
+            "id": request.example.id,  # the noise is drawn for it
+            "prompt": request.example.prompt,
+            "prefix": request.prefix,
+            "max_tokens": request.max_new_tokens,
+            "sample_index": request.sample_index,
+        }
+
+    def submit(self, request: GuideRequest, key: bytes | None) -> Future[Text | Failure]:
+        future: Future[Text | Failure] = Future()
+        self._pending.append((request, key, future))
+        return future
+
+    def work(self) -> None:
+        pending, self._pending = self._pending, []
+        calls = []
+        for _, _, future in pending:
+            if (call := self.meter.reserve(0)) is None:
+                future.set_exception(self.meter.spent())
+            else:
+                calls.append(call)
+        pending = pending[: len(calls)]
+        if not pending:
+            return
+        began = time.monotonic()
+        texts = self._write([request for request, _, _ in pending])
+        seconds = round((time.monotonic() - began) / len(pending), 3)
+        for (request, key, future), call, text in zip(pending, calls, texts, strict=True):
+            kept = Text(
+                guide=self.name,
+                request=self.request_json(request),
+                text=text.text,
+                finish_reason=text.finish_reason,
+                model=text.model,
+                prompt_bytes=len(request.example.prompt.encode()) + len(request.prefix.encode()),
+                prompt_tokens=text.usage.get("prompt_tokens"),
+                completion_tokens=text.usage.get("completion_tokens"),
+                nano_usd=None,
+                seconds=seconds,
+                created=int(time.time()),
+            )
+            self.meter.settle(call, 0, text.usage, [(key, kept)] if key is not None else [])
+            future.set_result(kept)
+
+    def check(self, examples: Iterable[Example], max_new_tokens: int) -> None:
         for example in examples:
             self._encode(GuideRequest(example, max_new_tokens=max_new_tokens))
 
@@ -103,14 +147,13 @@ class HFGuide(LiveGuide):
             prefixes=[request.prefix for request in requests],
             limits=[request.max_new_tokens for request in requests],
         )
-        return [self._until_stop(text) for text in texts]
+        return texts
 
-    def _until_stop(self, completion: Completion) -> Completion:
-        text, stopped = cut_at_stop(completion.text, self._config.sampling.stop)
-        if not stopped:
-            return completion
-        self.counts["cut_at_stop"] += 1
-        return Completion(text.rstrip(), "stop", completion.model, completion.usage, completion.cost_usd)
+    def read(self, request: GuideRequest, text: Text) -> Completion:
+        before, stopped = cut_at_stop(text.text, self._config.sampling.stop)
+        if stopped:
+            return Completion(before.rstrip(), "stop", text.model, mended=("cut_at_stop",))
+        return Completion(text.text, text.finish_reason, text.model)
 
 
 def _text_config(config: GuideConfig) -> TextConfig | None:

@@ -3,157 +3,111 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import queue
-import threading
-from collections.abc import Coroutine, Generator, Iterable, Sequence
+import hashlib
+import time
+from collections.abc import Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
-from rlgf_cli import noise
-from rlgf_cli.config.guide import Api, GuideConfig, base_url_problem
-from rlgf_cli.errors import RlgfError, UserError, did_you_mean
-from rlgf_cli.guides import aliases
-from rlgf_cli.guides.aliases import Alias
-from rlgf_cli.guides.base import Answer, Failure, LiveGuide
-from rlgf_cli.guides.texts import cut_at_stop, fill, mend_continuation
-from rlgf_cli.protocols import Completion, Example, FinishReason, GuideAbilities, GuideRequest
+from rlgf_cli.config.guide import GuideConfig
+from rlgf_cli.errors import RlgfError, UserError
+from rlgf_cli.guides.base import Failure, LiveGuide
+from rlgf_cli.guides.budget import NANO
+from rlgf_cli.guides.endpoint import LoopThread, T, api_key, endpoint_of, same_model
+from rlgf_cli.guides.limits import Gate, back_off, retry_after
+from rlgf_cli.guides.replies import Reply, read_reply
+from rlgf_cli.guides.store import Text
+from rlgf_cli.guides.texts import fill, mend
+from rlgf_cli.protocols import Completion, Example, GuideAbilities, GuideRequest
 
 if TYPE_CHECKING:
     import openai
 
-T = TypeVar("T")
-OPENAI_URL = "https://api.openai.com/v1"
-_FINISH: dict[Any, FinishReason] = {"stop": "stop", "length": "length"}
+_PER_MESSAGE = 16
+"""Tokens that a message may need besides its text, at most."""
+_WRONG_AT_FIRST = 3
+"""Answers by another model before any by the right one: the address or the name is wrong."""
+_NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """Where requests go. ``alias`` has the price and the context length, where they are known."""
+@dataclass
+class _Attempt:
+    """What one call came to. ``blame``: the failure uses up a retry; ``wait``: seconds before the next one."""
 
-    model: str
-    api: Api
-    base_url: str
-    alias: Alias | None
-
-
-def endpoint_of(config: GuideConfig) -> Endpoint:
-    """The endpoint that a config names. URL: config, else alias, else OPENAI_BASE_URL, else OpenAI's own.
-
-    Raises UserError for an unknown alias and an unusable URL.
-    """
-    named = config.name.startswith("openai:")
-    alias = None if named else aliases.find(config.name)
-    if not named and alias is None:
-        raise UserError(f"unknown guide {config.name!r}", hint=did_you_mean(config.name, aliases.known()))
-    model = alias.model if alias else config.name.removeprefix("openai:")
-    own_url = config.base_url or (alias.base_url if alias else None)
-    url = own_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
-    if problem := base_url_problem(url):
-        raise UserError(f"{'base_url' if own_url else 'OPENAI_BASE_URL'} {problem}")
-    if alias is None and url == OPENAI_URL:
-        alias = aliases.find(model)  # these prices are OpenAI's own; another server's are not known
-    return Endpoint(model, config.api or (alias.api if alias else "chat"), url, alias)
-
-
-def api_key(base_url: str) -> str:
-    """The key from OPENAI_API_KEY. A server on this machine may do without; the client wants some text."""
-    if key := os.environ.get("OPENAI_API_KEY", "").strip():
-        if not key.isascii() or not key.isprintable() or " " in key:
-            raise UserError(
-                "OPENAI_API_KEY holds characters that no key has (a space, a line break, or none of ASCII)",
-                hint="export it again, without quotes or line breaks inside",
-            )
-        return key
-    if _is_loopback(urlsplit(base_url).hostname or ""):
-        return "none"
-    raise UserError(
-        "no API key: the environment variable OPENAI_API_KEY is not set",
-        hint="export OPENAI_API_KEY=..., or give --base-url for a server on this machine, which needs none",
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-class _LoopThread:
-    """An event loop in a thread of its own, so that connections outlive a single call."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="rlgf-guide", daemon=True)
-        self._thread.start()
-
-    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def close(self, last: Coroutine[Any, Any, None]) -> None:
-        """Cancel what is under way, run ``last``, and end the thread."""
-        self.submit(self._wind_down(last)).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _wind_down(self, last: Coroutine[Any, Any, None]) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await last
+    outcome: Text | Failure
+    blame: bool = True
+    wait: float | None = None
 
 
 class OpenAIGuide(LiveGuide):
     """One request per text, at most ``concurrency`` at once, through the asynchronous ``openai`` client.
 
-    The client retries timeouts, broken connections, 408, 409, 429 and 5xx ``max_retries`` times. What remains
-    is a :class:`Failure`, but for what no request could survive: a refused key, a spent quota, and, before
-    anything has succeeded, a model or address that is not there; those are raised as UserError.
+    Each attempt is charged before it is sent. What the server refused with a status, or never received, is
+    taken back; what came whole is put at its price; all else stays charged. A 429 waits and tries again as
+    often as ``deadline_s`` allows; 5xx, timeouts, broken connections and unreadable answers are tried again
+    ``max_retries`` times. What remains is a :class:`Failure`, but for what no request could survive: a refused
+    key, a spent quota or budget, an outage, and, before anything has succeeded, a model or address that is not
+    there; those are raised.
     """
+
+    default_mode = "record"
 
     def __init__(self, config: GuideConfig, *, seed: int) -> None:
         super().__init__(config, seed=seed)
         self.endpoint = endpoint_of(config)
+        self._config = config
+        self._seed = seed
+        self._limit_key = "max_tokens"
+        self._succeeded = False
+        self._wrong = 0
+        self.batch_poll_s = config.batch_poll_s
+        self._overrun = 1.0
+        self._client: openai.AsyncOpenAI | None = None
+        self.licence = config.licence or (self.endpoint.alias.licence if self.endpoint.alias else None)
+        self.has_price = self.per_token() is not None
+        self.lease_s = config.deadline_s + config.outage_limit_s + config.timeout_s
+        self.settings.update(model=self.endpoint.model, api=self.endpoint.api)
+        if self.mode != "replay":
+            self._connect()
+
+    def _connect(self) -> None:
         self._key = api_key(self.endpoint.base_url)
         import openai
 
         self._errors = openai
         self._client = openai.AsyncOpenAI(
-            api_key=self._key,
-            base_url=self.endpoint.base_url,
-            timeout=config.timeout_s,
-            max_retries=config.max_retries,
+            api_key=self._key, base_url=self.endpoint.base_url, timeout=self._config.timeout_s, max_retries=0
         )
-        self._config = config
-        self._seed = seed
-        self._limit_key = "max_tokens"
-        self._succeeded = False
-        self._loop = _LoopThread()
-        self.settings.update(model=self.endpoint.model, api=self.endpoint.api)
+        completions = self._client.completions if self.endpoint.api == "completion" else self._client.chat.completions
+        self._create: Any = completions.with_raw_response.create
+        self._gate = Gate(
+            requests_per_minute=self._config.requests_per_minute,
+            tokens_per_minute=self._config.tokens_per_minute,
+            outage_limit=self._config.outage_limit_s,
+            notify=lambda text: self.notify(text),
+        )
+        self._room = asyncio.Semaphore(self._config.concurrency)
+        self._in_flight = 0
+        self._loop = LoopThread()
 
     @classmethod
     def describe(cls, config: GuideConfig) -> GuideAbilities:
         endpoint = endpoint_of(config)
         if config.sampling.num_beams > 1:
             raise UserError("guide.sampling.num_beams is for local checkpoints; an API has no beam search")
+        continues = True
         if endpoint.api == "completion":
             if config.system is not None:
                 raise UserError(
                     "guide.system is for chat APIs, and this guide uses the completion API",
                     hint="put the instruction into guide.prompt_template, or set guide.api to chat",
                 )
-            return GuideAbilities(live=True, continues=True)
-        return GuideAbilities(live=True, continues=config.continue_template is not None)
+        elif config.continuation == "template":
+            continues = config.continue_template is not None
+        return GuideAbilities(live=True, continues=continues, remote=True, at_once=config.concurrency)
 
-    def check(self, examples: Sequence[Example], max_new_tokens: int) -> None:
+    def check(self, examples: Iterable[Example], max_new_tokens: int) -> None:
         alias = self.endpoint.alias
         if alias and alias.context_length is not None and max_new_tokens >= alias.context_length:
             raise UserError(
@@ -161,157 +115,306 @@ class OpenAIGuide(LiveGuide):
                 hint="lower --max-new-tokens",
             )
 
-    def stream(self, requests: Iterable[GuideRequest]) -> Generator[Answer, None, None]:
-        source = enumerate(requests)
-        done: queue.SimpleQueue[tuple[int, GuideRequest, Future[Completion | Failure]]] = queue.SimpleQueue()
-        flying: set[Future[Completion | Failure]] = set()
-        fatal: RlgfError | None = None
-
-        def ask(index: int, request: GuideRequest) -> None:
-            future = self._loop.submit(self._ask(request))
-            flying.add(future)
-            future.add_done_callback(lambda answered: done.put((index, request, answered)))
-
-        try:
-            while True:
-                while fatal is None and len(flying) < self._config.concurrency:
-                    if (following := next(source, None)) is None:
-                        break
-                    ask(*following)
-                if not flying:
-                    break
-                index, request, future = done.get()
-                flying.discard(future)
-                try:
-                    outcome = future.result()
-                except RlgfError as error:
-                    fatal = fatal or error  # no new requests; what is on its way may be paid for, so it is awaited
-                    continue
-                yield Answer(index, request, outcome)
-        finally:
-            for future in flying:
-                future.cancel()
-        if fatal is not None:
-            raise fatal
-
     def close(self) -> None:
-        self._loop.close(self._client.close())
+        if self._client is not None:
+            self._loop.close(self._client.close())
+            self._client = None
+        super().close()
 
-    async def _ask(self, request: GuideRequest) -> Completion | Failure:
-        errors = self._errors
-        try:
-            response = await self._post(request)
-        except errors.APIStatusError as error:
-            return self._status_failure(error)
-        except errors.APITimeoutError:
-            return Failure("timeout", f"no answer within {self._config.timeout_s:g} s")
-        except errors.APIConnectionError as error:
-            why = f" ({self._said(error.__cause__)})" if error.__cause__ else ""
-            return Failure("connection", f"no answer from {self.endpoint.base_url}{why}")
-        except (errors.APIError, ValueError) as error:
-            # ValueError: the body was no JSON, or not of the shape that the client reads.
-            return Failure("malformed", f"the answer cannot be read ({self._said(error)})")
-        outcome = self._read(response, request)
-        self._succeeded = self._succeeded or isinstance(outcome, Completion)
-        return outcome
+    # what decides a text
 
-    async def _post(self, request: GuideRequest) -> Any:
-        limit_key = self._limit_key
-        try:
-            return await self._create(request, limit_key)
-        except self._errors.BadRequestError as error:
-            # Newer chat models refuse max_tokens by that name; older servers know no other.
-            if limit_key != "max_tokens" or "max_completion_tokens" not in error.message:
-                raise
-            self._limit_key = "max_completion_tokens"
-            return await self._create(request, self._limit_key)
-
-    async def _create(self, request: GuideRequest, limit_key: str) -> Any:
-        config, sampling = self._config, self._config.sampling
-        options: dict[str, Any] = {
+    def identity(self) -> dict[str, Any]:
+        sampling = self._config.sampling
+        return {
+            "kind": "openai",
+            "base_url": self.endpoint.base_url,
             "model": self.endpoint.model,
+            "api": self.endpoint.api,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            limit_key: request.max_new_tokens,
+            "top_k": sampling.top_k,
+            "stop": sampling.stop,
+            "seed": self._seed if sampling.send_seed else None,
+            "prefill": self._config.continuation == "prefill",
         }
-        if sampling.stop:
-            options["stop"] = sampling.stop
-        if sampling.top_k:
-            options["extra_body"] = {"top_k": sampling.top_k}  # not OpenAI's; vLLM, llama.cpp and others have it
-        if sampling.send_seed:
-            options["seed"] = request_seed(self._seed, request)
-        text = fill(config.prompt_template or "{prompt}", request.example.prompt)
+
+    def asked(self, request: GuideRequest) -> dict[str, Any]:
+        return {
+            **self.text_of(request),
+            "max_tokens": request.max_new_tokens,
+            "sample_index": request.sample_index,
+        }
+
+    def text_of(self, request: GuideRequest) -> dict[str, Any]:
+        """``prompt`` or ``messages``, as they are sent."""
+        config = self._config
+        text = request.example.prompt
+        if config.prompt_template is not None:
+            text = fill(config.prompt_template, text)
         if self.endpoint.api == "completion":
-            return await self._client.completions.create(prompt=text + request.prefix, **options)
-        if request.prefix:
+            return {"prompt": text + request.prefix}
+        messages = [{"role": "system", "content": config.system}] if config.system is not None else []
+        if request.prefix and config.continuation == "template":
             if config.continue_template is None:
                 raise UserError("this guide has no continue_template, so it cannot go on from a prefix")
             text = fill(config.continue_template, text, request.prefix)
-        messages: list[dict[str, str]] = [{"role": "user", "content": text}]
-        if config.system is not None:
-            messages.insert(0, {"role": "system", "content": config.system})
-        return await self._client.chat.completions.create(messages=messages, **options)  # type: ignore[arg-type]
+        messages.append({"role": "user", "content": text})
+        if request.prefix and config.continuation == "prefill":
+            messages.append({"role": "assistant", "content": request.prefix})
+        return {"messages": messages}
 
-    def _read(self, response: Any, request: GuideRequest) -> Completion | Failure:
-        """The text in a response. The client does not check what servers send, so this does."""
-        choices = getattr(response, "choices", None)
-        if not isinstance(choices, list) or not choices:
-            return Failure("malformed", "the answer holds no choice")
-        choice = choices[0]
-        if self.endpoint.api == "chat":
-            message = getattr(choice, "message", None)
-            if getattr(message, "refusal", None):
-                return Failure("refusal", "the model refused to answer")
-            text = getattr(message, "content", None)
-        else:
-            text = getattr(choice, "text", None)
-        reason = getattr(choice, "finish_reason", None)
-        if reason not in _FINISH:
-            kind = "content_filter" if reason == "content_filter" else "finish_reason"
-            return Failure(kind, f"the answer ended with the reason {reason!r}, neither stop nor length")
-        if not isinstance(text, str):
-            return Failure("malformed", "the answer holds no text")
-        finish = _FINISH[reason]
-        if (whole := text.encode("utf-8", "ignore").decode()) != text:
-            self.counts["half_characters_removed"] += 1  # JSON can hold half of a surrogate pair; no file can
-            text = whole
-        text, stopped = cut_at_stop(text, self._config.sampling.stop)
-        if stopped:
-            self.counts["cut_at_stop"] += 1
-            finish = "stop"
-        if not request.prefix:
-            text = text.strip()
-        elif self.endpoint.api == "completion":
-            text = text.rstrip()
-        else:
-            text = mend_continuation(request.prefix, text, self.counts)
-        model = getattr(response, "model", None)
-        usage = _usage(getattr(response, "usage", None))
-        return Completion(text, finish, model if isinstance(model, str) else "", usage, self._cost(usage))
+    def body(self, request: GuideRequest) -> dict[str, Any]:
+        sampling = self._config.sampling
+        body: dict[str, Any] = {
+            "model": self.endpoint.model,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            **self.text_of(request),
+        }
+        extra: dict[str, Any] = {}
+        if sampling.stop:
+            body["stop"] = sampling.stop
+        if sampling.top_k:
+            extra["top_k"] = sampling.top_k  # not OpenAI's; vLLM, llama.cpp and others have it
+        if request.prefix and self.endpoint.api == "chat" and self._config.continuation == "prefill":
+            extra |= {"add_generation_prompt": False, "continue_final_message": True}  # vLLM's; others need neither
+        if extra:
+            body["extra_body"] = extra
+        if sampling.send_seed:
+            body["seed"] = request_seed(self._seed, self.request_json(request))
+        return body
 
-    def _cost(self, usage: dict[str, int]) -> float | None:
+    def provenance(self) -> dict[str, Any]:
         alias = self.endpoint.alias
-        if alias is None or not {"prompt_tokens", "completion_tokens"} <= usage.keys():
-            return None
-        return alias.cost_usd(usage["prompt_tokens"], usage["completion_tokens"])
+        return {
+            **super().provenance(),
+            "base_url": self.endpoint.base_url,
+            "model": self.endpoint.model,
+            "usd_per_million": [alias.usd_per_million_input, alias.usd_per_million_output] if alias else None,
+            "price_noted": str(alias.noted) if alias and alias.noted else None,
+        }
 
-    def _status_failure(self, error: openai.APIStatusError) -> Failure:
-        """The failure that a status stands for; raises UserError where no other request could fare better."""
-        status, said = error.status_code, self._said(error)
+    # price
+
+    def per_token(self) -> tuple[float, float] | None:
+        """Price: billionths of a US dollar per token in and out."""
+        alias = self.endpoint.alias
+        if alias is None or alias.usd_per_million_input is None or alias.usd_per_million_output is None:
+            return None
+        return alias.usd_per_million_input * NANO / 1e6, alias.usd_per_million_output * NANO / 1e6
+
+    @property
+    def client(self) -> openai.AsyncOpenAI:
+        """The client; its coroutines are run by :meth:`call`."""
+        assert self._client is not None
+        return self._client
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine of the client's in its loop; the server's errors come as RlgfError."""
+        try:
+            return self._loop.submit(work).result()
+        except self._errors.APIError as error:
+            raise RlgfError(f"{self.endpoint.base_url}: {self._said(error)}") from None
+
+    def rates(self) -> tuple[float | None, float | None]:
+        """Requests and tokens per minute, as far as the config or the server told."""
+        if self._client is None:
+            return self._config.requests_per_minute, self._config.tokens_per_minute
+        return self._gate.requests.rate, self._gate.tokens.rate
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> int | None:
+        """The price of an answer in billionths of a US dollar; None where none is known."""
+        if (per := self.per_token()) is None:
+            return None
+        return round(prompt_tokens * per[0] + completion_tokens * per[1])
+
+    def price(self, request: GuideRequest) -> int | None:
+        # no tokenizer makes more tokens than the text has bytes
+        return self.cost(prompt_bytes(self.text_of(request)), request.max_new_tokens)
+
+    # asking
+
+    def submit(self, request: GuideRequest, key: bytes | None) -> Future[Text | Failure]:
+        if self._client is None:
+            raise self.missed(request)
+        return self._loop.submit(self._ask(request, key))
+
+    async def _ask(self, request: GuideRequest, key: bytes | None) -> Text | Failure:
+        config = self._config
+        retries, spent = 0, 0.0
+        async with self._room:
+            while True:
+                probing = await self._gate.enter(_tokens(request, self.text_of(request)))
+                began = time.monotonic()
+                try:
+                    attempt = await self._attempt(request, key)
+                finally:
+                    if probing:
+                        self._gate.left()
+                outcome = attempt.outcome
+                if isinstance(outcome, Text) or outcome.final:
+                    return outcome
+                if attempt.blame:
+                    retries += 1
+                if retries > config.max_retries:
+                    return outcome
+                wait = attempt.wait if attempt.wait is not None else back_off(max(0, retries - 1), 30.0)
+                spent += time.monotonic() - began + wait
+                if spent > config.deadline_s:
+                    why = f"no answer within guide.deadline_s ({config.deadline_s:g} s); the last: {outcome.message}"
+                    return Failure(outcome.kind, why)
+                if not self._gate.down:  # the gate does the waiting for a server that is down
+                    await asyncio.sleep(wait)
+
+    async def _attempt(self, request: GuideRequest, key: bytes | None) -> _Attempt:
+        """One call: charged, sent, and put right by what became of it."""
+        body = self.body(request)
+        price = self.cost(prompt_bytes(body), request.max_new_tokens)
+        reserved = round((price or 0) * self._overrun)
+        call = await self._reserve(reserved)
+        gate, errors, meter = self._gate, self._errors, self.meter
+        self._in_flight += 1
+        began = time.monotonic()
+        try:
+            limit_key = self._limit_key
+            response = await asyncio.wait_for(
+                self._create(**body, **{limit_key: request.max_new_tokens}), self._config.timeout_s
+            )
+            content, headers = response.content, response.headers
+        except errors.APIStatusError as error:
+            meter.refund(call)
+            return self._refused(error, limit_key)
+        except (errors.APITimeoutError, asyncio.TimeoutError) as error:
+            if type(error.__cause__).__name__ in _NEVER_SENT:
+                meter.refund(call)
+            why = f"no answer within {self._config.timeout_s:g} s"
+            return _Attempt(Failure("timeout", why), blame=gate.failed(why))
+        except errors.APIConnectionError as error:
+            if type(error.__cause__).__name__ in _NEVER_SENT:
+                meter.refund(call)
+            said = f" ({self._said(error.__cause__)})" if error.__cause__ else ""
+            why = f"no answer from {self.endpoint.base_url}{said}"
+            return _Attempt(Failure("connection", why), blame=gate.failed(why))
+        except errors.APIError as error:
+            return _Attempt(Failure("malformed", f"the answer cannot be read ({self._said(error)})"))
+        finally:
+            self._in_flight -= 1
+        reply = read_reply(content, self.endpoint.api)
+        usage = reply.usage
+        known = len(usage) == 2
+        gate.answered(headers, _tokens(request, body) - sum(usage.values()) if known else 0.0)
+        # what came is charged at its price whatever it is worth; without usage at the bound
+        amount = self.cost(**usage) if known else None if price is None else reserved
+        if amount is not None and amount > reserved > 0:
+            self._overrun *= amount / reserved
+        try:
+            outcome = self.text_in(
+                reply, self.request_json(request), prompt_bytes(body), seconds=time.monotonic() - began
+            )
+        except UserError:
+            meter.settle(call, amount, usage)
+            raise
+        if isinstance(outcome, Text) or known:
+            meter.settle(call, amount, usage, [(key, outcome)] if key is not None and isinstance(outcome, Text) else [])
+        return _Attempt(outcome)
+
+    async def _reserve(self, amount: int) -> int:
+        """Room in the budget; waits while calls that are under way may still give some back."""
+        while (call := self.meter.reserve(amount)) is None:
+            if not self._in_flight:
+                raise self.meter.spent()
+            await asyncio.sleep(0.02)
+        return call
+
+    def _refused(self, error: openai.APIStatusError, limit_key: str) -> _Attempt:
+        """What a status comes to; raises UserError where no other request could fare better."""
+        status, said, gate = error.status_code, self._said(error), self._gate
+        failure = Failure("server" if status >= 500 else "refused", f"status {status}: {said}")
+        if status == 429 and error.code != "insufficient_quota":
+            wait = gate.limited(error.response.headers)
+            return _Attempt(Failure("rate_limit", f"status 429: {said}"), blame=False, wait=wait)
+        if status >= 500:
+            return _Attempt(failure, blame=gate.failed(failure.message), wait=retry_after(error.response.headers))
+        gate.answered(error.response.headers)
+        if status in (408, 409):
+            return _Attempt(failure)
+        if status == 400 and limit_key == "max_tokens" and "max_completion_tokens" in error.message:
+            # newer chat models refuse max_tokens by that name; older servers know no other
+            self._limit_key = "max_completion_tokens"
+            return _Attempt(failure, blame=False, wait=0.0)
         if status == 401:
             raise UserError(
                 f"the endpoint {self.endpoint.base_url} refused the key ({said})",
                 hint="check OPENAI_API_KEY, and that it belongs to this endpoint",
             ) from None
-        if status == 429 and error.code == "insufficient_quota":
+        if status == 429:
             raise UserError(f"the account's quota is spent ({said})", hint="check the plan and its billing") from None
         if status in (403, 404) and not self._succeeded:
             raise UserError(
                 f"{self.endpoint.base_url} has no model {self.endpoint.model!r} for this key ({said})",
                 hint="check the model's name, and that the base URL ends as the server wants (usually /v1)",
             ) from None
-        kind = "rate_limit" if status == 429 else "server" if status >= 500 else "refused"
-        return Failure(kind, f"status {status}: {said}")
+        return _Attempt(Failure("refused", failure.message, final=True))
+
+    # reading
+
+    def text_in(
+        self, reply: Reply, request: str, size: int, *, seconds: float | None = None, price_share: float = 1.0
+    ) -> Text | Failure:
+        """What a reply to ``request`` (as JSON, ``size`` bytes of prompt) is to be kept as."""
+        if isinstance(reply.found, Failure) and reply.model is None:
+            return reply.found
+        if failure := self._other_model(reply.model):
+            return failure
+        if isinstance(reply.found, Failure):
+            return reply.found
+        text, reason = reply.found
+        if (whole := text.encode("utf-8", "ignore").decode()) != text:
+            self.counts["half_characters_removed"] += 1  # JSON can hold half of a surrogate pair; no file can
+        self._succeeded = True
+        cost = self.cost(**reply.usage) if len(reply.usage) == 2 else None
+        return Text(
+            guide=self.name,
+            request=request,
+            text=whole,
+            finish_reason=reason,
+            model=reply.model or "",
+            prompt_bytes=size,
+            prompt_tokens=reply.usage.get("prompt_tokens"),
+            completion_tokens=reply.usage.get("completion_tokens"),
+            nano_usd=None if cost is None else round(cost * price_share),
+            seconds=None if seconds is None else round(seconds, 3),
+            created=int(time.time()),
+        )
+
+    def _other_model(self, model: str | None) -> Failure | None:
+        """A failure where the server reports a model that was not asked for."""
+        if model is None:
+            self.counts["model_not_reported"] += 1
+            return None
+        if same_model(self.endpoint.model, model) or model in self._config.accept_models:
+            return None
+        message = f"the answer is by {model!r}, and {self.endpoint.model!r} was asked for"
+        self._wrong += 1
+        if not self._succeeded and self._wrong >= _WRONG_AT_FIRST:
+            raise UserError(
+                f"{self.endpoint.base_url}: {message}",
+                hint=f"name that model, or accept it: --set 'guide.accept_models=[{model}]'",
+            )
+        return Failure("wrong_model", message)
+
+    def read(self, request: GuideRequest, text: Text) -> Completion:
+        chat = self.endpoint.api == "chat"
+        mended, finish, done = mend(
+            text.text,
+            prefix=request.prefix,
+            stops=self._config.sampling.stop,
+            finish=text.finish_reason,
+            chat=chat,
+            clean=chat
+            and (self._config.clean == "all" or (self._config.clean == "continuation" and bool(request.prefix))),
+        )
+        return Completion(mended, finish, text.model, mended=done)
 
     def _said(self, error: BaseException) -> str:
         """The first line of an error, without the key, which servers like to quote."""
@@ -322,12 +425,17 @@ class OpenAIGuide(LiveGuide):
         return lines[0][:200] if lines else type(error).__name__
 
 
-def request_seed(seed: int, request: GuideRequest) -> int:
+def request_seed(seed: int, request: str) -> int:
     """The seed that goes with a request, in [0, 2**31)."""
-    key = (seed, "guide", request.example.id, request.prefix, request.sample_index)
-    return int(noise.generator(*key).integers(2**31))
+    return int.from_bytes(hashlib.sha256(f"{seed}|{request}".encode()).digest()[:4], "big") >> 1
 
 
-def _usage(usage: Any) -> dict[str, int]:
-    counts = {name: getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")}
-    return {name: count for name, count in counts.items() if isinstance(count, int) and count >= 0}
+def prompt_bytes(body: Mapping[str, Any]) -> int:
+    """Bytes of what is asked, with what its messages need besides: more than it can have tokens."""
+    texts = [body["prompt"]] if "prompt" in body else [message["content"] for message in body["messages"]]
+    return sum(len(text.encode("utf-8", "surrogatepass")) + _PER_MESSAGE for text in texts)
+
+
+def _tokens(request: GuideRequest, body: Mapping[str, Any]) -> float:
+    """What a rate limit in tokens is likely to count, before the answer is there."""
+    return prompt_bytes(body) / 4 + request.max_new_tokens

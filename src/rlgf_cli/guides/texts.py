@@ -6,10 +6,25 @@ import re
 import unicodedata
 from collections import Counter
 
+from rlgf_cli.protocols import FinishReason
+
 _PLACEHOLDER = re.compile(r"\{(prompt|prefix)\}")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“"}
 _OPENING = set("([{“‘«„")
 _JOINS = set("([{-–—/'\"“‘«„_@#$")
+_FOREWORD = re.compile(
+    r"\A(?:(?:sure|certainly|of course|absolutely|okay|ok|great|here(?:'s|’s| is| are| you go)"
+    r"|(?:the )?continu(?:ation|ing)|continued)\b[^\n:]{0,100}:\s*"
+    r"|(?:sure|certainly|of course|absolutely)(?: thing)?[!.]?\s*\n+)",
+    re.IGNORECASE,
+)
+"""An announcement that ends with a colon, or stands on a line of its own."""
+_AFTERWORD = re.compile(
+    r"\n\s*(?:let me know|i hope|hope this|feel free|is there anything|would you like"
+    r"|if you(?:'d| would) like)[^\n]*\Z",
+    re.IGNORECASE,
+)
+_ELLIPSIS = re.compile(r"\A(?:\.\.\.|…)\s*")
 
 
 def fill(template: str, prompt: str, prefix: str = "") -> str:
@@ -24,21 +39,61 @@ def cut_at_stop(text: str, stops: list[str]) -> tuple[str, bool]:
     return (text[: min(places)], True) if places else (text, False)
 
 
+def mend(
+    text: str, *, prefix: str, stops: list[str], finish: FinishReason, chat: bool, clean: bool
+) -> tuple[str, FinishReason, tuple[str, ...]]:
+    """An answer of an API as the text behind ``prefix``: ``(text, finish reason, what was mended)``.
+
+    Text from a stop text on is cut off, and white space around a whole text. ``clean``: what chat models put
+    around an answer goes too.
+    """
+    done: Counter[str] = Counter()
+    text, stopped = cut_at_stop(text, stops)
+    if stopped:
+        done["cut_at_stop"] += 1
+        finish = "stop"
+    if not prefix:
+        text = without_chatter(text.strip(), done) if clean else text.strip()
+    elif not chat:
+        text = text.rstrip()
+    elif clean:
+        text = mend_continuation(prefix, text, done)
+    else:
+        text = text.rstrip()
+    return text, finish, tuple(sorted(done))
+
+
+def without_chatter(text: str, counts: Counter[str]) -> str:
+    """``text`` without what a chat model says about its answer: an announcement before it, an offer behind it,
+    quotes around it. Counted as ``chatter_removed`` and ``quotes_removed``."""
+    bare = _AFTERWORD.sub("", _FOREWORD.sub("", text, count=1)).strip()
+    if bare and bare != text:
+        counts["chatter_removed"] += 1
+        text = bare
+    bare = _unquoted(text)
+    if bare != text:
+        counts["quotes_removed"] += 1
+    return bare
+
+
 def mend_continuation(prefix: str, text: str, counts: Counter[str]) -> str:
     """What a chat model wrote to go on from ``prefix``, made to fit behind it.
 
-    Chat models quote their answer, repeat the prefix, and drop the space in front. Each repair is counted:
-    ``quotes_removed``, ``prefix_removed``, ``space_added``.
+    Chat models talk about their answer, quote it, repeat the prefix, and drop the space in front. Each repair is
+    counted: ``chatter_removed``, ``quotes_removed``, ``prefix_removed``, ``space_added``.
     """
-    bare = _unquoted(text.strip())
-    if bare != text.strip():
-        counts["quotes_removed"] += 1
+    led = text[:1].isspace()  # a space of the model's own, where it stands at the very beginning
+    bare = without_chatter(text.strip(), counts)
+    if (dotless := _ELLIPSIS.sub("", bare, count=1)) != bare and dotless:
+        counts["chatter_removed"] += 1
+        bare = dotless
     rest = _after_prefix(prefix, bare)
     if rest is not None:
         counts["prefix_removed"] += 1
         return rest.lstrip() if prefix[-1].isspace() else rest
     if _wants_space(prefix, bare):
-        counts["space_added"] += 1
+        if not led:
+            counts["space_added"] += 1
         bare = " " + bare
     return bare
 

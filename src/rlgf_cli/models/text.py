@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 
 from rlgf_cli.artifacts.jsonl import read_json, write_json
 from rlgf_cli.config.common import TextConfig
@@ -86,13 +88,13 @@ class TextFormat:
     def encode_continuation(self, tokenizer: Any, text: str) -> list[int]:
         """Ids of a segment that follows tokens of the same response.
 
-        SentencePiece tokenizers put a dummy space before every text; here it would split a word, so the
-        segment is tokenised without it.
+        SentencePiece tokenizers put a dummy space before every text, and WordPiece tokenizers begin every text with
+        a new word; here either would split a word, so the segment is tokenised as one that goes on.
         """
-        plain = _without_dummy_prefix(tokenizer)
-        if plain is None:
+        going_on = _without_dummy_prefix(tokenizer) or _inside_word(tokenizer)
+        if going_on is None:
             return _plain_ids(tokenizer, text)
-        return [i for i in plain.ids(text) if i not in _control_ids(tokenizer)]
+        return [i for i in going_on.ids(text) if i not in _control_ids(tokenizer)]
 
     def decode_response(self, tokenizer: Any, ids: list[int] | tuple[int, ...], *, strip: bool = True) -> str:
         """The text of a response: special tokens dropped, the prefix cut off, trailing whitespace kept off.
@@ -116,6 +118,14 @@ def _control_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
 
+_WHITESPACE = re.compile(r"[^\S\x1c-\x1f]+")
+"""Whitespace as Unicode and the tokenizers have it; Python's own has four control characters more."""
+
+
+def _normalised(tokenizer: Tokenizer, text: str) -> str:
+    return tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer is not None else text
+
+
 @dataclass(frozen=True)
 class _NoDummyPrefix:
     """A SentencePiece-like tokenizer that adds no space in front.
@@ -129,7 +139,9 @@ class _NoDummyPrefix:
 
     def ids(self, text: str) -> list[int]:
         if self.by_words:
-            text = " " * text[:1].isspace() + " ".join(text.split())
+            # first as the tokenizer sees it: a normaliser makes spaces of characters that are none
+            spaced = _WHITESPACE.sub(" ", _normalised(self.tokenizer, text))
+            text = spaced.rstrip(" ") or spaced
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
@@ -162,3 +174,54 @@ def _without_dummy_prefix(tokenizer: Any) -> _NoDummyPrefix | None:
     plain = Tokenizer.from_str(json.dumps(state))
     plain.encode_special_tokens = True
     return _NoDummyPrefix(plain, by_words)
+
+
+@dataclass(frozen=True)
+class _InsideWord:
+    """A WordPiece tokenizer whose text goes on inside a word.
+
+    The pieces inside a word have a mark in front (``##es``). The first word of the text is made of such pieces alone,
+    longest first, as the tokenizer does it; where the vocabulary has none that make it (punctuation is a word of its
+    own), it begins anew.
+    """
+
+    tokenizer: Tokenizer
+    inside: dict[str, int]
+
+    def ids(self, text: str) -> list[int]:
+        shown = _normalised(self.tokenizer, text)
+        words = self.tokenizer.pre_tokenizer.pre_tokenize_str(shown)
+        if words and words[0][1][0] == 0 and (first := self._pieces(words[0][0])):
+            return [*first, *self._plain(shown[words[0][1][1] :])]
+        return self._plain(text)
+
+    def _pieces(self, word: str) -> list[int]:
+        """Ids of a word's pieces; none where there is a part that no piece is of."""
+        longest = max(map(len, self.inside), default=0)
+        ids: list[int] = []
+        while word:
+            known = (n for n in range(min(longest, len(word)), 0, -1) if word[:n] in self.inside)
+            if (size := next(known, 0)) == 0:
+                return []
+            ids.append(self.inside[word[:size]])
+            word = word[size:]
+        return ids
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+@lru_cache(maxsize=16)
+def _inside_word(tokenizer: Any) -> _InsideWord | None:
+    """A WordPiece tokenizer that goes on inside a word; None for any other kind."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(backend.model, WordPiece) or backend.pre_tokenizer is None:
+        return None
+    mark = backend.model.continuing_subword_prefix
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    inside = {
+        piece[len(mark) :]: i for piece, i in vocabulary.items() if mark and piece.startswith(mark) and piece != mark
+    }
+    plain = Tokenizer.from_str(backend.to_str())
+    plain.encode_special_tokens = True
+    return _InsideWord(plain, inside)

@@ -1,33 +1,41 @@
 """``rlgf collect-guide``: buy a guide's text once and keep it.
 
-Every answer is on disk as a whole line before the next one is looked at, so a kill costs at most the line
-that was being written. A resumed run reads what is there and asks for the rest.
+Prompts are streamed: memory does not grow with them. An answer is in the cache in the moment it is received and
+on disk as a whole line before the next one is looked at, so a kill costs nothing that came whole. A resumed run
+reads what is there and asks for the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlgf_cli import console
-from rlgf_cli.artifacts.jsonl import Appender, read_examples, read_records
+from rlgf_cli.artifacts.held import Held
+from rlgf_cli.artifacts.jsonl import Appender, example_records
 from rlgf_cli.artifacts.records import GuideRecord, prompt_hash
 from rlgf_cli.artifacts.rundir import Existing, Manifest, claim_file
 from rlgf_cli.config.collect_guide import CollectGuideConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import Interrupted, RlgfError, UserError
+from rlgf_cli.guides import batch
 from rlgf_cli.guides.base import Answer, Failure, LiveGuide
+from rlgf_cli.guides.estimate import Plan, estimate, lines
 from rlgf_cli.guides.make import make_live_guide
 from rlgf_cli.protocols import Completion, Example, GuideRequest
 
 COMMAND = "collect-guide"
-GIVE_UP_AFTER = 20
-"""Failures in a row, with their retries, after which no more is asked: the endpoint is down or refuses us."""
 _SHOWN_PER_KIND = 3
+_SECOND_TRY = 10_000
+"""Failed requests that are remembered, to be asked once more at the end."""
+_LOOKED_UP = 500
 _AGAIN = "run the same command with --resume: it asks only for what is missing"
 
 
@@ -43,21 +51,21 @@ class CollectResult:
 def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse") -> CollectResult:
     """Collect. Raises RlgfError (exit 1) where texts are still missing; what came is kept for --resume."""
     config = resolved.config
-    path = Path(config.output)
-    if path.suffix == ".gz":
-        raise UserError("the output is appended to, so it cannot be .gz", where=str(path), hint="pack it afterwards")
-    examples = read_examples(config.data, limit=config.limit)
-    with contextlib.closing(make_live_guide(config.guide, seed=config.seed)) as guide:
-        guide.check(examples, config.max_new_tokens)
+    path = _output(config)
+    with contextlib.closing(Held()) as held, contextlib.closing(_guide(config)) as guide:
+        for _ in held.examples(config.data, limit=config.limit):
+            pass  # all prompts are checked before the first one is paid for
+        guide.check(_examples(config), config.max_new_tokens)
         settings = {**guide.settings, "max_new_tokens": config.max_new_tokens}
         manifest = claim_file(path, COMMAND, existing=existing, seed=config.seed)
         _same_settings(manifest, settings, path)
+        guide.charge_to(manifest.data["run_id"], config.budget, manifest.data["spend"])
         manifest.data.update(settings=settings, config=resolved.to_json(), device=guide.device)
         try:
             with manifest.running():
                 manifest.add_parent(config.data)
-                manifest.add_parent(config.guide.name[3:] if config.guide.name.startswith("hf:") else None)
-                return _collect(config, examples, guide, manifest, path)
+                manifest.add_parent(config.guide.name.partition(":")[2] if guide.device else None)
+                return _Collection(config, held, guide, manifest, path).run()
         except UserError:
             if path.exists() and not path.stat().st_size:  # nothing was bought: leave nothing behind
                 path.unlink()
@@ -65,145 +73,287 @@ def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse"
             raise
 
 
-def _collect(
-    config: CollectGuideConfig, examples: list[Example], guide: LiveGuide, manifest: Manifest, path: Path
-) -> CollectResult:
-    wanted = len(examples) * config.samples
-    stopped: RlgfError | None = None
-    # The appender comes first: it cuts a torn last line off, which must not count as something that is there.
-    with Appender(path) as out:
-        missing = list(pending(path, examples, config.samples, config.max_new_tokens))
-        if len(missing) < wanted:
-            console.log(f"{wanted - len(missing)} texts are there already; {len(missing)} are missing")
-        failed: Counter[str] = Counter()
-        try:
-            _ask(guide, missing, out, config, failed)
-        except KeyboardInterrupt:
-            stopped = Interrupted("interrupted; every text that came is kept", where=str(path), hint=_AGAIN)
-        except RlgfError as error:
-            stopped = error
-    still = sum(1 for _ in pending(path, examples, config.samples, config.max_new_tokens))
-    summary, spend = summarise(path)
-    summary.update(new=len(missing) - still, missing=still, failed=dict(failed), mended=dict(guide.counts))
-    manifest.save(result=summary, spend=spend)
-    if summary["records"]:
-        _report(summary, spend, config)
-    if stopped is not None:
-        raise stopped
-    if still:
-        why = ", ".join(f"{kind}: {count}" for kind, count in failed.most_common())
-        raise RlgfError(f"{still} of {wanted} texts are still missing ({why})", where=str(path), hint=_AGAIN)
-    return CollectResult(path, summary, spend)
+def dry_run(resolved: Resolved[CollectGuideConfig]) -> dict[str, Any]:
+    """What the command would ask, and what that costs; nothing is written and nobody is asked."""
+    config = resolved.config
+    path = _output(config)
+    quiet = config.model_copy(update={"guide": config.guide.model_copy(update={"mode": "replay"})})
+    with contextlib.closing(Held()) as held, contextlib.closing(_guide(quiet)) as guide:
+        for _ in held.examples(config.data, limit=config.limit):
+            pass
+        guide.check(_examples(config), config.max_new_tokens)
+        if path.is_file():
+            held.read(path)
+        found = estimate(guide, _plan(config, held, guide, cache=(config.guide.mode or guide.default_mode) != "live"))
+    for line in lines(found):
+        console.log(line)
+    return found
 
 
-def _ask(
-    guide: LiveGuide,
-    missing: list[GuideRequest],
-    out: Appender,
-    config: CollectGuideConfig,
-    failed: Counter[str],
-) -> None:
-    """Ask for all that is missing; texts are written as they come, failures are counted in ``failed``."""
-    sampling = {**config.guide.sampling.model_dump(), "max_new_tokens": config.max_new_tokens}
-    in_a_row = 0
-    with (
-        contextlib.closing(guide.stream(missing)) as answers,
-        console.progress("guide", len(missing)) as bar,
-    ):
-        for answer in answers:
-            if isinstance(answer.outcome, Failure):
-                _note(answer, answer.outcome, failed)
-                in_a_row += 1
-            else:
-                out.write(record_of(answer.request, answer.outcome, guide.name, sampling))
-                in_a_row = 0
-            bar.update(1, f"{failed.total()} failed" if failed else "")
-            if in_a_row >= GIVE_UP_AFTER:
-                console.warn(f"{in_a_row} failures in a row: no more is asked")
-                return
+def _output(config: CollectGuideConfig) -> Path:
+    path = Path(config.output)
+    if path.suffix == ".gz":
+        raise UserError("the output is appended to, so it cannot be .gz", where=str(path), hint="pack it afterwards")
+    return path
 
 
-def pending(path: Path, examples: Sequence[Example], samples: int, max_new_tokens: int) -> Iterator[GuideRequest]:
-    """What the file does not hold yet, in the order of the examples.
-
-    A text counts for the example with its id and prompt. Where ids have changed, because lines were moved or
-    the data has none, a text that belongs to no example of its own counts for any with the same prompt: what
-    was paid for is not bought twice.
-    """
-    prompts = {example.id: prompt_hash(example.prompt) for example in examples}
-    own: set[tuple[str, int]] = set()
-    spare: Counter[tuple[str, int]] = Counter()
-    for record in read_records(path, GuideRecord, torn_tail=True):
-        key = prompt_hash(record.prompt)
-        if record.prefix:
-            continue
-        if prompts.get(record.id) == key and (record.id, record.sample_index) not in own:
-            own.add((record.id, record.sample_index))
-        else:
-            spare[key, record.sample_index] += 1
-    for example in examples:
-        for index in range(samples):
-            if (example.id, index) in own:
-                continue
-            if spare[prompts[example.id], index] > 0:
-                spare[prompts[example.id], index] -= 1
-                continue
-            yield GuideRequest(example, sample_index=index, max_new_tokens=max_new_tokens)
+def _guide(config: CollectGuideConfig) -> LiveGuide:
+    guide = make_live_guide(config.guide, seed=config.seed)
+    guide.notify = console.warn
+    return guide
 
 
-def record_of(request: GuideRequest, text: Completion, guide: str, sampling: dict[str, Any]) -> GuideRecord:
-    """The line that keeps an answer."""
-    return GuideRecord(
-        id=request.example.id,
-        prompt=request.example.prompt,
-        prompt_sha256=prompt_hash(request.example.prompt),
-        prefix=request.prefix,
-        sample_index=request.sample_index,
-        completion=text.text,
-        finish_reason=text.finish_reason,
-        model=text.model,
-        guide=guide,
-        sampling=sampling,
-        usage=dict(text.usage),
-        cost_usd=text.cost_usd,
-    )
+def _examples(config: CollectGuideConfig) -> Iterator[Example]:
+    return (record.to_example() for _, record in example_records(config.data, limit=config.limit))
 
 
-def summarise(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a guide file holds and what it cost, read back from the disk: ``(result, spend)``.
+def _missing(config: CollectGuideConfig, held: Held) -> Iterator[GuideRequest]:
+    """What the file does not hold yet, in the order of the examples."""
+    for example in _examples(config):
+        for index in held.missing(example, config.samples):
+            yield GuideRequest(example, sample_index=index, max_new_tokens=config.max_new_tokens)
 
-    ``same_text`` counts the prompts with several samples that are all one text. ``unpriced`` counts texts
-    whose price is not known; they are not in ``cost_usd``, which is null where no price is known at all.
-    """
-    records = empty = cut = unpriced = 0
-    cost = 0.0
-    usage: Counter[str] = Counter()
-    models: Counter[str] = Counter()
-    texts: dict[str, tuple[int, int]] = {}  # prompt hash -> (samples, hash of the text; 0 where texts differ)
-    for record in read_records(path, GuideRecord):
-        records += 1
-        empty += not record.completion.strip()
-        cut += record.finish_reason == "length"
-        usage.update(record.usage)
-        models[record.model] += 1
-        if record.cost_usd is None:
-            unpriced += 1
-        else:
-            cost += record.cost_usd
-        key, fingerprint = prompt_hash(record.prompt), hash(record.completion) or 1
-        count, before = texts.get(key, (0, fingerprint))
-        texts[key] = (count + 1, before if before == fingerprint else 0)
-    same = sum(1 for count, fingerprint in texts.values() if count > 1 and fingerprint)
-    result = {
-        "records": records,
-        "prompts": len(texts),
-        "empty": empty,
-        "cut_at_length": cut,
-        "same_text": same,
-        "models": dict(models),
+
+def _plan(config: CollectGuideConfig, held: Held, guide: LiveGuide, *, cache: bool) -> Plan:
+    """Count what is to be asked."""
+    plan = Plan(requests=held.count() * config.samples)
+    missing = 0
+    with held.counting():
+        requests = _missing(config, held)
+        while window := list(itertools.islice(requests, _LOOKED_UP)):
+            missing += len(window)
+            texts = guide.lookup(window) if cache else [None] * len(window)
+            for request, text in zip(window, texts, strict=True):
+                if text is None:
+                    plan.add(guide, request)
+                else:
+                    plan.cached += 1
+    plan.in_file = plan.requests - missing
+    return plan
+
+
+@dataclass
+class _Collection:
+    """One run over the prompts."""
+
+    config: CollectGuideConfig
+    held: Held
+    guide: LiveGuide
+    manifest: Manifest
+    path: Path
+    new: int = 0
+    skipped: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    mended: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+
+    def run(self) -> CollectResult:
+        stopped: RlgfError | None = None
+        # The appender comes first: it cuts a torn last line off, which must not count as something that is there.
+        with Appender(self.path) as out:
+            self.held.read(self.path)
+            before = self.guide.meter.to_json()
+            expected = self._expect()
+            try:
+                self._collect(out)
+            except KeyboardInterrupt:
+                stopped = Interrupted("interrupted; every text that came is kept", where=str(self.path), hint=_AGAIN)
+            except RlgfError as error:
+                stopped = error
+        wanted = self.held.count() * self.config.samples
+        still = wanted - self.skipped - self.new
+        summary, spend = self._summary(), self.guide.meter.to_json()
+        summary.update(new=self.new, missing=still, failed=dict(self.failed), mended=dict(self.guide.counts))
+        if expected is not None:
+            expected["actual"] = _since(before, spend)
+        self.manifest.save(result=summary, spend=spend, estimate=expected, guide=self.guide.provenance())
+        self._report(summary, spend)
+        if stopped is not None:
+            raise stopped
+        if still:
+            why = ", ".join(f"{kind}: {count}" for kind, count in self.failed.most_common())
+            raise RlgfError(f"{still} of {wanted} texts are still missing ({why})", where=str(self.path), hint=_AGAIN)
+        return CollectResult(self.path, summary, spend)
+
+    def _expect(self) -> dict[str, Any] | None:
+        """The estimate that the run is held against; None where nobody is to be asked."""
+        if self.guide.mode == "replay" or not self.guide.abilities.remote:
+            return None
+        found = estimate(self.guide, _plan(self.config, self.held, self.guide, cache=self.guide.mode != "live"))
+        for line in lines(found):
+            console.log(line)
+        return found
+
+    def _collect(self, out: Appender) -> None:
+        with console.interruptible("waiting for the answers that are on their way") as stop:
+            if self.config.batch:
+                with self.held.counting():
+                    batch.run(self.guide, _missing(self.config, self.held), stop)
+            again: list[GuideRequest] = []
+            with console.progress("guide", self.held.count() * self.config.samples) as bar:
+                watch = _Watch(self, bar)
+                self._ask(self._wanted(stop, watch), out, again, watch)
+                if again and not stop.is_set():
+                    console.log(f"asking {len(again)} failed requests once more")
+                    self._ask(iter(again), out, None, watch)
+        if stop.is_set():
+            raise KeyboardInterrupt
+
+    def _wanted(self, stop: threading.Event, watch: _Watch) -> Iterator[GuideRequest]:
+        for example in _examples(self.config):
+            indices = self.held.missing(example, self.config.samples)
+            here = self.config.samples - len(indices)
+            self.skipped += here
+            watch.done(here)
+            for index in indices:
+                if stop.is_set():
+                    return
+                yield GuideRequest(example, sample_index=index, max_new_tokens=self.config.max_new_tokens)
+
+    def _ask(
+        self, requests: Iterator[GuideRequest], out: Appender, again: list[GuideRequest] | None, watch: _Watch
+    ) -> None:
+        """Texts are written as they come; failures are counted, and those that may yet succeed kept in ``again``."""
+        sampling = {**self.config.guide.sampling.model_dump(), "max_new_tokens": self.config.max_new_tokens}
+        ask = self.guide.stored if self.config.batch else self.guide.stream
+        with contextlib.closing(ask(requests)) as answers:
+            for answer in answers:
+                outcome = answer.outcome
+                if isinstance(outcome, Failure):
+                    if again is not None and not outcome.final and len(again) < _SECOND_TRY:
+                        again.append(answer.request)
+                        continue
+                    self._note(answer, outcome)
+                else:
+                    record = record_of(answer.request, outcome, self.guide, sampling)
+                    out.write(record)
+                    self.held.add(GuideRecord.model_construct(**record))
+                    self.new += 1
+                    self._show(answer.request, outcome)
+                watch.done(1)
+
+    def _note(self, answer: Answer, failure: Failure) -> None:
+        self.failed[failure.kind] += 1
+        if self.failed[failure.kind] <= _SHOWN_PER_KIND:
+            console.warn(f"no text for {answer.request.example.id!r}: {failure.message}")
+        elif self.failed[failure.kind] == _SHOWN_PER_KIND + 1:
+            console.warn(f"more failures of this kind ({failure.kind}) are counted and not shown")
+
+    def _show(self, request: GuideRequest, text: Completion) -> None:
+        """Keep a few of what was mended, for the end of the run."""
+        for kind in text.mended:
+            shown = self.mended.setdefault(kind, [])
+            if len(shown) < _SHOWN_PER_KIND and text.raw is not None:
+                shown.append((text.raw, text.text))
+
+    def _summary(self) -> dict[str, Any]:
+        held = self.held
+        prompts, same = held.same_text()
+        return {
+            "records": held.records,
+            "prompts": prompts,
+            "empty": held.empty,
+            "cut_at_length": held.cut,
+            "same_text": same,
+            "models": dict(held.models),
+            "usage": dict(held.usage),
+            "cost_usd": round(held.cost_usd, 8) if held.records > held.unpriced else None,
+        }
+
+    def _report(self, summary: dict[str, Any], spend: dict[str, Any]) -> None:
+        if not summary["records"]:
+            return
+        charged = f", {spend['charged_usd']:.4f} USD charged" if spend["charged_usd"] else ""
+        unknown = f" ({spend['unknown_outcome']} calls of unknown outcome in it)" if spend["unknown_outcome"] else ""
+        console.log(
+            f"{summary['records']} texts for {summary['prompts']} prompts ({summary['new']} new, "
+            f"{spend['cached']} of them from the cache; {summary['empty']} empty, "
+            f"{summary['cut_at_length']} cut at {self.config.max_new_tokens}); "
+            f"{sum(summary['usage'].values())} tokens{charged}{unknown}"
+        )
+        for kind, count in sorted(self.guide.counts.items()):
+            console.log(f"mended: {kind.replace('_', ' ')}: {count}")
+            for raw, text in self.mended.get(kind, []):
+                console.log(f"  {_short(raw)} -> {_short(text)}")
+        if summary["empty"]:
+            console.warn(f"{summary['empty']} texts are empty; they are kept and never used")
+        # short texts coincide by chance: what a server does that ignores the temperature shows on most prompts
+        temperature = self.config.guide.sampling.temperature
+        if 2 * (summary["same_text"] or 0) > summary["prompts"] and temperature > 0:
+            console.warn(
+                f"for {summary['same_text']} prompts all samples are one text, though the temperature is "
+                f"{temperature:g}; some servers ignore it"
+            )
+
+
+class _Watch:
+    """The progress line: how much, how fast, what it cost so far."""
+
+    def __init__(self, collection: _Collection, bar: console.Progress) -> None:
+        self._collection = collection
+        self._bar = bar
+        self._started = self._said = self._logged = time.monotonic()
+        self._steps = 0
+
+    def done(self, steps: int) -> None:
+        self._steps += steps
+        now = time.monotonic()
+        if now - self._said < 0.2:
+            return
+        self._bar.update(self._steps, self._note(now))
+        self._steps, self._said = 0, now
+        if now - self._logged > 30:
+            self._logged = now
+            done = self._collection.new + self._collection.skipped
+            console.log_plain(f"{done} of {self._wanted} texts, {self._note(now)}")
+
+    @property
+    def _wanted(self) -> int:
+        return self._collection.held.count() * self._collection.config.samples
+
+    def _note(self, now: float) -> str:
+        collection = self._collection
+        parts = [f"{collection.new / max(now - self._started, 1e-3):.1f}/s"]
+        spend, cap = collection.guide.meter.to_json(), collection.config.budget.max_cost_usd
+        if spend["charged_usd"]:
+            parts.append(f"${spend['charged_usd']:.4f}" + (f" of {cap:g}" if cap is not None else ""))
+        if collection.failed:
+            parts.append(f"{collection.failed.total()} failed")
+        return ", ".join(parts)
+
+
+def record_of(request: GuideRequest, text: Completion, guide: LiveGuide, sampling: dict[str, Any]) -> dict[str, Any]:
+    """The line that keeps an answer: a GuideRecord's fields."""
+    return {
+        "schema_version": 1,
+        "id": request.example.id,
+        "prompt": request.example.prompt,
+        "prompt_sha256": prompt_hash(request.example.prompt),
+        "prefix": request.prefix,
+        "sample_index": request.sample_index,
+        "completion": text.text,
+        "finish_reason": text.finish_reason,
+        "model": text.model,
+        "guide": guide.name,
+        "sampling": sampling,
+        "usage": dict(text.usage),
+        "cost_usd": text.cost_usd,
+        "cached": text.cached,
+        "created": text.created,
+        "mended": list(text.mended),
+        "licence": guide.licence,
     }
-    known = round(cost, 8) if records > unpriced else None
-    return result, {"calls": records, "usage": dict(usage), "cost_usd": known, "unpriced": unpriced}
+
+
+def _since(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """What this session was charged, in the estimate's terms."""
+    usage = {name: after["usage"][name] - before["usage"][name] for name in after["usage"]}
+    usd = (after["charged_usd"] or 0.0) - (before["charged_usd"] or 0.0)
+    return {
+        "calls": after["calls"] - before["calls"],
+        "cached": after["cached"] - before["cached"],
+        **usage,
+        "usd": round(usd, 9) if after["charged_usd"] is not None else None,
+    }
 
 
 def _same_settings(manifest: Manifest, settings: dict[str, Any], path: Path) -> None:
@@ -221,26 +371,6 @@ def _same_settings(manifest: Manifest, settings: dict[str, Any], path: Path) -> 
     )
 
 
-def _note(answer: Answer, failure: Failure, failed: Counter[str]) -> None:
-    failed[failure.kind] += 1
-    if failed[failure.kind] <= _SHOWN_PER_KIND:
-        console.warn(f"no text for {answer.request.example.id!r}: {failure.message}")
-    elif failed[failure.kind] == _SHOWN_PER_KIND + 1:
-        console.warn(f"more failures of this kind ({failure.kind}) are counted and not shown")
-
-
-def _report(summary: dict[str, Any], spend: dict[str, Any], config: CollectGuideConfig) -> None:
-    cost = f", {spend['cost_usd']:.4f} USD" if spend["cost_usd"] is not None else ""
-    tokens = f"{sum(spend['usage'].values())} tokens"
-    console.log(
-        f"{summary['records']} texts for {summary['prompts']} prompts ({summary['new']} new, "
-        f"{summary['empty']} empty, {summary['cut_at_length']} cut at {config.max_new_tokens}); {tokens}{cost}"
-    )
-    if summary["empty"]:
-        console.warn(f"{summary['empty']} texts are empty; they are kept and never used")
-    # short texts coincide by chance: what a server does that ignores the temperature shows on most prompts
-    if 2 * summary["same_text"] > summary["prompts"] and config.guide.sampling.temperature > 0:
-        console.warn(
-            f"for {summary['same_text']} prompts all samples are one text, though the temperature is "
-            f"{config.guide.sampling.temperature:g}; some servers ignore it"
-        )
+def _short(text: str) -> str:
+    text = repr(text)
+    return text if len(text) <= 70 else f"{text[:67]}..."

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,17 +19,25 @@ from rlgf_cli.artifacts import resume
 from rlgf_cli.artifacts.jsonl import Appender, read_examples, read_objects, write_jsonl
 from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.common import DecodingConfig
-from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.train import TrainConfig
-from rlgf_cli.errors import Interrupted, UserError
-from rlgf_cli.guides.make import describe, make_guide
+from rlgf_cli.errors import Interrupted, StoppedEarly, UserError
+from rlgf_cli.guides.base import LiveGuide
+from rlgf_cli.guides.in_training import (
+    check_guide,
+    covered_prompts,
+    provenance,
+    spend_row,
+    training_estimate,
+)
+from rlgf_cli.guides.make import make_guide
 from rlgf_cli.models import hub
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.card import write_card
 from rlgf_cli.models.generate import generate_texts
 from rlgf_cli.models.load import Loaded, add_lora, load, save
 from rlgf_cli.models.prompts import Encoded, encode_prompts
+from rlgf_cli.models.seams import same_tokens
 from rlgf_cli.protocols import Guide
 from rlgf_cli.rewards.base import check_examples
 from rlgf_cli.rewards.checked import score_checked
@@ -86,7 +92,7 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse") -> Tr
     loaded = add_lora(load(config.model, text=config.text, for_training=True), config.lora)
     guide = make_guide(config.guide, seed=config.seed) if config.guide is not None and spec.needs_guide else None
     prompts, counts = encode_prompts(loaded, examples, config.lengths)
-    prompts, covered = _covered(prompts, guide, config.rollout.on_uncovered)
+    prompts, covered = covered_prompts(prompts, guide, config.rollout.on_uncovered)
     counts["uncovered"] = sum(p.example.id not in covered for p in prompts) if covered is not None else 0
     counts["dropped"] = len(examples) - counts["skipped"] - len(prompts)
     if (check := getattr(guide, "check", None)) is not None:
@@ -101,9 +107,13 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse") -> Tr
         for parent in (config.model.name, config.data, guide_path, config.eval.data):
             folder.manifest.add_parent(parent)
         folder.manifest.save(device=str(loaded.device))
+        if isinstance(guide, LiveGuide):
+            guide.notify = console.warn
+            guide.charge_to(folder.manifest.data["run_id"], config.budget, folder.manifest.data["spend"])
         trainer = _trainer(config, spec, loaded, prompts, held_out_prompts, reward, guide, covered)
         summary = {**_loop(trainer, config, folder, existing), **{k: n for k, n in counts.items() if n}}
         folder.write_files(lambda target: save(target, loaded))
+        use = trainer.roller.use
         write_card(
             folder.file("README.md").parent,
             title=folder.path.name,
@@ -111,12 +121,20 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse") -> Tr
             base_model=config.model.name,
             data=[config.data],
             metrics=summary,
-            guide=_provenance(config.guide, trainer.roller) if guide is not None else None,
+            guide=provenance(guide, sum(use.uses.values()), len(use.texts)) if guide is not None else None,
         )
         folder.manifest.save(result=summary)
     if config.push_to_hub:
         console.log(f"pushed to {hub.push(config.output, config.push_to_hub)}")
     return TrainResult(Path(config.output), summary)
+
+
+def dry_run(resolved: Resolved[TrainConfig]) -> dict[str, Any]:
+    """Check the inputs, and say how often the guide would be asked and what that costs; nothing is written."""
+    config = resolved.config
+    for path in filter(None, (config.data, config.eval.data)):
+        read_examples(path, limit=config.limit, need_references=path == config.data and config.aux.reference_nll > 0)
+    return training_estimate(config)
 
 
 @contextmanager
@@ -127,37 +145,6 @@ def _closing(guide: Guide | None) -> Iterator[None]:
     finally:
         if (close := getattr(guide, "close", None)) is not None:
             close()
-
-
-def check_guide(config: GuideConfig, spec: AlgorithmSpec) -> None:
-    """Hold the guide's abilities against what the algorithm asks of it; no model is loaded, no server called."""
-    abilities = describe(config)
-    if spec.needs_live_guide and not (abilities.live and abilities.continues):
-        why = "only has recorded text" if not abilities.live else "cannot go on from a partial text"
-        raise UserError(
-            f"{spec.name} has the guide finish what the policy began, and this guide {why}",
-            where=config.name,
-            hint="use a live guide (hf:PATH, openai:MODEL), or ppo++, grpo++, rloo++ or bc-guide with recorded text",
-        )
-
-
-def _covered(
-    prompts: list[Encoded], guide: Guide | None, on_uncovered: str
-) -> tuple[list[Encoded], frozenset[str] | None]:
-    """Which prompts the guide has text for: all of them for a live guide (None), some for a recorded one."""
-    samples = getattr(guide, "samples", None)
-    if guide is None or guide.abilities.live or samples is None:
-        return prompts, None
-    covered = frozenset(p.example.id for p in prompts if samples(p.example))
-    if not covered:
-        raise UserError(
-            f"the guide file covers none of the {len(prompts)} prompts",
-            where=guide.name,
-            hint="its id or prompt must be that of the training data; rlgf collect-guide makes such a file",
-        )
-    if on_uncovered == "drop":
-        prompts = [p for p in prompts if p.example.id in covered]
-    return prompts, covered
 
 
 def _report(counts: dict[str, int], config: TrainConfig) -> None:
@@ -213,7 +200,7 @@ def _trainer(
         config.seed,
         guide=guide,
         covered=covered,
-        whole_words=guide is not None and not same_tokens(guide, loaded),
+        whole_words=guide is not None and not same_tokens(getattr(guide, "tokenizer", None), loaded.tokenizer),
     )
     ppo = config.ppo
     return Trainer(
@@ -245,12 +232,6 @@ def _trainer(
         eval_every=config.eval.every,
         evaluate=_evaluator(config, loaded, held_out, reward),
     )
-
-
-def same_tokens(guide: Guide, loaded: Loaded) -> bool:
-    """Whether the guide's tokens are the policy's."""
-    other = getattr(guide, "tokenizer", None)
-    return other is not None and other.get_vocab() == loaded.tokenizer.get_vocab()
 
 
 def _first_horizon(loaded: Loaded, prompts: Sequence[Encoded], limit: int) -> float:
@@ -298,14 +279,20 @@ def _loop(trainer: Trainer, config: TrainConfig, folder: RunDir, existing: Exist
             checkpoint.rotate(checkpoints, config.save_total_limit)
 
     with (
+        _books(trainer.roller.guide, folder),
         Appender(metrics) as out,
-        _interruptible() as stop,
+        console.interruptible("finishing this step and saving") as stop,
         tracker(config.report_to, folder.path, config.model_dump(mode="json")) as track,
         console.progress(trainer.spec.name, config.max_steps) as bar,
     ):
         bar.update(trainer.state.step)
         while trainer.state.step < config.max_steps:
-            row, episodes = trainer.step()
+            try:
+                row, episodes = trainer.step()
+            except StoppedEarly:  # the step was not begun, as far as the state goes
+                keep()
+                raise
+            row |= spend_row(trainer.roller.guide)
             out.write(row)
             rows.append(row)
             track(row)
@@ -325,6 +312,16 @@ def _loop(trainer: Trainer, config: TrainConfig, folder: RunDir, existing: Exist
             if step % max(1, config.max_steps // 20) == 0:
                 console.log_plain(f"step {step}/{config.max_steps}  {_note(row)}")
     return _summary(rows, trainer)
+
+
+@contextmanager
+def _books(guide: Guide | None, folder: RunDir) -> Iterator[None]:
+    """However the loop ends, the manifest says whose texts were used and what they cost."""
+    try:
+        yield
+    finally:
+        if isinstance(guide, LiveGuide):
+            folder.manifest.save(spend=guide.meter.to_json(), guide=guide.provenance())
 
 
 def _resume(trainer: Trainer, checkpoints: Path) -> Path | None:
@@ -361,33 +358,3 @@ def _summary(rows: Sequence[dict[str, Any]], trainer: Trainer) -> dict[str, Any]
     if trainer.roller.guide is not None:
         found["guide/requests"] = sum(row.get("guide/requests", 0) for row in rows)
     return found
-
-
-def _provenance(config: GuideConfig | None, roller: Roller) -> dict[str, Any]:
-    assert config is not None
-    return {
-        "guide": config.name.rpartition("/")[2] if "/" in config.name else config.name,
-        "texts asked for": sum(roller.use.uses.values()) or None,
-        "distinct texts used": len(roller.use.texts),
-    }
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event, so that the step is finished and saved; the second one stops at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handle(*_: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-        console.log("finishing this step and saving; Ctrl-C again stops at once")
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)

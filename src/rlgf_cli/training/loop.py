@@ -202,6 +202,7 @@ class Trainer:
             counts = self.roller.counts
             row |= {f"guide/{name}": counts[name] for name in ("cuts_moved", "unguided")}
             row |= {"guide/requests": counts["guide_requests"], "guide/capped": counts["guide_capped"]}
+            row |= {"guide/failed": counts["guide_failed"]} if counts["guide_failed"] else {}
             row["guide/reuse"] = self.roller.use.reuse
         if credit is not None:
             policy_tokens = batch.policy.sum().clamp_min(1)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.models.generate import sample
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.models.prompts import Encoded
+from rlgf_cli.models.seams import is_boundary
 from rlgf_cli.protocols import Completion, Guide, GuideRequest
 from rlgf_cli.training.episodes import Episode
 
@@ -93,29 +96,58 @@ class Roller:
         )
         plan = [noise.uniforms(4, self.seed, "plan", step, e.group) for e in episodes]
         started = [p[0] < regime.rollin_prob and self._covers(e) for p, e in zip(plan, episodes, strict=True)]
+        begun = [e for e, s in zip(episodes, started, strict=True) if s]
         if regime.roll_in == "guide":
-            self._guide_begins([e for e, s in zip(episodes, started, strict=True) if s], plan)
-        elif regime.roll_in == "policy":
-            self._policy_begins([e for e, s in zip(episodes, started, strict=True) if s], plan, draws, regime, horizon)
-        open_ = [e for e in episodes if not e.finished and e.length < self.sampling.max_new_tokens]
+            texts = self._guide_begins(begun, plan)
+            if self._remote and regime.roll_out == "policy":  # what does not wait for the guide goes on
+                self._policy_writes([e for e, s in zip(episodes, started, strict=True) if not s], draws, self._room)
+            texts()
         if regime.roll_out == "guide":
-            asked = [e for e in open_ if self._covers(e)]
-            answered = self._guide_finishes(asked, plan)
-            # where the guide has no text, or gave none, the policy goes on: a text that merely stops would be scored
-            unguided = [e for e in open_ if e.index not in answered]
-            for e in unguided:
-                e.cut, e.reached_cut = 0, False
-            self._policy_writes(unguided, draws, self._room)
-            self.counts["unguided"] += len(unguided)
+            self._guide_rolls_out(episodes, begun if regime.roll_in == "policy" else [], plan, draws, regime, horizon)
         else:
-            self._policy_writes(open_, draws, self._room)
+            if regime.roll_in == "policy":
+                self._policy_begins(begun, plan, draws, regime, horizon)
+            self._policy_writes(self._open(episodes), draws, self._room)
         for episode in episodes:
             episode.finished = episode.length > 0 and episode.ids[-1] in self.loaded.eos_ids
             episode.text = self.loaded.text.decode_response(self.loaded.tokenizer, episode.ids)
         return episodes
 
+    def _guide_rolls_out(
+        self,
+        episodes: list[Episode],
+        begun: list[Episode],
+        plan: list[np.ndarray],
+        draws: np.ndarray,
+        regime: Regime,
+        horizon: float,
+    ) -> None:
+        """The guide finishes what is open. A guide elsewhere is asked for a batch while the policy begins the next."""
+        size = self.sampling.batch_size if self._remote else max(1, len(episodes))
+        starts = {e.index for e in begun}
+        pending = []
+        for at in range(0, len(episodes), size):
+            some = episodes[at : at + size]
+            if mine := [e for e in some if e.index in starts]:
+                self._policy_begins(mine, plan, draws, regime, horizon)
+            pending.append(self._guide_finishes([e for e in self._open(some) if self._covers(e)], plan))
+        answered = set().union(*(finish() for finish in pending))
+        # where the guide has no text, or gave none, the policy goes on: a text that merely stops would be scored
+        unguided = [e for e in self._open(episodes) if e.index not in answered]
+        for e in unguided:
+            e.cut, e.reached_cut = 0, False
+        self._policy_writes(unguided, draws, self._room)
+        self.counts["unguided"] += len(unguided)
+
     def _covers(self, episode: Episode) -> bool:
         return self.covered is None or episode.example.id in self.covered
+
+    def _open(self, episodes: list[Episode]) -> list[Episode]:
+        return [e for e in episodes if not e.finished and e.length < self.sampling.max_new_tokens]
+
+    @property
+    def _remote(self) -> bool:
+        return self.guide is not None and self.guide.abilities.remote
 
     def _room(self, episode: Episode) -> int:
         return self.sampling.max_new_tokens - episode.length
@@ -221,48 +253,58 @@ class Roller:
             moving = still
 
     def _boundary(self, ids: list[int], n: int) -> bool:
-        """Whether the text of ``ids[:n]`` stays as it is whatever follows, as far as ``ids`` shows what follows.
-
-        Never inside a character (the decoder shows a replacement character). With ``whole_words`` not inside a
-        word either: its end shows in a following token that goes on with something else, EOS included.
-        """
-        before = self._text(ids[:n])
-        if before.endswith("\ufffd"):
-            return False
-        if not self.whole_words or not before or not before[-1].isalnum():
-            return True
-        if n == len(ids):
-            return False
-        behind = self._text(ids[: n + 1])[len(before) :]
-        return not behind or not (behind[0].isalnum() or behind[0] == "\ufffd")
+        """Whether the text of ``ids[:n]`` stays as it is whatever follows, as far as ``ids`` shows what follows."""
+        loaded = self.loaded
+        return is_boundary(loaded.text, loaded.tokenizer, ids, n, whole_words=self.whole_words)
 
     def _text(self, ids: list[int]) -> str:
         return self.loaded.text.decode_response(self.loaded.tokenizer, ids, strip=False)
 
     # the guide writes
 
-    def _guide_begins(self, episodes: list[Episode], plan: list[np.ndarray]) -> None:
-        """The guide's text, cut at k uniform on 1..L-1: never its EOS. A group shares one text and one cut."""
+    def _guide_begins(self, episodes: list[Episode], plan: list[np.ndarray]) -> Callable[[], None]:
+        """The guide's text, cut at k uniform on 1..L-1: never its EOS. A group shares one text and one cut.
+
+        Asks now; the texts are there when what is returned has been called.
+        """
         heads = list({e.group: e for e in episodes}.values())
-        texts = {e.group: self._guide_ids(c, e) for e, c in zip(heads, self._ask(heads, plan), strict=True)}
-        for episode in episodes:
-            ids = texts[episode.group]
-            if len(ids) >= 2:
-                episode.cut = 1 + int(plan[episode.index][1] * (len(ids) - 1))
-                episode.segments = [("guide", ids[: episode.cut])]
+        asked = self._ask(heads, plan)
 
-    def _guide_finishes(self, episodes: list[Episode], plan: list[np.ndarray]) -> set[int]:
-        """The guide goes on from what is there, within the total length. Returns the episodes that it wrote for."""
-        answered = set()
-        for episode, completion in zip(episodes, self._ask(episodes, plan), strict=True):
-            if ids := self._guide_ids(completion, episode):
-                episode.segments.append(("guide", ids))
-                answered.add(episode.index)
-        return answered
+        def apply() -> None:
+            answers = zip(heads, asked(), strict=True)
+            texts = {e.group: self._guide_ids(c, e) for e, c in answers if c is not None}
+            for episode in episodes:
+                ids = texts.get(episode.group, [])
+                if len(ids) >= 2:
+                    episode.cut = 1 + int(plan[episode.index][1] * (len(ids) - 1))
+                    episode.segments = [("guide", ids[: episode.cut])]
 
-    def _ask(self, episodes: list[Episode], plan: list[np.ndarray]) -> list[Completion]:
+        return apply
+
+    def _guide_finishes(self, episodes: list[Episode], plan: list[np.ndarray]) -> Callable[[], set[int]]:
+        """The guide goes on from what is there, within the total length.
+
+        Asks now; what is returned waits for the texts and gives the episodes that the guide wrote for.
+        """
+        asked = self._ask(episodes, plan)
+
+        def apply() -> set[int]:
+            answered = set()
+            for episode, completion in zip(episodes, asked(), strict=True):
+                if completion is not None and (ids := self._guide_ids(completion, episode)):
+                    episode.segments.append(("guide", ids))
+                    answered.add(episode.index)
+            return answered
+
+        return apply
+
+    def _ask(self, episodes: list[Episode], plan: list[np.ndarray]) -> Callable[[], Sequence[Completion | None]]:
+        """Ask the guide for episodes: at once where it writes elsewhere, else when the answers are wanted.
+
+        An answer is None where the guide refused this one text.
+        """
         if not episodes:
-            return []
+            return list
         assert self.guide is not None
         requests = []
         for e in episodes:
@@ -270,13 +312,27 @@ class Roller:
             # recorded text: one of the samples at random per use; live: a fresh sample per use of the prompt
             index = self.use.next_index(e.example.id) if live else int(plan[e.index][2] * (1 << 30))
             requests.append(GuideRequest(e.example, self._text(e.ids), index, self._room(e)))
-        before = time.perf_counter()
-        completions = self.guide.complete(requests)
-        self.guide_seconds += time.perf_counter() - before
-        for request, completion in zip(requests, completions, strict=True):
-            self.use.texts[f"{request.example.id}\x1f{noise.short_hash(request.prefix + completion.text)}"] += 1
-        self.counts["guide_requests"] += len(requests)
-        return completions
+        # a live guide may refuse single texts; what only completes gives all of them or raises
+        ask: Callable[..., Sequence[Completion | None]] = getattr(self.guide, "attempt", None) or self.guide.complete
+        future = self._elsewhere.submit(ask, requests) if self._remote else None
+
+        def answers() -> Sequence[Completion | None]:
+            before = time.perf_counter()
+            found = future.result() if future is not None else ask(requests)
+            self.guide_seconds += time.perf_counter() - before
+            for request, text in zip(requests, found, strict=True):
+                if text is not None:
+                    self.use.texts[f"{request.example.id}\x1f{noise.short_hash(request.prefix + text.text)}"] += 1
+            self.counts["guide_requests"] += len(requests)
+            self.counts["guide_failed"] += sum(text is None for text in found)
+            return found
+
+        return answers
+
+    @cached_property
+    def _elsewhere(self) -> ThreadPoolExecutor:
+        """Threads that wait for a guide which writes elsewhere, one per batch of requests."""
+        return ThreadPoolExecutor(max_workers=8, thread_name_prefix="rlgf-ask")
 
     def _guide_ids(self, completion: Completion, episode: Episode) -> list[int]:
         """A guide's text as the policy's tokens, to stand behind what the episode holds: with EOS where the guide

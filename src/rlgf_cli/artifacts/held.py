@@ -1,0 +1,158 @@
+"""What a guide file already holds, and what is missing: kept on disk, so that memory does not grow with it."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlgf_cli.artifacts.jsonl import example_records, id_twice, read_records
+from rlgf_cli.artifacts.records import GuideRecord
+from rlgf_cli.errors import UserError
+from rlgf_cli.protocols import Example
+
+_AT_ONCE = 500
+
+_SCHEMA = """
+CREATE TABLE examples (id TEXT PRIMARY KEY, prompt BLOB, line INTEGER) WITHOUT ROWID;
+CREATE TABLE records (id TEXT, prompt BLOB, sample INTEGER, text BLOB);
+"""
+_SORTED = """
+CREATE TABLE own AS SELECT DISTINCT id, sample, prompt FROM records JOIN examples USING (id, prompt);
+CREATE INDEX own_key ON own (id, sample);
+CREATE TABLE spare AS
+    SELECT prompt, sample, sum(n) AS unused FROM (
+        SELECT prompt, sample, count(*) AS n FROM records GROUP BY prompt, sample
+        UNION ALL SELECT prompt, sample, -count(*) FROM own GROUP BY prompt, sample
+    ) GROUP BY prompt, sample HAVING sum(n) > 0;
+CREATE UNIQUE INDEX spare_key ON spare (prompt, sample);
+"""
+"""``own``: texts of an example that is there. ``spare``: how many others each prompt has."""
+
+
+class Held:
+    """A table of a guide file's texts and the examples they were asked for, in a temporary file of SQLite's own.
+
+    A text counts for the example with its id and prompt. Where ids have changed, because lines were moved or the
+    data has none, a text that belongs to no example of its own counts for any with the same prompt: what was
+    paid for is not bought twice.
+    """
+
+    def __init__(self) -> None:
+        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._db.executescript(f"PRAGMA synchronous = OFF; BEGIN; {_SCHEMA}")
+        self._new: list[tuple[Any, ...]] = []
+        self.records = self.empty = self.cut = self.unpriced = 0
+        self.cost_usd = 0.0
+        self._count = 0
+        self.usage: Counter[str] = Counter()
+        self.models: Counter[str] = Counter()
+        self._spare = self._found = False
+
+    def close(self) -> None:
+        self._db.close()
+
+    def examples(self, path: str | Path, *, limit: int | None = None) -> Iterator[Example]:
+        """Read the examples and note them. Missing ids become ``line-N``; an id twice is refused."""
+        rows: list[tuple[str, bytes, int]] = []
+        empty = True
+        for number, record in example_records(path, limit=limit):
+            empty = False
+            rows.append((record.id, _digest(record.prompt), number))
+            if len(rows) == _AT_ONCE:
+                self._note_examples(rows, path)
+            yield record.to_example()
+        self._note_examples(rows, path)
+        if empty:
+            raise UserError("the file holds no records", where=str(path))
+
+    def count(self) -> int:
+        """How many examples there are."""
+        return self._count
+
+    def _note_examples(self, rows: list[tuple[str, bytes, int]], path: str | Path) -> None:
+        try:
+            self._db.executemany("INSERT INTO examples VALUES (?, ?, ?)", rows)
+            self._count += len(rows)
+        except sqlite3.IntegrityError:
+            seen: dict[str, int] = {}
+            for id_, _, line in rows:
+                stored = self._db.execute("SELECT line FROM examples WHERE id = ?", (id_,)).fetchone()
+                first = seen.setdefault(id_, line)
+                if stored is not None and stored[0] != line:
+                    first = stored[0]
+                if first != line:
+                    raise id_twice(id_, first, f"{path}:{line}") from None
+            raise
+        rows.clear()
+
+    def read(self, path: Path) -> None:
+        """Take in the records of a guide file."""
+        for record in read_records(path, GuideRecord, torn_tail=True):
+            self.add(record)
+        self._flush()
+        self._db.executescript(_SORTED)
+        self._found = self.records > 0
+        self._spare = self._db.execute("SELECT 1 FROM spare LIMIT 1").fetchone() is not None
+
+    def add(self, record: GuideRecord) -> None:
+        """Count a record that is in the file. Continuations of a prefix are counted and answer no example."""
+        self.records += 1
+        self.empty += not record.completion.strip()
+        self.cut += record.finish_reason == "length"
+        self.usage.update(record.usage)
+        self.models[record.model] += 1
+        if record.cost_usd is None:
+            self.unpriced += 1
+        else:
+            self.cost_usd += record.cost_usd
+        if not record.prefix:
+            text = hashlib.blake2b(record.completion.encode(), digest_size=8).digest()
+            self._new.append((record.id, _digest(record.prompt), record.sample_index, text))
+            if len(self._new) >= _AT_ONCE:
+                self._flush()
+
+    def _flush(self) -> None:
+        self._db.executemany("INSERT INTO records VALUES (?, ?, ?, ?)", self._new)
+        self._new.clear()
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """What :meth:`missing` uses up inside is there again afterwards."""
+        self._db.execute("SAVEPOINT counting")
+        yield
+        self._db.execute("ROLLBACK TO counting")
+        self._db.execute("RELEASE counting")
+
+    def missing(self, example: Example, samples: int) -> list[int]:
+        """The sample indices of an example that the file does not hold. A text of another example is used up."""
+        if not self._found:
+            return list(range(samples))
+        own = {row[0] for row in self._db.execute("SELECT sample FROM own WHERE id = ?", (example.id,))}
+        wanted = [index for index in range(samples) if index not in own]
+        if not (self._spare and wanted):
+            return wanted
+        prompt = _digest(example.prompt)
+        return [
+            index
+            for index in wanted
+            if not self._db.execute(
+                "UPDATE spare SET unused = unused - 1 WHERE prompt = ? AND sample = ? AND unused > 0", (prompt, index)
+            ).rowcount
+        ]
+
+    def same_text(self) -> tuple[int, int]:
+        """``(prompts, those of them with several samples that are all one text)``."""
+        self._flush()
+        return self._db.execute(
+            "SELECT count(*), sum(n > 1 AND lowest = highest) FROM "
+            "(SELECT count(*) AS n, min(text) AS lowest, max(text) AS highest FROM records GROUP BY prompt)"
+        ).fetchone()
+
+
+def _digest(prompt: str) -> bytes:
+    return hashlib.blake2b(prompt.encode(), digest_size=16).digest()

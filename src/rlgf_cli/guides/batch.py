@@ -1,0 +1,206 @@
+"""The batch API of an OpenAI-compatible server: asked now, answered within a day, at a lower price.
+
+A batch fills the cache; the collection that follows finds its texts there. An order is in the store before the
+server hears of it, under a name that the server keeps as metadata, so a process that ends anywhere in between
+is taken up again by the next one.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import tempfile
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlgf_cli.errors import Interrupted, RlgfError, UserError
+from rlgf_cli.guides.base import Failure, LiveGuide
+from rlgf_cli.guides.openai_api import OpenAIGuide, prompt_bytes
+from rlgf_cli.guides.replies import read_reply
+from rlgf_cli.guides.store import Text
+from rlgf_cli.protocols import GuideRequest
+
+LARGEST = 10_000
+"""Requests in a batch: servers take more, but queue only so many tokens."""
+LONGEST_S = 26 * 3600.0
+_WINDOW = "24h"
+_NAME = "rlgf_batch"
+_ENDED = {"completed", "failed", "expired", "cancelled"}
+_AT_ONCE = 500
+
+Item = tuple[bytes, GuideRequest]
+
+
+def run(guide: LiveGuide, requests: Iterator[GuideRequest], stop: threading.Event) -> None:
+    """Have a batch answer what the cache does not hold, and wait for it.
+
+    Raises UserError for a guide without a batch API, BudgetSpent where a cap leaves no room, Interrupted where
+    ``stop`` is set: the batch goes on, and the next run collects it.
+    """
+    if not isinstance(guide, OpenAIGuide):
+        raise UserError("--batch is for endpoints; a local checkpoint has no batch API")
+    if guide.mode != "record":
+        raise UserError(f"--batch hands its texts over through the cache, and guide.mode is {guide.mode}")
+    batches = _Batches(guide)
+    batches.take_up()
+    room = batches.order_all(requests)
+    batches.wait(stop)
+    if not room:
+        raise guide.meter.spent()
+
+
+class _Batches:
+    def __init__(self, guide: OpenAIGuide) -> None:
+        self._guide = guide
+        self._store = guide.store
+        self._client = guide.client.with_options(max_retries=5)
+        self._share = guide.endpoint.alias.batch_price if guide.endpoint.alias else 1.0
+
+    def take_up(self) -> None:
+        """What an earlier process ordered: find the batches whose id it did not live to note."""
+        lost = {id_: call for id_, server_id, call, _ in self._open() if server_id is None}
+        if not lost:
+            return
+        found = self._guide.call(self._named(set(lost)))
+        for id_, call in lost.items():
+            if id_ in found:
+                self._store.batch_taken(id_, found[id_])
+            else:  # the order never reached the server
+                self._store.refund(call, calls=self._size(id_))
+                self._store.end_batch(id_)
+
+    def _open(self) -> list[tuple[str, str | None, int, int]]:
+        return self._store.open_batches(self._guide.meter.run)
+
+    def _size(self, id_: str) -> int:
+        return next(requests for other, _, _, requests in self._open() if other == id_)
+
+    async def _named(self, names: set[str]) -> dict[str, str]:
+        found = {}
+        async for batch in self._client.batches.list(limit=100):
+            if (name := (batch.metadata or {}).get(_NAME)) in names:
+                found[name] = batch.id
+        return found
+
+    def order_all(self, requests: Iterator[GuideRequest]) -> bool:
+        """Order what is in no cache and no batch yet. Returns whether the budget had room for all of it."""
+        waiting: list[Item] = []
+        while window := list(itertools.islice(requests, _AT_ONCE)):
+            keys = {self._guide.key(request): request for request in window}
+            _, ours = self._store.claim(list(keys), self._guide.lease_s)
+            waiting += [(key, request) for key, request in keys.items() if key in ours]
+            while len(waiting) >= LARGEST:
+                if not self._order(waiting[:LARGEST]):
+                    self._store.release([key for key, _ in waiting[LARGEST:]])
+                    return False
+                waiting = waiting[LARGEST:]
+        return not waiting or self._order(waiting)
+
+    def _order(self, items: list[Item]) -> bool:
+        """Send one batch, as large as the budget allows. Returns whether that was all of it."""
+        guide, size = self._guide, len(items)
+        prices = [round((guide.price(request) or 0) * self._share) for _, request in items]
+        while (call := guide.meter.reserve(sum(prices[:size]), calls=size)) is None:
+            if size == 1:
+                self._store.release([key for key, _ in items])
+                return False
+            size //= 2
+        self._store.release([key for key, _ in items[size:]])
+        items = items[:size]
+        id_ = uuid.uuid4().hex
+        asked = [(key, guide.request_json(r), prompt_bytes(guide.text_of(r))) for key, r in items]
+        self._store.order_batch(id_, guide.meter.run, call, asked, LONGEST_S)
+        server_id = guide.call(self._send(id_, items))
+        self._store.batch_taken(id_, server_id)
+        guide.notify(f"batch {server_id}: {size} requests sent; it may take up to {_WINDOW}")
+        return size == len(prices)
+
+    async def _send(self, id_: str, items: list[Item]) -> str:
+        guide = self._guide
+        path = "/v1/completions" if guide.endpoint.api == "completion" else "/v1/chat/completions"
+        lines = io.BytesIO()
+        for key, request in items:
+            body = guide.body(request)
+            body |= {**body.pop("extra_body", {}), "max_tokens": request.max_new_tokens}
+            line = {"custom_id": key.hex(), "method": "POST", "url": path, "body": body}
+            lines.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        lines.seek(0)
+        sent = await self._client.files.create(file=("requests.jsonl", lines), purpose="batch")
+        batch = await self._client.batches.create(
+            input_file_id=sent.id,
+            endpoint=path,  # type: ignore[arg-type]
+            completion_window=_WINDOW,  # type: ignore[arg-type]
+            metadata={_NAME: id_},
+        )
+        return batch.id
+
+    def wait(self, stop: threading.Event) -> None:
+        """Ask after the run's batches until all are collected."""
+        while open_ := self._open():
+            for id_, server_id, call, requests in open_:
+                assert server_id is not None
+                batch = self._guide.call(self._client.batches.retrieve(server_id))
+                if batch.status in _ENDED:
+                    self._collect(id_, call, requests, batch)
+            if self._open() and stop.wait(self._guide.batch_poll_s):
+                raise Interrupted("the batch goes on without us", hint="--batch --resume collects it")
+
+    def _collect(self, id_: str, call: int, requests: int, batch: Any) -> None:
+        """Keep a batch's texts and settle its price; what it did not answer is free to be asked again."""
+        usage: Counter[str] = Counter()
+        failed: Counter[str] = Counter()
+        cost, answered = 0, 0
+        if batch.output_file_id:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "output.jsonl"
+                self._guide.call(self._download(batch.output_file_id, path))
+                with path.open("rb") as lines:
+                    while window := list(itertools.islice(lines, _AT_ONCE)):
+                        texts = list(self._texts(id_, window, failed))
+                        self._store.put(texts)
+                        answered += len(texts)
+                        cost += sum(text.nano_usd or 0 for _, text in texts)
+                        for _, text in texts:
+                            usage.update(prompt_tokens=text.prompt_tokens or 0)
+                            usage.update(completion_tokens=text.completion_tokens or 0)
+        amount = cost if self._guide.has_price else None
+        self._guide.meter.settle(call, amount, usage, calls=requests, answered=answered)
+        self._store.end_batch(id_)
+        missing = requests - answered
+        if missing:
+            why = ", ".join(f"{kind}: {count}" for kind, count in failed.most_common())
+            self._guide.notify(f"batch {batch.id} ({batch.status}): {missing} of {requests} without text ({why})")
+        if batch.status == "failed" and not answered:
+            errors = batch.errors.data if batch.errors and batch.errors.data else []
+            said = errors[0].message if errors else "no reason given"
+            raise RlgfError(f"the server refused batch {batch.id}: {said}", hint="collect without --batch")
+
+    async def _download(self, file_id: str, path: Path) -> None:
+        async with self._client.files.with_streaming_response.content(file_id) as response:
+            await response.stream_to_file(path)
+
+    def _texts(self, id_: str, lines: list[bytes], failed: Counter[str]) -> Iterator[tuple[bytes, Text]]:
+        replies = {}
+        for line in lines:
+            try:
+                value = json.loads(line)
+                key, response = bytes.fromhex(value["custom_id"]), value["response"]
+                status, body = response["status_code"], response["body"]
+            except (ValueError, KeyError, TypeError):
+                failed["malformed"] += 1
+                continue
+            if status != 200:
+                failed[f"status {status}"] += 1
+                continue
+            replies[key] = read_reply(body, self._guide.endpoint.api)
+        for key, (request, size) in self._store.batched(id_, list(replies)).items():
+            text = self._guide.text_in(replies[key], request, size, price_share=self._share)
+            if isinstance(text, Failure):
+                failed[text.kind] += 1
+            else:
+                yield key, text

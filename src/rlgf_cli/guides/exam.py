@@ -1,0 +1,150 @@
+"""A guide looked at on a few prompts: its texts, and what it writes behind prefixes, in a policy's tokens."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from rlgf_cli import noise
+from rlgf_cli.guides.base import Failure, LiveGuide
+from rlgf_cli.guides.recorded import RecordedGuide
+from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.seams import Audit, Seam, cut_in_tokens, go_on, same_tokens
+from rlgf_cli.protocols import Completion, Example, GuideRequest
+
+_CUTS_PER_TEXT = 64
+
+
+@dataclass(frozen=True)
+class Text:
+    """A guide's text with its ids in the policy's tokens, without EOS."""
+
+    example: Example
+    completion: Completion
+    ids: list[int]
+
+    @property
+    def ends(self) -> bool:
+        """Whether it gets an EOS."""
+        return self.completion.finish_reason == "stop"
+
+    @property
+    def length(self) -> int:
+        """L: tokens, EOS counted."""
+        return len(self.ids) + self.ends
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What the guide wrote behind a prefix that ends at a boundary, and the two as tokens."""
+
+    prefix: str
+    completion: Completion
+    seam: Seam
+
+
+@dataclass
+class Exam:
+    """What there is to look at, once :meth:`ask` or :meth:`read` has been called.
+
+    ``limit``: new tokens of a whole response. ``asked`` counts requests (of a recorded guide: prompts) and ``failed``
+    those without a text, by kind; ``said`` is what the first failure said. ``on_answer`` is called for each.
+    """
+
+    examples: Sequence[Example]
+    loaded: Loaded
+    guide: LiveGuide | RecordedGuide
+    limit: int
+    seed: int
+    on_answer: Callable[[], object] = lambda: None
+    asked: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    said: str = ""
+    texts: list[Text] = field(default_factory=list)
+    continuations: list[Continuation] = field(default_factory=list)
+
+    @property
+    def written(self) -> list[Text]:
+        """The texts that hold something."""
+        return [text for text in self.texts if text.ids]
+
+    @property
+    def whole_words(self) -> bool:
+        """Whether the guide is given prefixes that end where a word ends: it has another tokenizer."""
+        return not same_tokens(getattr(self.guide, "tokenizer", None), self.loaded.tokenizer)
+
+    @cached_property
+    def cuts(self) -> Audit:
+        """The guide's texts, cut wherever training may cut them."""
+        audit = Audit()
+        for text in self.written:
+            places = list(range(1, len(text.ids)))
+            if len(places) > _CUTS_PER_TEXT:
+                draw = noise.generator(self.seed, "doctor", text.example.id)
+                places = sorted(int(n) for n in draw.choice(places, _CUTS_PER_TEXT, replace=False))
+            for n in places:
+                audit.add(self.cut(text, n))
+        return audit
+
+    def cut(self, text: Text, n: int) -> Seam:
+        loaded, whole = self.loaded, text.completion.text
+        return cut_in_tokens(loaded.text, loaded.tokenizer, whole, n, whole_words=self.whole_words)
+
+    def read(self, guide: RecordedGuide) -> None:
+        """All texts that a recorded guide has for the prompts."""
+        for example in self.examples:
+            found = guide.samples(example)
+            self.asked += 1
+            if not found:
+                self.failed["no text in the file"] += 1
+            self.texts += [self._text(example, completion) for completion in found]
+
+    def ask(self, guide: LiveGuide) -> None:
+        """One text per prompt; and each cut where training might cut it, for the guide to go on, if it can."""
+        requests = [GuideRequest(example, max_new_tokens=self.limit) for example in self.examples]
+        for request, completion in zip(requests, self._answers(guide, requests), strict=True):
+            if completion is not None:
+                self.texts.append(self._text(request.example, completion))
+        if guide.abilities.continues:
+            self._ask_to_continue(guide)
+
+    def _ask_to_continue(self, guide: LiveGuide) -> None:
+        loaded = self.loaded
+        requests, prefixes = [], []
+        for text in self.written:
+            longest = min(len(text.ids), self.limit) - 1
+            if longest < 1:
+                continue
+            draw = float(noise.uniforms(1, self.seed, "doctor", "continue", text.example.id)[0])
+            seam = self.cut(text, 1 + int(draw * longest))
+            room = self.limit - len(seam.first)
+            prefix = loaded.text.decode_response(loaded.tokenizer, seam.first, strip=False)
+            if seam.second and room > 0 and prefix.strip():
+                requests.append(GuideRequest(text.example, prefix, max_new_tokens=room))
+                prefixes.append(seam.first)
+        for request, first, completion in zip(requests, prefixes, self._answers(guide, requests), strict=True):
+            if completion is not None:
+                seam = go_on(loaded.text, loaded.tokenizer, first, completion.text)
+                self.continuations.append(Continuation(request.prefix, completion, seam))
+
+    def _answers(self, guide: LiveGuide, requests: Sequence[GuideRequest]) -> list[Completion | None]:
+        """In the order of the requests; failures are counted and None."""
+        found: list[Completion | None] = [None] * len(requests)
+        self.asked += len(requests)
+        with contextlib.closing(guide.stream(requests)) as answers:
+            for answer in answers:
+                if isinstance(answer.outcome, Failure):
+                    self.failed[answer.outcome.kind] += 1
+                    self.said = self.said or answer.outcome.message
+                else:
+                    found[answer.index] = answer.outcome
+                self.on_answer()
+        return found
+
+    def _text(self, example: Example, completion: Completion) -> Text:
+        loaded = self.loaded
+        ids = loaded.text.encode_response(loaded.tokenizer, completion.text) if completion.text.strip() else []
+        return Text(example, completion, ids)

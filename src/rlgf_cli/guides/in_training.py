@@ -1,0 +1,131 @@
+"""A guide inside ``rlgf train``: what the algorithm asks of it, what that will cost, whose texts were used."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from rlgf_cli import noise
+from rlgf_cli.algorithms.spec import AlgorithmSpec, Regime
+from rlgf_cli.artifacts.jsonl import example_records
+from rlgf_cli.config.guide import GuideConfig
+from rlgf_cli.config.train import TrainConfig
+from rlgf_cli.errors import UserError
+from rlgf_cli.guides.base import LiveGuide
+from rlgf_cli.guides.estimate import Plan, estimate
+from rlgf_cli.guides.make import describe, make_live_guide
+from rlgf_cli.models.prompts import Encoded
+from rlgf_cli.protocols import Guide, GuideRequest
+
+_LOOKED_AT = 200
+"""Prompts whose length stands for all in an estimate."""
+
+
+def check_guide(config: GuideConfig, spec: AlgorithmSpec) -> None:
+    """Hold the guide's abilities against what the algorithm asks of it; no model is loaded, no server called."""
+    abilities = describe(config)
+    if spec.needs_live_guide and not (abilities.live and abilities.continues):
+        why = "only has recorded text" if not abilities.live else "cannot go on from a partial text"
+        raise UserError(
+            f"{spec.name} has the guide finish what the policy began, and this guide {why}",
+            where=config.name,
+            hint="use a live guide (hf:PATH, openai:MODEL), or ppo++, grpo++, rloo++ or bc-guide with recorded text",
+        )
+
+
+def covered_prompts(
+    prompts: list[Encoded], guide: Guide | None, on_uncovered: str
+) -> tuple[list[Encoded], frozenset[str] | None]:
+    """Which prompts the guide has text for: all of them for a live guide (None), some for a recorded one."""
+    samples = getattr(guide, "samples", None)
+    if guide is None or guide.abilities.live or samples is None:
+        return prompts, None
+    covered = frozenset(p.example.id for p in prompts if samples(p.example))
+    if not covered:
+        raise UserError(
+            f"the guide file covers none of the {len(prompts)} prompts",
+            where=guide.name,
+            hint="its id or prompt must be that of the training data; rlgf collect-guide makes such a file",
+        )
+    if on_uncovered == "drop":
+        prompts = [p for p in prompts if p.example.id in covered]
+    return prompts, covered
+
+
+def spend_row(guide: Guide | None) -> dict[str, Any]:
+    """What a guide elsewhere was asked and paid so far, for the step's row."""
+    if not isinstance(guide, LiveGuide) or not guide.abilities.remote:
+        return {}
+    spend = guide.meter.to_json()
+    row = {"guide/calls": spend["calls"], "guide/cached": spend["cached"], "guide/mended": guide.counts.total()}
+    return row | ({} if spend["charged_usd"] is None else {"guide/usd": spend["charged_usd"]})
+
+
+def provenance(guide: Guide, asked: int, distinct: int) -> dict[str, Any]:
+    """The guide's part of a model card."""
+    found: dict[str, Any] = {
+        "guide": guide.name.rpartition("/")[2] if "/" in guide.name else guide.name,
+        "texts asked for": asked or None,
+        "distinct texts used": distinct,
+    }
+    if isinstance(guide, LiveGuide):
+        spend = guide.meter.to_json()
+        models = sorted(guide.models) if guide.abilities.remote else []
+        found |= {
+            "models as reported": ", ".join(models) or None,
+            "calls charged": spend["calls"] if guide.abilities.remote else None,
+            "US dollars charged": spend["charged_usd"] if guide.abilities.remote else None,
+            "terms": guide.licence,
+        }
+    return found
+
+
+def training_estimate(config: TrainConfig) -> dict[str, Any]:
+    """Guide calls, tokens and cost of a training run; no policy is loaded and nobody is asked.
+
+    The regimes are those that the run will draw. A policy that ends by itself needs no guide, and what the cache
+    holds is not asked for again, so the calls are an upper bound.
+    """
+    spec = config.algorithm.spec()
+    regimes = [
+        spec.regime_at(step, noise.uniforms(1, config.seed, "regime", step)[0]) for step in range(config.max_steps)
+    ]
+    calls = round(sum(_calls(regime, config.rollout.episodes, spec.group_size) for regime in regimes))
+    found: dict[str, Any] = {"steps": config.max_steps, "episodes": config.max_steps * config.rollout.episodes}
+    if config.guide is None or not spec.needs_guide:
+        return {**found, "guide_calls": 0}
+    check_guide(config.guide, spec)
+    if not describe(config.guide).live:
+        return {**found, "guide_calls": 0}
+    if not describe(config.guide).remote:
+        return {**found, "guide_calls": calls}
+    guide = make_live_guide(config.guide.model_copy(update={"mode": "replay"}), seed=config.seed)
+    try:
+        sample = Plan()
+        records = itertools.islice(example_records(config.data, limit=config.limit), _LOOKED_AT)
+        prefix = "x" * 2 * config.lengths.max_new_tokens if spec.needs_live_guide else ""  # half of it, in letters
+        for count, (_, record) in enumerate(records, 1):
+            sample.add(guide, GuideRequest(record.to_example(), prefix, 0, config.lengths.max_new_tokens))
+            sample.requests = count
+        share = calls / max(1, sample.requests)
+        plan = Plan(
+            requests=calls,
+            prompt_bytes=round(sample.prompt_bytes * share),
+            limit_tokens=round(sample.limit_tokens * share),
+            reference_bytes=sample.reference_bytes,
+        )
+        return {**found, "guide_calls": calls, **_without_file(estimate(guide, plan))}
+    finally:
+        guide.close()
+
+
+def _calls(regime: Regime, episodes: int, group_size: int) -> float:
+    """Texts that a step asks of its guide, at most."""
+    if regime.roll_out == "guide":
+        return float(episodes)
+    return regime.rollin_prob * episodes / group_size if regime.roll_in == "guide" else 0.0
+
+
+def _without_file(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name not in ("in_file", "cached", "to_ask", "requests")}

@@ -1,0 +1,200 @@
+"""How fast an endpoint is asked: rate limits, back-off, and what to do while it is down. Times are in seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+
+from rlgf_cli.errors import StoppedEarly
+
+BURST_S = 2.0
+"""What may be asked at once, as seconds of the rate."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
+OUTAGE_AFTER = 10
+"""Failures in a row, of any requests, after which the endpoint counts as down."""
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def back_off(attempt: int, longest: float = LONGEST_WAIT_S) -> float:
+    """How long to wait after the ``attempt``-th failure in a row (from 0): doubling, with jitter of one half."""
+    return min(longest, FIRST_WAIT_S * 2 ** min(attempt, 20)) * random.uniform(0.5, 1.5)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait: ``retry-after-ms``, or ``retry-after`` as seconds or as a date."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        text = headers.get(name, "").strip()
+        try:
+            return max(0.0, float(text) * unit)
+        except ValueError:
+            pass
+        if text and (date := email.utils.parsedate_tz(text)) is not None:
+            return max(0.0, email.utils.mktime_tz(date) - datetime.now(timezone.utc).timestamp())
+    return None
+
+
+def duration(text: str) -> float | None:
+    """``6m0s``, ``20ms``, ``1.5s`` or plain seconds as seconds."""
+    parts = _DURATION.findall(text)
+    if parts and "".join(number + unit for number, unit in parts) == text:
+        return sum(float(number) * _UNIT[unit] for number, unit in parts)
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        return None
+
+
+class Pace:
+    """One limit: ``rate`` units a minute (None: unlimited), with a burst of two seconds' worth."""
+
+    def __init__(self, rate: float | None) -> None:
+        self._own = rate
+        self.rate = rate
+        self._due = 0.0
+
+    def learn(self, told: float) -> None:
+        """Take over the limit that the server tells, unless the user's own is lower."""
+        if told > 0:
+            self.rate = min(told, self._own) if self._own is not None else told
+
+    def take(self, units: float) -> float:
+        """Book units; returns how long to wait before they may be used."""
+        if self.rate is None:
+            return 0.0
+        now = time.monotonic()
+        self._due = max(self._due, now - BURST_S)
+        wait = self._due - now
+        self._due += units * 60.0 / self.rate
+        return max(0.0, wait)
+
+    def give_back(self, units: float) -> None:
+        """Units that were booked and not used."""
+        if self.rate is not None:
+            self._due -= units * 60.0 / self.rate
+
+
+class Gate:
+    """What every request passes before it is sent, and hears of the outcome: lives in one event loop.
+
+    A 429 closes it for everybody until the server says, or for a time that doubles. After
+    :data:`OUTAGE_AFTER` failures in a row the endpoint counts as down: one request at a time tries, all others
+    wait, and after ``outage_limit`` seconds all are given up with :class:`Outage`.
+    """
+
+    def __init__(
+        self,
+        *,
+        requests_per_minute: float | None,
+        tokens_per_minute: float | None,
+        outage_limit: float,
+        notify: Callable[[str], None],
+    ) -> None:
+        self.requests = Pace(requests_per_minute)
+        self.tokens = Pace(tokens_per_minute)
+        self._outage_limit = outage_limit
+        self._notify = notify
+        self._closed_until = 0.0
+        self._limited = 0  # 429s in a row
+        self._failed = 0  # failures in a row
+        self._failing_since = 0.0
+        self._last_failure = ""
+        self._probing = False
+        self.down = False
+
+    async def enter(self, tokens: float) -> bool:
+        """Wait until a request may be sent. Returns whether it is the one that tries a server that is down.
+
+        Raises Outage where the server has been down for too long.
+        """
+        await asyncio.sleep(max(self.requests.take(1.0), self.tokens.take(tokens)))
+        while True:
+            if self.down:
+                self._give_up_in_time()
+                if not self._probing:
+                    self._probing = True
+                    await asyncio.sleep(self._until_open(back_off(self._failed - OUTAGE_AFTER, 30.0)))
+                    return True
+                await asyncio.sleep(0.05)
+                continue
+            if (wait := self._closed_until - time.monotonic()) <= 0:
+                return False
+            await asyncio.sleep(wait)
+
+    def _until_open(self, wait: float) -> float:
+        left = self._failing_since + self._outage_limit - time.monotonic()
+        return max(0.0, min(wait, left))
+
+    def _give_up_in_time(self) -> None:
+        lasts = time.monotonic() - self._failing_since
+        if lasts >= self._outage_limit:
+            raise Outage(
+                f"the guide has been down for {lasts:.0f} s ({self._last_failure})",
+                hint="--resume goes on when it is up again; guide.outage_limit_s says how long to wait",
+            )
+
+    def answered(self, headers: Mapping[str, str], unused_tokens: float = 0.0) -> None:
+        """The server is up and answered; its headers may tell its limits."""
+        self._up()
+        self._limited = 0
+        self.tokens.give_back(unused_tokens)
+        self._learn(headers)
+
+    def limited(self, headers: Mapping[str, str]) -> float:
+        """A 429: nothing is sent until the time that the server gives, or for a while. Returns the wait."""
+        self._up()
+        told = retry_after(headers)
+        self._learn(headers)
+        wait = back_off(self._limited) if told is None else told
+        # several 429s of one burst are one event: only what is sent after the wait counts further
+        if time.monotonic() >= self._closed_until:
+            self._limited += 1
+        self._closed_until = max(self._closed_until, time.monotonic() + wait)
+        return wait
+
+    def failed(self, why: str) -> bool:
+        """A 5xx, a timeout or a broken connection. Returns whether the request is to blame: not in an outage."""
+        self._failed += 1
+        self._last_failure = why
+        self._probing = False
+        if self._failed == 1:
+            self._failing_since = time.monotonic()
+        if self._failed == OUTAGE_AFTER:
+            self.down = True
+            self._notify(f"the guide does not answer ({why}); waiting for it, at most {self._outage_limit:g} s")
+        return not self.down
+
+    def left(self) -> None:
+        """A request was given up before its outcome was known: somebody else may try."""
+        self._probing = False
+
+    def _up(self) -> None:
+        if self.down:
+            self._notify(f"the guide answers again after {time.monotonic() - self._failing_since:.0f} s")
+        self.down = self._probing = False
+        self._failed = 0
+
+    def _learn(self, headers: Mapping[str, str]) -> None:
+        for pace, name in ((self.requests, "requests"), (self.tokens, "tokens")):
+            if (limit := _number(headers.get(f"x-ratelimit-limit-{name}"))) is not None:
+                pace.learn(limit)
+            if _number(headers.get(f"x-ratelimit-remaining-{name}")) == 0:
+                reset = duration(headers.get(f"x-ratelimit-reset-{name}", ""))
+                if reset:
+                    self._closed_until = max(self._closed_until, time.monotonic() + min(reset, LONGEST_WAIT_S))
+
+
+class Outage(StoppedEarly):
+    """The endpoint was down for longer than the user wants to wait."""
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None

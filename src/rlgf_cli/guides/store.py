@@ -1,0 +1,419 @@
+"""The store of all guide texts that were paid for, and the books of what was paid: one SQLite file.
+
+Texts are found by a hash of everything that decides them, so all stages and experiments share them. Processes
+share the file (WAL); a request that is under way is claimed with a lease, so that no other process pays for it
+too. Every transaction is whole after a kill.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from rlgf_cli.errors import RlgfError, UserError
+from rlgf_cli.protocols import FinishReason
+
+FILE = "guide.sqlite"
+VERSION = 1
+_AT_ONCE = 500
+"""Keys in one statement: SQLite takes a limited number of parameters."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS texts (
+    key BLOB PRIMARY KEY, guide TEXT NOT NULL, request TEXT NOT NULL, text TEXT NOT NULL, finish_reason TEXT NOT NULL,
+    model TEXT NOT NULL, prompt_bytes INTEGER NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER,
+    nano_usd INTEGER, seconds REAL, created INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS texts_by_guide ON texts (guide, created);
+CREATE TABLE IF NOT EXISTS leases (key BLOB PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runs (
+    run TEXT PRIMARY KEY, calls INTEGER NOT NULL, nano_usd INTEGER NOT NULL, unknown INTEGER NOT NULL,
+    unpriced INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS calls (id INTEGER PRIMARY KEY, run TEXT NOT NULL, nano_usd INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS calls_by_run ON calls (run);
+CREATE TABLE IF NOT EXISTS batches (
+    id TEXT PRIMARY KEY, server_id TEXT, run TEXT NOT NULL, call INTEGER NOT NULL, requests INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS batched (
+    key BLOB PRIMARY KEY, batch TEXT NOT NULL, request TEXT NOT NULL, prompt_bytes INTEGER NOT NULL
+);
+"""
+_COLUMNS = (
+    "key, guide, request, text, finish_reason, model, prompt_bytes, prompt_tokens, completion_tokens, nano_usd, "
+    "seconds, created"
+)
+_INSERT = f"INSERT OR IGNORE INTO texts ({_COLUMNS}) VALUES ({', '.join('?' * 12)})"
+
+
+class Text(NamedTuple):
+    """A guide's answer as it came, before anything is mended in it.
+
+    ``nano_usd`` is its price in billionths of a US dollar (None: not known), ``seconds`` how long the guide took,
+    ``created`` Unix time, ``prompt_bytes`` the size of what was asked in UTF-8.
+    """
+
+    guide: str
+    request: str
+    text: str
+    finish_reason: FinishReason
+    model: str
+    prompt_bytes: int
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    nano_usd: int | None = None
+    seconds: float | None = None
+    created: int = 0
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a run was charged: ``calls`` answered or of unknown outcome, ``unknown`` of them open or of unknown
+    outcome (charged at the upper bound), ``unpriced`` answered without a price."""
+
+    calls: int = 0
+    nano_usd: int = 0
+    unknown: int = 0
+    unpriced: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def folder() -> Path:
+    """Where the store lies: ``RLGF_CACHE_DIR``, else ``~/.cache/rlgf``."""
+    named = os.environ.get("RLGF_CACHE_DIR")
+    return Path(named) if named else Path.home() / ".cache" / "rlgf"
+
+
+def this_process() -> str:
+    """A name for this process that no other one has, on this machine or another, before or after it."""
+    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time()}"
+
+
+def is_dead(owner: str) -> bool:
+    """Whether the owner of a lease was a process of this machine that has ended. A batch never is."""
+    host, _, rest = owner.partition(":")
+    pid, _, started = rest.partition(":")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        return str(psutil.Process(int(pid)).create_time()) != started
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.AccessDenied:
+        return False
+
+
+class Store:
+    """The file, opened. ``path`` None keeps the books in memory, for guides that cost nothing."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.owner = this_process()
+        self._lock = threading.RLock()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with self._explained():
+            self._db = sqlite3.connect(
+                str(path) if path else ":memory:", timeout=60, isolation_level=None, check_same_thread=False
+            )
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version not in (0, VERSION):
+                raise UserError(
+                    f"this cache has version {version}; this rlgf reads {VERSION}",
+                    where=str(path),
+                    hint="set RLGF_CACHE_DIR to another folder, or use the rlgf that made it",
+                )
+            if not version:
+                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+
+    @classmethod
+    def default(cls) -> Store:
+        return cls(folder() / FILE)
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            full = "full" in str(error)
+            hint = "free some space" if full else "if the file is damaged, move it away: texts are then bought again"
+            raise RlgfError(f"the guide cache cannot be used: {error}", where=str(self.path), hint=hint) from error
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._explained():
+            yield self._db
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._reading() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                if db.in_transaction:  # a full disk ends it by itself
+                    db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+
+    # texts and leases
+
+    def texts(self, keys: Sequence[bytes]) -> dict[bytes, Text]:
+        """Those of the texts that are there."""
+        with self._reading() as db:
+            return self._texts(db, keys)
+
+    def _texts(self, db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, Text]:
+        found = {}
+        for start in range(0, len(keys), _AT_ONCE):
+            part = keys[start : start + _AT_ONCE]
+            marks = ",".join("?" * len(part))
+            for row in db.execute(f"SELECT {_COLUMNS} FROM texts WHERE key IN ({marks})", part):
+                found[row[0]] = Text(*row[1:])
+        return found
+
+    def claim(self, keys: Sequence[bytes], seconds: float) -> tuple[dict[bytes, Text], set[bytes]]:
+        """Claim what nobody asks for: ``(texts that came meanwhile, keys that are now ours to ask)``.
+
+        What is in neither is asked for by somebody else, whose lease is good.
+        """
+        now = time.time()
+        with self._writing() as db:
+            found = self._texts(db, keys)
+            ours = {key for key in keys if key not in found}
+            dead: dict[str, bool] = {}
+            for key in list(ours):
+                row = db.execute("SELECT owner, until FROM leases WHERE key = ?", (key,)).fetchone()
+                if row is None or row[1] < now:
+                    continue
+                if row[0] not in dead:
+                    dead[row[0]] = is_dead(row[0])
+                if not dead[row[0]]:
+                    ours.discard(key)
+            db.executemany(
+                "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", [(key, self.owner, now + seconds) for key in ours]
+            )
+        return found, ours
+
+    def release(self, keys: Iterable[bytes]) -> None:
+        """Give leases of this process back."""
+        with self._writing() as db:
+            db.executemany("DELETE FROM leases WHERE key = ? AND owner = ?", [(key, self.owner) for key in keys])
+
+    def put(self, texts: Iterable[tuple[bytes, Text]]) -> None:
+        """Keep texts, and end their leases."""
+        with self._writing() as db:
+            self._put(db, texts)
+
+    def _put(self, db: sqlite3.Connection, texts: Iterable[tuple[bytes, Text]]) -> None:
+        now = int(time.time())
+        for key, text in texts:
+            db.execute(_INSERT, (key, *text[:-1], text.created or now))
+            db.execute("DELETE FROM leases WHERE key = ?", (key,))
+
+    # the books
+
+    def reserve(
+        self, run: str, nano_usd: int, *, calls: int = 1, max_nano_usd: int | None = None, max_calls: int | None = None
+    ) -> int | None:
+        """Charge a run with what a call can cost at most; None where a cap leaves no room for it.
+
+        The charge stands until :meth:`settle` or :meth:`refund`, whatever becomes of this process.
+        """
+        with self._writing() as db:
+            db.execute("INSERT OR IGNORE INTO runs VALUES (?, 0, 0, 0, 0, 0, 0)", (run,))
+            made, spent = db.execute("SELECT calls, nano_usd FROM runs WHERE run = ?", (run,)).fetchone()
+            if max_nano_usd is not None and spent + nano_usd > max_nano_usd:
+                return None
+            if max_calls is not None and made + calls > max_calls:
+                return None
+            db.execute(
+                "UPDATE runs SET calls = calls + ?, nano_usd = nano_usd + ?, unknown = unknown + ? WHERE run = ?",
+                (calls, nano_usd, calls, run),
+            )
+            return db.execute("INSERT INTO calls (run, nano_usd) VALUES (?, ?)", (run, nano_usd)).lastrowid
+
+    def settle(
+        self,
+        call: int,
+        nano_usd: int | None,
+        *,
+        calls: int = 1,
+        answered: int | None = None,
+        prompt_tokens: int = 0,
+        completion_tokens: int = 0,
+        texts: Iterable[tuple[bytes, Text]] = (),
+    ) -> None:
+        """Put a call's real price (None: none is known) in the place of its reservation, and keep its texts.
+
+        ``answered`` of the reserved ``calls`` were answered; the others were not made.
+        """
+        answered = calls if answered is None else answered
+        with self._writing() as db:
+            if (ended := self._end(db, call)) is None:
+                return
+            run, reserved = ended
+            db.execute(
+                "UPDATE runs SET calls = calls + ?, nano_usd = nano_usd + ?, unknown = unknown - ?, "
+                "unpriced = unpriced + ?, prompt_tokens = prompt_tokens + ?, "
+                "completion_tokens = completion_tokens + ? WHERE run = ?",
+                (
+                    answered - calls,
+                    (nano_usd or 0) - reserved,
+                    calls,
+                    answered if nano_usd is None else 0,
+                    prompt_tokens,
+                    completion_tokens,
+                    run,
+                ),
+            )
+            self._put(db, texts)
+
+    def refund(self, call: int, *, calls: int = 1) -> None:
+        """Take a reservation back: the server refused the call, or it was never sent."""
+        with self._writing() as db:
+            if (ended := self._end(db, call)) is None:
+                return
+            run, reserved = ended
+            db.execute(
+                "UPDATE runs SET calls = calls - ?, nano_usd = nano_usd - ?, unknown = unknown - ? WHERE run = ?",
+                (calls, reserved, calls, run),
+            )
+
+    def _end(self, db: sqlite3.Connection, call: int) -> tuple[str, int] | None:
+        """The run and the amount of a reservation that ends here; None where it has ended before."""
+        row = db.execute("SELECT run, nano_usd FROM calls WHERE id = ?", (call,)).fetchone()
+        db.execute("DELETE FROM calls WHERE id = ?", (call,))
+        return row
+
+    def at_least(self, run: str, calls: int, nano_usd: int) -> None:
+        """See that a run's books show no less than what its manifest says, should this cache be a new one."""
+        with self._writing() as db:
+            db.execute("INSERT OR IGNORE INTO runs VALUES (?, 0, 0, 0, 0, 0, 0)", (run,))
+            db.execute(
+                "UPDATE runs SET calls = max(calls, ?), nano_usd = max(nano_usd, ?) WHERE run = ?",
+                (calls, nano_usd, run),
+            )
+
+    def totals(self, run: str) -> Totals:
+        """What a run was charged so far."""
+        with self._reading() as db:
+            row = db.execute(
+                "SELECT calls, nano_usd, unknown, unpriced, prompt_tokens, completion_tokens FROM runs WHERE run = ?",
+                (run,),
+            ).fetchone()
+        return Totals(*row) if row else Totals()
+
+    # batches: an order is here before the server hears of it, so that a kill between the two loses nothing
+
+    def order_batch(
+        self, id_: str, run: str, call: int, requests: Sequence[tuple[bytes, str, int]], seconds: float
+    ) -> None:
+        """Note a batch of ``(key, request, prompt bytes)`` and let it hold their leases."""
+        until = time.time() + seconds
+        with self._writing() as db:
+            db.execute("INSERT INTO batches VALUES (?, NULL, ?, ?, ?)", (id_, run, call, len(requests)))
+            db.executemany(
+                "INSERT OR REPLACE INTO batched VALUES (?, ?, ?, ?)",
+                [(key, id_, request, size) for key, request, size in requests],
+            )
+            db.executemany(
+                "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)",
+                [(key, f"batch:{id_}", until) for key, _, _ in requests],
+            )
+
+    def batch_taken(self, id_: str, server_id: str) -> None:
+        """The server has a batch, under an id of its own."""
+        with self._writing() as db:
+            db.execute("UPDATE batches SET server_id = ? WHERE id = ?", (server_id, id_))
+
+    def open_batches(self, run: str) -> list[tuple[str, str | None, int, int]]:
+        """A run's batches that were not collected yet: ``(id, server id, reservation, requests)``."""
+        with self._reading() as db:
+            return db.execute("SELECT id, server_id, call, requests FROM batches WHERE run = ?", (run,)).fetchall()
+
+    def batched(self, id_: str, keys: Sequence[bytes]) -> dict[bytes, tuple[str, int]]:
+        """``(request, prompt bytes)`` of a batch's keys."""
+        with self._reading() as db:
+            rows = [
+                db.execute(
+                    "SELECT request, prompt_bytes FROM batched WHERE key = ? AND batch = ?", (key, id_)
+                ).fetchone()
+                for key in keys
+            ]
+        return {key: row for key, row in zip(keys, rows, strict=True) if row is not None}
+
+    def end_batch(self, id_: str) -> None:
+        """A batch is collected or given up: its leases are free."""
+        with self._writing() as db:
+            db.execute("DELETE FROM leases WHERE owner = ?", (f"batch:{id_}",))
+            db.execute("DELETE FROM batched WHERE batch = ?", (id_,))
+            db.execute("DELETE FROM batches WHERE id = ?", (id_,))
+
+    # looking after it
+
+    def samples(self, guide: str, limit: int = 1000) -> list[tuple[int, int | None, int | None, float | None]]:
+        """``(prompt bytes, prompt tokens, completion tokens, seconds)`` of a guide's newest texts."""
+        with self._reading() as db:
+            return db.execute(
+                "SELECT prompt_bytes, prompt_tokens, completion_tokens, seconds FROM texts WHERE guide = ? "
+                "ORDER BY created DESC LIMIT ?",
+                (guide, limit),
+            ).fetchall()
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Per guide: texts, tokens, what they cost, first and last day."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT guide, count(*), sum(prompt_tokens), sum(completion_tokens), sum(nano_usd), min(created), "
+                "max(created) FROM texts GROUP BY guide ORDER BY guide"
+            ).fetchall()
+        names = ("guide", "texts", "prompt_tokens", "completion_tokens", "nano_usd", "first", "last")
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def count(self) -> int:
+        """How many texts there are."""
+        with self._reading() as db:
+            return db.execute("SELECT count(*) FROM texts").fetchone()[0]
+
+    def each(self, guide: str | None = None) -> Iterator[tuple[bytes, Text]]:
+        """All texts, by key, a few at a time."""
+        last = b""
+        while True:
+            with self._reading() as db:
+                rows = db.execute(
+                    f"SELECT {_COLUMNS} FROM texts WHERE key > ? AND (? IS NULL OR guide = ?) ORDER BY key LIMIT 1000",
+                    (last, guide, guide),
+                ).fetchall()
+            if not rows:
+                return
+            yield from ((row[0], Text(*row[1:])) for row in rows)
+            last = rows[-1][0]
+
+    def prune(self, *, before: int | None = None, guide: str | None = None) -> int:
+        """Delete texts older than a Unix time, or of one guide; the file shrinks. Returns how many."""
+        with self._writing() as db:
+            deleted = db.execute(
+                "DELETE FROM texts WHERE (? IS NULL OR created < ?) AND (? IS NULL OR guide = ?)",
+                (before, before, guide, guide),
+            ).rowcount
+        with self._reading() as db:
+            db.execute("VACUUM")
+        return deleted

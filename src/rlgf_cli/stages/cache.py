@@ -1,0 +1,80 @@
+"""``rlgf cache``: what the guide cache holds, and moving it between machines."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from contextlib import closing
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rlgf_cli.artifacts.jsonl import parse_record, read_objects, write_jsonl
+from rlgf_cli.artifacts.records import CachedTextRecord
+from rlgf_cli.errors import UserError
+from rlgf_cli.guides.budget import NANO
+from rlgf_cli.guides.store import FILE, Store, Text, folder
+
+_AT_ONCE = 500
+
+
+def _open(*, make: bool = False) -> Store:
+    path = folder() / FILE
+    if not make and not path.is_file():
+        raise UserError("there is no guide cache yet", where=str(path), hint="RLGF_CACHE_DIR names its folder")
+    return Store(path)
+
+
+def stats() -> dict[str, Any]:
+    """Per guide: how many texts, tokens, what they cost, first and last day. Days are UTC."""
+    with closing(_open()) as store:
+        assert store.path is not None
+        found = []
+        for row in store.summary():
+            cost = row.pop("nano_usd")
+            row["cost_usd"] = None if cost is None else round(cost / NANO, 6)
+            for key in ("first", "last"):
+                row[key] = datetime.fromtimestamp(row[key], timezone.utc).date().isoformat()
+            found.append(row)
+        size = sum(path.stat().st_size for path in store.path.parent.glob(f"{FILE}*"))
+        return {"path": str(store.path), "bytes": size, "guides": found}
+
+
+def export(output: str, *, guide: str | None = None) -> int:
+    """Write all texts, or one guide's, as JSONL. Returns how many."""
+    path = Path(output)
+    if path.exists():
+        raise UserError("this file already exists", where=output, hint="choose another name")
+    with closing(_open()) as store:
+        return write_jsonl(path, (_line(key, text) for key, text in store.each(guide)))
+
+
+def _line(key: bytes, text: Text) -> dict[str, Any]:
+    return {"schema_version": 1, "key": key.hex(), **text._asdict(), "request": json.loads(text.request)}
+
+
+def import_(path: str) -> tuple[int, int]:
+    """Take in an exported file. Returns ``(texts in it, texts that were new)``; what is there already stays."""
+    records = (parse_record(CachedTextRecord, value, f"{path}:{number}") for number, value in read_objects(path))
+    total = 0
+    with closing(_open(make=True)) as store:
+        before = store.count()
+        while window := list(itertools.islice(records, _AT_ONCE)):
+            store.put((bytes.fromhex(record.key), _text(record)) for record in window)
+            total += len(window)
+        return total, store.count() - before
+
+
+def _text(record: CachedTextRecord) -> Text:
+    fields = record.model_dump(exclude={"schema_version", "key"})
+    return Text(**{**fields, "request": json.dumps(record.request, ensure_ascii=False)})
+
+
+def prune(*, older_than_days: float | None = None, guide: str | None = None) -> int:
+    """Delete texts by age or guide. Returns how many."""
+    if older_than_days is None and guide is None:
+        raise UserError("nothing says what to delete", hint="give --older-than DAYS, --guide NAME, or both")
+    before = None if older_than_days is None else int(time.time() - 86400 * older_than_days)
+    with closing(_open()) as store:
+        return store.prune(before=before, guide=guide)
