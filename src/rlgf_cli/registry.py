@@ -57,6 +57,7 @@ BUILTIN: dict[str, dict[str, Entry]] = {
     },
     "guides": {
         "hf": Entry("rlgf_cli.guides.hf:HFGuide", "hf:PATH, a local Hugging Face checkpoint"),
+        "vllm": Entry("rlgf_cli.guides.vllm_engine:VLLMGuide", "vllm:PATH, a checkpoint in vLLM's engine (extra vllm)"),
         "openai": Entry("rlgf_cli.guides.openai_api:OpenAIGuide", "openai:MODEL, any OpenAI-compatible endpoint"),
     },
 }

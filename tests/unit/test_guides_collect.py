@@ -358,9 +358,9 @@ def test_the_command(run_cli: Any, tmp_path: Path) -> None:
         done = run_cli(*command(data, out, server, "--resume", "--json"))
         assert done.exit_code == 0 and json.loads(done.stdout)["records"] == 12
         assert len(server.requests) == 12
-        server.plan = lambda n, seen: Reply(status=400)
+        server.plan = lambda n, seen: Reply(finish_reason="content_filter")
         done = run_cli(*command(data, tmp_path / "other.jsonl", server, "--seed", "1", "--concurrency", "1"))
-        assert done.exit_code == 1 and "12 of 12 texts are still missing (refused: 12)" in done.stderr
+        assert done.exit_code == 1 and "12 of 12 texts are still missing (content_filter: 12)" in done.stderr
     done = run_cli("collect-guide", "--guide", "gpt-3.6", "--data", str(data), "-o", str(tmp_path / "x.jsonl"))
     assert done.exit_code == 2 and "did you mean 'gpt-3.5'" in done.stderr
     done = run_cli("collect-guide", "--guide", "gpt-3.5", "--data", str(data), "--print-config", "-o", "x")

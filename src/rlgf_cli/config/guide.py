@@ -20,7 +20,7 @@ CONTINUE_TEMPLATE = (
 """How a chat model is asked to finish a text that somebody else began."""
 
 Mode = Literal["live", "record", "replay"]
-_TRANSPORT = {
+TRANSPORT = {
     "mode",
     "base_url",
     "timeout_s",
@@ -39,12 +39,14 @@ _TRANSPORT = {
     "usd_per_million_output",
     "licence",
 }
+"""Keys that decide how the guide is asked, not what it writes: they may differ when a run is resumed."""
 
 
 class GuideSampling(Strict):
     """How the guide draws its text.
 
-    ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 mean all tokens. ``num_beams`` is for local
+    ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 mean all tokens (an API is not sent a
+    ``top_k`` of 0; some servers then take one of their own). ``num_beams`` is for local
     checkpoints only. A text ends before the first of ``stop``. ``send_seed`` gives an API a seed with each
     request, made from the run's seed, the example and the sample index; servers that honour it repeat
     themselves.
@@ -140,7 +142,7 @@ class GuideConfig(Strict):
 
     def settings(self) -> dict[str, Any]:
         """What decides the guide's text, as JSON: all keys but those of transport and hardware."""
-        return self.model_dump(mode="json", exclude=_TRANSPORT)
+        return self.model_dump(mode="json", exclude=TRANSPORT)
 
 
 class BudgetConfig(Strict):

@@ -26,6 +26,8 @@ from rlgf_cli.protocols import Completion, Example, GuideAbilities, GuideRequest
 _LOOK_AHEAD = 512
 """Requests that are looked up at once while all of them are in the cache."""
 _POLL_S = 0.25
+_REFUSALS = ("refusal", "content_filter")
+"""Failures that are the model's own choice."""
 _WAITING = 1000
 """Requests that may wait for another process's answer while others are asked."""
 
@@ -204,14 +206,14 @@ class LiveGuide(ABC):
         return [completion for completion in found if completion is not None]
 
     def attempt(self, requests: Sequence[GuideRequest]) -> list[Completion | None]:
-        """As :meth:`complete`, with None for a text that the guide refused, and for some other failures.
+        """As :meth:`complete`, with None for a text that the guide would not write, and for a few other failures.
 
-        Raises RlgfError where nothing but failures came, and not all of them are refusals.
+        Raises RlgfError where more than half of the requests failed in another way.
         """
         found, failures = self._all(requests)
-        refused = all(isinstance(answer.outcome, Failure) and answer.outcome.final for answer in failures)
-        if len(failures) == len(requests) and not refused:
-            raise self._failed(failures, len(requests))
+        broken = [a for a in failures if isinstance(a.outcome, Failure) and a.outcome.kind not in _REFUSALS]
+        if 2 * len(broken) > len(requests):
+            raise self._failed(broken, len(requests))
         return found
 
     def _all(self, requests: Sequence[GuideRequest]) -> tuple[list[Completion | None], list[Answer]]:

@@ -157,11 +157,16 @@ class Gate:
         self._closed_until = max(self._closed_until, time.monotonic() + wait)
         return wait
 
-    def failed(self, why: str) -> bool:
-        """A 5xx, a timeout or a broken connection. Returns whether the request is to blame: not in an outage."""
-        self._failed += 1
+    def failed(self, why: str, *, counts: bool = True) -> bool:
+        """A 5xx, a timeout or a broken connection; ``counts``: it may be the sign of an outage.
+
+        Returns whether the request is to blame: not in an outage.
+        """
         self._last_failure = why
         self._probing = False
+        if not counts and not self.down:
+            return True
+        self._failed += 1
         if self._failed == 1:
             self._failing_since = time.monotonic()
         if self._failed == OUTAGE_AFTER:

@@ -28,6 +28,8 @@ _PER_MESSAGE = 16
 """Tokens that a message may need besides its text, at most."""
 _WRONG_AT_FIRST = 3
 """Answers by another model before any by the right one: the address or the name is wrong."""
+_REFUSED_AT_FIRST = 10
+"""Requests refused by status before any was answered: it is not the prompts' fault."""
 _NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
 
 
@@ -60,7 +62,7 @@ class OpenAIGuide(LiveGuide):
         self._seed = seed
         self._limit_key = "max_tokens"
         self._succeeded = False
-        self._wrong = 0
+        self._wrong = self._refusals = 0
         self.batch_poll_s = config.batch_poll_s
         self._overrun = 1.0
         self._client: openai.AsyncOpenAI | None = None
@@ -247,7 +249,7 @@ class OpenAIGuide(LiveGuide):
                 probing = await self._gate.enter(_tokens(request, self.text_of(request)))
                 began = time.monotonic()
                 try:
-                    attempt = await self._attempt(request, key)
+                    attempt = await self._attempt(request, key, first=not retries)
                 finally:
                     if probing:
                         self._gate.left()
@@ -266,7 +268,7 @@ class OpenAIGuide(LiveGuide):
                 if not self._gate.down:  # the gate does the waiting for a server that is down
                     await asyncio.sleep(wait)
 
-    async def _attempt(self, request: GuideRequest, key: bytes | None) -> _Attempt:
+    async def _attempt(self, request: GuideRequest, key: bytes | None, *, first: bool) -> _Attempt:
         """One call: charged, sent, and put right by what became of it."""
         body = self.body(request)
         price = self.cost(prompt_bytes(body), request.max_new_tokens)
@@ -283,7 +285,7 @@ class OpenAIGuide(LiveGuide):
             content, headers = response.content, response.headers
         except errors.APIStatusError as error:
             meter.refund(call)
-            return self._refused(error, limit_key)
+            return self._refused(error, limit_key, first=first)
         except (errors.APITimeoutError, asyncio.TimeoutError) as error:
             if type(error.__cause__).__name__ in _NEVER_SENT:
                 meter.refund(call)
@@ -326,7 +328,7 @@ class OpenAIGuide(LiveGuide):
             await asyncio.sleep(0.02)
         return call
 
-    def _refused(self, error: openai.APIStatusError, limit_key: str) -> _Attempt:
+    def _refused(self, error: openai.APIStatusError, limit_key: str, *, first: bool) -> _Attempt:
         """What a status comes to; raises UserError where no other request could fare better."""
         status, said, gate = error.status_code, self._said(error), self._gate
         failure = Failure("server" if status >= 500 else "refused", f"status {status}: {said}")
@@ -334,11 +336,13 @@ class OpenAIGuide(LiveGuide):
             wait = gate.limited(error.response.headers)
             return _Attempt(Failure("rate_limit", f"status 429: {said}"), blame=False, wait=wait)
         if status >= 500:
-            return _Attempt(failure, blame=gate.failed(failure.message), wait=retry_after(error.response.headers))
+            # a request that one prompt breaks (500 each time) is no outage, however often it is tried
+            blame = gate.failed(failure.message, counts=first or status != 500)
+            return _Attempt(failure, blame=blame, wait=retry_after(error.response.headers))
         gate.answered(error.response.headers)
         if status in (408, 409):
             return _Attempt(failure)
-        if status == 400 and limit_key == "max_tokens" and "max_completion_tokens" in error.message:
+        if status == 400 and limit_key == "max_tokens" and "max_completion_tokens" in said:
             # newer chat models refuse max_tokens by that name; older servers know no other
             self._limit_key = "max_completion_tokens"
             return _Attempt(failure, blame=False, wait=0.0)
@@ -353,6 +357,12 @@ class OpenAIGuide(LiveGuide):
             raise UserError(
                 f"{self.endpoint.base_url} has no model {self.endpoint.model!r} for this key ({said})",
                 hint="check the model's name, and that the base URL ends as the server wants (usually /v1)",
+            ) from None
+        self._refusals += 1
+        if not self._succeeded and self._refusals >= _REFUSED_AT_FIRST:
+            raise UserError(
+                f"{self.endpoint.base_url} has refused all of the first {self._refusals} requests ({said})",
+                hint="something that all requests have in common does not suit it: check the guide's settings",
             ) from None
         return _Attempt(Failure("refused", failure.message, final=True))
 
@@ -419,6 +429,11 @@ class OpenAIGuide(LiveGuide):
     def _said(self, error: BaseException) -> str:
         """The first line of an error, without the key, which servers like to quote."""
         text = str(error)
+        body = getattr(error, "body", None)
+        if isinstance(body, dict) and not body.get("message") and body.get("detail"):
+            text = (
+                f"{text} - {body['detail']}"  # not OpenAI's shape, but that of a framework many servers are made with
+            )
         if len(self._key) >= 8:  # a placeholder is too short to be searched for
             text = text.replace(self._key, "***")
         lines = text.strip().splitlines()

@@ -19,6 +19,7 @@ from rlgf_cli.artifacts import resume
 from rlgf_cli.artifacts.jsonl import Appender, read_examples, read_objects, write_jsonl
 from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.common import DecodingConfig
+from rlgf_cli.config.guide import TRANSPORT
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import Interrupted, StoppedEarly, UserError
@@ -75,7 +76,9 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse") -> Tr
         console.log(f"{config.output} is done already")
         return TrainResult(Path(config.output), done)
     if existing == "resume":
-        resume.refuse_changed(config.output, resolved.to_json(), free=["eval.every", "rollout.save_every"])
+        free = {"eval.every", "rollout.save_every", "budget.max_cost_usd", "budget.max_calls"}
+        free |= {f"guide.{key}" for key in TRANSPORT}
+        resume.refuse_changed(config.output, resolved.to_json(), free=free)
     if config.guide is not None and spec.needs_guide:
         check_guide(config.guide, spec)
     elif config.guide is not None:

@@ -1,0 +1,128 @@
+"""What guides have in common whose model runs in this process."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from rlgf_cli.config.common import TextConfig
+from rlgf_cli.config.guide import GuideConfig
+from rlgf_cli.errors import UserError
+from rlgf_cli.guides.base import Failure, LiveGuide
+from rlgf_cli.guides.store import Text
+from rlgf_cli.guides.texts import cut_at_stop
+from rlgf_cli.protocols import Completion, GuideAbilities, GuideRequest
+
+if TYPE_CHECKING:
+    from rlgf_cli.models.text import TextFormat
+
+
+class LocalGuide(LiveGuide):
+    """Requests gather until a batch is full, and are written together. Texts cost nothing; calls are counted."""
+
+    kind: str
+    tokenizer: Any
+    """The checkpoint's own: a policy that has the same one may be cut inside a word."""
+    text: TextFormat
+
+    def __init__(self, config: GuideConfig, *, seed: int) -> None:
+        super().__init__(config, seed=seed)
+        from rlgf_cli.artifacts.rundir import parent_of
+
+        self.path = config.name.partition(":")[2]
+        self._seed = seed
+        self._config = config
+        self._pending: list[tuple[GuideRequest, bytes | None, Future[Text | Failure]]] = []
+        self.settings["weights_sha256"] = (parent_of(self.path) or {}).get("sha256")
+
+    @classmethod
+    def describe(cls, config: GuideConfig) -> GuideAbilities:
+        text_config(config)
+        if config.system is not None:
+            raise UserError("guide.system is for chat APIs; a local checkpoint has no system message")
+        return GuideAbilities(live=True, continues=True, at_once=config.batch_size)
+
+    @abstractmethod
+    def _write(self, requests: Sequence[GuideRequest]) -> list[Completion]:
+        """The texts of a batch, in order, with their token counts."""
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": self.kind, **self.settings}
+
+    def asked(self, request: GuideRequest) -> dict[str, Any]:
+        return {
+            "id": request.example.id,  # the noise is drawn for it
+            "prompt": request.example.prompt,
+            "prefix": request.prefix,
+            "max_tokens": request.max_new_tokens,
+            "sample_index": request.sample_index,
+        }
+
+    def submit(self, request: GuideRequest, key: bytes | None) -> Future[Text | Failure]:
+        future: Future[Text | Failure] = Future()
+        self._pending.append((request, key, future))
+        return future
+
+    def work(self) -> None:
+        pending, self._pending = self._pending, []
+        calls = []
+        for _, _, future in pending:
+            if (call := self.meter.reserve(0)) is None:
+                future.set_exception(self.meter.spent())
+            else:
+                calls.append(call)
+        pending = pending[: len(calls)]
+        if not pending:
+            return
+        began = time.monotonic()
+        texts = self._write([request for request, _, _ in pending])
+        seconds = round((time.monotonic() - began) / len(pending), 3)
+        for (request, key, future), call, text in zip(pending, calls, texts, strict=True):
+            kept = Text(
+                guide=self.name,
+                request=self.request_json(request),
+                text=text.text,
+                finish_reason=text.finish_reason,
+                model=text.model,
+                prompt_bytes=len(request.example.prompt.encode()) + len(request.prefix.encode()),
+                prompt_tokens=text.usage.get("prompt_tokens"),
+                completion_tokens=text.usage.get("completion_tokens"),
+                nano_usd=None,
+                seconds=seconds,
+                created=int(time.time()),
+            )
+            self.meter.settle(call, 0, text.usage, [(key, kept)] if key is not None else [])
+            future.set_result(kept)
+
+    def read(self, request: GuideRequest, text: Text) -> Completion:
+        mended = []
+        written, stopped = cut_at_stop(text.text, self._config.sampling.stop)
+        if stopped:
+            mended.append("cut_at_stop")
+            written = written.rstrip()
+        if written[:1].isspace() and self._space_was_lost(request.prefix):
+            mended.append("space_removed")
+            written = written[1:]
+        return Completion(written, "stop" if stopped else text.finish_reason, text.model, mended=tuple(mended))
+
+    def _space_was_lost(self, prefix: str) -> bool:
+        """Whether the prefix ends with a space that the guide's tokenizer dropped, so that it wrote one again."""
+        if not prefix[-1:].isspace():
+            return False
+        ids = self.text.encode_response(self.tokenizer, prefix)
+        return not self.text.decode_response(self.tokenizer, ids, strip=False)[-1:].isspace()
+
+
+def text_config(config: GuideConfig) -> TextConfig | None:
+    """What the guide's config says over the text format that is stored with the checkpoint."""
+    if config.api == "chat" and config.prompt_template is not None:
+        raise UserError(
+            "a local guide takes api: chat (the tokenizer's chat template) or a prompt_template, not both",
+            hint="leave one of guide.api and guide.prompt_template out",
+        )
+    if config.api is None and config.prompt_template is None:
+        return None
+    return TextConfig(template=config.prompt_template, chat=config.api == "chat")
