@@ -121,6 +121,10 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256  # many clients connect at once; a full queue would reset some of them
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that was killed is no error
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
 
 class FakeOpenAI:
     """``with FakeOpenAI(plan) as server``: ``server.url``, ``server.requests``, ``server.ledger``.

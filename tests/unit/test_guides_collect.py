@@ -18,9 +18,9 @@ from fake_openai import FakeOpenAI, Reply, Request
 from rlgf_cli.config.collect_guide import CollectGuideConfig
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
-from rlgf_cli.guides.openai_api import OpenAIGuide, request_seed
+from rlgf_cli.guides.openai_api import OpenAIGuide
 from rlgf_cli.guides.recorded import RecordedGuide
-from rlgf_cli.protocols import Example, GuideRequest
+from rlgf_cli.protocols import Example
 from rlgf_cli.stages import collect_guide as stage
 
 KEY = "sk-planted-0123456789abcdef"
@@ -98,7 +98,8 @@ def test_a_line_per_text_with_all_that_is_known(tmp_path: Path) -> None:
     assert saved["result"] == result.summary == {
         "records": 8, "prompts": 4, "empty": 0, "cut_at_length": 1, "same_text": 0,
         "models": {"gpt-3.5-turbo-0613": 8}, "new": 8, "missing": 0, "failed": {}, "mended": {},
-        "usage": {"prompt_tokens": 24, "completion_tokens": 16}, "cost_usd": pytest.approx(8 * (3 * 0.5 + 2 * 1.5) / 1e6),
+        "usage": {"prompt_tokens": 24, "completion_tokens": 16},
+        "cost_usd": pytest.approx(8 * (3 * 0.5 + 2 * 1.5) / 1e6),
     }  # fmt: skip
     assert saved["spend"]["usage"] == {"prompt_tokens": 24, "completion_tokens": 16}
     assert saved["spend"]["charged_usd"] == pytest.approx(8 * (3 * 0.5 + 2 * 1.5) / 1e6)
@@ -195,7 +196,15 @@ def test_an_endpoint_that_is_down_is_waited_for_and_given_up(tmp_path: Path, cap
 
 def test_an_outage_costs_no_retries(tmp_path: Path, capfd: Any) -> None:
     """Requests that fail while the server is down are asked again when it is up, with max_retries 1."""
-    with FakeOpenAI(lambda n, seen: Reply(status=503) if 20 <= n < 32 else Reply()) as server:
+    went_down: list[float] = []
+
+    def plan(n: int, seen: Request) -> Reply:
+        if n < 20 or (went_down and time.monotonic() > went_down[0] + 2):
+            return Reply()
+        went_down.append(time.monotonic())
+        return Reply(status=503)
+
+    with FakeOpenAI(plan) as server:
         flags = {"guide__concurrency": 8, "guide__max_retries": 1, "guide__outage_limit_s": 60}
         found = collect(server, prompts_file(tmp_path, 100), tmp_path / "guide.jsonl", **flags)
     assert found.summary["new"] == 100 and found.summary["failed"] == {}

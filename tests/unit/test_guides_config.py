@@ -14,8 +14,8 @@ from rlgf_cli.config.guide import CONTINUE_TEMPLATE, GuideConfig
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides import aliases
-from rlgf_cli.guides.make import describe, make_guide, make_live_guide
 from rlgf_cli.guides.endpoint import OPENAI_URL, endpoint_of, same_model
+from rlgf_cli.guides.make import describe, make_guide, make_live_guide
 from rlgf_cli.protocols import GuideAbilities
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,26 +93,28 @@ class Held:
     def read(self, path: Path) -> None:
         """Take in the records of a guide file."""
         for record in read_records(path, GuideRecord, torn_tail=True):
-            self.add(record)
+            self.add(record.__dict__)
         self._flush()
         self._db.executescript(_SORTED)
         self._found = self.records > 0
         self._spare = self._db.execute("SELECT 1 FROM spare LIMIT 1").fetchone() is not None
 
-    def add(self, record: GuideRecord) -> None:
+    def add(self, record: Mapping[str, Any]) -> None:
         """Count a record that is in the file. Continuations of a prefix are counted and answer no example."""
+        text = record["completion"]
         self.records += 1
-        self.empty += not record.completion.strip()
-        self.cut += record.finish_reason == "length"
-        self.usage.update(record.usage)
-        self.models[record.model] += 1
-        if record.cost_usd is None:
+        self.empty += not text.strip()
+        self.cut += record["finish_reason"] == "length"
+        self.models[record["model"]] += 1
+        for name, count in record["usage"].items():
+            self.usage[name] += count
+        if record["cost_usd"] is None:
             self.unpriced += 1
         else:
-            self.cost_usd += record.cost_usd
-        if not record.prefix:
-            text = hashlib.blake2b(record.completion.encode(), digest_size=8).digest()
-            self._new.append((record.id, _digest(record.prompt), record.sample_index, text))
+            self.cost_usd += record["cost_usd"]
+        if not record["prefix"]:
+            digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+            self._new.append((record["id"], _digest(record["prompt"]), record["sample_index"], digest))
             if len(self._new) >= _AT_ONCE:
                 self._flush()
 
@@ -124,9 +126,11 @@ class Held:
     def counting(self) -> Iterator[None]:
         """What :meth:`missing` uses up inside is there again afterwards."""
         self._db.execute("SAVEPOINT counting")
-        yield
-        self._db.execute("ROLLBACK TO counting")
-        self._db.execute("RELEASE counting")
+        try:
+            yield
+        finally:
+            self._db.execute("ROLLBACK TO counting")
+            self._db.execute("RELEASE counting")
 
     def missing(self, example: Example, samples: int) -> list[int]:
         """The sample indices of an example that the file does not hold. A text of another example is used up."""

@@ -21,6 +21,9 @@ class Verb(str, Enum):
     prune = "prune"
 
 
+_FOR_GUIDE = (Verb.export, Verb.prune)
+
+
 def cache(
     verb: Annotated[Verb, typer.Argument(help="What to do.", show_default=False)],
     file: Annotated[str | None, typer.Argument(help="The JSONL file (export, import).", show_default=False)] = None,
@@ -41,6 +44,9 @@ def cache(
     """
     if (verb in (Verb.export, Verb.import_)) != (file is not None):
         raise UserError(f"rlgf cache {verb.value} takes {'a file' if file is None else 'no file'}")
+    for flag, value, verbs in (("--guide", guide, _FOR_GUIDE), ("--older-than", older_than, (Verb.prune,))):
+        if value is not None and verb not in verbs:
+            raise UserError(f"rlgf cache {verb.value} takes no {flag}")
     from rlgf_cli.stages import cache as stage
 
     if verb is Verb.stats:

@@ -127,13 +127,17 @@ class LiveGuide(ABC):
 
     # cache and books
 
-    def charge_to(self, run: str, budget: BudgetConfig | None = None, spend: dict[str, Any] | None = None) -> None:
-        """Charge this run's account from now on. ``spend``: what its manifest says was charged already."""
-        if budget is not None and budget.max_cost_usd is not None and not self.has_price:
+    def check_budget(self, budget: BudgetConfig) -> None:
+        """Refuse a cap that cannot be held. Raises UserError."""
+        if budget.max_cost_usd is not None and not self.has_price:
             raise UserError(
                 f"a cap in US dollars needs a price, and none is known for {self.name}",
                 hint="give guide.usd_per_million_input and guide.usd_per_million_output, or --max-calls",
             )
+
+    def charge_to(self, run: str, budget: BudgetConfig | None = None, spend: dict[str, Any] | None = None) -> None:
+        """Charge this run's account from now on. ``spend``: what its manifest says was charged already."""
+        self.check_budget(budget or BudgetConfig())
         self._meter = Meter(self.store, run, budget)
         if spend:
             self._meter.at_least(spend)
@@ -149,7 +153,7 @@ class LiveGuide(ABC):
         """The cache; a guide that neither reads nor keeps texts there, and has no price, has books in memory."""
         if self._opened is None:
             local = self.mode == "live" and self.default_mode == "live"
-            self._opened = Store() if local else Store.default()
+            self._opened = Store() if local else Store.default(make=self.mode != "replay")
         return self._opened
 
     @property

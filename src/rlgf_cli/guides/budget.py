@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlgf_cli.config.guide import BudgetConfig
@@ -39,13 +40,31 @@ class Meter:
 
     def at_least(self, spend: Mapping[str, Any]) -> None:
         """Take over what the manifest of an earlier session of this run says, should its cache be gone."""
-        self.store.at_least(self.run, int(spend.get("calls") or 0), nano_usd(spend.get("charged_usd") or 0.0))
+        self.store.at_least(
+            self.run,
+            int(spend.get("calls") or 0),
+            nano_usd(spend.get("charged_usd") or 0.0),
+            unpriced=int(spend.get("unpriced") or 0),
+        )
 
     def reserve(self, amount: int, calls: int = 1) -> int | None:
         """Charge calls with what they can cost at most. Returns the reservation; None where there is no room."""
         return self.store.reserve(
             self.run, amount, calls=calls, max_nano_usd=self._max_nano_usd, max_calls=self.budget.max_calls
         )
+
+    def room(self) -> tuple[float, float]:
+        """What the caps still leave: an amount and a number of calls; infinite where there is no cap."""
+        totals, calls = self.store.totals(self.run), self.budget.max_calls
+        left = math.inf if self._max_nano_usd is None else self._max_nano_usd - totals.nano_usd
+        return left, math.inf if calls is None else calls - totals.calls
+
+    def order_batch(self, id_: str, amount: int, requests: Sequence[tuple[bytes, str, int]], seconds: float) -> bool:
+        """Charge a batch and note it, as :meth:`Store.order_batch`. Returns whether there was room for it."""
+        return self.store.order_batch(
+            id_, self.run, amount, requests, seconds,
+            max_nano_usd=self._max_nano_usd, max_calls=self.budget.max_calls,
+        )  # fmt: skip
 
     def settle(
         self,
@@ -92,7 +111,7 @@ class Meter:
         it. It is null where nothing has a price.
         """
         totals = self.store.totals(self.run)
-        priced = totals.nano_usd or totals.calls > totals.unpriced
+        priced = totals.nano_usd or totals.calls - totals.unknown > totals.unpriced
         return {
             "calls": totals.calls,
             "cached": self.cached,

@@ -17,6 +17,7 @@ from rlgf_cli.config.guide import Api, GuideConfig, base_url_problem
 from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.guides import aliases
 from rlgf_cli.guides.aliases import Alias
+from rlgf_cli.guides.budget import NANO
 
 T = TypeVar("T")
 OPENAI_URL = "https://api.openai.com/v1"
@@ -30,6 +31,20 @@ class Endpoint:
     api: Api
     base_url: str
     alias: Alias | None
+
+    @property
+    def per_token(self) -> tuple[float, float] | None:
+        """Price in billionths of a US dollar per token in and out; None where none is known."""
+        alias = self.alias
+        if alias is None or alias.usd_per_million_input is None or alias.usd_per_million_output is None:
+            return None
+        return alias.usd_per_million_input * NANO / 1e6, alias.usd_per_million_output * NANO / 1e6
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> int | None:
+        """The price of an answer in billionths of a US dollar; None where none is known."""
+        if (per := self.per_token) is None:
+            return None
+        return round(prompt_tokens * per[0] + completion_tokens * per[1])
 
 
 def endpoint_of(config: GuideConfig) -> Endpoint:

@@ -10,7 +10,8 @@ from typing import Any
 
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.budget import NANO
-from rlgf_cli.guides.openai_api import OpenAIGuide, prompt_bytes
+from rlgf_cli.guides.openai_api import OpenAIGuide
+from rlgf_cli.guides.wording import prompt_bytes
 from rlgf_cli.protocols import GuideRequest
 
 _ENOUGH = 20
@@ -35,6 +36,7 @@ class Plan:
     prompt_bytes: int = 0
     limit_tokens: int = 0
     reference_bytes: list[int] = field(default_factory=list)
+    batch: bool = False
 
     @property
     def to_ask(self) -> int:
@@ -43,7 +45,7 @@ class Plan:
     def add(self, guide: LiveGuide, request: GuideRequest) -> None:
         """Count a request that has to be asked."""
         if isinstance(guide, OpenAIGuide):
-            self.prompt_bytes += prompt_bytes(guide.text_of(request))
+            self.prompt_bytes += prompt_bytes(guide.wording.text(request))
         else:
             self.prompt_bytes += len((request.example.prompt + request.prefix).encode())
         self.limit_tokens += request.max_new_tokens
@@ -73,12 +75,15 @@ def estimate(guide: LiveGuide, plan: Plan) -> dict[str, Any]:
         "seconds": None,
     }
     if isinstance(guide, OpenAIGuide):
-        if (per := guide.per_token()) is not None:
+        if (each := guide.endpoint.per_token) is not None:
+            share = guide.endpoint.alias.batch_price if plan.batch and guide.endpoint.alias else 1.0
+            per = [share * price for price in each]
             found["usd"] = [round((p * per[0] + c * per[1]) / NANO, 6) for p, c in zip(prompt, completion, strict=True)]
             found["at_most_usd"] = round((plan.prompt_bytes * per[0] + plan.limit_tokens * per[1]) / NANO, 6)
         took = [row[3] for row in history if row[3]]
         tokens = tuple(p + c for p, c in zip(prompt, completion, strict=True))
-        found["seconds"] = _seconds(guide, plan.to_ask, tokens, took)
+        if not plan.batch:
+            found["seconds"] = _seconds(guide, plan.to_ask, tokens, took)
     return found
 
 
@@ -132,7 +137,7 @@ def _whole(interval: Interval) -> list[int]:
     return [round(value) for value in interval]
 
 
-def lines(found: dict[str, Any], seconds_known: str = "") -> list[str]:
+def lines(found: dict[str, Any]) -> list[str]:
     """The estimate for a person."""
     text = [
         f"{found['requests']} texts wanted: {found['in_file']} in the file, {found['cached']} in the cache, "
@@ -146,7 +151,7 @@ def lines(found: dict[str, Any], seconds_known: str = "") -> list[str]:
     if found["seconds"] is not None:
         text.append(f"time {_span(found['seconds'], ' s')} at the known rates")
     elif found["to_ask"]:
-        text.append("time unknown: no call of this guide was timed yet (--rpm and --tpm give its limits)")
+        text.append("time unknown: no call of this guide was timed yet (--rpm and --tpm give its limits), or a batch")
     return text
 
 

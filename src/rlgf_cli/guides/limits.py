@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
+import math
 import random
 import re
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
 
 from rlgf_cli.errors import StoppedEarly
 
@@ -30,12 +31,10 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that the server asks to wait: ``retry-after-ms``, or ``retry-after`` as seconds or as a date."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         text = headers.get(name, "").strip()
-        try:
-            return max(0.0, float(text) * unit)
-        except ValueError:
-            pass
-        if text and (date := email.utils.parsedate_tz(text)) is not None:
-            return max(0.0, email.utils.mktime_tz(date) - datetime.now(timezone.utc).timestamp())
+        if (seconds := _number(text)) is not None:
+            return max(0.0, seconds * unit)
+        with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):  # no date, or one of no calendar
+            return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     return None
 
 
@@ -44,31 +43,34 @@ def duration(text: str) -> float | None:
     parts = _DURATION.findall(text)
     if parts and "".join(number + unit for number, unit in parts) == text:
         return sum(float(number) * _UNIT[unit] for number, unit in parts)
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        return None
+    return None if (seconds := _number(text)) is None else max(0.0, seconds)
 
 
 class Pace:
-    """One limit: ``rate`` units a minute (None: unlimited), with a burst of two seconds' worth."""
+    """One limit: ``rate`` units a minute (None: unlimited).
+
+    The user's own allows a burst of two seconds' worth. Of one that the server tells, a minute's worth may be used
+    at once: it counts itself, and says when nothing is left.
+    """
 
     def __init__(self, rate: float | None) -> None:
         self._own = rate
         self.rate = rate
+        self._burst = BURST_S
         self._due = 0.0
 
     def learn(self, told: float) -> None:
         """Take over the limit that the server tells, unless the user's own is lower."""
         if told > 0:
-            self.rate = min(told, self._own) if self._own is not None else told
+            lower = self._own is None or told < self._own
+            self.rate, self._burst = (told, 60.0) if lower else (self._own, BURST_S)
 
     def take(self, units: float) -> float:
         """Book units; returns how long to wait before they may be used."""
         if self.rate is None:
             return 0.0
         now = time.monotonic()
-        self._due = max(self._due, now - BURST_S)
+        self._due = max(self._due, now - self._burst)
         wait = self._due - now
         self._due += units * 60.0 / self.rate
         return max(0.0, wait)
@@ -84,7 +86,8 @@ class Gate:
 
     A 429 closes it for everybody until the server says, or for a time that doubles. After
     :data:`OUTAGE_AFTER` failures in a row the endpoint counts as down: one request at a time tries, all others
-    wait, and after ``outage_limit`` seconds all are given up with :class:`Outage`.
+    wait, and after ``outage_limit`` seconds all are given up with :class:`Outage`. So they are where the server
+    asks to wait for longer than that, and than :data:`LONGEST_WAIT_S`.
     """
 
     def __init__(
@@ -102,9 +105,11 @@ class Gate:
         self._closed_until = 0.0
         self._limited = 0  # 429s in a row
         self._failed = 0  # failures in a row
+        self._heard = 0.0  # when the server last answered
         self._failing_since = 0.0
         self._last_failure = ""
         self._probing = False
+        self._probes = 0  # that failed
         self.down = False
 
     async def enter(self, tokens: float) -> bool:
@@ -118,12 +123,18 @@ class Gate:
                 self._give_up_in_time()
                 if not self._probing:
                     self._probing = True
-                    await asyncio.sleep(self._until_open(back_off(self._failed - OUTAGE_AFTER, 30.0)))
+                    try:
+                        await asyncio.sleep(self._until_open(back_off(self._probes, 30.0)))
+                    except asyncio.CancelledError:
+                        self.left()
+                        raise
                     return True
                 await asyncio.sleep(0.05)
                 continue
             if (wait := self._closed_until - time.monotonic()) <= 0:
                 return False
+            if wait > max(self._outage_limit, LONGEST_WAIT_S):
+                raise Outage(f"the guide asks to wait for {wait:.0f} s", hint="--resume goes on after that time")
             await asyncio.sleep(wait)
 
     def _until_open(self, wait: float) -> float:
@@ -149,36 +160,38 @@ class Gate:
         """A 429: nothing is sent until the time that the server gives, or for a while. Returns the wait."""
         self._up()
         told = retry_after(headers)
-        self._learn(headers)
-        wait = back_off(self._limited) if told is None else told
+        wait = told or back_off(self._limited)  # "at once" is what a server says that has just refused
         # several 429s of one burst are one event: only what is sent after the wait counts further
         if time.monotonic() >= self._closed_until:
             self._limited += 1
         self._closed_until = max(self._closed_until, time.monotonic() + wait)
+        self._learn(headers)
         return wait
 
-    def failed(self, why: str, *, counts: bool = True) -> bool:
+    def failed(self, why: str, *, counts: bool = True, sent: float | None = None) -> bool:
         """A 5xx, a timeout or a broken connection; ``counts``: it may be the sign of an outage.
 
-        Returns whether the request is to blame: not in an outage.
+        What was sent (by the monotonic clock) before the last answer came says nothing of the server's state
+        since: many requests under way would make an outage of a few failures. Returns whether the request is to
+        blame: not in an outage.
         """
+        counts = counts and (sent is None or sent >= self._heard)
         self._last_failure = why
-        self._probing = False
         if not counts and not self.down:
             return True
         self._failed += 1
-        if self._failed == 1:
-            self._failing_since = time.monotonic()
         if self._failed == OUTAGE_AFTER:
-            self.down = True
+            self.down, self._probes, self._failing_since = True, 0, time.monotonic()
             self._notify(f"the guide does not answer ({why}); waiting for it, at most {self._outage_limit:g} s")
         return not self.down
 
     def left(self) -> None:
-        """A request was given up before its outcome was known: somebody else may try."""
+        """The request that tried has ended: somebody else may try."""
         self._probing = False
+        self._probes += self.down
 
     def _up(self) -> None:
+        self._heard = time.monotonic()
         if self.down:
             self._notify(f"the guide answers again after {time.monotonic() - self._failing_since:.0f} s")
         self.down = self._probing = False
@@ -199,7 +212,9 @@ class Outage(StoppedEarly):
 
 
 def _number(text: str | None) -> float | None:
+    """A finite number in a header."""
     try:
-        return float(text) if text else None
+        number = float(text or "")
     except ValueError:
         return None
+    return number if math.isfinite(number) else None

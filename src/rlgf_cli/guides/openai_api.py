@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,19 +12,17 @@ from typing import TYPE_CHECKING, Any
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.guides.base import Failure, LiveGuide
-from rlgf_cli.guides.budget import NANO
 from rlgf_cli.guides.endpoint import LoopThread, T, api_key, endpoint_of, same_model
 from rlgf_cli.guides.limits import Gate, back_off, retry_after
 from rlgf_cli.guides.replies import Reply, read_reply
 from rlgf_cli.guides.store import Text
-from rlgf_cli.guides.texts import fill, mend
+from rlgf_cli.guides.texts import mend
+from rlgf_cli.guides.wording import Wording, likely_tokens, prompt_bytes
 from rlgf_cli.protocols import Completion, Example, GuideAbilities, GuideRequest
 
 if TYPE_CHECKING:
     import openai
 
-_PER_MESSAGE = 16
-"""Tokens that a message may need besides its text, at most."""
 _WRONG_AT_FIRST = 3
 """Answers by another model before any by the right one: the address or the name is wrong."""
 _REFUSED_AT_FIRST = 10
@@ -59,7 +56,7 @@ class OpenAIGuide(LiveGuide):
         super().__init__(config, seed=seed)
         self.endpoint = endpoint_of(config)
         self._config = config
-        self._seed = seed
+        self.wording = Wording(self.endpoint, config, seed)
         self._limit_key = "max_tokens"
         self._succeeded = False
         self._wrong = self._refusals = 0
@@ -67,7 +64,7 @@ class OpenAIGuide(LiveGuide):
         self._overrun = 1.0
         self._client: openai.AsyncOpenAI | None = None
         self.licence = config.licence or (self.endpoint.alias.licence if self.endpoint.alias else None)
-        self.has_price = self.per_token() is not None
+        self.has_price = self.endpoint.per_token is not None
         self.lease_s = config.deadline_s + config.outage_limit_s + config.timeout_s
         self.settings.update(model=self.endpoint.model, api=self.endpoint.api)
         if self.mode != "replay":
@@ -123,68 +120,11 @@ class OpenAIGuide(LiveGuide):
             self._client = None
         super().close()
 
-    # what decides a text
-
     def identity(self) -> dict[str, Any]:
-        sampling = self._config.sampling
-        return {
-            "kind": "openai",
-            "base_url": self.endpoint.base_url,
-            "model": self.endpoint.model,
-            "api": self.endpoint.api,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "stop": sampling.stop,
-            "seed": self._seed if sampling.send_seed else None,
-            "prefill": self._config.continuation == "prefill",
-        }
+        return self.wording.identity()
 
     def asked(self, request: GuideRequest) -> dict[str, Any]:
-        return {
-            **self.text_of(request),
-            "max_tokens": request.max_new_tokens,
-            "sample_index": request.sample_index,
-        }
-
-    def text_of(self, request: GuideRequest) -> dict[str, Any]:
-        """``prompt`` or ``messages``, as they are sent."""
-        config = self._config
-        text = request.example.prompt
-        if config.prompt_template is not None:
-            text = fill(config.prompt_template, text)
-        if self.endpoint.api == "completion":
-            return {"prompt": text + request.prefix}
-        messages = [{"role": "system", "content": config.system}] if config.system is not None else []
-        if request.prefix and config.continuation == "template":
-            if config.continue_template is None:
-                raise UserError("this guide has no continue_template, so it cannot go on from a prefix")
-            text = fill(config.continue_template, text, request.prefix)
-        messages.append({"role": "user", "content": text})
-        if request.prefix and config.continuation == "prefill":
-            messages.append({"role": "assistant", "content": request.prefix})
-        return {"messages": messages}
-
-    def body(self, request: GuideRequest) -> dict[str, Any]:
-        sampling = self._config.sampling
-        body: dict[str, Any] = {
-            "model": self.endpoint.model,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            **self.text_of(request),
-        }
-        extra: dict[str, Any] = {}
-        if sampling.stop:
-            body["stop"] = sampling.stop
-        if sampling.top_k:
-            extra["top_k"] = sampling.top_k  # not OpenAI's; vLLM, llama.cpp and others have it
-        if request.prefix and self.endpoint.api == "chat" and self._config.continuation == "prefill":
-            extra |= {"add_generation_prompt": False, "continue_final_message": True}  # vLLM's; others need neither
-        if extra:
-            body["extra_body"] = extra
-        if sampling.send_seed:
-            body["seed"] = request_seed(self._seed, self.request_json(request))
-        return body
+        return self.wording.asked(request)
 
     def provenance(self) -> dict[str, Any]:
         alias = self.endpoint.alias
@@ -195,15 +135,6 @@ class OpenAIGuide(LiveGuide):
             "usd_per_million": [alias.usd_per_million_input, alias.usd_per_million_output] if alias else None,
             "price_noted": str(alias.noted) if alias and alias.noted else None,
         }
-
-    # price
-
-    def per_token(self) -> tuple[float, float] | None:
-        """Price: billionths of a US dollar per token in and out."""
-        alias = self.endpoint.alias
-        if alias is None or alias.usd_per_million_input is None or alias.usd_per_million_output is None:
-            return None
-        return alias.usd_per_million_input * NANO / 1e6, alias.usd_per_million_output * NANO / 1e6
 
     @property
     def client(self) -> openai.AsyncOpenAI:
@@ -224,15 +155,9 @@ class OpenAIGuide(LiveGuide):
             return self._config.requests_per_minute, self._config.tokens_per_minute
         return self._gate.requests.rate, self._gate.tokens.rate
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> int | None:
-        """The price of an answer in billionths of a US dollar; None where none is known."""
-        if (per := self.per_token()) is None:
-            return None
-        return round(prompt_tokens * per[0] + completion_tokens * per[1])
-
     def price(self, request: GuideRequest) -> int | None:
         # no tokenizer makes more tokens than the text has bytes
-        return self.cost(prompt_bytes(self.text_of(request)), request.max_new_tokens)
+        return self.endpoint.cost(prompt_bytes(self.wording.text(request)), request.max_new_tokens)
 
     # asking
 
@@ -246,7 +171,7 @@ class OpenAIGuide(LiveGuide):
         retries, spent = 0, 0.0
         async with self._room:
             while True:
-                probing = await self._gate.enter(_tokens(request, self.text_of(request)))
+                probing = await self._gate.enter(likely_tokens(request, self.wording.text(request)))
                 began = time.monotonic()
                 try:
                     attempt = await self._attempt(request, key, first=not retries)
@@ -270,8 +195,8 @@ class OpenAIGuide(LiveGuide):
 
     async def _attempt(self, request: GuideRequest, key: bytes | None, *, first: bool) -> _Attempt:
         """One call: charged, sent, and put right by what became of it."""
-        body = self.body(request)
-        price = self.cost(prompt_bytes(body), request.max_new_tokens)
+        body = self.wording.body(request)
+        price = self.endpoint.cost(prompt_bytes(body), request.max_new_tokens)
         reserved = round((price or 0) * self._overrun)
         call = await self._reserve(reserved)
         gate, errors, meter = self._gate, self._errors, self.meter
@@ -285,18 +210,18 @@ class OpenAIGuide(LiveGuide):
             content, headers = response.content, response.headers
         except errors.APIStatusError as error:
             meter.refund(call)
-            return self._refused(error, limit_key, first=first)
+            return self._refused(error, limit_key, first=first, sent=began)
         except (errors.APITimeoutError, asyncio.TimeoutError) as error:
             if type(error.__cause__).__name__ in _NEVER_SENT:
                 meter.refund(call)
             why = f"no answer within {self._config.timeout_s:g} s"
-            return _Attempt(Failure("timeout", why), blame=gate.failed(why))
+            return _Attempt(Failure("timeout", why), blame=gate.failed(why, sent=began))
         except errors.APIConnectionError as error:
             if type(error.__cause__).__name__ in _NEVER_SENT:
                 meter.refund(call)
             said = f" ({self._said(error.__cause__)})" if error.__cause__ else ""
             why = f"no answer from {self.endpoint.base_url}{said}"
-            return _Attempt(Failure("connection", why), blame=gate.failed(why))
+            return _Attempt(Failure("connection", why), blame=gate.failed(why, sent=began))
         except errors.APIError as error:
             return _Attempt(Failure("malformed", f"the answer cannot be read ({self._said(error)})"))
         finally:
@@ -304,11 +229,11 @@ class OpenAIGuide(LiveGuide):
         reply = read_reply(content, self.endpoint.api)
         usage = reply.usage
         known = len(usage) == 2
-        gate.answered(headers, _tokens(request, body) - sum(usage.values()) if known else 0.0)
+        gate.answered(headers, likely_tokens(request, body) - sum(usage.values()) if known else 0.0)
         # what came is charged at its price whatever it is worth; without usage at the bound
-        amount = self.cost(**usage) if known else None if price is None else reserved
-        if amount is not None and amount > reserved > 0:
-            self._overrun *= amount / reserved
+        amount = self.endpoint.cost(**usage) if known else None if price is None else reserved
+        if amount is not None and price:
+            self._overrun = max(self._overrun, amount / price)
         try:
             outcome = self.text_in(
                 reply, self.request_json(request), prompt_bytes(body), seconds=time.monotonic() - began
@@ -328,7 +253,7 @@ class OpenAIGuide(LiveGuide):
             await asyncio.sleep(0.02)
         return call
 
-    def _refused(self, error: openai.APIStatusError, limit_key: str, *, first: bool) -> _Attempt:
+    def _refused(self, error: openai.APIStatusError, limit_key: str, *, first: bool, sent: float) -> _Attempt:
         """What a status comes to; raises UserError where no other request could fare better."""
         status, said, gate = error.status_code, self._said(error), self._gate
         failure = Failure("server" if status >= 500 else "refused", f"status {status}: {said}")
@@ -337,7 +262,7 @@ class OpenAIGuide(LiveGuide):
             return _Attempt(Failure("rate_limit", f"status 429: {said}"), blame=False, wait=wait)
         if status >= 500:
             # a request that one prompt breaks (500 each time) is no outage, however often it is tried
-            blame = gate.failed(failure.message, counts=first or status != 500)
+            blame = gate.failed(failure.message, counts=first or status != 500, sent=sent)
             return _Attempt(failure, blame=blame, wait=retry_after(error.response.headers))
         gate.answered(error.response.headers)
         if status in (408, 409):
@@ -382,7 +307,7 @@ class OpenAIGuide(LiveGuide):
         if (whole := text.encode("utf-8", "ignore").decode()) != text:
             self.counts["half_characters_removed"] += 1  # JSON can hold half of a surrogate pair; no file can
         self._succeeded = True
-        cost = self.cost(**reply.usage) if len(reply.usage) == 2 else None
+        cost = self.endpoint.cost(**reply.usage) if len(reply.usage) == 2 else None
         return Text(
             guide=self.name,
             request=request,
@@ -438,19 +363,3 @@ class OpenAIGuide(LiveGuide):
             text = text.replace(self._key, "***")
         lines = text.strip().splitlines()
         return lines[0][:200] if lines else type(error).__name__
-
-
-def request_seed(seed: int, request: str) -> int:
-    """The seed that goes with a request, in [0, 2**31)."""
-    return int.from_bytes(hashlib.sha256(f"{seed}|{request}".encode()).digest()[:4], "big") >> 1
-
-
-def prompt_bytes(body: Mapping[str, Any]) -> int:
-    """Bytes of what is asked, with what its messages need besides: more than it can have tokens."""
-    texts = [body["prompt"]] if "prompt" in body else [message["content"] for message in body["messages"]]
-    return sum(len(text.encode("utf-8", "surrogatepass")) + _PER_MESSAGE for text in texts)
-
-
-def _tokens(request: GuideRequest, body: Mapping[str, Any]) -> float:
-    """What a rate limit in tokens is likely to count, before the answer is there."""
-    return prompt_bytes(body) / 4 + request.max_new_tokens

@@ -11,6 +11,8 @@ from rlgf_cli.config.guide import Api
 from rlgf_cli.guides.base import Failure
 from rlgf_cli.protocols import FinishReason
 
+_NO_COUNT = 10**10
+"""From here on a number of tokens is none."""
 _FINISH: dict[Any, FinishReason] = {"stop": "stop", "length": "length"}
 
 
@@ -37,7 +39,9 @@ def read_reply(content: bytes | Mapping[str, Any], api: Api) -> Reply:
     if not isinstance(body, Mapping):
         return Reply(Failure("malformed", "the answer is not a JSON object"))
     model = body.get("model")
-    return Reply(_choice(body, api), model if isinstance(model, str) and model else None, _usage(body.get("usage")))
+    # half of a surrogate pair, which JSON can hold, no file can
+    name = model.encode("utf-8", "ignore").decode() if isinstance(model, str) else ""
+    return Reply(_choice(body, api), name or None, _usage(body.get("usage")))
 
 
 def _choice(body: Mapping[str, Any], api: Api) -> tuple[str, FinishReason] | Failure:
@@ -66,4 +70,4 @@ def _choice(body: Mapping[str, Any], api: Api) -> tuple[str, FinishReason] | Fai
 def _usage(usage: Any) -> dict[str, int]:
     counts = usage if isinstance(usage, dict) else {}
     found = {name: counts.get(name) for name in ("prompt_tokens", "completion_tokens")}
-    return {name: count for name, count in found.items() if type(count) is int and count >= 0}
+    return {name: count for name, count in found.items() if type(count) is int and 0 <= count < _NO_COUNT}

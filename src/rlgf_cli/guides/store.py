@@ -40,7 +40,9 @@ CREATE TABLE IF NOT EXISTS runs (
     run TEXT PRIMARY KEY, calls INTEGER NOT NULL, nano_usd INTEGER NOT NULL, unknown INTEGER NOT NULL,
     unpriced INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS calls (id INTEGER PRIMARY KEY, run TEXT NOT NULL, nano_usd INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS calls (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, nano_usd INTEGER NOT NULL
+);
 CREATE INDEX IF NOT EXISTS calls_by_run ON calls (run);
 CREATE TABLE IF NOT EXISTS batches (
     id TEXT PRIMARY KEY, server_id TEXT, run TEXT NOT NULL, call INTEGER NOT NULL, requests INTEGER NOT NULL
@@ -53,6 +55,14 @@ _COLUMNS = (
     "key, guide, request, text, finish_reason, model, prompt_bytes, prompt_tokens, completion_tokens, nano_usd, "
     "seconds, created"
 )
+_HINTS = {
+    "full": "free some space",
+    "locked": "another process is busy with it for long; run the same command again",
+    "malformed": "the file is damaged; move it away: texts are then bought again",
+    "not a database": "the file is damaged; move it away: texts are then bought again",
+    "": "RLGF_CACHE_DIR names its folder",
+}
+"""By a word in SQLite's message; the last one fits all."""
 _INSERT = f"INSERT OR IGNORE INTO texts ({_COLUMNS}) VALUES ({', '.join('?' * 12)})"
 
 
@@ -97,7 +107,12 @@ def folder() -> Path:
 
 def this_process() -> str:
     """A name for this process that no other one has, on this machine or another, before or after it."""
-    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time()}"
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(psutil.Process())}"
+
+
+def _started(process: psutil.Process) -> str:
+    """When a process was started. Linux counts from the machine's own start, and moves that when the clock is set."""
+    return f"{process.create_time() - (psutil.boot_time() if psutil.LINUX else 0.0):.2f}"
 
 
 def is_dead(owner: str) -> bool:
@@ -107,7 +122,8 @@ def is_dead(owner: str) -> bool:
     if host != socket.gethostname() or not pid.isdigit():
         return False
     try:
-        return str(psutil.Process(int(pid)).create_time()) != started
+        process = psutil.Process(int(pid))
+        return process.status() == psutil.STATUS_ZOMBIE or _started(process) != started
     except psutil.NoSuchProcess:
         return True
     except psutil.AccessDenied:
@@ -115,10 +131,15 @@ def is_dead(owner: str) -> bool:
 
 
 class Store:
-    """The file, opened. ``path`` None keeps the books in memory, for guides that cost nothing."""
+    """The file, opened. ``path`` None keeps the books in memory, for guides that cost nothing.
 
-    def __init__(self, path: Path | None = None) -> None:
+    ``make`` False makes no file: where there is none, the store is empty, and nothing that it is told stays.
+    """
+
+    def __init__(self, path: Path | None = None, *, make: bool = True) -> None:
         self.path = path
+        if not make and path is not None and not path.is_file():
+            path = None
         self.owner = this_process()
         self._lock = threading.RLock()
         if path is not None:
@@ -140,8 +161,8 @@ class Store:
                 self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
 
     @classmethod
-    def default(cls) -> Store:
-        return cls(folder() / FILE)
+    def default(cls, *, make: bool = True) -> Store:
+        return cls(folder() / FILE, make=make)
 
     def close(self) -> None:
         with self._lock:
@@ -152,8 +173,7 @@ class Store:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            full = "full" in str(error)
-            hint = "free some space" if full else "if the file is damaged, move it away: texts are then bought again"
+            hint = next((hint for word, hint in _HINTS.items() if word in str(error)), None)
             raise RlgfError(f"the guide cache cannot be used: {error}", where=str(self.path), hint=hint) from error
 
     @contextmanager
@@ -167,11 +187,11 @@ class Store:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
+                db.execute("COMMIT")
             except BaseException:
                 if db.in_transaction:  # a full disk ends it by itself
                     db.execute("ROLLBACK")
                 raise
-            db.execute("COMMIT")
 
     # texts and leases
 
@@ -212,6 +232,14 @@ class Store:
             )
         return found, ours
 
+    def renew(self, keys: Iterable[bytes], seconds: float) -> None:
+        """Hold leases of this process for longer: what they are for still waits for its turn."""
+        until = time.time() + seconds
+        with self._writing() as db:
+            db.executemany(
+                "UPDATE leases SET until = ? WHERE key = ? AND owner = ?", [(until, key, self.owner) for key in keys]
+            )
+
     def release(self, keys: Iterable[bytes]) -> None:
         """Give leases of this process back."""
         with self._writing() as db:
@@ -238,17 +266,28 @@ class Store:
         The charge stands until :meth:`settle` or :meth:`refund`, whatever becomes of this process.
         """
         with self._writing() as db:
-            db.execute("INSERT OR IGNORE INTO runs VALUES (?, 0, 0, 0, 0, 0, 0)", (run,))
-            made, spent = db.execute("SELECT calls, nano_usd FROM runs WHERE run = ?", (run,)).fetchone()
-            if max_nano_usd is not None and spent + nano_usd > max_nano_usd:
-                return None
-            if max_calls is not None and made + calls > max_calls:
-                return None
-            db.execute(
-                "UPDATE runs SET calls = calls + ?, nano_usd = nano_usd + ?, unknown = unknown + ? WHERE run = ?",
-                (calls, nano_usd, calls, run),
-            )
-            return db.execute("INSERT INTO calls (run, nano_usd) VALUES (?, ?)", (run, nano_usd)).lastrowid
+            return self._reserve(db, run, nano_usd, calls, max_nano_usd, max_calls)
+
+    def _reserve(
+        self,
+        db: sqlite3.Connection,
+        run: str,
+        nano_usd: int,
+        calls: int,
+        max_nano_usd: int | None,
+        max_calls: int | None,
+    ) -> int | None:
+        db.execute("INSERT OR IGNORE INTO runs VALUES (?, 0, 0, 0, 0, 0, 0)", (run,))
+        made, spent = db.execute("SELECT calls, nano_usd FROM runs WHERE run = ?", (run,)).fetchone()
+        if max_nano_usd is not None and spent + nano_usd > max_nano_usd:
+            return None
+        if max_calls is not None and made + calls > max_calls:
+            return None
+        db.execute(
+            "UPDATE runs SET calls = calls + ?, nano_usd = nano_usd + ?, unknown = unknown + ? WHERE run = ?",
+            (calls, nano_usd, calls, run),
+        )
+        return db.execute("INSERT INTO calls (run, nano_usd) VALUES (?, ?)", (run, nano_usd)).lastrowid
 
     def settle(
         self,
@@ -303,13 +342,14 @@ class Store:
         db.execute("DELETE FROM calls WHERE id = ?", (call,))
         return row
 
-    def at_least(self, run: str, calls: int, nano_usd: int) -> None:
+    def at_least(self, run: str, calls: int, nano_usd: int, *, unpriced: int = 0) -> None:
         """See that a run's books show no less than what its manifest says, should this cache be a new one."""
         with self._writing() as db:
             db.execute("INSERT OR IGNORE INTO runs VALUES (?, 0, 0, 0, 0, 0, 0)", (run,))
             db.execute(
-                "UPDATE runs SET calls = max(calls, ?), nano_usd = max(nano_usd, ?) WHERE run = ?",
-                (calls, nano_usd, run),
+                "UPDATE runs SET calls = max(calls, ?), nano_usd = max(nano_usd, ?), unpriced = max(unpriced, ?) "
+                "WHERE run = ?",
+                (calls, nano_usd, unpriced, run),
             )
 
     def totals(self, run: str) -> Totals:
@@ -324,11 +364,25 @@ class Store:
     # batches: an order is here before the server hears of it, so that a kill between the two loses nothing
 
     def order_batch(
-        self, id_: str, run: str, call: int, requests: Sequence[tuple[bytes, str, int]], seconds: float
-    ) -> None:
-        """Note a batch of ``(key, request, prompt bytes)`` and let it hold their leases."""
+        self,
+        id_: str,
+        run: str,
+        nano_usd: int,
+        requests: Sequence[tuple[bytes, str, int]],
+        seconds: float,
+        *,
+        max_nano_usd: int | None = None,
+        max_calls: int | None = None,
+    ) -> bool:
+        """Charge and note a batch of ``(key, request, prompt bytes)``, and let it hold their leases.
+
+        False, and nothing is done, where a cap leaves no room for it.
+        """
         until = time.time() + seconds
         with self._writing() as db:
+            call = self._reserve(db, run, nano_usd, len(requests), max_nano_usd, max_calls)
+            if call is None:
+                return False
             db.execute("INSERT INTO batches VALUES (?, NULL, ?, ?, ?)", (id_, run, call, len(requests)))
             db.executemany(
                 "INSERT OR REPLACE INTO batched VALUES (?, ?, ?, ?)",
@@ -338,6 +392,7 @@ class Store:
                 "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)",
                 [(key, f"batch:{id_}", until) for key, _, _ in requests],
             )
+            return True
 
     def batch_taken(self, id_: str, server_id: str) -> None:
         """The server has a batch, under an id of its own."""

@@ -8,7 +8,7 @@ from typing import Any
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.local import LocalGuide, text_config
-from rlgf_cli.guides.openai_api import request_seed
+from rlgf_cli.guides.wording import request_seed
 from rlgf_cli.protocols import Completion, FinishReason, GuideAbilities, GuideRequest
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from rlgf_cli.artifacts.jsonl import parse_record, read_objects, write_jsonl
-from rlgf_cli.artifacts.records import CachedTextRecord
+from rlgf_cli.artifacts.records import SCHEMA_VERSION, CachedTextRecord
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.budget import NANO
 from rlgf_cli.guides.store import FILE, Store, Text, folder
 
 _AT_ONCE = 500
+_MOST = 2**53
+_LATEST = 253402300799
+"""The last second of the year 9999."""
 
 
 def _open(*, make: bool = False) -> Store:
@@ -51,30 +56,48 @@ def export(output: str, *, guide: str | None = None) -> int:
 
 
 def _line(key: bytes, text: Text) -> dict[str, Any]:
-    return {"schema_version": 1, "key": key.hex(), **text._asdict(), "request": json.loads(text.request)}
+    return {"schema_version": SCHEMA_VERSION, "key": key.hex(), **text._asdict(), "request": json.loads(text.request)}
 
 
 def import_(path: str) -> tuple[int, int]:
     """Take in an exported file. Returns ``(texts in it, texts that were new)``; what is there already stays."""
-    records = (parse_record(CachedTextRecord, value, f"{path}:{number}") for number, value in read_objects(path))
+    for _ in _read(path):
+        pass  # a file that is damaged anywhere is not taken in at all
+    texts = _read(path)
     total = 0
     with closing(_open(make=True)) as store:
         before = store.count()
-        while window := list(itertools.islice(records, _AT_ONCE)):
-            store.put((bytes.fromhex(record.key), _text(record)) for record in window)
+        while window := list(itertools.islice(texts, _AT_ONCE)):
+            store.put(window)
             total += len(window)
         return total, store.count() - before
 
 
-def _text(record: CachedTextRecord) -> Text:
-    fields = record.model_dump(exclude={"schema_version", "key"})
-    return Text(**{**fields, "request": json.dumps(record.request, ensure_ascii=False)})
+def _read(path: str) -> Iterator[tuple[bytes, Text]]:
+    for number, value in read_objects(path):
+        where = f"{path}:{number}"
+        record = parse_record(CachedTextRecord, value, where)
+        fields = record.model_dump(exclude={"schema_version", "key"})
+        counts = [fields[name] for name in ("prompt_bytes", "prompt_tokens", "completion_tokens", "nano_usd")]
+        if record.schema_version != SCHEMA_VERSION:
+            hint = "export it again with this version of rlgf"
+            raise UserError(
+                f"schema version {record.schema_version}; this rlgf reads {SCHEMA_VERSION}", where=where, hint=hint
+            )
+        if any(abs(count or 0) > _MOST for count in counts) or record.created > _LATEST:
+            raise UserError("a number is larger than any that rlgf writes", where=where)
+        request = json.dumps(record.request, ensure_ascii=False)
+        if request.encode("utf-8", "replace").decode() != request:
+            raise UserError("the request holds half a character", where=where)
+        yield bytes.fromhex(record.key), Text(**{**fields, "request": request})
 
 
 def prune(*, older_than_days: float | None = None, guide: str | None = None) -> int:
     """Delete texts by age or guide. Returns how many."""
     if older_than_days is None and guide is None:
         raise UserError("nothing says what to delete", hint="give --older-than DAYS, --guide NAME, or both")
-    before = None if older_than_days is None else int(time.time() - 86400 * older_than_days)
+    if older_than_days is not None and not 0 <= older_than_days < math.inf:
+        raise UserError(f"--older-than is a number of days, and not {older_than_days:g}")
+    before = None if older_than_days is None else max(0, int(time.time() - 86400 * older_than_days))
     with closing(_open()) as store:
         return store.prune(before=before, guide=guide)

@@ -20,7 +20,7 @@ from typing import Any
 from rlgf_cli import console
 from rlgf_cli.artifacts.held import Held
 from rlgf_cli.artifacts.jsonl import Appender, example_records
-from rlgf_cli.artifacts.records import GuideRecord, prompt_hash
+from rlgf_cli.artifacts.records import prompt_hash
 from rlgf_cli.artifacts.rundir import Existing, Manifest, claim_file
 from rlgf_cli.config.collect_guide import CollectGuideConfig
 from rlgf_cli.config.loader import Resolved
@@ -56,6 +56,9 @@ def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse"
         for _ in held.examples(config.data, limit=config.limit):
             pass  # all prompts are checked before the first one is paid for
         guide.check(_examples(config), config.max_new_tokens)
+        guide.check_budget(config.budget)
+        if config.batch:
+            batch.check(guide)
         settings = {**guide.settings, "max_new_tokens": config.max_new_tokens}
         manifest = claim_file(path, COMMAND, existing=existing, seed=config.seed)
         _same_settings(manifest, settings, path)
@@ -67,7 +70,8 @@ def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse"
                 manifest.add_parent(config.guide.name.partition(":")[2] if guide.device else None)
                 return _Collection(config, held, guide, manifest, path).run()
         except UserError:
-            if path.exists() and not path.stat().st_size:  # nothing was bought: leave nothing behind
+            # nothing was bought: leave nothing behind
+            if path.exists() and not path.stat().st_size and not guide.meter.to_json()["calls"]:
                 path.unlink()
                 manifest.path.unlink()
             raise
@@ -116,7 +120,7 @@ def _missing(config: CollectGuideConfig, held: Held) -> Iterator[GuideRequest]:
 
 def _plan(config: CollectGuideConfig, held: Held, guide: LiveGuide, *, cache: bool) -> Plan:
     """Count what is to be asked."""
-    plan = Plan(requests=held.count() * config.samples)
+    plan = Plan(requests=held.count() * config.samples, batch=config.batch)
     missing = 0
     with held.counting():
         requests = _missing(config, held)
@@ -185,9 +189,15 @@ class _Collection:
 
     def _collect(self, out: Appender) -> None:
         with console.interruptible("waiting for the answers that are on their way") as stop:
+            stopped: RlgfError | None = None
             if self.config.batch:
-                with self.held.counting():
-                    batch.run(self.guide, _missing(self.config, self.held), stop)
+                try:
+                    with self.held.counting():
+                        batch.run(self.guide, _missing(self.config, self.held), stop)
+                except Interrupted:
+                    raise
+                except RlgfError as error:
+                    stopped = error  # what other batches brought is written first
             again: list[GuideRequest] = []
             with console.progress("guide", self.held.count() * self.config.samples) as bar:
                 watch = _Watch(self, bar)
@@ -195,6 +205,8 @@ class _Collection:
                 if again and not stop.is_set():
                     console.log(f"asking {len(again)} failed requests once more")
                     self._ask(iter(again), out, None, watch)
+        if stopped is not None:
+            raise stopped
         if stop.is_set():
             raise KeyboardInterrupt
 
@@ -226,7 +238,7 @@ class _Collection:
                 else:
                     record = record_of(answer.request, outcome, self.guide, sampling)
                     out.write(record)
-                    self.held.add(GuideRecord.model_construct(**record))
+                    self.held.add(record)
                     self.new += 1
                     self._show(answer.request, outcome)
                 watch.done(1)

@@ -100,6 +100,8 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse") -> Tr
     counts["dropped"] = len(examples) - counts["skipped"] - len(prompts)
     if (check := getattr(guide, "check", None)) is not None:
         check([p.example for p in prompts], config.lengths.max_new_tokens)
+    if isinstance(guide, LiveGuide):
+        guide.check_budget(config.budget)
     held_out_prompts = encode_prompts(loaded, held_out, config.lengths)[0] if held_out else []
     _report(counts, config)
 

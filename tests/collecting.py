@@ -1,0 +1,64 @@
+"""``rlgf collect-guide`` in processes of its own, for tests that kill it or let two of them run at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import write_rows
+
+PRICES = (2.0, 8.0)
+"""US dollars per million tokens, in and out."""
+Row = tuple[str, int, str]
+
+
+def environment(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """No key, no proxy, and a config folder and a cache of the test's own."""
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("RLGF_CONFIG_DIR", str(folder / "config"))
+    monkeypatch.setenv("RLGF_CACHE_DIR", str(folder / "cache"))
+
+
+def prompts_file(folder: Path, count: int) -> Path:
+    return write_rows(folder / "data.jsonl", [{"id": f"p{i}", "prompt": f"prompt {i}"} for i in range(count)])
+
+
+def start(url: str, data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable, "-m", "rlgf_cli", "collect-guide", "--guide", "openai:m", "--base-url", url,
+        "--data", str(data), "-o", str(out), "--samples", "2",
+        "--set", f"guide.usd_per_million_input={PRICES[0]}", "--set", f"guide.usd_per_million_output={PRICES[1]}",
+        *more,
+    ]  # fmt: skip
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
+
+
+def collect(url: str, data: Path, out: Path, *more: str) -> tuple[int, str]:
+    """Exit code and stderr."""
+    process = start(url, data, out, *more)
+    _, err = process.communicate(timeout=500)
+    return process.returncode, err
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def rows(path: Path) -> set[Row]:
+    """What a file holds as a set; no line is there twice."""
+    found = [(row["id"], row["sample_index"], row["completion"]) for row in lines(path)]
+    assert len(found) == len(set(found))
+    return set(found)
+
+
+def spend(path: Path) -> dict[str, Any]:
+    return json.loads(path.with_name(path.name + ".run.json").read_text())["spend"]
