@@ -189,7 +189,10 @@ def test_a_prune_of_everything_must_be_meant(run_cli: Run) -> None:
         (["export", "file.jsonl", "--older-than", "3"], "--older-than"),
     ],
 )
-def test_what_makes_no_sense_is_refused(run_cli: Run, words: list[str], message: str) -> None:
+def test_what_makes_no_sense_is_refused(
+    run_cli: Run, words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     fill()
     done = run_cli("cache", *words)
     assert done.exit_code == 2 and message in done.stderr, done.stderr

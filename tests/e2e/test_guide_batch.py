@@ -26,7 +26,7 @@ from rlgf_cli.stages import collect_guide
 
 PROMPTS = 12
 ALL = 2 * PROMPTS  # two samples each
-BATCH = ("--batch", "--max-new-tokens", "12", "--set", "guide.batch_poll_s=0.05")
+BATCH = ("--batch", "--max-new-tokens", "12", "--set", "guide.batch_poll_s=0.05", "--set", "guide.batch_price=0.5")
 AGAIN = (*BATCH, "--resume")
 
 
@@ -412,3 +412,18 @@ def test_ended_while_it_waits(
     assert len(batches(server)) == 1
     assert_complete_and_paid_once(server, out)
     assert rows(out) == undisturbed
+
+
+def test_a_batch_that_is_not_collected_is_not_forgotten(server: FakeOpenAI, files: tuple[Path, Path]) -> None:
+    data, out = files
+    server.batches.polls = 10_000
+    going = start(server.url, data, out, *BATCH)
+    wait_for_polls(server, 1)
+    going.send_signal(signal.SIGKILL)
+    going.communicate()
+    code, err = collect(server.url, data, out, *BATCH, "--overwrite")
+    assert code == 2 and "not collected yet" in err
+    server.batches.polls = 0
+    code, err = collect(server.url, data, out, *AGAIN)
+    assert code == 0, err
+    assert len(batches(server)) == 1

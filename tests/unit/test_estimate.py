@@ -80,12 +80,15 @@ def test_without_history_the_bounds_hold_what_can_come() -> None:
         assert found["at_most_usd"] == pytest.approx((270 * 2 + 200 * 8) / 1e6)
         assert found["at_most_usd"] >= high
         assert found["seconds"] is None
+    with closing(guide_at(batch_price=0.5)) as guide:
         assert estimate(guide, plan_of(guide, 10, batch=True))["usd"][1] == pytest.approx(mid / 2, abs=1e-6)
         plan.reference_bytes.clear()
         assert estimate(guide, plan)["basis"].startswith("the limit of new tokens")
 
 
-def test_nothing_to_ask_costs_nothing() -> None:
+@pytest.mark.parametrize("known", [0, 30])
+def test_nothing_to_ask_costs_nothing(known: int) -> None:
+    history("openai:m", [(40, 5)] * known, seconds=2.0)
     with closing(guide_at(requests_per_minute=60)) as guide:
         found = estimate(guide, Plan(requests=5, in_file=2, cached=3))
     assert (found["to_ask"], found["prompt_tokens"], found["completion_tokens"]) == (0, [0, 0, 0], [0, 0, 0])
@@ -212,7 +215,7 @@ def test_a_dry_run_refuses_what_the_run_would(collect: Callable[..., Result], tm
 def test_a_batch_is_estimated_at_its_price(collect: Callable[..., Result], tmp_path: Path) -> None:
     data = prompts(tmp_path, range(10))
     whole = json.loads(collect(FAR, data, "--dry-run", "--json").stdout)
-    half = json.loads(collect(FAR, data, "--dry-run", "--json", "--batch").stdout)
+    half = json.loads(collect(FAR, data, "--dry-run", "--json", "--batch", "--set", "guide.batch_price=0.5").stdout)
     assert half["usd"] == pytest.approx([usd / 2 for usd in whole["usd"]], abs=1e-6)
     assert half["at_most_usd"] == pytest.approx(whole["at_most_usd"] / 2, abs=1e-6)
     assert half["completion_tokens"] == whole["completion_tokens"]

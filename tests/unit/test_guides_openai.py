@@ -14,7 +14,7 @@ import pytest
 from fake_openai import FakeOpenAI, Reply, Request
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.guides.base import Failure
+from rlgf_cli.guides.answers import Failure
 from rlgf_cli.guides.endpoint import api_key
 from rlgf_cli.guides.openai_api import OpenAIGuide
 from rlgf_cli.protocols import Completion, Example, GuideRequest

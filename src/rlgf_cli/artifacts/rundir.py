@@ -306,6 +306,12 @@ def remove_written(path: Path, wrote: list[str]) -> None:
         path.rmdir()
 
 
+def manifest_of(path: Path) -> dict[str, Any] | None:
+    """What lies beside a single-file product: ``<file>.run.json``; None where there is none of ours."""
+    run_json = path.with_name(path.name + ".run.json")
+    return Manifest.reopen(run_json).data if run_json.is_file() else None
+
+
 def claim_file(path: str | Path, command: str, *, existing: Existing = "refuse", seed: int | None = None) -> Manifest:
     """Take a single JSONL file as a stage's product; its manifest lies beside it as ``<file>.run.json``."""
     path = Path(path)

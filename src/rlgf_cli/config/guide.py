@@ -37,6 +37,7 @@ TRANSPORT = {
     "context_length",
     "usd_per_million_input",
     "usd_per_million_output",
+    "batch_price",
     "licence",
 }
 """Keys that decide how the guide is asked, not what it writes: they may differ when a run is resumed."""
@@ -92,8 +93,8 @@ class GuideConfig(Strict):
     ``deadline_s``; a 429 is not counted. When the endpoint is down the guide waits, and gives up after
     ``outage_limit_s``. ``requests_per_minute`` and ``tokens_per_minute`` are limits besides those that the
     server tells; ``batch_poll_s`` is how often a batch is asked after. ``context_length`` and the prices (US
-    dollars per million tokens) win over the alias's; ``licence`` is a note on the terms of the guide's texts,
-    kept with them.
+    dollars per million tokens) win over the alias's; ``batch_price`` is the share of the price that a batch
+    costs, ``licence`` a note on the terms of the guide's texts, kept with them.
     """
 
     scalar_key: ClassVar[str | None] = "name"
@@ -119,6 +120,7 @@ class GuideConfig(Strict):
     context_length: int | None = Field(None, ge=1)
     usd_per_million_input: float | None = Field(None, ge=0)
     usd_per_million_output: float | None = Field(None, ge=0)
+    batch_price: float | None = Field(None, gt=0, le=1)
     licence: str | None = None
     batch_size: int = Field(32, ge=1)
     device: str = "auto"

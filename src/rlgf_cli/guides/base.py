@@ -5,56 +5,27 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import queue
 import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
 from rlgf_cli.config.guide import BudgetConfig, GuideConfig, Mode
 from rlgf_cli.errors import RlgfError, UserError
+from rlgf_cli.guides.answers import Answer, Failure
 from rlgf_cli.guides.budget import NANO, Meter
 from rlgf_cli.guides.store import Store, Text
+from rlgf_cli.guides.stream import LOOK_AHEAD, Stream
 from rlgf_cli.protocols import Completion, Example, GuideAbilities, GuideRequest
 
-_LOOK_AHEAD = 512
-"""Requests that are looked up at once while all of them are in the cache."""
-_POLL_S = 0.25
 _REFUSALS = ("refusal", "content_filter")
 """Failures that are the model's own choice."""
-_WAITING = 1000
-"""Requests that may wait for another process's answer while others are asked."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A request that brought no text.
-
-    ``kind`` is what failures are counted by; ``message`` holds no key; ``final``: asking again would not help.
-    """
-
-    kind: str
-    message: str
-    final: bool = False
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of the ``index``-th request of a stream."""
-
-    index: int
-    request: GuideRequest
-    outcome: Completion | Failure
-
-
-Ask = tuple[int, GuideRequest, bytes]
-"""A request of a stream with its number and its key."""
 
 
 class LiveGuide(ABC):
@@ -183,7 +154,7 @@ class LiveGuide(ABC):
     def stored(self, requests: Iterable[GuideRequest]) -> Generator[Answer, None, None]:
         """As :meth:`stream`, but nobody is asked: what the cache does not hold is a failure."""
         source = enumerate(requests)
-        while window := list(itertools.islice(source, _LOOK_AHEAD)):
+        while window := list(itertools.islice(source, LOOK_AHEAD)):
             texts = self.lookup([request for _, request in window])
             for (index, request), text in zip(window, texts, strict=True):
                 if text is None:
@@ -199,7 +170,7 @@ class LiveGuide(ABC):
         A request that fails is answered with a :class:`Failure`; what no later request could survive is raised,
         after the answers that were on their way have been given.
         """
-        with _Stream(self, requests) as running:
+        with Stream(self, requests) as running:
             yield from running
 
     def complete(self, requests: Sequence[GuideRequest]) -> list[Completion]:
@@ -265,157 +236,6 @@ class LiveGuide(ABC):
             where=str(self.store.path),
             hint="record it first: --guide-mode record; RLGF_CACHE_DIR says which cache is read",
         )
-
-
-class _Stream:
-    """One pass over requests: looked up, claimed, asked, answered."""
-
-    def __init__(self, guide: LiveGuide, requests: Iterable[GuideRequest]) -> None:
-        self._guide = guide
-        self._source = enumerate(requests)
-        self._done: queue.SimpleQueue[tuple[Ask, Future[Text | Failure]]] = queue.SimpleQueue()
-        self._flying: dict[bytes | int, Future[Text | Failure]] = {}
-        self._misses: deque[Ask] = deque()
-        self._waiting: dict[bytes, list[Ask]] = {}  # somebody asks already: another process, or this stream
-        self._claimed: set[bytes] = set()
-        self._fatal: RlgfError | None = None
-        self._polled = 0.0
-
-    def __enter__(self) -> _Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for future in self._flying.values():
-            future.cancel()
-        if self._claimed:
-            self._guide.store.release(self._claimed)
-
-    def __iter__(self) -> Iterator[Answer]:
-        while True:
-            if self._fatal is None:
-                yield from self._fill()
-            if not self._flying and (self._fatal is not None or not self._waiting):
-                break
-            self._guide.work()
-            yield from self._take()
-            if self._waiting and self._fatal is None:
-                yield from self._poll()
-        if self._fatal is not None:
-            raise self._fatal
-
-    def _fill(self) -> Iterator[Answer]:
-        """Draw requests until as many are under way as the guide takes; what the cache has is answered at once."""
-        room, ahead = self._guide.abilities.at_once, self._guide.abilities.at_once
-        while (free := room - len(self._flying)) > 0 and len(self._waiting) < _WAITING:
-            if not self._misses:
-                window = list(itertools.islice(self._source, free if ahead <= room else ahead))
-                if not window:
-                    return
-                hits = yield from self._look_up(window)
-                ahead = min(_LOOK_AHEAD, 2 * max(ahead, 16)) if hits == len(window) else room
-                continue
-            yield from self._ask([self._misses.popleft() for _ in range(min(free, len(self._misses)))])
-
-    def _look_up(self, window: list[tuple[int, GuideRequest]]) -> Generator[Answer, None, int]:
-        guide = self._guide
-        if guide.mode == "live":
-            self._misses.extend((index, request, b"") for index, request in window)
-            return 0
-        asks = [(index, request, guide.key(request)) for index, request in window]
-        found = guide.store.texts([key for _, _, key in asks])
-        for ask in asks:
-            index, request, key = ask
-            if (text := found.get(key)) is not None:
-                yield Answer(index, request, guide.completion(request, text, cached=True))
-            elif guide.mode == "replay":
-                raise guide.missed(request)
-            else:
-                self._misses.append(ask)
-        return len(found)
-
-    def _ask(self, asks: list[Ask]) -> Iterator[Answer]:
-        """Submit what nobody has asked yet; the rest waits for whoever has."""
-        guide = self._guide
-        if guide.mode == "live":
-            for ask in asks:
-                self._submit(ask, None)
-            return
-        fresh: dict[bytes, Ask] = {}
-        for ask in asks:
-            key = ask[2]
-            if key in fresh or key in self._claimed or key in self._waiting:
-                self._waiting.setdefault(key, []).append(ask)
-            else:
-                fresh[key] = ask
-        found, ours = guide.store.claim(list(fresh), guide.lease_s) if fresh else ({}, set())
-        self._claimed |= ours
-        for key, ask in fresh.items():
-            if key in found:
-                yield Answer(ask[0], ask[1], guide.completion(ask[1], found[key], cached=True))
-            elif key in ours:
-                self._submit(ask, key)
-            else:
-                self._waiting.setdefault(key, []).insert(0, ask)
-
-    def _submit(self, ask: Ask, key: bytes | None) -> None:
-        future = self._guide.submit(ask[1], key)
-        self._flying[key if key is not None else ask[0]] = future
-        future.add_done_callback(lambda answered: self._done.put((ask, answered)))
-
-    def _take(self) -> Iterator[Answer]:
-        """Wait for an answer, then take all that are there."""
-        wait = True
-        while True:
-            try:
-                ask, future = self._done.get(block=wait, timeout=_POLL_S if self._waiting else None)
-            except queue.Empty:
-                return
-            wait = False
-            yield from self._answer(ask, future)
-
-    def _answer(self, ask: Ask, future: Future[Text | Failure]) -> Iterator[Answer]:
-        """Give an answer to all who asked for it."""
-        index, request, key = ask
-        self._flying.pop(key if self._guide.mode != "live" else index)
-        self._claimed.discard(key)  # a text that is kept ends its lease
-        try:
-            outcome = future.result()
-        except RlgfError as error:
-            self._release(key)
-            self._fatal = self._fatal or error  # no new requests; what is on its way may be paid for: it is awaited
-            return
-        if isinstance(outcome, Failure):
-            self._release(key)
-            yield Answer(index, request, outcome)
-            for number, waiting, _ in self._waiting.pop(key, []):
-                yield Answer(number, waiting, outcome)
-            return
-        yield Answer(index, request, self._guide.completion(request, outcome, cached=False))
-        for number, waiting, _ in self._waiting.pop(key, []):
-            yield Answer(number, waiting, self._guide.completion(waiting, outcome, cached=True))
-
-    def _release(self, key: bytes) -> None:
-        if key:
-            self._guide.store.release([key])
-
-    def _poll(self) -> Iterator[Answer]:
-        """See whether other processes have answered, or have given up, what this stream waits for."""
-        foreign = [key for key in self._waiting if key not in self._claimed]
-        if not foreign or time.monotonic() - self._polled < _POLL_S:
-            return
-        found, ours = self._guide.store.claim(foreign, self._guide.lease_s)
-        self._polled = time.monotonic()
-        self._claimed |= ours
-        for key in foreign:
-            asks = self._waiting[key]
-            if key in found:
-                del self._waiting[key]
-                for index, request, _ in asks:
-                    yield Answer(index, request, self._guide.completion(request, found[key], cached=True))
-            elif key in ours:
-                self._submit(asks.pop(0), key)
-                if not asks:
-                    del self._waiting[key]
 
 
 def _iso(created: int) -> str:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from rlgf_cli.errors import Interrupted, RlgfError, UserError
-from rlgf_cli.guides.base import Failure, LiveGuide
+from rlgf_cli.guides.answers import Failure
+from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.limits import back_off
 from rlgf_cli.guides.openai_api import OpenAIGuide
 from rlgf_cli.guides.replies import read_reply
@@ -63,6 +64,15 @@ def run(guide: LiveGuide, requests: Iterator[GuideRequest], stop: threading.Even
     batches.wait(stop)
     if not room:
         raise guide.meter.spent()
+
+
+def refuse_open(guide: LiveGuide, run: str) -> None:
+    """Refuse to forget a run whose batches are not collected yet: they are paid for."""
+    if guide.store.open_batches(run):
+        raise UserError(
+            "a batch of this file is not collected yet, and its texts are paid for",
+            hint="--batch --resume collects it; another -o leaves it alone",
+        )
 
 
 class _Batches:
@@ -143,7 +153,7 @@ class _Batches:
         lines = io.BytesIO()
         for key, request in items:
             body = guide.wording.body(request)
-            body |= {**body.pop("extra_body", {}), "max_tokens": request.max_new_tokens}
+            body |= {**body.pop("extra_body", {}), guide.limit_key: request.max_new_tokens}
             line = {"custom_id": key.hex(), "method": "POST", "url": path, "body": body}
             lines.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         lines.seek(0)
@@ -254,7 +264,7 @@ class _Batches:
             said = error.get("message") or (body.get("error") or {}).get("message") or "no reason given"
         except (ValueError, AttributeError):
             status, said = None, "no reason given"
-        why = self._guide._said(RlgfError(str(said)))
+        why = self._guide.said(RlgfError(str(said)))
         came.failed[why if status is None else f"status {status}: {why}"] += 1
 
 

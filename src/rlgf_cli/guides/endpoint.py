@@ -67,11 +67,11 @@ def endpoint_of(config: GuideConfig) -> Endpoint:
     api = config.api or (alias.api if alias else "chat")
     own = {
         key: value
-        for key in ("context_length", "usd_per_million_input", "usd_per_million_output", "licence")
+        for key in ("context_length", "usd_per_million_input", "usd_per_million_output", "batch_price", "licence")
         if (value := getattr(config, key)) is not None
     }
     if own:
-        alias = (alias or Alias(name=config.name, model=model)).model_copy(update=own)
+        alias = (alias or Alias(name=config.name, model=model, batch_price=1.0)).model_copy(update=own)
     return Endpoint(model, api, url.rstrip("/"), alias)
 
 

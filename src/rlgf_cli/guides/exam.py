@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from rlgf_cli import noise
-from rlgf_cli.guides.base import Failure, LiveGuide
+from rlgf_cli.guides.answers import Failure
+from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.recorded import RecordedGuide
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.models.seams import Audit, Seam, cut_in_tokens, go_on, same_tokens

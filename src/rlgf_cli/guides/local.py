@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rlgf_cli.config.common import TextConfig
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.guides.base import Failure, LiveGuide
+from rlgf_cli.guides.answers import Failure
+from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.store import Text
 from rlgf_cli.guides.texts import cut_at_stop
 from rlgf_cli.protocols import Completion, GuideAbilities, GuideRequest

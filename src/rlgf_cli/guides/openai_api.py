@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.guides.base import Failure, LiveGuide
-from rlgf_cli.guides.endpoint import LoopThread, T, api_key, endpoint_of, same_model
+from rlgf_cli.guides.answers import Failure
+from rlgf_cli.guides.base import LiveGuide
+from rlgf_cli.guides.endpoint import OPENAI_URL, LoopThread, T, api_key, endpoint_of, same_model
 from rlgf_cli.guides.limits import Gate, back_off, retry_after
 from rlgf_cli.guides.replies import Reply, read_reply
 from rlgf_cli.guides.store import Text
@@ -57,7 +58,9 @@ class OpenAIGuide(LiveGuide):
         self.endpoint = endpoint_of(config)
         self._config = config
         self.wording = Wording(self.endpoint, config, seed)
-        self._limit_key = "max_tokens"
+        # OpenAI's newer models refuse max_tokens by that name; other servers may know no other
+        own = self.endpoint.base_url == OPENAI_URL and self.endpoint.api == "chat"
+        self.limit_key = "max_completion_tokens" if own else "max_tokens"
         self._succeeded = False
         self._wrong = self._refusals = 0
         self.batch_poll_s = config.batch_poll_s
@@ -147,7 +150,9 @@ class OpenAIGuide(LiveGuide):
         try:
             return self._loop.submit(work).result()
         except self._errors.APIError as error:
-            raise RlgfError(f"{self.endpoint.base_url}: {self._said(error)}") from None
+            raise RlgfError(
+                f"{self.endpoint.base_url}: {self.said(error)}", hint="run the same command with --resume"
+            ) from None
 
     def rates(self) -> tuple[float | None, float | None]:
         """Requests and tokens per minute, as far as the config or the server told."""
@@ -203,7 +208,7 @@ class OpenAIGuide(LiveGuide):
         self._in_flight += 1
         began = time.monotonic()
         try:
-            limit_key = self._limit_key
+            limit_key = self.limit_key
             response = await asyncio.wait_for(
                 self._create(**body, **{limit_key: request.max_new_tokens}), self._config.timeout_s
             )
@@ -219,11 +224,11 @@ class OpenAIGuide(LiveGuide):
         except errors.APIConnectionError as error:
             if type(error.__cause__).__name__ in _NEVER_SENT:
                 meter.refund(call)
-            said = f" ({self._said(error.__cause__)})" if error.__cause__ else ""
+            said = f" ({self.said(error.__cause__)})" if error.__cause__ else ""
             why = f"no answer from {self.endpoint.base_url}{said}"
             return _Attempt(Failure("connection", why), blame=gate.failed(why, sent=began))
         except errors.APIError as error:
-            return _Attempt(Failure("malformed", f"the answer cannot be read ({self._said(error)})"))
+            return _Attempt(Failure("malformed", f"the answer cannot be read ({self.said(error)})"))
         finally:
             self._in_flight -= 1
         reply = read_reply(content, self.endpoint.api)
@@ -255,7 +260,7 @@ class OpenAIGuide(LiveGuide):
 
     def _refused(self, error: openai.APIStatusError, limit_key: str, *, first: bool, sent: float) -> _Attempt:
         """What a status comes to; raises UserError where no other request could fare better."""
-        status, said, gate = error.status_code, self._said(error), self._gate
+        status, said, gate = error.status_code, self.said(error), self._gate
         failure = Failure("server" if status >= 500 else "refused", f"status {status}: {said}")
         if status == 429 and error.code != "insufficient_quota":
             wait = gate.limited(error.response.headers)
@@ -269,7 +274,7 @@ class OpenAIGuide(LiveGuide):
             return _Attempt(failure)
         if status == 400 and limit_key == "max_tokens" and "max_completion_tokens" in said:
             # newer chat models refuse max_tokens by that name; older servers know no other
-            self._limit_key = "max_completion_tokens"
+            self.limit_key = "max_completion_tokens"
             return _Attempt(failure, blame=False, wait=0.0)
         if status == 401:
             raise UserError(
@@ -351,7 +356,7 @@ class OpenAIGuide(LiveGuide):
         )
         return Completion(mended, finish, text.model, mended=done)
 
-    def _said(self, error: BaseException) -> str:
+    def said(self, error: BaseException) -> str:
         """The first line of an error, without the key, which servers like to quote."""
         text = str(error)
         body = getattr(error, "body", None)

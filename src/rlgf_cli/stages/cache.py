@@ -87,8 +87,6 @@ def _read(path: str) -> Iterator[tuple[bytes, Text]]:
         if any(abs(count or 0) > _MOST for count in counts) or record.created > _LATEST:
             raise UserError("a number is larger than any that rlgf writes", where=where)
         request = json.dumps(record.request, ensure_ascii=False)
-        if request.encode("utf-8", "replace").decode() != request:
-            raise UserError("the request holds half a character", where=where)
         yield bytes.fromhex(record.key), Text(**{**fields, "request": request})
 
 

@@ -21,12 +21,13 @@ from rlgf_cli import console
 from rlgf_cli.artifacts.held import Held
 from rlgf_cli.artifacts.jsonl import Appender, example_records
 from rlgf_cli.artifacts.records import prompt_hash
-from rlgf_cli.artifacts.rundir import Existing, Manifest, claim_file
+from rlgf_cli.artifacts.rundir import Existing, Manifest, claim_file, manifest_of
 from rlgf_cli.config.collect_guide import CollectGuideConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import Interrupted, RlgfError, UserError
 from rlgf_cli.guides import batch
-from rlgf_cli.guides.base import Answer, Failure, LiveGuide
+from rlgf_cli.guides.answers import Answer, Failure
+from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.estimate import Plan, estimate, lines
 from rlgf_cli.guides.make import make_live_guide
 from rlgf_cli.protocols import Completion, Example, GuideRequest
@@ -59,6 +60,8 @@ def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse"
         guide.check_budget(config.budget)
         if config.batch:
             batch.check(guide)
+        if existing == "overwrite" and (before := manifest_of(path)) is not None:
+            batch.refuse_open(guide, before["run_id"])
         settings = {**guide.settings, "max_new_tokens": config.max_new_tokens}
         manifest = claim_file(path, COMMAND, existing=existing, seed=config.seed)
         _same_settings(manifest, settings, path)
