@@ -15,7 +15,6 @@ from rl import ScriptedGuide, guide, loaded_from, parameters_of, roller_for, sta
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.protocols import Example, Score
-from rlgf_cli.training.alarms import Alarm
 from rlgf_cli.training.loop import KLSettings
 from rlgf_cli.training.metric_names import known
 
@@ -162,16 +161,3 @@ def test_behaviour_cloning_learns_the_guides_text(gpt2: Loaded) -> None:
     trainer = trainer_for(gpt2, "bc-guide", ScriptedGuide(("the cat sees it .", "stop")), epochs=4)
     rows = [trainer.step()[0]["loss/likelihood"] for _ in range(6)]
     assert 0 < rows[-1] < 0.3 * rows[0]
-
-
-def test_shrinking_roll_ins_are_warned_of_once() -> None:
-    alarm = Alarm()
-
-    def row(step: int, tokens: float) -> dict[str, Any]:
-        return {"step": step, "length/horizon": 9.0, "rollin/tokens": tokens}
-
-    assert [alarm(row(n, 4.0)) for n in range(20)] == [None] * 20
-    assert alarm({"step": 20, "rollin/tokens": 0.1}) is None  # a guide's roll-in may be as short as it likes
-    warning = alarm(row(21, 1.9))
-    assert warning is not None and "step 21" in warning and "4.0 to 1.9" in warning
-    assert alarm(row(22, 1.0)) is None
