@@ -109,7 +109,7 @@ def _value_loss(seen: History) -> str | None:
         figures = [row[explained] for row in seen.last(name, _MANY) if explained in row]
         if now >= start and (not figures or fmean(figures) < 0.05):
             share = f", and it explains {fmean(figures):.2g} of the returns' variance" if figures else ""
-            return f"the value loss of the {author}'s critic went from {start:.3g} to {now:.3g} in {_LATE} steps{share}"
+            return f"the value loss of the {author}'s critic went from {start:.3g} at first to {now:.3g}{share}"
     return None
 
 

@@ -106,7 +106,8 @@ def _scoring(
     tolerance = _tolerance(model.loaded)
     found = [truths.compared("policy.deterministic", Gap.between(first, again, chosen), EXACT, "scored twice")]
     others, plain = [], []
-    for part in rows.flip(0).split(max(1, len(rows) // 2)):  # other rows together, in another order
+    like = rows[batch.tokens.prompt_mask[rows].sum(-1).argsort(stable=True)]
+    for part in like.split(max(1, len(rows) // 2)):  # short prompts together, so that padding is cut off
         tokens, chosen = _of_rows(batch, part)
         scored = model.score(tokens, chosen, **_options(sampling)).logprobs
         others.append((scored - notes.logprobs[part][:, : chosen.shape[1]])[chosen])

@@ -104,8 +104,12 @@ def rounding(dtype: torch.dtype, *, quantized: bool = False) -> Tolerance:
 
 
 def quantile_rounding(dtype: torch.dtype, *, quantized: bool = False) -> Tolerance:
-    """The same for probabilities: how far a draw may lie outside the interval of its token."""
-    return Tolerance(1e-4, 1e-2) if dtype == torch.float32 and not quantized else Tolerance(0.02, 0.5)
+    """The same for probabilities: how far a draw may lie outside the interval of its token.
+
+    Below it lies half of the vocabulary, in which errors cancel: a temperature that is 5 % off moves the draws of a
+    sharp distribution by 1e-3, one that is 20 % off those of a flat one by 2e-4. bfloat16's own noise is of that size.
+    """
+    return Tolerance(1e-4, 1e-2) if dtype == torch.float32 and not quantized else Tolerance(0.01, 0.3)
 
 
 @dataclass(frozen=True)
