@@ -161,3 +161,25 @@ def test_behaviour_cloning_learns_the_guides_text(gpt2: Loaded) -> None:
     trainer = trainer_for(gpt2, "bc-guide", ScriptedGuide(("the cat sees it .", "stop")), epochs=4)
     rows = [trainer.step()[0]["loss/likelihood"] for _ in range(6)]
     assert 0 < rows[-1] < 0.3 * rows[0]
+
+
+@pytest.mark.parametrize("name", ["ppo", "aggrevated", "bc-guide"])
+def test_the_first_step_is_examined_before_anything_is_learned(gpt2: Loaded, name: str) -> None:
+    """And its entropy is estimated from the log-probabilities of the policy's own tokens."""
+    trainer = trainer_for(gpt2, name, guide(), kl_coef=0.3)
+    before, seen = state_of(trainer.model), []
+
+    def examine(regime: Any, episodes: Any, batch: Any, notes: Any, credit: Any, kl_coef: float) -> None:
+        assert all(torch.equal(before[n], tensor) for n, tensor in state_of(trainer.model).items())
+        drawn = None if notes is None else [float(p) for p in notes.logprobs[batch.policy]]
+        seen.append((len(episodes), kl_coef, drawn))
+
+    trainer.examine = examine
+    row, _ = trainer.step()
+    trainer.step()
+    ((count, kl_coef, drawn),) = seen
+    assert (count, kl_coef) == (8, 0.3) and row["time/check"] >= 0
+    if drawn is None:
+        assert name == "bc-guide" and "policy/entropy" not in row
+    else:
+        assert row["policy/entropy"] == pytest.approx(-sum(drawn) / len(drawn), rel=1e-4) and row["policy/entropy"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.load import Loaded, add_lora, save
 from rlgf_cli.stages import train as stage
 from rlgf_cli.training import credit as credit_module
-from rlgf_cli.training import probe
+from rlgf_cli.training import probe, truths
 from rlgf_cli.training.truths import EXACT, TRUTHS, Gap, quantile_rounding, rounding, sampled
 
 AT_CUT = Regime(roll_in="policy", roll_out="guide", credit="cut")
@@ -41,12 +42,13 @@ SCORED = {"policy.deterministic", "policy.ratio", "policy.plain", "policy.refere
 ALWAYS = {"policy.sampler", "episodes.masks"}
 
 
-def examined(loaded: Loaded, regime: Regime, **sampling: Any) -> dict[str, Any]:
+def examined(loaded: Loaded, regime: Regime, *, rows_at_once: int = 4, **sampling: Any) -> dict[str, Any]:
     guide = ScriptedGuide(lambda request: (f" {request.example.prompt} it .", "stop"))
     roller = roller_for(loaded, guide, **{"max_new_tokens": 10, "temperature": 0.8, "min_new_tokens": 2, **sampling})
     model = actor_critic(loaded, [regime.roll_out])
     episodes = roller.roll(regime, prompts_for(loaded, 9), 0, 6.0)
-    data = step_data(model, regime, episodes, roller.sampling, critics=[regime.roll_out])
+    critics = [regime.roll_out]
+    data = step_data(model, regime, episodes, roller.sampling, critics=critics, rows_at_once=rows_at_once)
     found = probe.examine(
         model, regime, episodes, data.batch, data.notes, data.credit, roller.sampling, kl_coef=0.1, seed=0, step=0
     )
@@ -274,6 +276,44 @@ def test_only_the_first_step_is_examined(
 
 
 # --- what the figures mean
+
+
+def test_every_mask_is_looked_at(tiny_gpt2: Path) -> None:
+    loaded = loaded_from(tiny_gpt2)
+    guide = ScriptedGuide(("the cat sees it .", "stop"))
+    roller = roller_for(loaded, guide, max_new_tokens=10)
+    episodes = roller.roll(PPO_PP, prompts_for(loaded, 9), 0, 6.0)
+    batch = step_data(actor_critic(loaded), PPO_PP, episodes, roller.sampling).batch
+    tokens = batch.tokens
+
+    def faults(**changes: Any) -> str:
+        check = truths.masks(episodes, replace(batch, **changes), PPO_PP, loaded.eos_ids)
+        assert (check.status == "fail") == bool(changes)
+        return check.finding
+
+    assert faults().startswith("9 texts agree with their masks")
+    for name, words in {
+        "real": "padding counted as real",
+        "policy": "given to another author",
+        "learned": "not the author's own",
+        "last": "the last token is another one",
+    }.items():
+        mask = getattr(batch, name).clone()
+        mask[3, 0] ^= True
+        found = faults(**{name: mask})
+        assert words in found and "(1 texts)" in found and found.count("texts)") == 1
+    ids, prompt = tokens.response_ids.clone(), tokens.prompt_ids.clone()
+    ids[2, 0] += 1
+    prompt[5, -1] += 1
+    assert "other tokens than the episode's (1 texts)" in faults(tokens=replace(tokens, response_ids=ids))
+    assert "padding in the prompt" in faults(tokens=replace(tokens, prompt_ids=prompt))
+
+
+def test_the_ratio_sees_padding_that_differs(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches that all hold a longest prompt would be padded alike, and agree in their mistake."""
+    positions_from_the_left(monkeypatch)
+    monkeypatch.setattr(probe, "_some", lambda batch: torch.tensor([0, 3, 4, 1, 7, 8]))  # 3 and 7 are the longest
+    assert examined(loaded_from(tiny_gpt2), PPO, rows_at_once=9)["policy.ratio"].status == "fail"
 
 
 def test_a_gap_counted_by_hand() -> None:
