@@ -30,7 +30,9 @@ from rlgf_cli.config.prepare import PrepareConfig
 from rlgf_cli.config.sft import SftConfig
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.config.train_reward import TrainRewardConfig
+from rlgf_cli.training.alarms import ALARMS
 from rlgf_cli.training.metric_names import METRICS
+from rlgf_cli.training.truths import TRUTHS
 
 DOCS = Path(__file__).parent
 STAGES: dict[str, type[Strict]] = {
@@ -67,7 +69,10 @@ def config_keys() -> str:
 def _table(model: type[Strict], sections: dict[type[Strict], str]) -> str:
     lines = [_prose(model), "", "| key | value | default |", "|---|---|---|"]
     notes = _notes(model)
+    other = next((base for base in model.__mro__[1:] if base in STAGES.values()), Strict)
     for name, field in model.model_fields.items():
+        if name in other.model_fields and name not in model.__annotations__:
+            continue  # another command's key, which its own table explains
         inner, in_list = field_model(model, name)
         if inner is not None:
             sections.setdefault(inner, f"### `{inner.__name__}`")
@@ -159,7 +164,25 @@ def commands() -> str:
     return "\n".join(["| command | what it does |", "|---|---|", *rows])
 
 
-GENERATORS = {"config-keys": config_keys, "metrics": metrics, "commands": commands}
+def truths() -> str:
+    rows = [f"| `{name}` | {_cell(t.looks_at)} | {_cell(t.broken)} | {_cell(t.remedy)} |" for name, t in TRUTHS.items()]
+    return "\n".join(
+        ["| truth | what is looked at | what it means when it breaks | remedy |", "|---|---|---|---|", *rows]
+    )
+
+
+def alarms() -> str:
+    rows = [f"| `{name}` | {_cell(a.when)} | {_cell('; '.join(a.causes))} |" for name, a in ALARMS.items()]
+    return "\n".join(["| warning | when | likely causes |", "|---|---|---|", *rows])
+
+
+GENERATORS = {
+    "config-keys": config_keys,
+    "metrics": metrics,
+    "commands": commands,
+    "truths": truths,
+    "alarms": alarms,
+}
 
 
 def rendered(text: str) -> str:

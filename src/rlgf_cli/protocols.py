@@ -10,6 +10,23 @@ FinishReason = Literal["stop", "length"]
 """``stop``: the author ended the text (it gets an EOS); ``length``: it ran out of tokens (it does not)."""
 
 
+CheckStatus = Literal["ok", "warn", "fail"]
+"""``fail``: a truth is broken that training relies on; ``warn``: worth knowing, and stops nothing."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: what was found, what it means, what to do (empty: nothing)."""
+
+    name: str
+    status: CheckStatus
+    finding: str
+    explanation: str
+    remedy: str = ""
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    samples: Sequence[Mapping[str, str]] = ()
+
+
 @dataclass(frozen=True)
 class Example:
     """One prompt with its references. ``prompt`` is raw: no template is applied to it yet."""

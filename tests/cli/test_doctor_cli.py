@@ -12,8 +12,8 @@ from conftest import make_tokenizer, toy_examples, write_rows
 from fake_openai import FakeOpenAI, Reply, Request
 from rlgf_cli.guides.exam import Exam
 from rlgf_cli.models.text import TextFormat
+from rlgf_cli.protocols import Check
 from rlgf_cli.stages import doctor as stage
-from rlgf_cli.stages.doctor import Check
 
 TEXTS = [
     "the cat sees the river .",
@@ -45,6 +45,8 @@ def doctor(run_cli, data: Path, tiny_gpt2: Path):
     """``doctor(guide, *flags)`` with the tiny GPT-2 as policy, unless a model is given."""
 
     def run(guide: object, *flags: object, model: object = tiny_gpt2):
+        if "--max-new-tokens" not in flags:
+            flags = (*flags, "--max-new-tokens", 50)  # the tiny models have 64 positions
         return run_cli("doctor", "--guide", guide, "--model", model, "--data", data, *flags)
 
     return run
@@ -96,7 +98,7 @@ def test_texts_that_were_cut_get_no_eos(doctor, tmp_path: Path) -> None:
     sizes = [len(bytes_bpe(text)) for text in TEXTS]
     assert found["guide.length"]["numbers"]["max"] == max(sizes)
     assert found["guide.length"]["numbers"]["short"] == sum(size < 2 for size in sizes) == 1
-    assert found["guide.length"]["numbers"]["over"] == 0  # of 64
+    assert found["guide.length"]["numbers"]["over"] == 0  # of 50
 
 
 def test_people_get_every_finding_with_its_reason_and_its_remedy(doctor, tmp_path: Path) -> None:
@@ -124,7 +126,7 @@ def test_a_file_for_other_prompts_breaks_the_first_truth(doctor, tmp_path: Path)
     rows = [{"id": e["id"], "prompt": "other", "completion": "a text"} for e in toy_examples(6)]
     done = doctor(write_rows(tmp_path / "guide.jsonl", rows))
     assert done.exit_code == 1
-    assert "error: 1 of 2 checks failed: guide.answers" in done.stderr and "hint: run collect-guide" in done.stderr
+    assert "error: 1 of 11 checks failed: guide.answers" in done.stderr and "hint: run collect-guide" in done.stderr
     assert "6 of 6 prompts have no text in the file; 6 have their id in the file with another prompt" in done.stdout
 
 
@@ -146,7 +148,7 @@ def unigram(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     GPT2LMHeadModel(
-        GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64, **ends)
+        GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=128, **ends)
     ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -173,7 +175,7 @@ def test_a_loss_at_the_seam_breaks_a_truth(doctor, unigram: Path, tmp_path: Path
     monkeypatch.setattr(TextFormat, "encode_continuation", TextFormat.encode_response)
     done = doctor(guide, model=unigram)
     assert done.exit_code == 1
-    assert "error: 1 of 7 checks failed: tokens.cuts" in done.stderr and "hint: this tokenizer" in done.stderr
+    assert "error: 1 of 16 checks failed: tokens.cuts" in done.stderr and "hint: this tokenizer" in done.stderr
     shown = done.stdout.partition("fail  tokens.cuts")[2]
     assert "      lost at the seam:\n" in shown and f"        text: {TEXTS[0]!r}" in shown
     assert json.loads(doctor(guide, "--json", model=unigram).stdout)["ok"] is False
@@ -309,7 +311,7 @@ def test_bad_input_is_a_letter(doctor, guide: str, flags: list, words: list[str]
 
 def test_print_config_asks_nobody(doctor) -> None:
     done = doctor("gpt-3.5", "--print-config")
-    assert done.exit_code == 0 and "# guide.name: flag" in done.stdout and "limit: 20" in done.stdout
+    assert done.exit_code == 0 and "# guide.name: flag" in done.stdout and "prompts: 20" in done.stdout
 
 
 def test_a_check_of_ones_own_is_one_more_function(doctor, tmp_path: Path, monkeypatch) -> None:

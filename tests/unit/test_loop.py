@@ -15,7 +15,6 @@ from rl import ScriptedGuide, guide, loaded_from, parameters_of, roller_for, sta
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.protocols import Example, Score
-from rlgf_cli.training.alarms import Alarm
 from rlgf_cli.training.loop import KLSettings
 from rlgf_cli.training.metric_names import known
 
@@ -164,14 +163,23 @@ def test_behaviour_cloning_learns_the_guides_text(gpt2: Loaded) -> None:
     assert 0 < rows[-1] < 0.3 * rows[0]
 
 
-def test_shrinking_roll_ins_are_warned_of_once() -> None:
-    alarm = Alarm()
+@pytest.mark.parametrize("name", ["ppo", "aggrevated", "bc-guide"])
+def test_the_first_step_is_examined_before_anything_is_learned(gpt2: Loaded, name: str) -> None:
+    """And its entropy is estimated from the log-probabilities of the policy's own tokens."""
+    trainer = trainer_for(gpt2, name, guide(), kl_coef=0.3)
+    before, seen = state_of(trainer.model), []
 
-    def row(step: int, tokens: float) -> dict[str, Any]:
-        return {"step": step, "length/horizon": 9.0, "rollin/tokens": tokens}
+    def examine(regime: Any, episodes: Any, batch: Any, notes: Any, credit: Any, kl_coef: float) -> None:
+        assert all(torch.equal(before[n], tensor) for n, tensor in state_of(trainer.model).items())
+        drawn = None if notes is None else [float(p) for p in notes.logprobs[batch.policy]]
+        seen.append((len(episodes), kl_coef, drawn))
 
-    assert [alarm(row(n, 4.0)) for n in range(20)] == [None] * 20
-    assert alarm({"step": 20, "rollin/tokens": 0.1}) is None  # a guide's roll-in may be as short as it likes
-    warning = alarm(row(21, 1.9))
-    assert warning is not None and "step 21" in warning and "4.0 to 1.9" in warning
-    assert alarm(row(22, 1.0)) is None
+    trainer.examine = examine
+    row, _ = trainer.step()
+    trainer.step()
+    ((count, kl_coef, drawn),) = seen
+    assert (count, kl_coef) == (8, 0.3) and row["time/check"] >= 0
+    if drawn is None:
+        assert name == "bc-guide" and "policy/entropy" not in row
+    else:
+        assert row["policy/entropy"] == pytest.approx(-sum(drawn) / len(drawn), rel=1e-4) and row["policy/entropy"] > 0

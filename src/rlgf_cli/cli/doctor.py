@@ -11,23 +11,39 @@ from rlgf_cli.cli import options
 from rlgf_cli.errors import RlgfError
 
 if TYPE_CHECKING:
-    from rlgf_cli.stages.doctor import Check, Diagnosis
+    from rlgf_cli.protocols import Check
+    from rlgf_cli.stages.doctor import Diagnosis
 
 GUIDE = "Guide options"
 _LONGEST = 160
 
 
 def doctor(
+    model: Annotated[
+        str | None, typer.Option("--model", "--model-name-or-path", help="The policy: a checkpoint folder or hub name.")
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help="JSONL file with the prompts.")] = None,
+    reward: Annotated[
+        str | None, typer.Option("--reward", help="Names from `rlgf ls rewards`, file.py:function; several by commas.")
+    ] = None,
     guide: Annotated[
         str | None, typer.Option("--guide", help="FILE.jsonl, hf:PATH, openai:MODEL, or an alias.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="The policy: a checkpoint folder or hub name.")] = None,
-    data: Annotated[str | None, typer.Option("--data", help="JSONL file with the prompts.")] = None,
+    algorithm: Annotated[
+        str | None, typer.Option("--alg", "--algorithm", help="As training will have it. Default: ppo.")
+    ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", "-L", help="Use only the first N prompts. Default: 20.")
+        int | None, typer.Option("--limit", "-L", help="Write and ask for the first N prompts. Default: 20.")
     ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", help="The limit that training will have. Default: 64.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="Of the rollouts.")] = None,
+    on_overlong: Annotated[
+        str | None, typer.Option("--on-overlong", help="Longer prompts: error, truncate or skip.")
+    ] = None,
+    use_peft: Annotated[
+        bool | None, typer.Option("--use-peft", help="With a fresh LoRA adapter.", rich_help_panel=options.MODEL)
     ] = None,
     config: options.Config = None,
     set_: options.Set = None,
@@ -44,8 +60,8 @@ def doctor(
         str | None,
         typer.Option("--prompt-template", help="What the guide is asked; holds {prompt}.", rich_help_panel=GUIDE),
     ] = None,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", help="0 is greedy.", rich_help_panel=GUIDE)
+    guide_temperature: Annotated[
+        float | None, typer.Option("--guide-temperature", help="The guide's; 0 is greedy.", rich_help_panel=GUIDE)
     ] = None,
     max_cost_usd: options.MaxCost = None,
     max_calls: options.MaxCalls = None,
@@ -56,32 +72,36 @@ def doctor(
     print_config: options.PrintConfig = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Check a guide and a policy on your prompts before you train.
+    """Check what you would train with: model, data, reward and guide.
 
-    A live guide is asked for a text per prompt and, where it can, to go on from the middle of it. Exit code 1
-    where a truth is broken that training relies on.
+    Flags and recipes are those of `rlgf train`. The policy writes a text per prompt, and the truths of step 0 are held
+    against it; a live guide is asked for a text per prompt and, where it can, to go on from the middle of it. Exit code
+    1 where a truth is broken that training relies on.
 
     ```
-    rlgf doctor --guide guide.jsonl --model runs/sft --data train.jsonl
-    rlgf doctor --guide gpt-3.5 --model runs/sft --data train.jsonl -L 5 --max-new-tokens 48
-    rlgf doctor --guide hf:runs/large --model runs/sft --data train.jsonl --json
+    rlgf doctor --model runs/sft --data train.jsonl --reward rouge
+    rlgf doctor -c recipes/demo/train.yaml --alg ppo++ --model runs/sft --guide guide.jsonl --data train.jsonl
+    rlgf doctor --guide gpt-3.5 --model runs/sft --data train.jsonl -L 5 --max-new-tokens 48 --json
     ```
     """
     flags = {
-        "guide": guide,
-        "model": model,
+        "algorithm.name": algorithm,
+        "guide.name": guide,
+        "model.name": model,
         "data": data,
-        "limit": limit,
-        "max_new_tokens": max_new_tokens,
+        "reward": reward,
+        "prompts": limit,
+        "lengths.max_new_tokens": max_new_tokens,
+        "lengths.on_overlong": on_overlong,
+        "rollout.temperature": temperature,
+        "lora.enabled": use_peft,
         "seed": seed,
         "guide.base_url": base_url,
         "guide.api": api,
         "guide.system": system,
         "guide.prompt_template": prompt_template,
-        "guide.sampling.temperature": temperature,
+        "guide.sampling.temperature": guide_temperature,
         "guide.mode": guide_mode,
-        "guide.device": device,
-        "guide.dtype": dtype,
         "budget.max_cost_usd": max_cost_usd,
         "budget.max_calls": max_calls,
         "model.device": device,
@@ -108,7 +128,8 @@ def doctor(
 
 
 def _show(diagnosis: Diagnosis) -> None:
-    console.result(f"{diagnosis.guide} and {diagnosis.model} on {diagnosis.prompts} prompts of {diagnosis.data}")
+    who = f"{diagnosis.guide} and {diagnosis.model}" if diagnosis.guide else diagnosis.model
+    console.result(f"{who} on {diagnosis.prompts} prompts of {diagnosis.data}")
     for check in diagnosis.checks:
         console.result()
         for line in _lines(check):

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import ClassVar
 
-from rlgf_cli.config.common import ModelConfig, Strict, TextConfig
-from rlgf_cli.config.guide import BudgetConfig, GuideConfig
+from pydantic import Field, model_validator
+
+from rlgf_cli.config.train import TrainConfig
 
 
-class DoctorConfig(Strict):
-    """Hold ``guide``'s texts against the tokens of the policy ``model``, on the first ``limit`` prompts of ``data``.
+class DoctorConfig(TrainConfig):
+    """Examine what `rlgf train` would use: every key of a training recipe is taken, and those below.
 
-    ``max_new_tokens`` is the limit that training will have. A live guide is asked for one text per prompt and, where
-    it can continue, for one continuation; ``budget`` caps that. ``text`` null: the format that lies with the
-    checkpoint.
+    ``prompts``: how many prompts the policy writes for and a live guide is asked about (one text each and, where it
+    can continue, one continuation; ``budget`` caps that). ``reward`` and ``guide`` may be left out where the algorithm
+    needs none; ``output`` is not used, for nothing is written.
     """
 
-    model: ModelConfig
-    guide: GuideConfig
-    data: str
-    limit: int = Field(20, ge=1)
-    max_new_tokens: int = Field(64, ge=2)
-    seed: int = Field(0, ge=0)
-    text: TextConfig | None = None
-    budget: BudgetConfig = BudgetConfig()
+    reward_needed: ClassVar[bool] = False
+    output: str = ""
+    prompts: int = Field(20, ge=1)
+
+    @model_validator(mode="after")
+    def _check_cuts(self) -> DoctorConfig:
+        if self.guide is not None and self.lengths.max_new_tokens < 2:
+            raise ValueError("lengths.max_new_tokens is 1: a guide's text of one token has no place to be cut")
+        return self

@@ -126,8 +126,12 @@ class EvalConfig(Strict):
 
 
 class TrainConfig(StageConfig):
-    """Reinforcement learning with or without a guide."""
+    """Reinforcement learning with or without a guide.
 
+    ``step0``: what a truth that is broken before the first update does (see docs/doctor.md).
+    """
+
+    reward_needed: ClassVar[bool] = True
     model: ModelConfig
     data: str
     limit: int | None = Field(None, ge=1)
@@ -146,6 +150,7 @@ class TrainConfig(StageConfig):
     eval: EvalConfig = EvalConfig()
     max_steps: int = Field(100, ge=1)
     gradient_checkpointing: bool = False
+    step0: Literal["stop", "warn"] = "stop"
     save_steps: int = Field(50, ge=1)
     save_total_limit: int | None = Field(2, ge=1)
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
@@ -154,7 +159,7 @@ class TrainConfig(StageConfig):
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         spec = self.algorithm.spec()
-        if not self.reward and spec.uses_reference:
+        if self.reward_needed and not self.reward and spec.uses_reference:
             raise ValueError("at least one reward is needed")
         if spec.needs_guide and self.guide is None:
             raise ValueError(f"the algorithm {spec.name!r} needs a guide: give --guide FILE, hf:PATH or openai:MODEL")

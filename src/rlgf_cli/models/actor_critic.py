@@ -120,6 +120,11 @@ class ActorCritic(nn.Module):
                     twins[name.replace(".default.", ".reference.")].copy_(parameter)
             self._use_adapter("default")
 
+    @property
+    def reference_is_frozen_adapter(self) -> bool:
+        """Whether the reference is a second, frozen adapter: training goes on from an adapter checkpoint."""
+        return self._reference_adapter is not None
+
     def _use_adapter(self, name: str) -> None:
         """Switch adapters; only ``default`` ever learns."""
         self.policy.set_adapter(name)

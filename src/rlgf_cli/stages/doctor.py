@@ -1,20 +1,22 @@
-"""``rlgf doctor``: what must be true before a guide and a policy are trained together, looked at on real prompts.
+"""``rlgf doctor``: what must be true before training, looked at on the model, data, reward and guide that it would use.
 
-The exam holds what was gathered; :data:`CHECKS` are functions of it, each of which says one thing. A check that
-fails breaks a truth that training relies on; a warning is worth knowing and stops nothing.
+The truths of step 0 are those that ``rlgf train`` holds too (training/truths.py); what is said of a reward is in
+rewards/exam.py, what is said of a guide in guides/findings.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import uuid
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from statistics import median
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any
+
+import torch
 
 from rlgf_cli import console
+from rlgf_cli.algorithms.spec import AlgorithmSpec, Regime
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
 from rlgf_cli.config.doctor import DoctorConfig
@@ -22,42 +24,34 @@ from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.exam import Exam
+from rlgf_cli.guides.findings import CHECKS
+from rlgf_cli.guides.in_training import check_guide
 from rlgf_cli.guides.make import describe, make_guide
 from rlgf_cli.guides.recorded import RecordedGuide
-from rlgf_cli.models.load import load
-from rlgf_cli.models.seams import Audit, why_lost
+from rlgf_cli.models.actor_critic import ActorCritic
+from rlgf_cli.models.load import Loaded, add_lora, load
+from rlgf_cli.models.prompts import Encoded, encode_prompts, prompt_limit
+from rlgf_cli.protocols import Check, Completion, Example, GuideAbilities, GuideRequest, Score
+from rlgf_cli.rewards.base import check_examples
+from rlgf_cli.rewards.checked import score_checked
+from rlgf_cli.rewards.exam import Texts, examine_reward
+from rlgf_cli.rewards.make import SumReward, make_reward
+from rlgf_cli.training import probe
+from rlgf_cli.training.credit import CreditSettings, annotate, assign
+from rlgf_cli.training.episodes import Episode, build_batch
+from rlgf_cli.training.rollout import Roller, Sampling
 
-Status = Literal["ok", "warn", "fail"]
-
-_SAMPLES = 3
-_REPAIRS = {
-    "prefix_removed": "prefix repeated",
-    "quotes_removed": "quoted",
-    "chatter_removed": "chatter around it",
-    "space_added": "space missing",
-    "cut_at_stop": "ran on behind a stop text",
-}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at: what was found, what it means, what to do (empty: nothing)."""
-
-    name: str
-    status: Status
-    finding: str
-    explanation: str
-    remedy: str = ""
-    numbers: dict[str, Any] = field(default_factory=dict)
-    samples: list[dict[str, str]] = field(default_factory=list)
+_LOOKED_AT = 5000
+"""Prompts whose length is looked at."""
+_ALONE = Regime()
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All checks of an exam."""
+    """All checks of an examination. ``guide`` is None where none was given; ``prompts`` that were written for."""
 
     model: str
-    guide: str
+    guide: str | None
     data: str
     prompts: int
     checks: list[Check]
@@ -72,239 +66,175 @@ class Diagnosis:
 
 
 def run(resolved: Resolved[DoctorConfig]) -> Diagnosis:
-    """Ask the guide, look at what it wrote. Nothing is written but the guide's cache."""
+    """Load what training would load, let the policy write, ask the guide, score: nothing is written but the guide's
+    cache, and nothing is learned."""
     config = resolved.config
-    examples = read_examples(config.data, limit=config.limit)
-    describe(config.guide)  # refuses a guide that cannot be before the policy is loaded
-    loaded = load(config.model, text=config.text)
+    spec = config.algorithm.spec()
+    examples = read_examples(config.data, limit=config.limit, need_references=config.aux.reference_nll > 0)
+    few = examples[: config.prompts]
+    if config.guide is not None:
+        describe(config.guide)  # refuses a guide that cannot be before the policy is loaded
+        if spec.needs_guide:
+            check_guide(config.guide, spec)
+    reward = make_reward(config.reward, device=config.model.device) if config.reward else None
+    if reward is not None:
+        check_examples(reward, examples)
+    torch.manual_seed(config.seed)
+    loaded = add_lora(load(config.model, text=config.text, for_training=True), config.lora)
+    exam = _exam(config, few, loaded)
+    checks = [prompts(config, loaded, examples)]
+    if encoded := _fitting(config, loaded, few):
+        checks += _policy(config, spec, loaded, encoded, reward, exam)
+    if exam is not None:
+        checks += [check for look in CHECKS if (check := look(exam)) is not None]
+    return Diagnosis(config.model.name, config.guide.name if config.guide else None, config.data, len(few), checks)
+
+
+def _exam(config: DoctorConfig, examples: Sequence[Example], loaded: Loaded) -> Exam | None:
+    """The guide's texts for the prompts: read, or asked for."""
+    if config.guide is None:
+        return None
     guide = make_guide(config.guide, seed=config.seed)
     if not isinstance(guide, LiveGuide | RecordedGuide):
         raise UserError(f"the guide {config.guide.name} is neither recorded nor live")
-    exam = Exam(examples, loaded, guide, config.max_new_tokens, config.seed)
+    limit = config.lengths.max_new_tokens
+    exam = Exam(examples, loaded, guide, limit, config.seed)
     if isinstance(guide, RecordedGuide):
         exam.read(guide)
-    else:
-        with contextlib.closing(guide):
-            guide.notify = console.warn
-            guide.check(examples, config.max_new_tokens)
-            guide.charge_to(f"doctor {uuid.uuid4().hex}", config.budget)
-            calls = len(examples) * (2 if guide.abilities.continues else 1)
-            console.log(f"asking {guide.name} at most {calls} times for {len(examples)} prompts")
-            with console.progress("guide", calls) as bar:
-                exam.on_answer = bar.update
-                exam.ask(guide)
-    checks = [check for look in CHECKS if (check := look(exam)) is not None]
-    return Diagnosis(config.model.name, config.guide.name, config.data, len(examples), checks)
+        return exam
+    with contextlib.closing(guide):
+        guide.notify = console.warn
+        guide.check(examples, limit)
+        guide.charge_to(f"doctor {uuid.uuid4().hex}", config.budget)
+        calls = len(examples) * (2 if guide.abilities.continues else 1)
+        console.log(f"asking {guide.name} at most {calls} times for {len(examples)} prompts")
+        with console.progress("guide", calls) as bar:
+            exam.on_answer = bar.update
+            exam.ask(guide)
+    return exam
 
 
-def answers(exam: Exam) -> Check:
-    """Whether the guide has a text for every prompt."""
-    prompts, missing = len(exam.examples), exam.failed.total()
-    numbers: dict[str, Any] = {"prompts": prompts, "texts": len(exam.texts), "asked": exam.asked}
-    numbers["failed"] = dict(exam.failed)
-    status: Status = "ok"
-    finding, remedy = f"{len(exam.texts)} texts for {prompts} prompts", ""
-    if isinstance(exam.guide, RecordedGuide):
-        explanation = "a prompt without a text is trained on without the guide"
-        numbers["id_mismatch"] = mismatched = exam.guide.counts["id_mismatch"]
-        if missing:
-            status = "warn" if exam.texts else "fail"
-            other = f"; {mismatched} have their id in the file with another prompt" if mismatched else ""
-            finding = f"{missing} of {prompts} prompts have no text in the file{other}"
-            remedy = "run collect-guide on this data; texts are joined to prompts by id and prompt"
-    else:
-        explanation = "a request that fails for good leaves a text out of a collection, and stops training"
-        if missing:
-            status = "fail"
-            kinds = ", ".join(f"{kind}: {count}" for kind, count in exam.failed.most_common())
-            finding = f"{missing} of {exam.asked} requests failed ({kinds}); the first said: {exam.said}"
-            remedy = "mend what the message says; with the cache, the same command asks only for what is missing"
-    return Check("guide.answers", status, finding, explanation, remedy, numbers)
-
-
-def endings(exam: Exam) -> Check | None:
-    """How the texts end, which decides about their EOS."""
-    texts = exam.texts
-    if not texts:
-        return None
-    stops = sum(text.ends for text in texts)
-    cut = len(texts) - stops
-    mostly_cut = 2 * cut > len(texts)
-    return Check(
-        "guide.endings",
-        "warn" if mostly_cut else "ok",
-        f"{stops} of {len(texts)} texts ended by themselves (stop), {cut} ran out of tokens (length)",
-        "a text that stopped gets an EOS, a text that was cut gets none: what never ends teaches no ending",
-        "a higher --max-new-tokens, or a prompt_template that asks for shorter texts" if mostly_cut else "",
-        {"stop": stops, "length": cut},
-    )
-
-
-def empty(exam: Exam) -> Check | None:
-    """Texts with nothing in them."""
-    if not exam.texts and exam.guide.abilities.live:
-        return None
-    if isinstance(exam.guide, RecordedGuide):
-        count, of = exam.guide.counts["empty"], "texts of the file are empty"
-    else:
-        count, of = sum(not text.ids for text in exam.texts), f"of {len(exam.texts)} texts are empty"
-    return Check(
-        "guide.empty",
-        "warn" if count else "ok",
-        f"{count} {of}",
-        "an empty text is kept and never used",
-        "see what the guide is asked (prompt_template, stop texts), and that it is no encoder-decoder behind an API"
-        if count
-        else "",
-        {"empty": count},
-    )
-
-
-def lengths(exam: Exam) -> Check | None:
-    """Tokens per text, in the policy's tokens."""
-    if not exam.written:
-        return None
-    limit = exam.limit
-    sizes = [text.length for text in exam.written]
-    over, short = sum(size > limit for size in sizes), sum(size < 2 for size in sizes)
-    numbers = {"min": min(sizes), "median": median(sizes), "max": max(sizes), "over": over, "short": short}
-    return Check(
-        "guide.length",
-        "warn" if over or short else "ok",
-        f"{min(sizes)} to {max(sizes)} of the policy's tokens a text, EOS counted, median {median(sizes):g}; "
-        f"{over} of {len(sizes)} longer than {limit}, {short} too short to be cut",
-        "the guide counts other tokens: a text within its limit may be beyond the policy's, and loses its end there",
-        "a higher max_new_tokens in training, or a lower one for the guide"
-        if over
-        else "a text of one token cannot be a roll-in: have the guide write more"
-        if short
-        else "",
-        numbers,
-    )
-
-
-def round_trip(exam: Exam) -> Check | None:
-    """Whether a text is the same after it was the policy's tokens."""
-    if not exam.written:
-        return None
-    text, tokenizer = exam.loaded.text, exam.loaded.tokenizer
-    reasons: Counter[str] = Counter()
-    samples = []
-    for written in exam.written:
-        whole = written.completion.text
-        why = why_lost(text, tokenizer, whole)
-        reasons[why] += 1
-        if why != "nothing" and reasons[why] == 1:
-            samples.append(
-                {
-                    "lost": f"by the tokenizer ({why})",
-                    "text": whole,
-                    "read back": text.decode_response(tokenizer, written.ids, strip=False),
-                }
-            )
-    exact = reasons.pop("nothing", 0)
-    lost = ", ".join(f"{why}: {count}" for why, count in reasons.most_common())
-    grave = reasons["unknown characters"] + reasons["normalisation"]
-    return Check(
-        "tokens.round_trip",
-        "warn" if grave else "ok",
-        f"{exact} of {len(exam.written)} texts are read back to the letter" + (f"; lost: {lost}" if lost else ""),
-        "what the policy's tokenizer loses, the policy can never write, and the reward never sees",
-        "a policy with a byte-level vocabulary loses nothing; or have the guide write plain text" if grave else "",
-        {"exact": exact, "lost": dict(reasons)},
-        samples,
-    )
-
-
-def cuts(exam: Exam) -> Check | None:
-    """Whether a text that two authors share says what one would have written."""
-    if not exam.cuts.seams:
-        return None
-    return _seams("tokens.cuts", "cuts of the guide's texts", exam.cuts)
-
-
-def stability(exam: Exam) -> Check | None:
-    """How many cuts stay where they are drawn."""
-    report = exam.cuts.to_json()
-    if not exam.cuts.seams:
-        return None
-    keys = ("stable", "moved", "moved_tokens_mean", "moved_tokens_max")
-    far = f"; the others go on by {report['moved_tokens_mean']:.2g} tokens, {report['moved_tokens_max']} at most"
-    return Check(
-        "tokens.stability",
-        "ok",
-        f"{100 * report['stable']:.3g}% of the cuts are where {'a word' if exam.whole_words else 'a character'} ends"
-        + (far if report["moved"] else ""),
-        "a policy that rolls in goes on to the end of the word (of the character, with the guide's own tokens), "
-        "and all tokens of it are one action",
-        numbers={key: report[key] for key in keys},
-    )
-
-
-def continuations(exam: Exam) -> Check | None:
-    """What had to be repaired where the guide went on from a prefix."""
-    found = exam.continuations
-    if not found:
-        return None
-    mended: Counter[str] = Counter(kind for c in found for kind in c.completion.mended)
-    blank = sum(not c.completion.text.strip() for c in found)
-    parts = [f"{words}: {mended[kind]}" for kind, words in _REPAIRS.items() if mended[kind]]
-    parts += [f"empty: {blank}"] * bool(blank)
-    odd = blank or any(mended[kind] for kind in ("prefix_removed", "quotes_removed", "chatter_removed"))
-    samples = []
-    for one in sorted(found, key=lambda c: not c.completion.mended)[:_SAMPLES]:
-        text, raw = one.completion.text, one.completion.raw
-        samples.append({"prefix": one.prefix, "came": text if raw is None else raw, "used": text})
-    return Check(
-        "guide.continuations",
-        "warn" if odd else "ok",
-        f"{len(found)} texts continued from a prefix; " + (", ".join(parts) or "nothing had to be repaired"),
-        "chat models talk around an answer; what is removed is guessed from the text, so look at the samples",
-        "continuation: prefill where the server takes it, api: completion, or another continue_template" if odd else "",
-        {"continued": len(found), "mended": dict(mended), "empty": blank},
-        samples,
-    )
-
-
-def continued_seams(exam: Exam) -> Check | None:
-    """The guide's real continuations behind the policy's tokens."""
-    audit = Audit()
-    for continuation in exam.continuations:
-        audit.add(continuation.seam)
-    return _seams("tokens.continuations", "continuations", audit) if audit.seams else None
-
-
-def _seams(name: str, what: str, audit: Audit) -> Check:
-    report = audit.to_json()
-    lost = report["lost_at_seam"]
-    samples = [
-        {"lost": "at the seam" if loss == "seam" else "by the tokenizer", "text": seam.text, "read back": seam.decoded}
-        for loss, seam in audit.examples.items()
-    ]
+def prompts(config: DoctorConfig, loaded: Loaded, examples: Sequence[Example]) -> Check:
+    """Prompts that are too long for the model or for ``max_prompt_tokens``."""
+    name, lengths = "data.prompts", config.lengths
+    explanation = "prompt and response share the model's positions; what does not fit is refused, cut or left out"
+    try:
+        limit = prompt_limit(loaded, lengths)
+    except UserError as error:
+        return Check(name, "fail", error.message, explanation, error.hint or "a model with more positions")
+    seen = examples[:_LOOKED_AT]
+    encoder = loaded.encoder_decoder
+    sizes = [len(loaded.text.encode_prompt(loaded.tokenizer, e.prompt, encoder)) for e in seen]
+    over = sum(size > limit for size in sizes) if limit is not None else 0
+    finding = f"{min(sizes)} to {max(sizes)} tokens in {len(seen)} of {len(examples)} prompts"
+    finding += f", room for {limit}; {over} are longer" if limit is not None else "; any number fits"
     return Check(
         name,
-        "fail" if lost else "ok",
-        f"{report['seams']} {what}: {report['exact']} to the letter, {report['lost_by_tokenizer']} but for what the "
-        f"tokenizer loses, {lost} lost at the seam",
-        f"two authors' tokens ({report['tokens_first']} and {report['tokens_second']}) must read as the joined text",
-        "this tokenizer cannot go on inside a text: train another policy with this guide, or only with recorded text "
-        "and whole texts (bc-guide)"
-        if lost
-        else "",
-        report,
-        samples,
+        "ok" if not over else "fail" if lengths.on_overlong == "error" else "warn",
+        finding + (f" (on_overlong: {lengths.on_overlong})" if over else ""),
+        explanation,
+        "--on-overlong truncate or skip, a larger max_prompt_tokens, or a smaller max_new_tokens" if over else "",
+        {"longest": max(sizes), "room": limit, "over": over, "looked_at": len(seen)},
     )
 
 
-CHECKS: list[Callable[[Exam], Check | None]] = [
-    answers,
-    endings,
-    empty,
-    lengths,
-    round_trip,
-    cuts,
-    stability,
-    continuations,
-    continued_seams,
-]
-"""In the order in which they are shown. None: there was nothing to look at."""
+def _fitting(config: DoctorConfig, loaded: Loaded, examples: Sequence[Example]) -> list[Encoded]:
+    """The prompts that can be written for; none where the lengths themselves are impossible."""
+    keep = "skip" if config.lengths.on_overlong == "error" else config.lengths.on_overlong
+    try:
+        return encode_prompts(loaded, examples, config.lengths.model_copy(update={"on_overlong": keep}))[0]
+    except UserError:  # data.prompts has said why
+        return []
+
+
+class _Known:
+    """The texts of the exam, handed out again in the place of the guide: who wrote what is looked at, not what."""
+
+    def __init__(self, name: str, exam: Exam) -> None:
+        self.name = name
+        self.abilities = GuideAbilities(live=True, continues=True)
+        self.texts = {text.example.id: text.completion for text in exam.written}
+
+    def complete(self, requests: Sequence[GuideRequest]) -> list[Completion]:
+        return [self.texts[request.example.id] for request in requests]
+
+
+def _policy(
+    config: DoctorConfig,
+    spec: AlgorithmSpec,
+    loaded: Loaded,
+    encoded: Sequence[Encoded],
+    reward: SumReward | None,
+    exam: Exam | None,
+) -> list[Check]:
+    """Let the policy write for every regime of the algorithm, and hold the truths of step 0 against what it wrote."""
+    model = ActorCritic(loaded, spec.critics, mode=config.ppo.critic, with_reference=spec.uses_reference)
+    sampling = Sampling.of(config.rollout, config.lengths)
+    guide = _Known(config.guide.name, exam) if config.guide is not None and exam is not None else None
+    covered = frozenset(guide.texts) if guide is not None else None
+    roller = Roller(loaded, sampling, config.seed, guide=guide, covered=covered)
+    rows = [row for row in encoded for _ in range(spec.group_size)]
+    own = roller.roll(_ALONE, encoded, 0, float(sampling.max_new_tokens))
+    scored = _scored(reward, own, encoded, exam, config.rollout.episodes)
+    sound = all(check.name != "reward.scores" or check.status == "ok" for check in scored)
+    found = []
+    for regime in dict.fromkeys(spec.regimes):
+        episodes = roller.roll(regime, rows, 0, float(sampling.max_new_tokens), spec.group_size)
+        _give_scores(episodes, reward if sound else None, config.rollout.missing_eos_penalty)
+        batch = build_batch(episodes, regime, spec.critics, loaded)
+        notes = credit = None
+        charged = config.kl.coef if config.kl.in_reward else 0.0
+        if regime.estimator != "likelihood":
+            notes = annotate(model, batch, regime, sampling, rows_at_once=sampling.batch_size)
+            credit = assign(regime, batch, notes, kl_coef=charged, settings=CreditSettings.of(config.ppo))
+        checks = probe.examine(
+            model, regime, episodes, batch, notes, credit, sampling, kl_coef=charged, seed=config.seed, step=0
+        )
+        which = f"{regime.roll_in}>{regime.roll_out}: " if len(spec.regimes) > 1 else ""
+        found += [replace(check, finding=which + check.finding) for check in checks]
+    return [*found, endings(config, own), *scored]
+
+
+def _give_scores(episodes: Sequence[Episode], reward: SumReward | None, penalty: float) -> None:
+    """Scores as training would give them; without a (sound) reward, a different number for every text."""
+    if reward is None:
+        scores = [Score(float(n)) for n in range(1, len(episodes) + 1)]
+    else:
+        scores = score_checked(reward, [e.example for e in episodes], [e.text for e in episodes])
+    for episode, score in zip(episodes, scores, strict=True):
+        episode.score, episode.penalty = score, 0.0 if episode.finished else penalty
+
+
+def endings(config: DoctorConfig, episodes: Sequence[Episode]) -> Check:
+    """The share of the policy's own texts that end at the limit, without EOS."""
+    share = fmean(not e.finished for e in episodes)
+    may_end = config.lengths.min_new_tokens < config.lengths.max_new_tokens
+    much = may_end and share > 0.5
+    limit = config.lengths.max_new_tokens
+    finding = f"{100 * share:.3g}% of the policy's {len(episodes)} texts ended at the limit of {limit} tokens"
+    return Check(
+        "policy.endings",
+        "warn" if much else "ok",
+        finding + ("" if may_end else ", as min_new_tokens wants it"),
+        "a text that is cut has no EOS: its score is that of half a text, and nothing is learned about ending",
+        "a higher max_new_tokens, a start that learned to end (sft), or rollout.missing_eos_penalty" if much else "",
+        {"truncated": share, "mean_length": fmean(e.length for e in episodes)},
+    )
+
+
+def _scored(
+    reward: SumReward | None,
+    episodes: Sequence[Episode],
+    encoded: Sequence[Encoded],
+    exam: Exam | None,
+    per_step: int,
+) -> list[Check]:
+    if reward is None:
+        return []
+    examples = [row.example for row in encoded]
+    texts: dict[str, Texts] = {"policy": [(e.example, e.text) for e in episodes]}
+    if exam is not None:
+        texts["guide"] = [(text.example, text.completion.text) for text in exam.written]
+    texts["reference"] = [(e, e.references[0]) for e in examples if e.references]
+    texts["empty text"] = [(e, "") for e in examples]
+    return examine_reward(reward, texts, per_step=per_step)

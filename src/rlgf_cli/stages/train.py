@@ -14,7 +14,7 @@ import torch
 from transformers import get_scheduler
 
 from rlgf_cli import console
-from rlgf_cli.algorithms.spec import AlgorithmSpec
+from rlgf_cli.algorithms.spec import AlgorithmSpec, Regime
 from rlgf_cli.artifacts import resume
 from rlgf_cli.artifacts.jsonl import Appender, read_examples, read_objects, write_jsonl
 from rlgf_cli.artifacts.rundir import Existing, RunDir
@@ -43,11 +43,12 @@ from rlgf_cli.protocols import Guide
 from rlgf_cli.rewards.base import check_examples
 from rlgf_cli.rewards.checked import score_checked
 from rlgf_cli.rewards.make import SumReward, make_reward
-from rlgf_cli.training import checkpoint
-from rlgf_cli.training.alarms import Alarm
+from rlgf_cli.training import checkpoint, probe
+from rlgf_cli.training.alarms import Alarms
 from rlgf_cli.training.checkpoint import TrainerState
-from rlgf_cli.training.credit import CreditSettings
-from rlgf_cli.training.loop import KLSettings, Trainer
+from rlgf_cli.training.credit import Credit, CreditSettings, Notes
+from rlgf_cli.training.episodes import Episode, EpisodeBatch
+from rlgf_cli.training.loop import Examine, KLSettings, Trainer
 from rlgf_cli.training.rollout import GuideUse, Roller, Sampling
 from rlgf_cli.training.trackers import tracker
 from rlgf_cli.training.update import UpdateSettings, make_optimizer
@@ -76,7 +77,7 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse") -> Tr
         console.log(f"{config.output} is done already")
         return TrainResult(Path(config.output), done)
     if existing == "resume":
-        free = {"eval.every", "rollout.save_every", "budget.max_cost_usd", "budget.max_calls"}
+        free = {"step0", "eval.every", "rollout.save_every", "budget.max_cost_usd", "budget.max_calls"}
         free |= {f"guide.{key}" for key in TRANSPORT}
         resume.refuse_changed(config.output, resolved.to_json(), free=free)
     if config.guide is not None and spec.needs_guide:
@@ -191,14 +192,7 @@ def _trainer(
         num_warmup_steps=config.optim.warmup_steps,
         num_training_steps=config.max_steps,
     )
-    sampling = Sampling(
-        max_new_tokens=config.lengths.max_new_tokens,
-        min_new_tokens=config.lengths.min_new_tokens,
-        temperature=config.rollout.temperature,
-        top_k=config.rollout.top_k,
-        top_p=config.rollout.top_p,
-        batch_size=config.rollout.batch_size,
-    )
+    sampling = Sampling.of(config.rollout, config.lengths)
     roller = Roller(
         loaded,
         sampling,
@@ -216,7 +210,7 @@ def _trainer(
         prompts=prompts,
         roller=roller,
         scorer=None if reward is None else lambda examples, texts: score_checked(reward, examples, texts),
-        credit=CreditSettings(ppo.gamma, ppo.gae_lambda, ppo.guide_lambda, ppo.whiten_advantages),
+        credit=CreditSettings.of(ppo),
         update=UpdateSettings(
             epochs=ppo.epochs,
             minibatch_size=ppo.minibatch_size,
@@ -236,7 +230,31 @@ def _trainer(
         critic_warmup_steps=ppo.critic_warmup_steps,
         eval_every=config.eval.every,
         evaluate=_evaluator(config, loaded, held_out, reward),
+        examine=_examiner(config, model, sampling),
     )
+
+
+def _examiner(config: TrainConfig, model: ActorCritic, sampling: Sampling) -> Examine:
+    """Hold the truths of step 0 against the first episodes: the first one that is broken stops the run."""
+
+    def examine(
+        regime: Regime,
+        episodes: Sequence[Episode],
+        batch: EpisodeBatch,
+        notes: Notes | None,
+        credit: Credit | None,
+        kl_coef: float,
+    ) -> None:
+        found = probe.examine(
+            model, regime, episodes, batch, notes, credit, sampling, kl_coef=kl_coef, seed=config.seed, step=0
+        )
+        for check in found:
+            if check.status == "fail" and config.step0 == "stop":
+                raise probe.letter(check)
+            if check.status == "fail":
+                console.warn(str(probe.letter(check)))
+
+    return examine
 
 
 def _first_horizon(loaded: Loaded, prompts: Sequence[Encoded], limit: int) -> float:
@@ -274,7 +292,8 @@ def _loop(trainer: Trainer, config: TrainConfig, folder: RunDir, existing: Exist
     rows = [row for row in rows if row["step"] <= trainer.state.step]
     write_jsonl(metrics, rows)
     samples = folder.file("rollouts") if config.rollout.save_every else None
-    alarm = Alarm()
+    alarms = Alarms(may_end=config.lengths.min_new_tokens < config.lengths.max_new_tokens)
+    alarms.replay(rows)
 
     def keep() -> None:
         # not before: what fails while there is nothing to resume from leaves nothing behind
@@ -301,7 +320,7 @@ def _loop(trainer: Trainer, config: TrainConfig, folder: RunDir, existing: Exist
             out.write(row)
             rows.append(row)
             track(row)
-            if warning := alarm(row):
+            for warning in alarms(row):
                 console.warn(warning)
             step = trainer.state.step
             if samples is not None and (step - 1) % config.rollout.save_every == 0:
@@ -316,7 +335,9 @@ def _loop(trainer: Trainer, config: TrainConfig, folder: RunDir, existing: Exist
             bar.update(1, _note(row))
             if step % max(1, config.max_steps // 20) == 0:
                 console.log_plain(f"step {step}/{config.max_steps}  {_note(row)}")
-    return _summary(rows, trainer)
+    if held := alarms.summary(trainer.state.step):
+        console.warn(held)
+    return _summary(rows, trainer) | {f"warning/{name}": count for name, count in alarms.counts.items()}
 
 
 @contextmanager

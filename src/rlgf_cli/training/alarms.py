@@ -1,34 +1,237 @@
-"""What goes wrong in a run whose logged score still looks fine."""
+"""What goes wrong in a run whose logged score still looks fine: conditions on the rows of metrics.jsonl.
+
+Each alarm is said once, with its likely causes, and counted from then on. Alarms see rows alone, so a resumed run that
+is shown its earlier rows counts as an undisturbed one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
-_FIRST = 10
-"""Rows that the later ones are held against."""
+Row = Mapping[str, Any]
+_FEW, _MANY = 5, 10
+"""Rows that must agree before something is said of them; rows whose means are compared."""
+_LATE = 50
+"""Rows that a critic has before its loss must have fallen."""
 
 
+@dataclass(frozen=True)
 class Alarm:
-    """Sees the policy's roll-ins shrink: the guide writes ever more, and the score is its own. Says so once."""
+    """``condition`` sees the rows so far and says what it found, or None; ``when`` and ``causes`` are for people."""
+
+    condition: Callable[[History], str | None]
+    when: str
+    causes: tuple[str, ...]
+
+
+class History:
+    """The rows that have a figure: the first ones, the last ones, and how many there were."""
 
     def __init__(self) -> None:
-        self._first: list[float] = []
-        self._warned = False
+        self._first: dict[str, list[Row]] = {}
+        self._last: dict[str, deque[Row]] = {}
+        self._seen: Counter[str] = Counter()
+        self.row: Row = {}
 
-    def __call__(self, row: Mapping[str, Any]) -> str | None:
-        """The warning that this row of metrics.jsonl calls for, if any."""
-        if self._warned or "length/horizon" not in row or "rollin/tokens" not in row:
+    def add(self, row: Row) -> None:
+        self.row = row
+        for name in row:
+            self._seen[name] += 1
+            if len(first := self._first.setdefault(name, [])) < _MANY:
+                first.append(row)
+            self._last.setdefault(name, deque(maxlen=_MANY)).append(row)
+
+    def seen(self, name: str) -> int:
+        """How many rows had the figure; 0 where this row does not."""
+        return self._seen[name] if name in self.row else 0
+
+    def first(self, name: str, count: int) -> list[Any]:
+        return [row[name] for row in self._first.get(name, [])[:count]]
+
+    def last(self, name: str, count: int) -> list[Row]:
+        """The last ``count`` rows that had the figure; none where there are not so many, or this row has it not."""
+        if self.seen(name) < count:
+            return []
+        rows = self._last[name]
+        return list(islice(rows, len(rows) - count, None))
+
+
+def _shrinking_roll_ins(seen: History) -> str | None:
+    name = "rollin/tokens"
+    if "length/horizon" not in seen.row or seen.seen(name) <= _MANY:
+        return None
+    start, now = fmean(seen.first(name, _MANY)), seen.row[name]
+    if now >= 0.5 * start:
+        return None
+    return (
+        f"the policy's roll-ins shrank from {start:.1f} to {now:.1f} tokens; the guide writes almost everything, and "
+        "the score is the guide's. Look at eval/score"
+    )
+
+
+def _negative_kl(seen: History) -> str | None:
+    rows = seen.last("kl/mean", _FEW)
+    if not rows or any(row["kl/mean"] >= 0 for row in rows):
+        return None
+    # a true KL is never negative; its estimate is a mean of log-ratios, whose variance is about twice the KL
+    tokens = sum(row["episodes"] * row["length/mean"] * row["tokens/policy"] for row in rows)
+    mean, spread = fmean(row["kl/mean"] for row in rows), fmean(row["kl/k3"] for row in rows)
+    if mean > -3 * math.sqrt(2 * spread / max(1.0, tokens)) - 1e-5:
+        return None
+    return f"the KL estimate has been below zero for {_FEW} steps (mean {mean:.2g} nats a token, k3 {spread:.2g})"
+
+
+def _exploding_ratio(seen: History) -> str | None:
+    row = seen.row
+    ratio, moved = row.get("ppo/ratio", 1.0), row.get("ppo/approx_kl", 0.0)
+    if not 0.5 <= ratio <= 2.0:
+        return f"the mean ratio of new to old probability is {ratio:.3g}"
+    if moved > 0.5:
+        return f"the policy moved by {moved:.2g} nats a token within one step (ppo/approx_kl)"
+    rows = seen.last("ppo/clip_fraction", _FEW)
+    if rows and all(r["ppo/clip_fraction"] > 0.5 for r in rows):
+        return f"more than half of the tokens were clipped for {_FEW} steps"
+    return None
+
+
+def _value_loss(seen: History) -> str | None:
+    for author in ("policy", "guide"):
+        name, explained = f"loss/value_{author}", f"value/explained_{author}"
+        if seen.seen(name) < _LATE:
+            continue
+        start, now = fmean(seen.first(name, _MANY)), fmean(row[name] for row in seen.last(name, _MANY))
+        figures = [row[explained] for row in seen.last(name, _MANY) if explained in row]
+        if now >= start and (not figures or fmean(figures) < 0.05):
+            share = f", and it explains {fmean(figures):.2g} of the returns' variance" if figures else ""
+            return f"the value loss of the {author}'s critic went from {start:.3g} at first to {now:.3g}{share}"
+    return None
+
+
+def _collapsed_entropy(seen: History) -> str | None:
+    rows = seen.last("policy/entropy", _FEW)
+    if not rows:
+        return None
+    start, now = fmean(seen.first("policy/entropy", _FEW)), fmean(row["policy/entropy"] for row in rows)
+    if now >= max(0.1 * start, 0.01):
+        return None
+    return f"the policy's entropy fell from {start:.3g} to {now:.3g} nats a token: it hardly explores any more"
+
+
+def _truncated(seen: History) -> str | None:
+    rows = seen.last("length/truncated", _FEW)
+    if not rows or any(row["length/truncated"] <= 0.5 for row in rows):
+        return None
+    share = fmean(row["length/truncated"] for row in rows)
+    return f"{100 * share:.0f}% of the texts of the last {_FEW} steps ended at the limit, without EOS"
+
+
+def _constant_reward(seen: History) -> str | None:
+    rows = seen.last("score/std", _FEW)
+    if rows and all(row["score/std"] <= 1e-9 * max(1.0, abs(row["score/mean"])) for row in rows):
+        return f"all texts of the last {_FEW} steps scored the same ({seen.row['score/mean']:.4g} in this one)"
+    rows = seen.last("advantage/std", _FEW)
+    if rows and all(row["advantage/std"] == 0 for row in rows):
+        return f"every advantage of the last {_FEW} steps was the same: nothing could be learned"
+    return None
+
+
+ALARMS: dict[str, Alarm] = {
+    "shrinking-roll-ins": Alarm(
+        _shrinking_roll_ins,
+        f"roll-ins of the policy below half of their mean length in the first {_MANY} steps",
+        ("cut: inner, where this is expected (docs/algorithms.md)", "a score that rewards ending early"),
+    ),
+    "negative-kl": Alarm(
+        _negative_kl,
+        f"`kl/mean` below 0 for {_FEW} steps, by more than three standard errors",
+        (
+            "top_k or top_p in rollouts: texts are drawn from another distribution than the one that is scored",
+            "a reference that is not the model that training started from",
+            "padding or positions that are scored otherwise than they were sampled (rlgf doctor)",
+        ),
+    ),
+    "exploding-ratio": Alarm(
+        _exploding_ratio,
+        f"`ppo/ratio` outside 0.5 to 2, `ppo/approx_kl` above 0.5, or `ppo/clip_fraction` above 0.5 for {_FEW} steps",
+        ("optim.learning_rate is too high", "too many ppo.epochs", "a reward of large scale with whitening off"),
+    ),
+    "value-loss": Alarm(
+        _value_loss,
+        f"after {_LATE} steps with a critic its loss is not below that of its first {_MANY}, and it explains less than "
+        "5% of the returns' variance",
+        (
+            "the score depends on words that are not written yet: then nothing is wrong",
+            "rewards of large scale: ppo.value_clip_range is in the reward's units (null: no clipping)",
+            "ppo.value_coef or optim.learning_rate is too small for the critic; ppo.critic: separate",
+        ),
+    ),
+    "collapsed-entropy": Alarm(
+        _collapsed_entropy,
+        f"`policy/entropy` of {_FEW} steps below a tenth of the first {_FEW} steps' (or below 0.01 nats)",
+        (
+            "kl.coef is too small, or optim.learning_rate too high",
+            "one text earns the reward everywhere: read rollouts/",
+            "no ppo.entropy_coef, and no guide that shows other texts",
+        ),
+    ),
+    "truncated": Alarm(
+        _truncated,
+        f"more than half of the texts without EOS in each of {_FEW} steps, where texts may end before the limit",
+        (
+            "lengths.max_new_tokens is too short for the task",
+            "a starting policy that never learned to end (sft with its EOS)",
+            "a score that grows with length; rollout.missing_eos_penalty makes an ending pay",
+        ),
+    ),
+    "constant-reward": Alarm(
+        _constant_reward,
+        f"`score/std` or `advantage/std` 0 in each of {_FEW} steps",
+        (
+            "the start never succeeds: a guide's roll-in (ppo++), an easier reward or a better start",
+            "the reward does not look at the text, or is saturated (rlgf doctor --reward ...)",
+            "a policy that writes one text for everything (policy/entropy)",
+        ),
+    ),
+}
+
+
+class Alarms:
+    """Sees every row. ``counts``: rows at which each alarm's condition held; it is said at the first of them only.
+
+    ``may_end``: whether a text may end before the limit (else every text is cut there, and that is meant).
+    """
+
+    def __init__(self, *, may_end: bool = True) -> None:
+        self.counts: Counter[str] = Counter()
+        self._watched = {name: alarm for name, alarm in ALARMS.items() if may_end or name != "truncated"}
+        self._seen = History()
+
+    def __call__(self, row: Row) -> list[str]:
+        """The warnings that this row calls for."""
+        self._seen.add(row)
+        said = []
+        for name, alarm in self._watched.items():
+            if (finding := alarm.condition(self._seen)) is None:
+                continue
+            self.counts[name] += 1
+            if self.counts[name] == 1:
+                said.append(f"step {row['step']}: {finding}\n  likely causes: {'; '.join(alarm.causes)}")
+        return said
+
+    def replay(self, rows: Sequence[Row]) -> None:
+        """See the rows of the run that is resumed; what they called for was said then."""
+        for row in rows:
+            self(row)
+
+    def summary(self, steps: int) -> str | None:
+        """What to say at the end, where anything was said before."""
+        if not self.counts:
             return None
-        if len(self._first) < _FIRST:
-            self._first.append(row["rollin/tokens"])
-            return None
-        if row["rollin/tokens"] >= 0.5 * fmean(self._first):
-            return None
-        self._warned = True
-        return (
-            f"step {row['step']}: the policy's roll-ins shrank from {fmean(self._first):.1f} to "
-            f"{row['rollin/tokens']:.1f} tokens; the guide writes almost everything, and the score is the guide's. "
-            "Look at eval/score; with cut: inner this is expected (docs/algorithms.md)"
-        )
+        held = ", ".join(f"{name} at {count}" for name, count in self.counts.items())
+        return f"of {steps} steps, these held: {held} (docs/doctor.md)"

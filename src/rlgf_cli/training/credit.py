@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from rlgf_cli.algorithms.spec import Estimator, Regime
+from rlgf_cli.config.train import PPOConfig
 from rlgf_cli.functional import advantages as adv
 from rlgf_cli.functional.shaping import log_ratio, token_rewards
 from rlgf_cli.models.actor_critic import ActorCritic
@@ -27,6 +28,10 @@ class CreditSettings:
     gae_lambda: float
     guide_lambda: float
     whiten: bool
+
+    @classmethod
+    def of(cls, ppo: PPOConfig) -> CreditSettings:
+        return cls(ppo.gamma, ppo.gae_lambda, ppo.guide_lambda, ppo.whiten_advantages)
 
 
 @dataclass(frozen=True)

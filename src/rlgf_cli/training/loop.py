@@ -20,7 +20,7 @@ from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training.checkpoint import TrainerState
-from rlgf_cli.training.credit import Credit, CreditSettings, annotate, assign
+from rlgf_cli.training.credit import Credit, CreditSettings, Notes, annotate, assign
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch
 from rlgf_cli.training.rollout import Roller
 from rlgf_cli.training.update import StepData, UpdateSettings, update
@@ -28,6 +28,20 @@ from rlgf_cli.training.update import StepData, UpdateSettings, update
 Scorer = Callable[[Sequence[Example], Sequence[str]], list[Score]]
 HORIZON_MEMORY = 0.9
 """Weight of the past in the running mean of response lengths."""
+
+
+class Examine(Protocol):
+    """Looks at the first step's episodes before anything is learned from them; raises where it must not go on."""
+
+    def __call__(
+        self,
+        regime: Regime,
+        episodes: Sequence[Episode],
+        batch: EpisodeBatch,
+        notes: Notes | None,
+        credit: Credit | None,
+        kl_coef: float,
+    ) -> None: ...
 
 
 class Evaluate(Protocol):
@@ -67,6 +81,7 @@ class Trainer:
     critic_warmup_steps: int
     eval_every: int
     evaluate: Evaluate | None = None
+    examine: Examine | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def step(self) -> tuple[dict[str, Any], list[Episode]]:
@@ -82,6 +97,7 @@ class Trainer:
         with self._timed("annotate"):
             batch = build_batch(episodes, regime, self.spec.critics, self.model.loaded)
             notes = credit = None
+            charged = self.state.kl_coef if self.kl.in_reward else 0.0
             if regime.estimator != "likelihood":
                 notes = annotate(
                     self.model,
@@ -90,13 +106,15 @@ class Trainer:
                     self.roller.sampling,
                     rows_at_once=self.roller.sampling.batch_size,
                 )
-                charged = self.state.kl_coef if self.kl.in_reward else 0.0
                 credit = assign(regime, batch, notes, kl_coef=charged, settings=self.credit)
+        if step == 0 and self.examine is not None:
+            with self._timed("check"):
+                self.examine(regime, episodes, batch, notes, credit, charged)
         with self._timed("update"):
             settings = self._settings(regime)
             data = StepData(regime, batch, notes, credit, self._references(episodes, step))
             losses = update(self.model, self.optimizer, data, self.roller.sampling, settings, seed=self.seed, step=step)
-        row: dict[str, Any] = {"step": step + 1, **self._figures(regime, episodes, batch, credit), **losses}
+        row: dict[str, Any] = {"step": step + 1, **self._figures(regime, episodes, batch, notes, credit), **losses}
         row["lr"] = self.scheduler.get_last_lr()[0]
         row["update/policy_frozen"] = float(settings.policy_frozen)
         if notes is not None and credit is not None:
@@ -173,7 +191,12 @@ class Trainer:
         self.scheduler.step()
 
     def _figures(
-        self, regime: Regime, episodes: list[Episode], batch: EpisodeBatch, credit: Credit | None
+        self,
+        regime: Regime,
+        episodes: list[Episode],
+        batch: EpisodeBatch,
+        notes: Notes | None,
+        credit: Credit | None,
     ) -> dict[str, Any]:
         """What the step's row says of its episodes, taken from what the losses use."""
         row: dict[str, Any] = {
@@ -204,6 +227,8 @@ class Trainer:
             row |= {"guide/requests": counts["guide_requests"], "guide/capped": counts["guide_capped"]}
             row |= {"guide/failed": counts["guide_failed"]} if counts["guide_failed"] else {}
             row["guide/reuse"] = self.roller.use.reuse
+        if notes is not None and bool(batch.policy.any()):
+            row["policy/entropy"] = -float(notes.logprobs[batch.policy].mean())
         if credit is not None:
             policy_tokens = batch.policy.sum().clamp_min(1)
             row["reward/sum"] = float(credit.rewards.sum(-1).mean())

@@ -22,6 +22,7 @@ METRICS: dict[str, str] = {
     "kl/k3": "the non-negative k3 estimate of the same",
     "kl/episode": "mean per episode of the summed log-ratio (nats)",
     "kl/coef": "the coefficient that was charged",
+    "policy/entropy": "mean of -log pi over the tokens that the policy drew (nats): an estimate of its entropy",
     "loss/policy": "PPO's clipped loss, mean over learned tokens",
     "loss/likelihood": "negative log-likelihood per learned token (nats)",
     "loss/value_policy": "value loss of the policy's critic",
@@ -53,6 +54,7 @@ METRICS: dict[str, str] = {
     "time/guide": "seconds spent on waiting for the guide",
     "time/reward": "seconds spent on scoring",
     "time/annotate": "seconds spent on log-probabilities and values",
+    "time/check": "seconds spent on the truths of step 0 (docs/doctor.md); in the first step only",
     "time/update": "seconds spent on the update",
     "time/eval": "seconds spent on held-out prompts",
 }

@@ -18,6 +18,8 @@ import numpy as np
 
 from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
+from rlgf_cli.config.common import LengthConfig
+from rlgf_cli.config.train import RolloutConfig
 from rlgf_cli.models.generate import sample
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.models.prompts import Encoded
@@ -39,6 +41,17 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     batch_size: int = 64
+
+    @classmethod
+    def of(cls, rollout: RolloutConfig, lengths: LengthConfig) -> Sampling:
+        return cls(
+            max_new_tokens=lengths.max_new_tokens,
+            min_new_tokens=lengths.min_new_tokens,
+            temperature=rollout.temperature,
+            top_k=rollout.top_k,
+            top_p=rollout.top_p,
+            batch_size=rollout.batch_size,
+        )
 
 
 @dataclass

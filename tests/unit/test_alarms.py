@@ -1,0 +1,141 @@
+"""Warnings during training: rows that call for one, rows that are nearly those, and that each is said once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rlgf_cli.training.alarms import ALARMS, Alarms
+from rlgf_cli.training.metric_names import known
+
+Rows = list[dict[str, Any]]
+
+
+def rows(count: int, figures: Callable[[int], dict[str, Any]]) -> Rows:
+    return [{"step": n + 1, **figures(n)} for n in range(count)]
+
+
+def warned(given: Rows, **settings: Any) -> list[tuple[int, str]]:
+    """(step, alarm) of each warning, in order."""
+    alarms, found = Alarms(**settings), []
+    for row in given:
+        assert all(known(name) for name in row), row
+        before = set(alarms.counts)
+        for text in alarms(row):
+            (name,) = set(alarms.counts) - before
+            assert text.startswith(f"step {row['step']}: ")
+            assert text.endswith(f"\n  likely causes: {'; '.join(ALARMS[name].causes)}")
+            found.append((row["step"], name))
+    return found
+
+
+def roll_ins(now: float, *, horizon: bool = True) -> Rows:
+    extra = {"length/horizon": 9.0} if horizon else {}
+    return rows(14, lambda n: {"rollin/tokens": 4.0 if n < 12 else now, **extra})
+
+
+def kl(mean: float, k3: float, *, steps: int = 5) -> Rows:
+    """Five hundred policy tokens a step."""
+    few = {"episodes": 100, "length/mean": 10.0, "tokens/policy": 0.5}
+    return rows(8, lambda n: {"kl/mean": mean if 2 <= n < 2 + steps else 0.01, "kl/k3": k3, **few})
+
+
+def update(**figures: float) -> Rows:
+    quiet = {"ratio": 1.0, "approx_kl": 0.01, "clip_fraction": 0.1}
+    return rows(8, lambda n: {f"ppo/{k}": v for k, v in ({**quiet, **figures} if n >= 2 else quiet).items()})
+
+
+def critic(first: float, last: float, explained: float | None, *, count: int = 52) -> Rows:
+    share = {} if explained is None else {"value/explained_guide": explained}
+    return rows(count, lambda n: {"loss/value_guide": first if n < 10 else last, **share})
+
+
+def entropy(first: float, last: float) -> Rows:
+    return rows(12, lambda n: {"policy/entropy": first if n < 6 else last})
+
+
+def lengths(share: float, *, steps: int = 5) -> Rows:
+    return rows(8, lambda n: {"length/truncated": share if 2 <= n < 2 + steps else 0.1})
+
+
+def scores(std: float, *, mean: float = 0.0, steps: int = 5) -> Rows:
+    return rows(8, lambda n: {"score/mean": mean, "score/std": std if 2 <= n < 2 + steps else 0.2})
+
+
+TRIPPED: list[tuple[str, str, int, Rows]] = [
+    ("roll-ins", "shrinking-roll-ins", 13, roll_ins(1.9)),
+    ("kl", "negative-kl", 7, kl(-0.02, 0.0001)),
+    ("kl, noisy but far off", "negative-kl", 7, kl(-0.2, 0.5)),
+    ("ratio up", "exploding-ratio", 3, update(ratio=2.5)),
+    ("ratio down", "exploding-ratio", 3, update(ratio=0.3)),
+    ("approx_kl", "exploding-ratio", 3, update(approx_kl=0.7)),
+    ("clipping", "exploding-ratio", 7, update(clip_fraction=0.6)),
+    ("value", "value-loss", 50, critic(0.5, 0.6, 0.01)),
+    ("value, nothing to explain", "value-loss", 50, critic(0.5, 0.5, None)),
+    ("entropy", "collapsed-entropy", 11, entropy(2.0, 0.1)),
+    ("no entropy at all", "collapsed-entropy", 5, entropy(0.005, 0.005)),
+    ("truncated", "truncated", 7, lengths(0.9)),
+    ("constant", "constant-reward", 7, scores(0.0)),
+    ("constant but for rounding", "constant-reward", 7, scores(1e-14, mean=0.7)),
+    ("groups that agree", "constant-reward", 5, rows(6, lambda n: {"advantage/std": 0.0})),
+]
+QUIET: list[tuple[str, Rows]] = [
+    ("roll-ins, a little shorter", roll_ins(2.1)),
+    ("a guide's roll-ins", roll_ins(0.1, horizon=False)),
+    ("kl, within its noise", kl(-0.02, 0.1)),
+    ("kl, too few steps", kl(-0.2, 0.0001, steps=4)),
+    ("kl of nothing", kl(-1e-9, 0.0)),
+    ("clipping", update(ratio=1.3, approx_kl=0.3, clip_fraction=0.45)),
+    ("value that falls", critic(0.5, 0.4, 0.0)),
+    ("value that rises with the returns", critic(0.5, 2.0, 0.6)),
+    ("value, too early", critic(0.5, 0.6, 0.0, count=49)),
+    ("entropy that falls", entropy(2.0, 0.3)),
+    ("truncated, half", lengths(0.5)),
+    ("truncated, too few steps", lengths(1.0, steps=4)),
+    ("sparse", scores(1e-3)),
+    ("constant, too few steps", scores(0.0, steps=4)),
+    ("no policy gradient", rows(60, lambda n: {"loss/likelihood": 2.0, "score/std": 0.1, "score/mean": 0})),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "step", "given"), [t[1:] for t in TRIPPED], ids=[t[0] for t in TRIPPED])
+def test_said_once_at_the_first_step_that_calls_for_it(name: str, step: int, given: Rows) -> None:
+    assert warned(given) == [(step, name)]
+
+
+@pytest.mark.parametrize("given", [q[1] for q in QUIET], ids=[q[0] for q in QUIET])
+def test_not_said(given: Rows) -> None:
+    assert warned(given) == []
+
+
+def test_every_alarm_is_tripped_here_and_says_when_and_why() -> None:
+    assert {t[1] for t in TRIPPED} == set(ALARMS)
+    assert all(alarm.when and len(alarm.causes) > 1 for alarm in ALARMS.values())
+
+
+def test_where_no_text_may_end_early_none_is_expected_to() -> None:
+    assert warned(lengths(1.0), may_end=False) == []
+    assert warned(scores(0.0), may_end=False) == [(7, "constant-reward")]
+
+
+def test_counted_after_that_and_summed_up_at_the_end() -> None:
+    alarms = Alarms()
+    assert alarms.summary(3) is None
+    said = [text for row in rows(20, lambda n: {"length/truncated": 1.0}) for text in alarms(row)]
+    assert len(said) == 1 and alarms.counts == {"truncated": 16}
+    assert alarms.summary(20) == "of 20 steps, these held: truncated at 16 (docs/doctor.md)"
+
+
+def test_a_resumed_run_counts_as_an_undisturbed_one_and_says_nothing_twice() -> None:
+    given = entropy(2.0, 0.1) + lengths(1.0)
+    for n, row in enumerate(given):
+        row["step"] = n
+    whole = Alarms()
+    expected = [whole(row) for row in given]
+    for at in (4, 11, 15):
+        again = Alarms()
+        again.replay(given[:at])
+        assert [again(row) for row in given[at:]] == expected[at:]
+        assert again.counts == whole.counts
