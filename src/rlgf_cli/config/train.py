@@ -125,6 +125,13 @@ class EvalConfig(Strict):
     limit: int | None = Field(200, ge=1)
 
 
+class ParallelConfig(Strict):
+    """Several processes, one per device. ``num_processes`` null: as many as the launcher started."""
+
+    scalar_key: ClassVar[str | None] = "num_processes"
+    num_processes: int | None = Field(None, ge=1)
+
+
 class TrainConfig(StageConfig):
     """Reinforcement learning with or without a guide."""
 
@@ -144,6 +151,7 @@ class TrainConfig(StageConfig):
     aux: AuxConfig = AuxConfig()
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
+    parallel: ParallelConfig = ParallelConfig()
     max_steps: int = Field(100, ge=1)
     gradient_checkpointing: bool = False
     save_steps: int = Field(50, ge=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlgf_cli import noise
@@ -60,6 +60,12 @@ def spend_row(guide: Guide | None) -> dict[str, Any]:
     spend = guide.meter.to_json()
     row = {"guide/calls": spend["calls"], "guide/cached": spend["cached"], "guide/mended": guide.counts.total()}
     return row | ({} if spend["charged_usd"] is None else {"guide/usd": spend["charged_usd"]})
+
+
+def merge_spend(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One row of the processes' rows: the books are one for all, what came from the cache and was mended is each's."""
+    each = ("guide/cached", "guide/mended")
+    return {**rows[0], **{name: sum(row[name] for row in rows) for name in each if name in rows[0]}}
 
 
 def provenance(guide: Guide, asked: int, distinct: int) -> dict[str, Any]:

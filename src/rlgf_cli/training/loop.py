@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.credit import Credit, CreditSettings, annotate, assign
+from rlgf_cli.training.distributed import ALONE, Group
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch
 from rlgf_cli.training.rollout import Roller
 from rlgf_cli.training.update import StepData, UpdateSettings, update
@@ -67,6 +69,7 @@ class Trainer:
     critic_warmup_steps: int
     eval_every: int
     evaluate: Evaluate | None = None
+    group: Group = ALONE
     seconds: dict[str, float] = field(default_factory=dict)
 
     def step(self) -> tuple[dict[str, Any], list[Episode]]:
@@ -76,9 +79,10 @@ class Trainer:
         regime = self.spec.regime_at(step, noise.uniforms(1, self.seed, "regime", step)[0])
         with self._timed("rollout"):
             prompts = self._prompts_of(step)
-            episodes = self.roller.roll(regime, prompts, step, self.state.horizon, self.spec.group_size)
+            episodes = self._rolled(regime, prompts, step)
         with self._timed("reward"):
-            self._score(episodes)
+            self.group.agree(lambda: self._score(episodes))
+            episodes = self._everyones(episodes)
         with self._timed("annotate"):
             batch = build_batch(episodes, regime, self.spec.critics, self.model.loaded)
             notes = credit = None
@@ -89,13 +93,23 @@ class Trainer:
                     regime,
                     self.roller.sampling,
                     rows_at_once=self.roller.sampling.batch_size,
+                    group=self.group,
                 )
                 charged = self.state.kl_coef if self.kl.in_reward else 0.0
                 credit = assign(regime, batch, notes, kl_coef=charged, settings=self.credit)
         with self._timed("update"):
             settings = self._settings(regime)
             data = StepData(regime, batch, notes, credit, self._references(episodes, step))
-            losses = update(self.model, self.optimizer, data, self.roller.sampling, settings, seed=self.seed, step=step)
+            losses = update(
+                self.model,
+                self.optimizer,
+                data,
+                self.roller.sampling,
+                settings,
+                seed=self.seed,
+                step=step,
+                group=self.group,
+            )
         row: dict[str, Any] = {"step": step + 1, **self._figures(regime, episodes, batch, credit), **losses}
         row["lr"] = self.scheduler.get_last_lr()[0]
         row["update/policy_frozen"] = float(settings.policy_frozen)
@@ -124,10 +138,21 @@ class Trainer:
             chosen += [self.prompts[orders[epoch][position]]] * size
         return chosen
 
+    def _rolled(self, regime: Regime, prompts: list[Encoded], step: int) -> list[Episode]:
+        """The episodes of this process."""
+        horizon, size = self.state.horizon, self.spec.group_size
+        return self.group.agree(lambda: self.roller.roll(regime, prompts, step, horizon, size, among=self.group))
+
+    def _everyones(self, episodes: list[Episode]) -> list[Episode]:
+        """All episodes of the step, in their order, and the guide's books and counts with them."""
+        self.roller.use.share(self.group)
+        self.roller.counts = sum(self.group.gather(self.roller.counts), Counter())
+        return sorted((e for part in self.group.gather(episodes) for e in part), key=lambda e: e.index)
+
     def _score(self, episodes: list[Episode]) -> None:
         for episode in episodes:
             episode.penalty = 0.0 if episode.finished else self.missing_eos_penalty
-        if self.scorer is not None:
+        if self.scorer is not None and episodes:
             scores = self.scorer([e.example for e in episodes], [e.text for e in episodes])
             for episode, score in zip(episodes, scores, strict=True):
                 episode.score = score

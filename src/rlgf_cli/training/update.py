@@ -19,6 +19,7 @@ from rlgf_cli.functional import losses
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.training.credit import Credit, Notes
+from rlgf_cli.training.distributed import ALONE, Group, shared
 from rlgf_cli.training.episodes import EpisodeBatch
 from rlgf_cli.training.rollout import Sampling
 
@@ -64,6 +65,13 @@ class Sums:
         before = self._sums.get(name, (0.0, 0.0))
         self._sums[name] = (before[0] + float(total), before[1] + float(count))
 
+    def add_up(self, group: Group) -> None:
+        """Put together what the processes counted, each on its share."""
+        everyone, self._sums = group.gather(self._sums), {}
+        for sums in everyone:
+            for name, (total, count) in sums.items():
+                self.add(name, total, count)
+
     def means(self) -> dict[str, float]:
         """The mean of each figure that was counted at least once."""
         return {name: total / count for name, (total, count) in self._sums.items() if count > 0}
@@ -78,10 +86,12 @@ def update(
     *,
     seed: int,
     step: int,
+    group: Group = ALONE,
 ) -> dict[str, float]:
     """Run the epochs; returns the means of the losses and of the diagnostics over what they were taken on.
 
-    A minibatch without anything to learn takes no optimizer step and is counted.
+    A minibatch without anything to learn takes no optimizer step and is counted. Of each minibatch a process
+    differentiates its share; the denominators are those of the whole.
     """
     sums = Sums()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -94,19 +104,25 @@ def update(
             continue
         sums.add("update/skipped", 0, 1)
         optimizer.zero_grad(set_to_none=True)
-        parts = zip(minibatch.chunk(settings.accumulation), learned.chunk(settings.accumulation), strict=True)
+        mine, mine_learned = group.rows(minibatch), group.rows(learned)
+        parts = zip(mine.chunk(settings.accumulation), mine_learned.chunk(settings.accumulation), strict=True)
         for rows, rows_learned in parts:
+            if not len(rows):  # a minibatch of fewer rows than processes
+                continue
             loss = _loss(model, data, sampling, settings, rows, rows_learned, counts, sums)
             if loss.requires_grad:
                 loss.backward()
+        group.add_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         if not bool(norm.isfinite()):
-            raise RlgfError(
+            error = RlgfError(
                 f"the gradient of step {step + 1} is not finite ({float(norm)}); the weights were not changed by it",
                 hint="a smaller learning rate, more kl.coef, or dtype float32; --resume goes on from the checkpoint",
             )
+            raise shared(error)  # the sum of all processes' gradients is not finite on any of them
         sums.add("update/grad_norm", norm, 1)
         optimizer.step()
+    sums.add_up(group)
     return sums.means()
 
 
