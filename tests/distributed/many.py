@@ -2,7 +2,7 @@
 
 ``torchrun many.py PLAN.json``: the plan is ``{"runs": [{"argv": [...], "outage": step or null}], "watch": folder}``.
 Each process leaves ``rank_K.json``: the exit code of every run, and the paths below the folder that it opened for
-writing, made, moved or removed.
+writing, made, moved or removed, and for every network that was sharded the numbers in it and in this process's shard.
 """
 
 from __future__ import annotations
@@ -36,7 +36,20 @@ def main() -> None:
     from rlgf_cli.errors import StoppedEarly
     from rlgf_cli.training import loop
     from rlgf_cli.training.distributed import Group
+    from rlgf_cli.training.sharding import ShardingGroup
 
+    prepare = ShardingGroup.prepare
+    shards: list[list[int]] = []
+
+    def prepared(self: ShardingGroup, model: Any) -> None:
+        before = [sum(p.numel() for p in part.parameters()) for part in (model.policy, model.reference, model.critics)]
+        prepare(self, model)
+        parts = (model.policy, model.reference, model.critics)
+        shards.extend(
+            [[b, sum(p.to_local().numel() for p in m.parameters())] for b, m in zip(before, parts, strict=True)]
+        )
+
+    ShardingGroup.prepare = prepared  # type: ignore[method-assign]
     plan = json.loads(PLAN.read_text())
     watch(plan["watch"])
     Group.leave = lambda self: None  # type: ignore[method-assign]  # the next run has the same processes
@@ -54,7 +67,7 @@ def main() -> None:
             rlgf(run["argv"])
         except SystemExit as ended:
             codes.append(ended.code)
-    PLAN.with_name(f"rank_{RANK}.json").write_text(json.dumps({"codes": codes, "wrote": wrote}))
+    PLAN.with_name(f"rank_{RANK}.json").write_text(json.dumps({"codes": codes, "wrote": wrote, "shards": shards}))
 
 
 main()

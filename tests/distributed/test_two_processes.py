@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from conftest import Result, toy_examples, write_rows
 
@@ -33,6 +33,9 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "few": ("aggrevated", ["--limit", "3", "--batch-size", "3"]),  # prompts return within a step
     "one": ("ppo", ["--limit", "1", "--episodes", "3", "--batch-size", "1"]),  # one process has nothing to write
 }
+
+
+FSDP = ["ppo", "aggrevated", "lols", "one"]
 
 
 @dataclass
@@ -97,14 +100,19 @@ class Two:
     world: World
     codes: list[dict[str, int]]
     wrote: list[list[str]]
+    shards: list[list[int]]
     stderr: str
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory, tiny_gpt2: Path) -> Two:
-    """All runs in two processes, which are started once."""
-    world = world_in(tmp_path_factory.mktemp("two"), tiny_gpt2)
+def run_all(folder: Path, gpt2: Path, t5: Path) -> None:
+    world = world_in(folder, gpt2)
     runs = [(name, world.argv(name, f"two_{name}"), None) for name in RUNS]
+    fsdp = ["--set", "parallel.strategy=fsdp"]
+    runs += [(f"fsdp_{name}", world.argv(name, f"fsdp_{name}", *fsdp), None) for name in FSDP]
+    runs += [("fsdp_t5", world.argv("ppo", "fsdp_t5", *fsdp, "--model", str(t5)), None)]
+    runs += [("fsdp_outage", world.argv("ppo", "fsdp_outage", *fsdp), 4)]
+    runs += [("fsdp_resumed", world.argv("ppo", "fsdp_outage", *fsdp, "--resume"), None)]
+    runs += [("fsdp_stopped", world.argv("ppo", "fsdp_stopped", *fsdp), 4)]
     runs += [
         ("outage", world.argv("aggrevated", "outage"), 4),
         ("outage_again", world.argv("aggrevated", "outage_again"), 4),
@@ -123,8 +131,34 @@ def two(tmp_path_factory: pytest.TempPathFactory, tiny_gpt2: Path) -> Two:
     ran = torchrun(world.folder, str(MANY), str(plan))
     assert ran.returncode == 0, ran.stderr
     told = [json.loads((plan.parent / f"rank_{rank}.json").read_text()) for rank in range(2)]
+    found = {"names": [name for name, _, _ in runs], "told": told, "stderr": ran.stderr, "model": str(gpt2)}
+    (plan.parent / "found.json").write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, tiny_gpt2: Path, tiny_t5: Path) -> Two:
+    """All runs in two processes, which are started once, for all workers of the test run."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = base / f"two-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+    found = folder / "plan" / "found.json"
+    try:
+        folder.mkdir()
+    except FileExistsError:  # another worker is at it
+        while not found.is_file():
+            assert not (folder / "failed").exists(), "the runs failed; another worker says why"
+            time.sleep(0.2)
+    else:
+        try:
+            run_all(folder, tiny_gpt2, tiny_t5)
+        except BaseException:
+            (folder / "failed").touch()
+            raise
+    data = json.loads(found.read_text())
+    told = data["told"]
     wrote = [[p for p in t["wrote"] if "/cache" not in p and "/plan/" not in p] for t in told]
-    return Two(world, [dict(zip([n for n, _, _ in runs], t["codes"], strict=True)) for t in told], wrote, ran.stderr)
+    codes = [dict(zip(data["names"], t["codes"], strict=True)) for t in told]
+    return Two(World(folder, Path(data["model"])), codes, wrote, told[0]["shards"], data["stderr"])
 
 
 @pytest.fixture
@@ -183,6 +217,41 @@ def test_the_product_loads(two: Two) -> None:
     assert [two.world.manifest(f"two_{name}")["processes"] for name in RUNS] == [2] * len(RUNS)
 
 
+@pytest.mark.parametrize("name", FSDP)
+def test_shards_give_what_ddp_gives(two: Two, name: str) -> None:
+    assert [codes[f"fsdp_{name}"] for codes in two.codes] == [0, 0]
+    assert_same_figures(two.world.rows(f"two_{name}"), two.world.rows(f"fsdp_{name}"))
+    assert two.world.state(f"two_{name}")["guide_uses"] == two.world.state(f"fsdp_{name}")["guide_uses"]
+    whole, gathered = two.world.weights(f"two_{name}"), two.world.weights(f"fsdp_{name}")
+    assert whole.keys() == gathered.keys()
+    for tensor_name, tensor in whole.items():
+        assert torch.allclose(gathered[tensor_name], tensor, atol=2e-3), tensor_name
+    AutoModelForCausalLM.from_pretrained(two.world.folder / f"fsdp_{name}")
+
+
+def test_an_encoder_decoder_in_shards(two: Two, alone: Callable[..., str], tiny_t5: Path) -> None:
+    assert [codes["fsdp_t5"] for codes in two.codes] == [0, 0]
+    out = alone("ppo", "--model", str(tiny_t5), folder="alone_t5")
+    assert_same_figures(two.world.rows(out), two.world.rows("fsdp_t5"))
+    AutoModelForSeq2SeqLM.from_pretrained(two.world.folder / "fsdp_t5")
+
+
+def test_a_process_holds_half_of_the_states(two: Two) -> None:
+    networks = [pair for pair in two.shards if pair[0] > 1000]  # a value head's single row is on one process
+    assert len(networks) > 9
+    assert all(0.4 * whole < shard < 0.6 * whole for whole, shard in networks)
+
+
+def test_a_sharded_run_resumes_in_shards_or_without(two: Two, alone: Callable[..., str]) -> None:
+    assert [codes["fsdp_outage"] for codes in two.codes] == [3, 3]
+    assert [codes["fsdp_resumed"] for codes in two.codes] == [0, 0]
+    assert two.world.rows("fsdp_outage") == two.world.rows("fsdp_ppo")
+    whole, resumed = two.world.weights("fsdp_ppo"), two.world.weights("fsdp_outage")
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    alone("ppo", "--resume", folder="fsdp_stopped")
+    assert_same_figures(two.world.rows("fsdp_ppo"), two.world.rows("fsdp_stopped"))
+
+
 def test_one_process_alone_writes(two: Two) -> None:
     main, other = two.wrote
     assert any(p.endswith("two_ppo/metrics.jsonl") for p in main)
@@ -196,7 +265,7 @@ def test_what_stops_one_process_stops_both_and_a_resumed_run_ends_the_same(two: 
     again = two.world.folder / "outage_again"
     assert two.world.manifest("outage_again")["status"] == "stopped"
     assert [p.name for p in (again / "checkpoints").iterdir()] == ["step_4"]
-    assert two.stderr.count("the guide is out") == 2  # once for each of the two runs
+    assert two.stderr.count("the guide is out") == 4  # once for each of the runs
     assert [codes["resumed"] for codes in two.codes] == [0, 0]
     assert [codes["done"] for codes in two.codes] == [0, 0]
     whole, resumed = two.world.weights("two_aggrevated"), two.world.weights("outage")
@@ -241,10 +310,9 @@ def test_torchrun_starts_the_command(world: World) -> None:
     assert world.manifest("run")["processes"] == 2
 
 
-@pytest.mark.parametrize("said", [[], ["--num-processes", "2"]], ids=["to_accelerate", "to_both"])
-def test_accelerate_on_a_cpu_starts_one_and_that_is_refused(world: World, said: list[str]) -> None:
+def test_accelerate_on_a_cpu_starts_one_and_that_is_refused(world: World) -> None:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "rlgf_cli"]
-    argv = world.argv("ppo", "run", *said)
+    argv = world.argv("ppo", "run")
     ran = subprocess.run([*launcher, *argv], env=environment(world.folder), capture_output=True, text=True, timeout=120)
     assert ran.returncode != 0
     assert "2 processes were asked for and 1 runs" in ran.stderr

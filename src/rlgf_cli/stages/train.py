@@ -93,7 +93,7 @@ def _check(resolved: Resolved[TrainConfig], existing: Existing) -> dict[str, Any
         return done
     if existing == "resume":
         free = {"eval.every", "rollout.save_every", "budget.max_cost_usd", "budget.max_calls"}
-        free |= {f"guide.{key}" for key in TRANSPORT} | {"parallel.num_processes"}
+        free |= {f"guide.{key}" for key in TRANSPORT} | {"parallel.num_processes", "parallel.strategy"}
         resume.refuse_changed(config.output, resolved.to_json(), free=free)
     if config.guide is not None and spec.needs_guide:
         check_guide(config.guide, spec)
@@ -167,10 +167,11 @@ def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group) ->
         trainer = _trainer(config, spec, inputs, group)
         summary = _loop(trainer, config, folder, existing)
         summary |= {k: n for k, n in inputs.counts.items() if n}
+        weights = group.whole(loaded.model.state_dict()) if group.lockstep else None
 
         def finish() -> None:
             assert folder is not None
-            folder.write_files(lambda target: save(target, loaded))
+            folder.write_files(lambda target: save(target, loaded, weights=weights))
             use = trainer.roller.use
             write_card(
                 folder.file("README.md").parent,
@@ -232,7 +233,8 @@ def _trainer(
     model = ActorCritic(loaded, spec.critics, mode=config.ppo.critic, with_reference=spec.uses_reference)
     if config.gradient_checkpointing:
         model.enable_checkpointing()
-    group.spread([*model.parameters(), *model.buffers()])
+    group.spread(model)
+    group.prepare(model)
     optimizer = make_optimizer(model.trainable(), config.optim.learning_rate, config.optim.weight_decay)
     # transformers' "constant" ignores the warmup
     constant = config.optim.schedule == "constant"
@@ -394,7 +396,9 @@ def _resume(trainer: Trainer, checkpoints: Path) -> bool:
     if found is None:
         console.warn("there is no complete checkpoint yet; starting from the beginning")
         return False
-    trainer.state = group.agree(lambda: checkpoint.restore(found, trainer.model, trainer.optimizer, trainer.scheduler))
+    trainer.state = group.agree(
+        lambda: checkpoint.restore(found, trainer.model, trainer.optimizer, trainer.scheduler, group)
+    )
     trainer.roller.use = GuideUse()
     trainer.roller.use.uses.update(trainer.state.guide_uses)
     trainer.roller.use.texts.update(trainer.state.guide_texts)

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -32,6 +33,12 @@ _BUCKET = 16 * 1024 * 1024
 
 class Group:
     """The processes that work on one run; by itself a single one, for which every method is trivial."""
+
+    lockstep = False
+    """Whether all processes must make the same forward and backward passes in the update."""
+
+    loss_scale = 1
+    """What a loss is multiplied by, so that the gradients that come of it add up."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
@@ -125,11 +132,28 @@ class Group:
             for parameter, part in zip(bucket, parts, strict=True):
                 parameter.grad = part.view_as(parameter).clone()
 
-    def spread(self, tensors: Iterable[torch.Tensor]) -> None:
+    def spread(self, model: torch.nn.Module) -> None:
         """Give every process the main one's weights."""
         if self.size > 1:
-            for tensor in tensors:
+            for tensor in (*model.parameters(), *model.buffers()):
                 dist.broadcast(tensor.detach(), src=0)
+
+    # states that may be in shards (see training.sharding); here every process has the whole
+
+    def prepare(self, model: Any) -> None:
+        """Shard a model in place, before its optimizer is made."""
+
+    def gathered(self, model: Any) -> AbstractContextManager[None]:
+        """Within it, forward passes without a gradient need no other process."""
+        return nullcontext()
+
+    def whole(self, value: T) -> T:
+        """A state without shards, where the main process can save it."""
+        return value
+
+    def like(self, value: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
+        """A whole tensor, sharded as ``current`` is."""
+        return value
 
     def leave(self) -> None:
         """The end of a run that all processes came to."""
@@ -171,7 +195,11 @@ def join(config: ParallelConfig, device: str) -> Group:
     state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
     _check_count(started, state.num_processes)
     _check_count(config.num_processes, state.num_processes)
-    return Group(state.process_index, state.num_processes)
+    if config.strategy == "ddp":
+        return Group(state.process_index, state.num_processes)
+    from rlgf_cli.training.sharding import ShardingGroup
+
+    return ShardingGroup(state.process_index, state.num_processes)
 
 
 def _asked_of_accelerate() -> int | None:

@@ -58,12 +58,13 @@ class Keeper:
         """Save the state. All processes come here; one writes, and the others wait until it is on disk."""
         # not before: what fails while there is nothing to resume from leaves nothing behind
         trainer, folder = self.trainer, self.folder
+        states = checkpoint.collect(trainer.model, trainer.optimizer, trainer.group)
 
         def write() -> None:
             assert folder is not None
             target = folder.file("checkpoints") / f"step_{trainer.state.step}"
             if not checkpoint.is_complete(target):
-                checkpoint.save(target, trainer.model, trainer.optimizer, trainer.scheduler, trainer.state)
+                checkpoint.save(target, trainer.model, trainer.optimizer, trainer.scheduler, trainer.state, states)
                 checkpoint.rotate(target.parent, self.config.save_total_limit)
 
         trainer.group.main_does(write)

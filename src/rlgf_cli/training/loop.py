@@ -21,7 +21,7 @@ from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training.checkpoint import TrainerState
-from rlgf_cli.training.credit import Credit, CreditSettings, annotate, assign
+from rlgf_cli.training.credit import Credit, CreditSettings, Notes, annotate, assign
 from rlgf_cli.training.distributed import ALONE, Group
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch
 from rlgf_cli.training.rollout import Roller
@@ -77,26 +77,8 @@ class Trainer:
         step = self.state.step
         self.seconds = {}
         regime = self.spec.regime_at(step, noise.uniforms(1, self.seed, "regime", step)[0])
-        with self._timed("rollout"):
-            prompts = self._prompts_of(step)
-            episodes = self._rolled(regime, prompts, step)
-        with self._timed("reward"):
-            self.group.agree(lambda: self._score(episodes))
-            episodes = self._everyones(episodes)
-        with self._timed("annotate"):
-            batch = build_batch(episodes, regime, self.spec.critics, self.model.loaded)
-            notes = credit = None
-            if regime.estimator != "likelihood":
-                notes = annotate(
-                    self.model,
-                    batch,
-                    regime,
-                    self.roller.sampling,
-                    rows_at_once=self.roller.sampling.batch_size,
-                    group=self.group,
-                )
-                charged = self.state.kl_coef if self.kl.in_reward else 0.0
-                credit = assign(regime, batch, notes, kl_coef=charged, settings=self.credit)
+        with self.group.gathered(self.model):
+            episodes, batch, notes, credit = self._experience(regime, step)
         with self._timed("update"):
             settings = self._settings(regime)
             data = StepData(regime, batch, notes, credit, self._references(episodes, step))
@@ -120,10 +102,34 @@ class Trainer:
                     row |= {} if explained is None else {f"value/explained_{name}": explained}
         self._advance(episodes, credit, row)
         if self.evaluate is not None and self.state.step % self.eval_every == 0:
-            with self._timed("eval"):
+            with self._timed("eval"), self.group.gathered(self.model):
                 row |= self.evaluate()
         row |= {f"time/{name}": round(seconds, 4) for name, seconds in sorted(self.seconds.items())}
         return row, episodes
+
+    def _experience(self, regime: Regime, step: int) -> tuple[list[Episode], EpisodeBatch, Notes | None, Credit | None]:
+        """The step's episodes, with their scores, what the models say of them, and their credit."""
+        with self._timed("rollout"):
+            prompts = self._prompts_of(step)
+            episodes = self._rolled(regime, prompts, step)
+        with self._timed("reward"):
+            self.group.agree(lambda: self._score(episodes))
+            episodes = self._everyones(episodes)
+        with self._timed("annotate"):
+            batch = build_batch(episodes, regime, self.spec.critics, self.model.loaded)
+            notes = credit = None
+            if regime.estimator != "likelihood":
+                notes = annotate(
+                    self.model,
+                    batch,
+                    regime,
+                    self.roller.sampling,
+                    rows_at_once=self.roller.sampling.batch_size,
+                    group=self.group,
+                )
+                charged = self.state.kl_coef if self.kl.in_reward else 0.0
+                credit = assign(regime, batch, notes, kl_coef=charged, settings=self.credit)
+        return episodes, batch, notes, credit
 
     def _prompts_of(self, step: int) -> list[Encoded]:
         """The step's prompts: a function of (seed, step), so a resumed run goes on where it was. Groups repeat one."""
