@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from conftest import Result, toy_examples, write_rows
+from rlgf_cli.config.guide import GuideConfig
+from rlgf_cli.guides.in_training import share_of
 
 STEPS = 10
 MANY = Path(__file__).with_name("many.py")
@@ -293,6 +295,14 @@ def test_accumulation_is_a_whole_minibatch(two: Two, alone: Callable[..., str], 
     whole = alone(name, *sizes, "1", folder=f"whole_{name}")
     parts = alone(name, *sizes, "8", folder=f"parts_{name}")
     assert_same_figures(two.world.rows(whole), two.world.rows(parts))
+
+
+def test_the_limits_of_a_guide_are_the_runs() -> None:
+    asked = GuideConfig(name="openai:some-model", requests_per_minute=60, concurrency=16)
+    part = share_of(asked, 8)
+    assert (part.requests_per_minute, part.tokens_per_minute, part.concurrency) == (7.5, None, 2)
+    assert share_of(asked, 64).concurrency == 1
+    assert share_of(asked, 1) == asked
 
 
 # --- how they are started, and how they end

@@ -34,6 +34,21 @@ def check_guide(config: GuideConfig, spec: AlgorithmSpec) -> None:
         )
 
 
+def share_of(config: GuideConfig, processes: int) -> GuideConfig:
+    """The guide as one of several processes asks it: the limits are the run's, and each process keeps to its part."""
+
+    def part(limit: float | None) -> float | None:
+        return None if limit is None else limit / processes
+
+    return config.model_copy(
+        update={
+            "concurrency": max(1, config.concurrency // processes),
+            "requests_per_minute": part(config.requests_per_minute),
+            "tokens_per_minute": part(config.tokens_per_minute),
+        }
+    )
+
+
 def covered_prompts(
     prompts: list[Encoded], guide: Guide | None, on_uncovered: str
 ) -> tuple[list[Encoded], frozenset[str] | None]:

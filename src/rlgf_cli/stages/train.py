@@ -29,6 +29,7 @@ from rlgf_cli.guides.in_training import (
     covered_prompts,
     merge_spend,
     provenance,
+    share_of,
     spend_row,
     training_estimate,
 )
@@ -117,7 +118,7 @@ class _Inputs:
     counts: dict[str, int]
 
 
-def _load(config: TrainConfig, spec: AlgorithmSpec) -> _Inputs:
+def _load(config: TrainConfig, spec: AlgorithmSpec, processes: int) -> _Inputs:
     examples = read_examples(config.data, limit=config.limit, need_references=config.aux.reference_nll > 0)
     held_out = read_examples(config.eval.data, limit=config.eval.limit) if config.eval.data else []
     reward = make_reward(config.reward, device=config.model.device) if config.reward else None
@@ -126,7 +127,9 @@ def _load(config: TrainConfig, spec: AlgorithmSpec) -> _Inputs:
         check_examples(reward, held_out)
     torch.manual_seed(config.seed)  # a fresh adapter is the one thing that starts at random
     loaded = add_lora(load(config.model, text=config.text, for_training=True), config.lora)
-    guide = make_guide(config.guide, seed=config.seed) if config.guide is not None and spec.needs_guide else None
+    guide: Guide | None = None
+    if config.guide is not None and spec.needs_guide:
+        guide = make_guide(share_of(config.guide, processes), seed=config.seed)
     prompts, counts = encode_prompts(loaded, examples, config.lengths)
     prompts, covered = covered_prompts(prompts, guide, config.rollout.on_uncovered)
     counts["uncovered"] = sum(p.example.id not in covered for p in prompts) if covered is not None else 0
@@ -139,7 +142,7 @@ def _load(config: TrainConfig, spec: AlgorithmSpec) -> _Inputs:
 
 def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group) -> dict[str, Any]:
     config, spec = resolved.config, resolved.config.algorithm.spec()
-    inputs = group.agree(lambda: _load(config, spec))
+    inputs = group.agree(lambda: _load(config, spec, group.size))
     loaded, guide = inputs.loaded, inputs.guide
     _report(inputs.counts, config)
 
