@@ -329,6 +329,16 @@ def test_accelerate_on_a_cpu_starts_one_and_that_is_refused(world: World) -> Non
     assert not (world.folder / "run").exists()
 
 
+def test_an_accelerate_config_starts_it_and_the_exit_code_is_handed_on(world: World) -> None:
+    file = world.folder / "machine.yaml"
+    file.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nuse_cpu: true\nnum_processes: 1\n")
+    argv = world.argv("ppo", "run", "--accelerate-config", str(file), "--num-processes", "2")
+    command = [sys.executable, "-m", "rlgf_cli", *argv]
+    ran = subprocess.run(command, env=environment(world.folder), capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 2  # accelerate's own would be 1
+    assert "2 processes were asked for and 1 runs" in ran.stderr
+
+
 @pytest.fixture
 def started(world: World) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     running: list[subprocess.Popen[str]] = []
