@@ -18,8 +18,19 @@ class OutputClosed(Exception):
     """Whoever read stdout has closed it (``rlgf ls rewards | head -1``): nothing more can be said there."""
 
 
+_muted = False
+
+
+def mute() -> None:
+    """One of several processes speaks, and it is not this one: from now on it is heard in :func:`letter` alone."""
+    global _muted
+    _muted = True
+
+
 def result(text: str = "") -> None:
     """A line of the command's result. Raises OutputClosed where nobody reads any more."""
+    if _muted:
+        return
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -35,7 +46,8 @@ def result_json(value: Any) -> None:
 
 def log(text: str) -> None:
     """A line for the person who watches."""
-    print(text, file=sys.stderr, flush=True)
+    if not _muted:
+        print(text, file=sys.stderr, flush=True)
 
 
 def log_plain(text: str) -> None:
@@ -50,11 +62,12 @@ def warn(text: str) -> None:
 
 
 def letter(error: RlgfError) -> None:
-    """An error as the user sees it: place, message, hint."""
+    """An error as the user sees it: place, message, hint. What all processes raise is told by one of them."""
+    if _muted and error.shared:
+        return
     kind = "interrupted" if isinstance(error, Interrupted) else "stopped" if error.exit_code == 3 else "error"
-    log(f"{kind}: {error}")
-    if error.hint:
-        log(f"hint: {error.hint}")
+    for line in [f"{kind}: {error}", *([f"hint: {error.hint}"] if error.hint else [])]:
+        print(line, file=sys.stderr, flush=True)
 
 
 class Progress(Protocol):
@@ -80,7 +93,7 @@ class _Bar:
 @contextmanager
 def progress(label: str, total: int | None) -> Iterator[Progress]:
     """A progress bar with rate and time left on stderr; silent where stderr is no terminal."""
-    if not sys.stderr.isatty():
+    if _muted or not sys.stderr.isatty():
         yield _Silent()
         return
     from rich.console import Console

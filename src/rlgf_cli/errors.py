@@ -20,6 +20,8 @@ class RlgfError(Exception):
     """
 
     exit_code = 1
+    shared = False
+    """Whether every process of a run raises it, so that one of them tells it."""
 
     def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
         super().__init__(message)

@@ -8,8 +8,10 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
@@ -514,3 +516,20 @@ def test_kill_9_in_the_middle_of_writes(path: Path, lines: int) -> None:
         totals = store.totals("run")
         assert totals.nano_usd == 2 * groups + 3 * totals.unknown and totals.unknown in (0, 1)
         assert totals.calls == groups + totals.unknown
+
+
+def test_several_make_the_same_new_file(tmp_path: Path) -> None:
+    """The change to WAL is refused at once where two processes make it: opening has to try again."""
+    together = threading.Barrier(6)
+
+    def opened(path: Path) -> int:
+        together.wait()
+        store = Store(path)
+        store.at_least("run", 3, 0)
+        calls = store.totals("run").calls
+        store.close()
+        return calls
+
+    with ThreadPoolExecutor(6) as pool:
+        for number in range(15):
+            assert list(pool.map(opened, [tmp_path / f"{number}.sqlite"] * 6)) == [3] * 6

@@ -61,21 +61,31 @@ def main(argv: list[str] | None = None) -> NoReturn:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not debug:  # what libraries tell each other of their next version is nothing that a user could mend
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|datasets)\b")
+    code = _guarded(arguments, debug)
+    if "RLGF_EXIT_CODE" in os.environ:
+        from rlgf_cli.cli.launch import leave_exit_code
+
+        leave_exit_code(code)
+    sys.exit(code)
+
+
+def _guarded(arguments: list[str], debug: bool) -> int:
+    """The exit code of a command line; its errors are told."""
     try:
-        sys.exit(_call(arguments))
+        return _call(arguments)
     except console.OutputClosed:
-        sys.exit(0)  # `rlgf ... | head`: whoever read has read enough
+        return 0  # `rlgf ... | head`: whoever read has read enough
     except (KeyboardInterrupt, typer.Abort):
         console.log("interrupted")
-        sys.exit(130)
+        return 130
     except Exception as error:  # noqa: BLE001 - the last resort: no traceback without --debug
         if debug:
             traceback.print_exc()
         if _is_usage_error(error):
-            sys.exit(_usage(error))
+            return _usage(error)
         letter = _as_letter(error)
         console.letter(letter)
-        sys.exit(letter.exit_code)
+        return letter.exit_code
 
 
 def _call(arguments: list[str]) -> int:
@@ -106,13 +116,16 @@ def _as_letter(error: Exception) -> RlgfError:
     where = str(error.filename) if isinstance(error, OSError) and error.filename else None
     if is_disk_full(error):
         hint = "free some space and run it again; nothing half written was left behind"
-        return UserError("no space left on the disk", where=where, hint=hint)
-    if isinstance(error, OSError) and error.errno in _REFUSED:
-        return UserError((error.strerror or str(error)).lower(), where=where, hint="choose another path")
-    return RlgfError(
-        f"{type(error).__name__}: {error}",
-        hint="this is not an error that rlgf knows; --debug shows where it came from",
-    )
+        letter: RlgfError = UserError("no space left on the disk", where=where, hint=hint)
+    elif isinstance(error, OSError) and error.errno in _REFUSED:
+        letter = UserError((error.strerror or str(error)).lower(), where=where, hint="choose another path")
+    else:
+        letter = RlgfError(
+            f"{type(error).__name__}: {error}",
+            hint="this is not an error that rlgf knows; --debug shows where it came from",
+        )
+    letter.shared = getattr(error, "shared", False)
+    return letter
 
 
 def _is_usage_error(error: Exception) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -141,6 +142,14 @@ def train(
     device: options.Device = None,
     dtype: options.DType = None,
     trust_remote_code: options.TrustRemoteCode = None,
+    num_processes: Annotated[
+        int | None,
+        typer.Option("--num-processes", help="Processes, one per device; started here.", rich_help_panel=RUN),
+    ] = None,
+    accelerate_config: Annotated[
+        Path | None,
+        typer.Option("--accelerate-config", help="Start them with accelerate and this file.", rich_help_panel=RUN),
+    ] = None,
     save_steps: Annotated[
         int | None, typer.Option("--save-steps", help="Iterations between checkpoints.", rich_help_panel=RUN)
     ] = None,
@@ -211,6 +220,7 @@ def train(
         "lora.r": lora_r,
         "lora.alpha": lora_alpha,
         "gradient_checkpointing": gradient_checkpointing,
+        "parallel.num_processes": num_processes,
         "save_steps": save_steps,
         "save_total_limit": save_total_limit,
         "report_to": report_to,
@@ -221,6 +231,10 @@ def train(
         options.print_config(resolved)
         return
     existing = options.existing(resume, overwrite)
+    from rlgf_cli.cli import launch
+
+    if not dry_run and launch.wanted(resolved.config.parallel.num_processes, accelerate_config):
+        raise typer.Exit(launch.launch(resolved.config.parallel.num_processes, accelerate_config))
     from rlgf_cli.stages import train as stage
 
     if dry_run:

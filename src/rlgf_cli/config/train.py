@@ -125,6 +125,15 @@ class EvalConfig(Strict):
     limit: int | None = Field(200, ge=1)
 
 
+class ParallelConfig(Strict):
+    """Several processes, one per device. ``num_processes`` null: as many as the launcher started. ``strategy``: ``ddp``
+    holds all states on every device, ``fsdp`` a shard of them (FSDP2)."""
+
+    scalar_key: ClassVar[str | None] = "num_processes"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    num_processes: int | None = Field(None, ge=1)
+
+
 class TrainConfig(StageConfig):
     """Reinforcement learning with or without a guide.
 
@@ -148,6 +157,7 @@ class TrainConfig(StageConfig):
     aux: AuxConfig = AuxConfig()
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
+    parallel: ParallelConfig = ParallelConfig()
     max_steps: int = Field(100, ge=1)
     gradient_checkpointing: bool = False
     step0: Literal["stop", "warn"] = "stop"
@@ -159,6 +169,10 @@ class TrainConfig(StageConfig):
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         spec = self.algorithm.spec()
+        if self.parallel.strategy == "fsdp" and (self.lora.enabled or self.model.load_in_4bit):
+            raise Refused(
+                "fsdp shards plain weights, not an adapter or 4-bit ones", "parallel.strategy: ddp goes with them"
+            )
         if self.reward_needed and not self.reward and spec.uses_reference:
             raise ValueError("at least one reward is needed")
         if spec.needs_guide and self.guide is None:

@@ -114,6 +114,8 @@ class LiveGuide(ABC):
             self._meter.at_least(spend)
 
     has_price = True
+    several = False
+    """Whether several processes charge one account, so that its books cannot be in memory."""
 
     def provenance(self) -> dict[str, Any]:
         """Whose texts these are, for manifests and model cards."""
@@ -123,7 +125,7 @@ class LiveGuide(ABC):
     def store(self) -> Store:
         """The cache; a guide that neither reads nor keeps texts there, and has no price, has books in memory."""
         if self._opened is None:
-            local = self.mode == "live" and self.default_mode == "live"
+            local = self.mode == "live" and self.default_mode == "live" and not self.several
             self._opened = Store() if local else Store.default(make=self.mode != "replay")
         return self._opened
 

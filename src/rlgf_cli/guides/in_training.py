@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlgf_cli import noise
@@ -34,6 +34,21 @@ def check_guide(config: GuideConfig, spec: AlgorithmSpec) -> None:
         )
 
 
+def share_of(config: GuideConfig, processes: int) -> GuideConfig:
+    """The guide as one of several processes asks it: the limits are the run's, and each process keeps to its part."""
+
+    def part(limit: float | None) -> float | None:
+        return None if limit is None else limit / processes
+
+    return config.model_copy(
+        update={
+            "concurrency": max(1, config.concurrency // processes),
+            "requests_per_minute": part(config.requests_per_minute),
+            "tokens_per_minute": part(config.tokens_per_minute),
+        }
+    )
+
+
 def covered_prompts(
     prompts: list[Encoded], guide: Guide | None, on_uncovered: str
 ) -> tuple[list[Encoded], frozenset[str] | None]:
@@ -60,6 +75,12 @@ def spend_row(guide: Guide | None) -> dict[str, Any]:
     spend = guide.meter.to_json()
     row = {"guide/calls": spend["calls"], "guide/cached": spend["cached"], "guide/mended": guide.counts.total()}
     return row | ({} if spend["charged_usd"] is None else {"guide/usd": spend["charged_usd"]})
+
+
+def merge_spend(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One row of the processes' rows: the books are one for all, what came from the cache and was mended is each's."""
+    each = ("guide/cached", "guide/mended")
+    return {**rows[0], **{name: sum(row[name] for row in rows) for name in each if name in rows[0]}}
 
 
 def provenance(guide: Guide, asked: int, distinct: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from rlgf_cli.protocols import FinishReason
 
 FILE = "guide.sqlite"
 VERSION = 1
+_OPENING_S = 30.0
 _AT_ONCE = 500
 """Keys in one statement: SQLite takes a limited number of parameters."""
 
@@ -121,7 +122,7 @@ class Store:
             self._db = sqlite3.connect(
                 str(path) if path else ":memory:", timeout=60, isolation_level=None, check_same_thread=False
             )
-            self._db.execute("PRAGMA journal_mode = WAL")
+            self._to_wal()
             self._db.execute("PRAGMA synchronous = NORMAL")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version not in (0, VERSION):
@@ -132,6 +133,18 @@ class Store:
                 )
             if not version:
                 self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+
+    def _to_wal(self) -> None:
+        """The change to WAL does not wait for another process that makes the same new file: try again."""
+        until = time.monotonic() + _OPENING_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+            time.sleep(0.02)
 
     @classmethod
     def default(cls, *, make: bool = True) -> Store:

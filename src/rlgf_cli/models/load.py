@@ -183,10 +183,14 @@ def add_lora(loaded: Loaded, config: LoraConfig) -> Loaded:
     return loaded
 
 
-def save(folder: Path, loaded: Loaded) -> None:
-    """A checkpoint that ``from_pretrained`` loads: weights (or adapter), tokenizer, text format."""
+def save(folder: Path, loaded: Loaded, *, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """A checkpoint that ``from_pretrained`` loads: weights (or adapter), tokenizer, text format.
+
+    ``weights``: the model's state where the model itself holds only a shard of it.
+    """
     # a frozen second adapter (the reference of a resumed LoRA) is not part of the product
-    only = {"selected_adapters": ["default"]} if hasattr(loaded.model, "peft_config") else {}
+    only: dict[str, Any] = {"selected_adapters": ["default"]} if hasattr(loaded.model, "peft_config") else {}
+    only |= {"state_dict": weights} if weights is not None else {}
     with os_errors(folder):
         loaded.model.save_pretrained(folder, **only)
         loaded.tokenizer.save_pretrained(folder)

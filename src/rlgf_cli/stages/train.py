@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,18 +16,20 @@ from transformers import get_scheduler
 from rlgf_cli import console
 from rlgf_cli.algorithms.spec import AlgorithmSpec, Regime
 from rlgf_cli.artifacts import resume
-from rlgf_cli.artifacts.jsonl import Appender, read_examples, read_objects, write_jsonl
+from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.common import DecodingConfig
 from rlgf_cli.config.guide import TRANSPORT
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.train import TrainConfig
-from rlgf_cli.errors import Interrupted, StoppedEarly, UserError
+from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.in_training import (
     check_guide,
     covered_prompts,
+    merge_spend,
     provenance,
+    share_of,
     spend_row,
     training_estimate,
 )
@@ -47,7 +49,9 @@ from rlgf_cli.training import checkpoint, probe
 from rlgf_cli.training.alarms import Alarms
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.credit import Credit, CreditSettings, Notes
+from rlgf_cli.training.distributed import ALONE, Group, join, shared
 from rlgf_cli.training.episodes import Episode, EpisodeBatch
+from rlgf_cli.training.keeping import Keeper, note, summary_of
 from rlgf_cli.training.loop import Examine, KLSettings, Trainer
 from rlgf_cli.training.rollout import GuideUse, Roller, Sampling
 from rlgf_cli.training.trackers import tracker
@@ -66,19 +70,32 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse") -> Tr
     """Train, save the policy at the run's root, and say how it went.
 
     All inputs are checked, and the guide's abilities held against the algorithm, before a model is loaded; models are
-    loaded and prompts tokenised before the output folder is touched.
+    loaded and prompts tokenised before the output folder is touched. Among several processes the main one does what
+    has to do with the folder.
     """
     config = resolved.config
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("this stage runs in one process", hint="start it without torchrun or accelerate launch")
-    spec = config.algorithm.spec()
+    group = join(config.parallel, config.model.device)
+    if not group.main:
+        console.mute()
+    if (done := group.tell(group.main_does(lambda: _check(resolved, existing)))) is not None:
+        console.log(f"{config.output} is done already")
+    else:
+        done = _train(resolved, existing, group)
+        if config.push_to_hub and group.main:
+            console.log(f"pushed to {hub.push(config.output, config.push_to_hub)}")
+    group.leave()
+    return TrainResult(Path(config.output), done)
+
+
+def _check(resolved: Resolved[TrainConfig], existing: Existing) -> dict[str, Any] | None:
+    """Refuse what cannot be run, before anything is loaded; the result of a run that is done already."""
+    config, spec = resolved.config, resolved.config.algorithm.spec()
     resume.refuse_used(config.output, "train", existing)
     if (done := resume.finished_result(config.output, existing)) is not None:
-        console.log(f"{config.output} is done already")
-        return TrainResult(Path(config.output), done)
+        return done
     if existing == "resume":
         free = {"step0", "eval.every", "rollout.save_every", "budget.max_cost_usd", "budget.max_calls"}
-        free |= {f"guide.{key}" for key in TRANSPORT}
+        free |= {f"guide.{key}" for key in TRANSPORT} | {"parallel.num_processes", "parallel.strategy"}
         resume.refuse_changed(config.output, resolved.to_json(), free=free)
     if config.guide is not None and spec.needs_guide:
         check_guide(config.guide, spec)
@@ -86,6 +103,23 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse") -> Tr
         console.warn(f"{spec.name} asks no guide: {config.guide.name} is not used")
     if config.push_to_hub:
         hub.check(config.push_to_hub)
+    return None
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a run reads, loaded and tokenised. ``counts``: prompts that were left out or changed, by reason."""
+
+    loaded: Loaded
+    guide: Guide | None
+    reward: SumReward | None
+    prompts: list[Encoded]
+    held_out: list[Encoded]
+    covered: frozenset[str] | None
+    counts: dict[str, int]
+
+
+def _load(config: TrainConfig, spec: AlgorithmSpec, processes: int) -> _Inputs:
     examples = read_examples(config.data, limit=config.limit, need_references=config.aux.reference_nll > 0)
     held_out = read_examples(config.eval.data, limit=config.eval.limit) if config.eval.data else []
     reward = make_reward(config.reward, device=config.model.device) if config.reward else None
@@ -94,7 +128,9 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse") -> Tr
         check_examples(reward, held_out)
     torch.manual_seed(config.seed)  # a fresh adapter is the one thing that starts at random
     loaded = add_lora(load(config.model, text=config.text, for_training=True), config.lora)
-    guide = make_guide(config.guide, seed=config.seed) if config.guide is not None and spec.needs_guide else None
+    guide: Guide | None = None
+    if config.guide is not None and spec.needs_guide:
+        guide = make_guide(share_of(config.guide, processes), seed=config.seed)
     prompts, counts = encode_prompts(loaded, examples, config.lengths)
     prompts, covered = covered_prompts(prompts, guide, config.rollout.on_uncovered)
     counts["uncovered"] = sum(p.example.id not in covered for p in prompts) if covered is not None else 0
@@ -104,35 +140,58 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse") -> Tr
     if isinstance(guide, LiveGuide):
         guide.check_budget(config.budget)
     held_out_prompts = encode_prompts(loaded, held_out, config.lengths)[0] if held_out else []
-    _report(counts, config)
+    return _Inputs(loaded, guide, reward, prompts, held_out_prompts, covered, counts)
 
-    run_dir = RunDir.claim(config.output, "train", existing=existing, seed=config.seed)
-    with _closing(guide), run_dir.running() as folder:
-        folder.write_config(resolved.to_json())
-        guide_path = config.guide.name.removeprefix("hf:") if config.guide else None
-        for parent in (config.model.name, config.data, guide_path, config.eval.data):
-            folder.manifest.add_parent(parent)
-        folder.manifest.save(device=str(loaded.device))
-        if isinstance(guide, LiveGuide):
+
+def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group) -> dict[str, Any]:
+    config, spec = resolved.config, resolved.config.algorithm.spec()
+    inputs = group.agree(lambda: _load(config, spec, group.size))
+    loaded, guide = inputs.loaded, inputs.guide
+    _report(inputs.counts, config)
+
+    def claim() -> RunDir:
+        return RunDir.claim(config.output, "train", existing=existing, seed=config.seed)
+
+    run_dir = group.main_does(claim)
+    with _closing(guide), run_dir.running() if run_dir is not None else nullcontext() as folder:
+
+        def begin() -> tuple[str, dict[str, Any]]:
+            assert folder is not None
+            folder.write_config(resolved.to_json())
+            guide_path = config.guide.name.removeprefix("hf:") if config.guide else None
+            for parent in (config.model.name, config.data, guide_path, config.eval.data):
+                folder.manifest.add_parent(parent)
+            folder.manifest.save(device=str(loaded.device), processes=group.size)
+            return folder.manifest.data["run_id"], folder.manifest.data["spend"]
+
+        books = group.tell(group.main_does(begin))
+        if isinstance(guide, LiveGuide) and books is not None:
             guide.notify = console.warn
-            guide.charge_to(folder.manifest.data["run_id"], config.budget, folder.manifest.data["spend"])
-        trainer = _trainer(config, spec, loaded, prompts, held_out_prompts, reward, guide, covered)
-        summary = {**_loop(trainer, config, folder, existing), **{k: n for k, n in counts.items() if n}}
-        folder.write_files(lambda target: save(target, loaded))
-        use = trainer.roller.use
-        write_card(
-            folder.file("README.md").parent,
-            title=folder.path.name,
-            command="train",
-            base_model=config.model.name,
-            data=[config.data],
-            metrics=summary,
-            guide=provenance(guide, sum(use.uses.values()), len(use.texts)) if guide is not None else None,
-        )
-        folder.manifest.save(result=summary)
-    if config.push_to_hub:
-        console.log(f"pushed to {hub.push(config.output, config.push_to_hub)}")
-    return TrainResult(Path(config.output), summary)
+            guide.several = group.size > 1
+            run_id, spend = books
+            group.agree(lambda: guide.charge_to(run_id, config.budget, spend))
+        trainer = _trainer(config, spec, inputs, group)
+        summary = _loop(trainer, config, folder, existing)
+        summary |= {k: n for k, n in inputs.counts.items() if n}
+        weights = group.whole(loaded.model.state_dict()) if group.lockstep else None
+
+        def finish() -> None:
+            assert folder is not None
+            folder.write_files(lambda target: save(target, loaded, weights=weights))
+            use = trainer.roller.use
+            write_card(
+                folder.file("README.md").parent,
+                title=folder.path.name,
+                command="train",
+                base_model=config.model.name,
+                data=[config.data],
+                metrics=summary,
+                guide=provenance(guide, sum(use.uses.values()), len(use.texts)) if guide is not None else None,
+            )
+            folder.manifest.save(result=summary)
+
+        group.main_does(finish)
+    return summary
 
 
 def dry_run(resolved: Resolved[TrainConfig]) -> dict[str, Any]:
@@ -172,17 +231,16 @@ def _report(counts: dict[str, int], config: TrainConfig) -> None:
 def _trainer(
     config: TrainConfig,
     spec: AlgorithmSpec,
-    loaded: Loaded,
-    prompts: Sequence[Encoded],
-    held_out: Sequence[Encoded],
-    reward: SumReward | None,
-    guide: Guide | None,
-    covered: frozenset[str] | None,
+    inputs: _Inputs,
+    group: Group,
 ) -> Trainer:
     """The loop's objects from the config."""
+    loaded, prompts, reward, guide = inputs.loaded, inputs.prompts, inputs.reward, inputs.guide
     model = ActorCritic(loaded, spec.critics, mode=config.ppo.critic, with_reference=spec.uses_reference)
     if config.gradient_checkpointing:
         model.enable_checkpointing()
+    group.spread(model)
+    group.prepare(model)
     optimizer = make_optimizer(model.trainable(), config.optim.learning_rate, config.optim.weight_decay)
     # transformers' "constant" ignores the warmup
     constant = config.optim.schedule == "constant"
@@ -198,7 +256,7 @@ def _trainer(
         sampling,
         config.seed,
         guide=guide,
-        covered=covered,
+        covered=inputs.covered,
         whole_words=guide is not None and not same_tokens(getattr(guide, "tokenizer", None), loaded.tokenizer),
     )
     ppo = config.ppo
@@ -229,8 +287,9 @@ def _trainer(
         missing_eos_penalty=config.rollout.missing_eos_penalty,
         critic_warmup_steps=ppo.critic_warmup_steps,
         eval_every=config.eval.every,
-        evaluate=_evaluator(config, loaded, held_out, reward),
+        evaluate=_evaluator(config, loaded, inputs.held_out, reward, group),
         examine=_examiner(config, model, sampling),
+        group=group,
     )
 
 
@@ -265,122 +324,111 @@ def _first_horizon(loaded: Loaded, prompts: Sequence[Encoded], limit: int) -> fl
     return fmean(min(limit, len(loaded.text.encode_response(loaded.tokenizer, t)) + 1) for t in references)
 
 
-def _evaluator(config: TrainConfig, loaded: Loaded, held_out: Sequence[Encoded], reward: SumReward | None) -> Any:
+def _evaluator(
+    config: TrainConfig, loaded: Loaded, held_out: Sequence[Encoded], reward: SumReward | None, group: Group
+) -> Any:
     """Score the policy alone, sampled with a fixed seed, on held-out prompts; None where there are none."""
     if not held_out or reward is None:
         return None
     decoding = DecodingConfig(temperature=config.rollout.temperature, batch_size=config.rollout.batch_size)
-    examples = [p.example for p in held_out]
+
+    def mine() -> list[tuple[float, int]]:
+        some = group.share(held_out)
+        if not some:
+            return []
+        texts = [c.text for c in generate_texts(loaded, some, decoding, config.lengths, seed=config.seed)]
+        scores = score_checked(reward, [p.example for p in some], texts)
+        return [(s.value, len(t.split())) for s, t in zip(scores, texts, strict=True)]
 
     def evaluate() -> dict[str, float]:
-        texts = [c.text for c in generate_texts(loaded, held_out, decoding, config.lengths, seed=config.seed)]
-        scores = score_checked(reward, examples, texts)
-        return {
-            "eval/score": fmean(s.value for s in scores),
-            "eval/length": fmean(len(t.split()) for t in texts),
-        }
+        found = [pair for part in group.gather(group.agree(mine)) for pair in part]
+        return {"eval/score": fmean(score for score, _ in found), "eval/length": fmean(n for _, n in found)}
 
     return evaluate
 
 
-def _loop(trainer: Trainer, config: TrainConfig, folder: RunDir, existing: Existing) -> dict[str, Any]:
+def _loop(trainer: Trainer, config: TrainConfig, folder: RunDir | None, existing: Existing) -> dict[str, Any]:
     """Run the steps, write rows, samples and checkpoints; Ctrl-C ends after the step it came in."""
-    checkpoints = folder.path / "checkpoints"
-    metrics = folder.file("metrics.jsonl")
-    start = _resume(trainer, checkpoints) if existing == "resume" else None
-    rows = [row for _, row in read_objects(metrics, torn_tail=True)] if start and metrics.is_file() else []
-    rows = [row for row in rows if row["step"] <= trainer.state.step]
-    write_jsonl(metrics, rows)
-    samples = folder.file("rollouts") if config.rollout.save_every else None
+    group, guide = trainer.group, trainer.roller.guide
+    resumed = existing == "resume" and _resume(trainer, Path(config.output, "checkpoints"))
     alarms = Alarms(may_end=config.lengths.min_new_tokens < config.lengths.max_new_tokens)
-    alarms.replay(rows)
-
-    def keep() -> None:
-        # not before: what fails while there is nothing to resume from leaves nothing behind
-        target = folder.file("checkpoints") / f"step_{trainer.state.step}"
-        if not checkpoint.is_complete(target):
-            checkpoint.save(target, trainer.model, trainer.optimizer, trainer.scheduler, trainer.state)
-            checkpoint.rotate(checkpoints, config.save_total_limit)
-
     with (
-        _books(trainer.roller.guide, folder),
-        Appender(metrics) as out,
+        _books(guide, folder, group),
+        Keeper(folder, config, trainer) as keeper,
         console.interruptible("finishing this step and saving") as stop,
-        tracker(config.report_to, folder.path, config.model_dump(mode="json")) as track,
+        tracker(
+            config.report_to if group.main else "none", Path(config.output), config.model_dump(mode="json")
+        ) as track,
         console.progress(trainer.spec.name, config.max_steps) as bar,
     ):
+        group.main_does(lambda: keeper.begin(resumed=resumed, track=track))
+        alarms.replay(keeper.rows)
         bar.update(trainer.state.step)
         while trainer.state.step < config.max_steps:
             try:
                 row, episodes = trainer.step()
             except StoppedEarly:  # the step was not begun, as far as the state goes
-                keep()
+                keeper.checkpoint()
                 raise
-            row |= spend_row(trainer.roller.guide)
-            out.write(row)
-            rows.append(row)
-            track(row)
+            row |= merge_spend(group.gather(spend_row(guide)))
+            group.main_does(partial(keeper.row, row, episodes))
             for warning in alarms(row):
                 console.warn(warning)
             step = trainer.state.step
-            if samples is not None and (step - 1) % config.rollout.save_every == 0:
-                write_jsonl(
-                    samples / f"step_{step}.jsonl", [e.to_record() for e in episodes[: config.rollout.save_count]]
-                )
-            if step % config.save_steps == 0 or step == config.max_steps:
-                keep()
-            if stop.is_set():
-                keep()
-                raise Interrupted(f"stopped after step {step}; the state is saved", hint="--resume goes on from there")
-            bar.update(1, _note(row))
+            interrupted = group.any(stop.is_set())
+            if step % config.save_steps == 0 or step == config.max_steps or interrupted:
+                keeper.checkpoint()
+            if interrupted:
+                stopped = f"stopped after step {step}; the state is saved"
+                raise shared(Interrupted(stopped, hint="--resume goes on from there"))
+            bar.update(1, note(row))
             if step % max(1, config.max_steps // 20) == 0:
-                console.log_plain(f"step {step}/{config.max_steps}  {_note(row)}")
+                console.log_plain(f"step {step}/{config.max_steps}  {note(row)}")
     if held := alarms.summary(trainer.state.step):
         console.warn(held)
-    return _summary(rows, trainer) | {f"warning/{name}": count for name, count in alarms.counts.items()}
+    if folder is None:
+        return {}
+    return summary_of(keeper.rows, trainer) | {f"warning/{name}": count for name, count in alarms.counts.items()}
 
 
 @contextmanager
-def _books(guide: Guide | None, folder: RunDir) -> Iterator[None]:
+def _books(guide: Guide | None, folder: RunDir | None, group: Group) -> Iterator[None]:
     """However the loop ends, the manifest says whose texts were used and what they cost."""
+    together = False  # whether all processes end here, and can tell what theirs were
     try:
         yield
+        together = True
+    except RlgfError as error:
+        together = error.shared
+        raise
     finally:
         if isinstance(guide, LiveGuide):
-            folder.manifest.save(spend=guide.meter.to_json(), guide=guide.provenance())
+            for told in (group if together else ALONE).gather((group.rank, guide.meter.cached, guide.models)):
+                rank, cached, models = told
+                if rank != group.rank:
+                    guide.meter.cached += cached
+                    guide.models.update(models)
+            if folder is not None:
+                folder.manifest.save(spend=guide.meter.to_json(), guide=guide.provenance())
 
 
-def _resume(trainer: Trainer, checkpoints: Path) -> Path | None:
-    """Go on from the newest complete checkpoint; None (and step 0) where there is none yet."""
-    checkpoint.rotate(checkpoints, None)
-    complete = checkpoint.complete_checkpoints(checkpoints)
-    if not complete:
+def _resume(trainer: Trainer, checkpoints: Path) -> bool:
+    """Go on from the newest complete checkpoint; False (and step 0) where there is none yet."""
+
+    def newest() -> Path | None:
+        checkpoint.rotate(checkpoints, None)
+        return next(reversed(checkpoint.complete_checkpoints(checkpoints)), None)
+
+    group = trainer.group
+    found = group.tell(group.main_does(newest))
+    if found is None:
         console.warn("there is no complete checkpoint yet; starting from the beginning")
-        return None
-    trainer.state = checkpoint.restore(complete[-1], trainer.model, trainer.optimizer, trainer.scheduler)
+        return False
+    trainer.state = group.agree(
+        lambda: checkpoint.restore(found, trainer.model, trainer.optimizer, trainer.scheduler, group)
+    )
     trainer.roller.use = GuideUse()
     trainer.roller.use.uses.update(trainer.state.guide_uses)
     trainer.roller.use.texts.update(trainer.state.guide_texts)
     console.log(f"resuming from step {trainer.state.step}")
-    return complete[-1]
-
-
-def _note(row: dict[str, Any]) -> str:
-    """The few figures that a person watches."""
-    shown = {"score": "score/mean", "eval": "eval/score", "kl": "kl/episode", "length": "length/mean"}
-    return "  ".join(f"{label} {row[key]:.3f}" for label, key in shown.items() if key in row)
-
-
-def _summary(rows: Sequence[dict[str, Any]], trainer: Trainer) -> dict[str, Any]:
-    """What run.json and the model card say of the run: its last tenth, and the held-out score where it was taken."""
-    tail = rows[-max(1, len(rows) // 10) :]
-    found: dict[str, Any] = {"algorithm": trainer.spec.name, "steps": trainer.state.step}
-    for key in ("score/mean", "kl/episode", "length/mean"):
-        if values := [row[key] for row in tail if key in row]:
-            found[key] = fmean(values)
-    if held_out := [row["eval/score"] for row in rows if "eval/score" in row]:
-        found["eval/score"] = held_out[-1]
-    found["episodes"] = sum(row["episodes"] for row in rows)
-    if trainer.roller.guide is not None:
-        found["guide/requests"] = sum(row.get("guide/requests", 0) for row in rows)
-    return found
+    return True

@@ -19,6 +19,7 @@ from rlgf_cli.artifacts.jsonl import read_json, write_json
 from rlgf_cli.errors import UserError
 from rlgf_cli.models import load as loading
 from rlgf_cli.models.actor_critic import ActorCritic
+from rlgf_cli.training.distributed import ALONE, Group
 
 
 @dataclass
@@ -37,19 +38,43 @@ class TrainerState:
     guide_texts: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class States:
+    """What a checkpoint is made of, without shards. ``policy`` None: the model itself has it whole."""
+
+    policy: dict[str, torch.Tensor] | None
+    critics: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+
+
+def collect(model: ActorCritic, optimizer: torch.optim.Optimizer, group: Group = ALONE) -> States:
+    """Put the states together. All processes call it."""
+    return States(
+        group.whole(model.policy.state_dict()) if group.lockstep else None,
+        group.whole(model.critics.state_dict()),
+        group.whole(optimizer.state_dict()),
+    )
+
+
 def save(
-    folder: Path, model: ActorCritic, optimizer: torch.optim.Optimizer, scheduler: Any, state: TrainerState
+    folder: Path,
+    model: ActorCritic,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    state: TrainerState,
+    states: States | None = None,
 ) -> None:
-    """Write ``folder`` whole or not at all."""
+    """Write ``folder`` whole or not at all. ``states``: what :func:`collect` gave, where there are shards."""
+    states = states or collect(model, optimizer)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        loading.save(temporary, model.loaded)
+        loading.save(temporary, model.loaded, weights=states.policy)
         with os_errors(temporary):
-            save_file(_critic_tensors(model), temporary / "critics.safetensors")
+            save_file(_critic_tensors(states.critics), temporary / "critics.safetensors")
         with RememberingWriter(temporary / "optimizer.pt") as stream:
-            saved = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+            saved = {"optimizer": states.optimizer, "scheduler": scheduler.state_dict()}
             torch.save(saved, cast("IO[bytes]", stream))
         write_json(temporary / "state.json", asdict(state))
         files = {str(p.relative_to(temporary)): p.stat().st_size for p in sorted(temporary.rglob("*")) if p.is_file()}
@@ -87,12 +112,16 @@ def rotate(root: Path, keep: int | None) -> None:
             shutil.rmtree(old)
 
 
-def restore(folder: Path, model: ActorCritic, optimizer: torch.optim.Optimizer, scheduler: Any) -> TrainerState:
+def restore(
+    folder: Path, model: ActorCritic, optimizer: torch.optim.Optimizer, scheduler: Any, group: Group = ALONE
+) -> TrainerState:
     """Put weights, optimizer and schedule back; returns the trainer's state. Bit-exact for float32 weights."""
-    _load_policy(folder, model)
+    _load_policy(folder, model, group)
     tensors = load_file(folder / "critics.safetensors", device=str(model.loaded.device))
-    model.critics.load_state_dict(_from_saved(tensors))
+    model.critics.load_state_dict(_as_sharded(_from_saved(tensors), model.critics, group))
     saved = torch.load(folder / "optimizer.pt", map_location=model.loaded.device, weights_only=True)
+    if group.lockstep:
+        _shard_moments(saved["optimizer"], optimizer, group)
     try:
         optimizer.load_state_dict(saved["optimizer"])
     except ValueError:
@@ -108,9 +137,24 @@ def restore(folder: Path, model: ActorCritic, optimizer: torch.optim.Optimizer, 
 _NONE = "__none__"
 
 
-def _critic_tensors(model: ActorCritic) -> dict[str, torch.Tensor]:
+def _as_sharded(tensors: dict[str, torch.Tensor], module: torch.nn.Module, group: Group) -> dict[str, torch.Tensor]:
+    """A saved state, in the shards that a module is in."""
+    current = module.state_dict()
+    return {name: group.like(t, current[name]) if name in current else t for name, t in tensors.items()}
+
+
+def _shard_moments(saved: dict[str, Any], optimizer: torch.optim.Optimizer, group: Group) -> None:
+    """A saved optimizer's moments, in the shards of their parameters."""
+    parameters = [p for found in optimizer.param_groups for p in found["params"]]
+    for number, moments in saved["state"].items():
+        for name, value in moments.items():
+            if number < len(parameters) and value.shape == parameters[number].shape:
+                moments[name] = group.like(value, parameters[number])
+
+
+def _critic_tensors(critics: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The critics' state without shared storage (tied embeddings are stored once per name)."""
-    tensors = {n: t.detach().clone().contiguous() for n, t in model.critics.state_dict().items()}
+    tensors = {n: t.detach().clone().contiguous() for n, t in critics.items()}
     return tensors or {_NONE: torch.zeros(1)}
 
 
@@ -118,7 +162,7 @@ def _from_saved(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {n: t for n, t in tensors.items() if n != _NONE}
 
 
-def _load_policy(folder: Path, model: ActorCritic) -> None:
+def _load_policy(folder: Path, model: ActorCritic, group: Group) -> None:
     from peft import PeftModel, set_peft_model_state_dict
 
     if isinstance(model.policy, PeftModel):
@@ -128,9 +172,17 @@ def _load_policy(folder: Path, model: ActorCritic) -> None:
     weights: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("model*.safetensors")):
         weights.update(load_file(file, device=str(model.loaded.device)))
+    weights = _as_sharded(weights, model.policy, group)
     missing, unexpected = model.policy.load_state_dict(weights, strict=False)
     # tied weights are stored under one of their names: what is missing must be a tensor that was loaded
-    loaded = {t.data_ptr() for n, t in model.policy.state_dict().items() if n in weights}
-    lost = [n for n, t in model.policy.state_dict().items() if n in missing and t.data_ptr() not in loaded]
+    places = {n: _local(t).data_ptr() for n, t in model.policy.state_dict().items()}
+    loaded = {place for n, place in places.items() if n in weights}
+    lost = [n for n, place in places.items() if n in missing and place not in loaded]
     if unexpected or lost:
         raise UserError("the checkpoint's weights are not those of this model", where=str(folder))
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a tensor."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()

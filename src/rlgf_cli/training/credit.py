@@ -16,6 +16,7 @@ from rlgf_cli.config.train import PPOConfig
 from rlgf_cli.functional import advantages as adv
 from rlgf_cli.functional.shaping import log_ratio, token_rewards
 from rlgf_cli.models.actor_critic import ActorCritic
+from rlgf_cli.training.distributed import ALONE, Group
 from rlgf_cli.training.episodes import EpisodeBatch
 from rlgf_cli.training.rollout import Sampling
 
@@ -56,9 +57,18 @@ class Credit:
 
 @torch.no_grad()
 def annotate(
-    model: ActorCritic, batch: EpisodeBatch, regime: Regime, sampling: Sampling, *, rows_at_once: int
+    model: ActorCritic,
+    batch: EpisodeBatch,
+    regime: Regime,
+    sampling: Sampling,
+    *,
+    rows_at_once: int,
+    group: Group = ALONE,
 ) -> Notes:
-    """Score all episodes under the policy, the reference and the critics that this regime uses."""
+    """Score all episodes under the policy, the reference and the critics that this regime uses.
+
+    Each process scores some of the rows; the notes that come back are whole, and the same for all.
+    """
     shape, device = batch.real.shape, batch.real.device
     logprobs = torch.zeros(shape, device=device)
     ref_logprobs = torch.zeros(shape, device=device)
@@ -66,7 +76,9 @@ def annotate(
     values = {str(name): torch.zeros(shape, device=device) for name in sorted(str(c) for c in critics)}
     select = batch.policy
     order = batch.tokens.lengths.argsort()  # rows of like length together: less padding
-    for rows in order.split(rows_at_once):
+    for rows in group.rows(order).split(rows_at_once):
+        if not len(rows):  # fewer rows than processes
+            continue
         tokens = batch.tokens.rows(rows)
         width = tokens.response_ids.shape[1]
         chosen = select[rows][:, :width]
@@ -76,6 +88,7 @@ def annotate(
         for name, value in scored.values.items():
             values[name][rows, :width] = value.float()
         ref_logprobs[rows, :width] = model.reference_logprobs(tokens, chosen, **options).float()
+    group.add_up([logprobs, ref_logprobs, *values.values()])  # a row is 0 but for the process that scored it
     return Notes(logprobs, ref_logprobs, values)
 
 

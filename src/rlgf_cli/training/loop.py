@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.credit import Credit, CreditSettings, Notes, annotate, assign
+from rlgf_cli.training.distributed import ALONE, Group
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch
 from rlgf_cli.training.rollout import Roller
 from rlgf_cli.training.update import StepData, UpdateSettings, update
@@ -82,6 +84,7 @@ class Trainer:
     eval_every: int
     evaluate: Evaluate | None = None
     examine: Examine | None = None
+    group: Group = ALONE
     seconds: dict[str, float] = field(default_factory=dict)
 
     def step(self) -> tuple[dict[str, Any], list[Episode]]:
@@ -89,11 +92,44 @@ class Trainer:
         step = self.state.step
         self.seconds = {}
         regime = self.spec.regime_at(step, noise.uniforms(1, self.seed, "regime", step)[0])
+        with self.group.gathered(self.model):
+            episodes, batch, notes, credit = self._experience(regime, step)
+        with self._timed("update"):
+            settings = self._settings(regime)
+            data = StepData(regime, batch, notes, credit, self._references(episodes, step))
+            losses = update(
+                self.model,
+                self.optimizer,
+                data,
+                self.roller.sampling,
+                settings,
+                seed=self.seed,
+                step=step,
+                group=self.group,
+            )
+        row: dict[str, Any] = {"step": step + 1, **self._figures(regime, episodes, batch, notes, credit), **losses}
+        row["lr"] = self.scheduler.get_last_lr()[0]
+        row["update/policy_frozen"] = float(settings.policy_frozen)
+        if notes is not None and credit is not None:
+            for name, mask in batch.fit.items():
+                if name in credit.returns:
+                    explained = explained_variance(notes.values[name], credit.returns[name], mask)
+                    row |= {} if explained is None else {f"value/explained_{name}": explained}
+        self._advance(episodes, credit, row)
+        if self.evaluate is not None and self.state.step % self.eval_every == 0:
+            with self._timed("eval"), self.group.gathered(self.model):
+                row |= self.evaluate()
+        row |= {f"time/{name}": round(seconds, 4) for name, seconds in sorted(self.seconds.items())}
+        return row, episodes
+
+    def _experience(self, regime: Regime, step: int) -> tuple[list[Episode], EpisodeBatch, Notes | None, Credit | None]:
+        """The step's episodes, with their scores, what the models say of them, and their credit."""
         with self._timed("rollout"):
             prompts = self._prompts_of(step)
-            episodes = self.roller.roll(regime, prompts, step, self.state.horizon, self.spec.group_size)
+            episodes = self._rolled(regime, prompts, step)
         with self._timed("reward"):
-            self._score(episodes)
+            self.group.agree(lambda: self._score(episodes))
+            episodes = self._everyones(episodes)
         with self._timed("annotate"):
             batch = build_batch(episodes, regime, self.spec.critics, self.model.loaded)
             notes = credit = None
@@ -105,29 +141,15 @@ class Trainer:
                     regime,
                     self.roller.sampling,
                     rows_at_once=self.roller.sampling.batch_size,
+                    group=self.group,
                 )
                 credit = assign(regime, batch, notes, kl_coef=charged, settings=self.credit)
-        if step == 0 and self.examine is not None:
+        # sharded models answer only where all processes ask alike
+        if step == 0 and self.examine is not None and not self.group.lockstep:
+            examine = self.examine
             with self._timed("check"):
-                self.examine(regime, episodes, batch, notes, credit, charged)
-        with self._timed("update"):
-            settings = self._settings(regime)
-            data = StepData(regime, batch, notes, credit, self._references(episodes, step))
-            losses = update(self.model, self.optimizer, data, self.roller.sampling, settings, seed=self.seed, step=step)
-        row: dict[str, Any] = {"step": step + 1, **self._figures(regime, episodes, batch, notes, credit), **losses}
-        row["lr"] = self.scheduler.get_last_lr()[0]
-        row["update/policy_frozen"] = float(settings.policy_frozen)
-        if notes is not None and credit is not None:
-            for name, mask in batch.fit.items():
-                if name in credit.returns:
-                    explained = explained_variance(notes.values[name], credit.returns[name], mask)
-                    row |= {} if explained is None else {f"value/explained_{name}": explained}
-        self._advance(episodes, credit, row)
-        if self.evaluate is not None and self.state.step % self.eval_every == 0:
-            with self._timed("eval"):
-                row |= self.evaluate()
-        row |= {f"time/{name}": round(seconds, 4) for name, seconds in sorted(self.seconds.items())}
-        return row, episodes
+                self.group.agree(lambda: examine(regime, episodes, batch, notes, credit, charged))
+        return episodes, batch, notes, credit
 
     def _prompts_of(self, step: int) -> list[Encoded]:
         """The step's prompts: a function of (seed, step), so a resumed run goes on where it was. Groups repeat one."""
@@ -142,10 +164,21 @@ class Trainer:
             chosen += [self.prompts[orders[epoch][position]]] * size
         return chosen
 
+    def _rolled(self, regime: Regime, prompts: list[Encoded], step: int) -> list[Episode]:
+        """The episodes of this process."""
+        horizon, size = self.state.horizon, self.spec.group_size
+        return self.group.agree(lambda: self.roller.roll(regime, prompts, step, horizon, size, among=self.group))
+
+    def _everyones(self, episodes: list[Episode]) -> list[Episode]:
+        """All episodes of the step, in their order, and the guide's books and counts with them."""
+        self.roller.use.share(self.group)
+        self.roller.counts = sum(self.group.gather(self.roller.counts), Counter())
+        return sorted((e for part in self.group.gather(episodes) for e in part), key=lambda e: e.index)
+
     def _score(self, episodes: list[Episode]) -> None:
         for episode in episodes:
             episode.penalty = 0.0 if episode.finished else self.missing_eos_penalty
-        if self.scorer is not None:
+        if self.scorer is not None and episodes:
             scores = self.scorer([e.example for e in episodes], [e.text for e in episodes])
             for episode, score in zip(episodes, scores, strict=True):
                 episode.score = score

@@ -25,6 +25,7 @@ from rlgf_cli.models.load import Loaded
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.models.seams import is_boundary
 from rlgf_cli.protocols import Completion, Guide, GuideRequest
+from rlgf_cli.training.distributed import ALONE, Group
 from rlgf_cli.training.episodes import Episode
 
 _CHUNK = 8
@@ -59,16 +60,30 @@ class GuideUse:
     """How often the guide was asked, and with which sample index: part of the trainer's state, saved and restored.
 
     ``uses`` counts requests per prompt; inside training it is the sample index of a live guide, so that a cache
-    never replays one text for ever.
+    never replays one text for ever. ``fresh`` holds what this process added since the processes last told each other.
     """
 
     uses: Counter[str] = field(default_factory=Counter)
     texts: Counter[str] = field(default_factory=Counter)
+    fresh: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
 
     def next_index(self, example_id: str) -> int:
         index = self.uses[example_id]
         self.uses[example_id] += 1
+        self.fresh[0][example_id] += 1
         return index
+
+    def note_text(self, key: str) -> None:
+        self.texts[key] += 1
+        self.fresh[1][key] += 1
+
+    def share(self, group: Group) -> None:
+        """Take over what the other processes added."""
+        mine, self.fresh = self.fresh, (Counter(), Counter())
+        for rank, (uses, texts) in enumerate(group.gather(mine)):
+            if rank != group.rank:
+                self.uses.update(uses)
+                self.texts.update(texts)
 
     @property
     def reuse(self) -> float:
@@ -96,19 +111,28 @@ class Roller:
     counts: Counter[str] = field(default_factory=Counter)
 
     def roll(
-        self, regime: Regime, prompts: Sequence[Encoded], step: int, horizon: float, group_size: int = 1
+        self,
+        regime: Regime,
+        prompts: Sequence[Encoded],
+        step: int,
+        horizon: float,
+        group_size: int = 1,
+        *,
+        among: Group = ALONE,
     ) -> list[Episode]:
-        """One episode per prompt. ``horizon``: the typical response length from which a policy's cut is drawn.
+        """One episode per prompt, or those of this process among several. ``horizon``: the typical response length
+        from which a policy's cut is drawn.
 
         With ``group_size`` above 1, neighbouring prompts are equal and share the roll-in.
         """
         self.counts = Counter()
-        episodes = [Episode(i, p.example, p.ids, i // group_size, regime.roll_out) for i, p in enumerate(prompts)]
+        every = [Episode(i, p.example, p.ids, i // group_size, regime.roll_out) for i, p in enumerate(prompts)]
         draws = np.stack(
-            [noise.uniforms(self.sampling.max_new_tokens, self.seed, "tokens", step, e.index) for e in episodes]
+            [noise.uniforms(self.sampling.max_new_tokens, self.seed, "tokens", step, e.index) for e in every]
         )
-        plan = [noise.uniforms(4, self.seed, "plan", step, e.group) for e in episodes]
-        started = [p[0] < regime.rollin_prob and self._covers(e) for p, e in zip(plan, episodes, strict=True)]
+        plan = [noise.uniforms(4, self.seed, "plan", step, e.group) for e in every]
+        episodes = [every[i] for i in among.prompts([e.example.id for e in every])]
+        started = [plan[e.index][0] < regime.rollin_prob and self._covers(e) for e in episodes]
         begun = [e for e, s in zip(episodes, started, strict=True) if s]
         if regime.roll_in == "guide":
             texts = self._guide_begins(begun, plan)
@@ -335,7 +359,7 @@ class Roller:
             self.guide_seconds += time.perf_counter() - before
             for request, text in zip(requests, found, strict=True):
                 if text is not None:
-                    self.use.texts[f"{request.example.id}\x1f{noise.short_hash(request.prefix + text.text)}"] += 1
+                    self.use.note_text(f"{request.example.id}\x1f{noise.short_hash(request.prefix + text.text)}")
             self.counts["guide_requests"] += len(requests)
             self.counts["guide_failed"] += sum(text is None for text in found)
             return found

@@ -30,4 +30,5 @@ def tracker(name: str, folder: Path, config: Mapping[str, Any]) -> Iterator[Call
     try:
         yield track
     finally:
-        accelerator.end_training()
+        for running in accelerator.trackers:  # end_training would part the processes, which have work left
+            running.finish()

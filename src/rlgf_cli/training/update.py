@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
@@ -19,6 +20,7 @@ from rlgf_cli.functional import losses
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.training.credit import Credit, Notes
+from rlgf_cli.training.distributed import ALONE, Group, shared
 from rlgf_cli.training.episodes import EpisodeBatch
 from rlgf_cli.training.rollout import Sampling
 
@@ -64,6 +66,13 @@ class Sums:
         before = self._sums.get(name, (0.0, 0.0))
         self._sums[name] = (before[0] + float(total), before[1] + float(count))
 
+    def add_up(self, group: Group) -> None:
+        """Put together what the processes counted, each on its share."""
+        everyone, self._sums = group.gather(self._sums), {}
+        for sums in everyone:
+            for name, (total, count) in sums.items():
+                self.add(name, total, count)
+
     def means(self) -> dict[str, float]:
         """The mean of each figure that was counted at least once."""
         return {name: total / count for name, (total, count) in self._sums.items() if count > 0}
@@ -78,10 +87,12 @@ def update(
     *,
     seed: int,
     step: int,
+    group: Group = ALONE,
 ) -> dict[str, float]:
     """Run the epochs; returns the means of the losses and of the diagnostics over what they were taken on.
 
-    A minibatch without anything to learn takes no optimizer step and is counted.
+    A minibatch without anything to learn takes no optimizer step and is counted. Of each minibatch a process
+    differentiates its share; the denominators are those of the whole.
     """
     sums = Sums()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -94,19 +105,30 @@ def update(
             continue
         sums.add("update/skipped", 0, 1)
         optimizer.zero_grad(set_to_none=True)
-        parts = zip(minibatch.chunk(settings.accumulation), learned.chunk(settings.accumulation), strict=True)
-        for rows, rows_learned in parts:
-            loss = _loss(model, data, sampling, settings, rows, rows_learned, counts, sums)
+        mine, mine_learned = group.rows(minibatch), group.rows(learned)
+        count = settings.accumulation if group.lockstep else max(1, min(settings.accumulation, len(mine)))
+        for rows, rows_learned in zip(mine.tensor_split(count), mine_learned.tensor_split(count), strict=True):
+            if len(rows):
+                loss = _loss(model, data, sampling, settings, rows, rows_learned, counts, sums, group.lockstep)
+            elif group.lockstep:  # a pass beside the others', which counts for nothing
+                loss = 0 * _loss(model, data, sampling, settings, minibatch[:1], learned[:1], counts, Sums(), True)
+            else:  # fewer rows than processes
+                continue
             if loss.requires_grad:
-                loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+                (group.loss_scale * loss).backward()
+        group.add_gradients(parameters)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
         if not bool(norm.isfinite()):
-            raise RlgfError(
+            error = RlgfError(
                 f"the gradient of step {step + 1} is not finite ({float(norm)}); the weights were not changed by it",
                 hint="a smaller learning rate, more kl.coef, or dtype float32; --resume goes on from the checkpoint",
             )
+            raise shared(error)  # the sum of all processes' gradients is not finite on any of them
         sums.add("update/grad_norm", norm, 1)
         optimizer.step()
+    sums.add_up(group)
     return sums.means()
 
 
@@ -147,17 +169,22 @@ def _loss(
     learned: torch.Tensor,
     counts: _Counts,
     sums: Sums,
+    lockstep: bool = False,
 ) -> torch.Tensor:
-    """The loss of one part of a minibatch: policy (or likelihood), critics, entropy, auxiliary."""
+    """The loss of one part of a minibatch: policy (or likelihood), critics, entropy, auxiliary.
+
+    ``lockstep``: where other parts have tokens to learn, this one runs the policy too.
+    """
     batch, notes, credit, references = data.batch, data.notes, data.credit, data.references
     tokens = batch.tokens.rows(rows)
     width = tokens.response_ids.shape[1]
     learned = learned[:, :width]
     fitted = list(credit.returns) if credit is not None else []
     likelihood = data.regime.estimator == "likelihood"
+    beside = lockstep and bool(counts.learned) and not bool(learned.any())
     scored = model.score(
         tokens,
-        learned,
+        _first_token(learned) if beside else learned,
         # the guide's tokens were not drawn from the policy's sampling distribution, in which an early EOS is impossible
         temperature=1.0 if likelihood else sampling.temperature,
         min_new_tokens=0 if likelihood else sampling.min_new_tokens,
@@ -165,7 +192,7 @@ def _loss(
         entropy=settings.entropy_coef > 0,
         policy_frozen=settings.policy_frozen,
     )
-    total = scored.logprobs.new_zeros(())
+    total = 0 * scored.logprobs.clamp_min(-1e4).sum() if beside else scored.logprobs.new_zeros(())
     size = learned.sum()
     if likelihood:
         loss = losses.likelihood_loss(scored.logprobs, learned, counts.learned)
@@ -200,6 +227,13 @@ def _loss(
     if references is not None and bool(counts.reference):
         total = total + settings.reference_nll * _reference_loss(model, references.rows(rows), counts.reference, sums)
     return total
+
+
+def _first_token(mask: torch.Tensor) -> torch.Tensor:
+    """A mask [B, T] of one token."""
+    first = torch.zeros_like(mask)
+    first[0, 0] = True
+    return first
 
 
 def _reference_loss(model: ActorCritic, tokens: TokenBatch, count: torch.Tensor, sums: Sums) -> torch.Tensor:

@@ -1,0 +1,121 @@
+"""``--num-processes N``: the same command in several processes of this machine, or through ``accelerate launch``.
+
+The processes are started here rather than by ``torchrun``, which ends every run that does not end in 0 with a
+traceback and exit code 1: here their exit code and what they say are the user's.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlgf_cli.errors import UserError
+
+EXIT_CODE = "RLGF_EXIT_CODE"
+"""Names the file in which the main process leaves its exit code for a launcher that has its own."""
+BY_ACCELERATE = "ACCELERATE_MIXED_PRECISION"
+"""``accelerate launch`` sets it in every process that it starts."""
+_GRACE_S = 20.0
+"""How long the others have to end by themselves when one process has failed."""
+
+
+def wanted(count: int | None, accelerate_config: Path | None) -> bool:
+    """Whether this process is the one that starts the others."""
+    if "WORLD_SIZE" in os.environ or EXIT_CODE in os.environ or BY_ACCELERATE in os.environ:
+        return False
+    return accelerate_config is not None or (count or 1) > 1
+
+
+def launch(count: int | None, accelerate_config: Path | None) -> int:
+    """Run the command line of this process in others; the exit code that is all of theirs."""
+    arguments = ["-m", "rlgf_cli", *sys.argv[1:]]
+    if accelerate_config is None:
+        return _wait(_start(arguments, count or 1))
+    if not accelerate_config.is_file():
+        raise UserError("no such file", where=str(accelerate_config), hint="`accelerate config` writes one")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate_config)]
+    command += ["--num_processes", str(count)] if count else []
+    folder = Path(tempfile.mkdtemp(prefix="rlgf-"))
+    try:
+        told = folder / "exit_code"
+        environment = {**os.environ, EXIT_CODE: str(told)}
+        code = _wait([subprocess.Popen([*command, *arguments], env=environment, start_new_session=True)])
+        return int(told.read_text()) if told.is_file() else code
+    finally:
+        shutil.rmtree(folder)
+
+
+def leave_exit_code(code: int) -> None:
+    """Tell a launcher with an exit code of its own what the main process's was."""
+    if EXIT_CODE in os.environ and os.environ.get("RANK", "0") == "0":
+        Path(os.environ[EXIT_CODE]).write_text(str(code), encoding="utf-8")
+
+
+def _start(arguments: list[str], count: int) -> list[subprocess.Popen[Any]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        **os.environ,
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RLGF_LAUNCHER": str(os.getpid()),
+    }
+    if "OMP_NUM_THREADS" not in os.environ:
+        common["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
+    return [
+        # a session of its own: Ctrl-C reaches the launcher, and through it each process once
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            start_new_session=True,
+        )
+        for rank in range(count)
+    ]
+
+
+def _wait(processes: list[subprocess.Popen[Any]]) -> int:
+    """Wait for all, hand signals on, and do not leave any behind that wait for one that is gone."""
+    with _handing_on(processes):
+        first = 0
+        failed_at: float | None = None
+        while any(process.poll() is None for process in processes):
+            ended = [process.returncode for process in processes if process.returncode]
+            if ended and failed_at is None:
+                first, failed_at = ended[0], time.monotonic()
+            if failed_at is not None and time.monotonic() > failed_at + _GRACE_S:
+                _signal(processes, signal.SIGTERM if time.monotonic() < failed_at + 2 * _GRACE_S else signal.SIGKILL)
+            time.sleep(0.05)
+        codes = [first, *(process.returncode for process in processes)]
+        code = next((code for code in codes if code), 0)
+        return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def _handing_on(processes: list[subprocess.Popen[Any]]) -> Iterator[None]:
+    kinds = [signal.SIGINT, signal.SIGTERM]
+    before = {kind: signal.signal(kind, lambda number, _: _signal(processes, number)) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+        _signal(processes, signal.SIGKILL)
+
+
+def _signal(processes: list[subprocess.Popen[Any]], number: int) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(number)

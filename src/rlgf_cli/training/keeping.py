@@ -1,0 +1,91 @@
+"""What a run leaves on disk while it runs: rows, samples, checkpoints. One process writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from rlgf_cli.artifacts.jsonl import Appender, read_objects, write_jsonl
+from rlgf_cli.artifacts.rundir import RunDir
+from rlgf_cli.config.train import TrainConfig
+from rlgf_cli.training import checkpoint
+from rlgf_cli.training.episodes import Episode
+from rlgf_cli.training.loop import Trainer
+
+Track = Callable[[Mapping[str, Any]], None]
+
+
+class Keeper:
+    """The rows so far and the way to disk; a process without a folder keeps the rows and writes nothing."""
+
+    def __init__(self, folder: RunDir | None, config: TrainConfig, trainer: Trainer) -> None:
+        self.folder, self.config, self.trainer = folder, config, trainer
+        self.rows: list[dict[str, Any]] = []
+        self._out: Appender | None = None
+        self._track: Track = lambda row: None
+
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._out is not None:
+            self._out.close()
+
+    def begin(self, *, resumed: bool, track: Track) -> None:
+        """Take up the rows of the steps that the state has behind it; later ones are written anew."""
+        if self.folder is None:
+            return
+        metrics = self.folder.file("metrics.jsonl")
+        rows = [row for _, row in read_objects(metrics, torn_tail=True)] if resumed and metrics.is_file() else []
+        self.rows = [row for row in rows if row["step"] <= self.trainer.state.step]
+        write_jsonl(metrics, self.rows)
+        self._out, self._track = Appender(metrics), track
+
+    def row(self, row: dict[str, Any], episodes: Sequence[Episode]) -> None:
+        """A step's row, and some of its episodes."""
+        if self.folder is None or self._out is None:
+            return
+        self._out.write(row)
+        self.rows.append(row)
+        self._track(row)
+        rollout, step = self.config.rollout, row["step"]
+        if rollout.save_every and (step - 1) % rollout.save_every == 0:
+            samples = [e.to_record() for e in episodes[: rollout.save_count]]
+            write_jsonl(self.folder.file("rollouts") / f"step_{step}.jsonl", samples)
+
+    def checkpoint(self) -> None:
+        """Save the state. All processes come here; one writes, and the others wait until it is on disk."""
+        # not before: what fails while there is nothing to resume from leaves nothing behind
+        trainer, folder = self.trainer, self.folder
+        states = checkpoint.collect(trainer.model, trainer.optimizer, trainer.group)
+
+        def write() -> None:
+            assert folder is not None
+            target = folder.file("checkpoints") / f"step_{trainer.state.step}"
+            if not checkpoint.is_complete(target):
+                checkpoint.save(target, trainer.model, trainer.optimizer, trainer.scheduler, trainer.state, states)
+                checkpoint.rotate(target.parent, self.config.save_total_limit)
+
+        trainer.group.main_does(write)
+
+
+def note(row: dict[str, Any]) -> str:
+    """The few figures that a person watches."""
+    shown = {"score": "score/mean", "eval": "eval/score", "kl": "kl/episode", "length": "length/mean"}
+    return "  ".join(f"{label} {row[key]:.3f}" for label, key in shown.items() if key in row)
+
+
+def summary_of(rows: Sequence[dict[str, Any]], trainer: Trainer) -> dict[str, Any]:
+    """What run.json and the model card say of the run: its last tenth, and the held-out score where it was taken."""
+    tail = rows[-max(1, len(rows) // 10) :]
+    found: dict[str, Any] = {"algorithm": trainer.spec.name, "steps": trainer.state.step}
+    for key in ("score/mean", "kl/episode", "length/mean"):
+        if values := [row[key] for row in tail if key in row]:
+            found[key] = fmean(values)
+    if held_out := [row["eval/score"] for row in rows if "eval/score" in row]:
+        found["eval/score"] = held_out[-1]
+    found["episodes"] = sum(row["episodes"] for row in rows)
+    if trainer.roller.guide is not None:
+        found["guide/requests"] = sum(row.get("guide/requests", 0) for row in rows)
+    return found
