@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from rlgf_cli.functional.logprobs import process_logits, warp_logits
+from rlgf_cli.functional.logprobs import chosen_logprobs, process_logits, warp_logits
 from rlgf_cli.models.generate import draw_tokens
 
 INF = float("inf")
@@ -50,8 +50,35 @@ def test_process_logits_scales_and_bans_eos_only_where_told() -> None:
     eos = torch.tensor([1, 3])
     found = process_logits(logits, 2.0, torch.tensor([True, False]), eos)
     assert found.tolist() == [[0.0, -INF, 1.0, -INF], [2.0, 2.5, 3.0, 3.5]]
-    assert logits.tolist() == torch.arange(8.0).reshape(2, 4).tolist()  # the caller's logits are left alone
+    assert logits.tolist() == torch.arange(8.0).reshape(2, 4).tolist()
     assert process_logits(logits, 1.0, torch.tensor([False, False]), eos) is logits
+    assert process_logits(logits, 1.0, torch.tensor([True, False]), eos) is logits  # the ban is written into them
+    assert logits.tolist() == [[0.0, -INF, 2.0, -INF], [4.0, 5.0, 6.0, 7.0]]
+
+
+def test_a_banned_eos_has_no_gradient_and_the_others_have_that_of_the_allowed_tokens() -> None:
+    start = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, expected = (start.clone().requires_grad_() for _ in range(2))
+    banned, eos, tokens = torch.tensor([True, False]), torch.tensor([1, 3]), torch.tensor([2, 3])
+    chosen_logprobs(process_logits(found * 1, 1.0, banned, eos), tokens).sum().backward()
+    allowed = torch.tensor([[True, False, True, False], [True] * 4])
+    expected.masked_fill(~allowed, -INF).log_softmax(-1)[torch.arange(2), tokens].sum().backward()
+    assert found.grad is not None and expected.grad is not None
+    assert found.grad[0, 1] == found.grad[0, 3] == 0
+    torch.testing.assert_close(found.grad, expected.grad)
+
+
+def test_chosen_logprobs_and_their_gradient_are_those_of_log_softmax() -> None:
+    start = 5 * torch.randn(3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    tokens, weights = torch.tensor([6, 0, 3]), torch.tensor([1.0, -2.0, 0.0], dtype=torch.float64)
+    mine, plain = (start.clone().requires_grad_() for _ in range(2))
+    found = chosen_logprobs(mine, tokens)
+    expected = plain.log_softmax(-1)[torch.arange(3), tokens]
+    torch.testing.assert_close(found, expected)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(mine.grad, plain.grad)
+    assert torch.autograd.gradcheck(chosen_logprobs, (start.requires_grad_(), tokens))
 
 
 def test_draws_have_the_right_distribution() -> None:

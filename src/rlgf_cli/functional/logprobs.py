@@ -5,7 +5,10 @@ Shapes: B rows, T response positions, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch.autograd.function import once_differentiable
 
 
 def process_logits(
@@ -14,15 +17,40 @@ def process_logits(
     """The policy's distribution as logits: divided by ``temperature``, EOS forbidden where ``eos_banned``.
 
     logits [..., V], eos_banned [...] bool, eos_ids [n]. Sampler and scorer both call this, so the ratio of
-    new to old probability is taken under the distribution that wrote the tokens.
+    new to old probability is taken under the distribution that wrote the tokens. At temperature 1 the ban is written
+    into ``logits`` itself: they are the largest tensor there is, and a copy of them costs as much as their softmax.
     """
     scaled = logits / temperature if temperature != 1.0 else logits
     if bool(eos_banned.any()):
-        scaled = scaled.clone() if scaled is logits else scaled
-        banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        banned[eos_ids] = True
-        scaled = scaled.masked_fill(eos_banned.unsqueeze(-1) & banned, float("-inf"))
+        # no gradient is lost: a logit of minus infinity has the probability 0, and what comes back to it is 0
+        with torch.no_grad():
+            columns = scaled[..., eos_ids]
+            scaled[..., eos_ids] = columns.masked_fill(eos_banned.unsqueeze(-1), float("-inf"))
     return scaled
+
+
+class _ChosenLogprobs(torch.autograd.Function):
+    """log softmax at one index per row, with one buffer for the gradient where autograd's own needs four."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        norm = logits.logsumexp(-1)
+        ctx.save_for_backward(logits, norm, tokens)
+        return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - norm
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """d/d logits of (logits[token] - logsumexp) = onehot(token) - softmax."""
+        logits, norm, tokens = ctx.saved_tensors
+        weight = gradient.unsqueeze(-1)
+        found = (logits - norm.unsqueeze(-1)).exp_().mul_(-weight)
+        return found.scatter_add_(-1, tokens.unsqueeze(-1), weight), None
+
+
+def chosen_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """log softmax(``logits`` [N, V], float32) at ``tokens`` [N] -> [N]. May be differentiated once."""
+    return _ChosenLogprobs.apply(logits, tokens)
 
 
 def warp_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:

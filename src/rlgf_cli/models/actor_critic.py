@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rlgf_cli.functional.logprobs import process_logits
+from rlgf_cli.functional.logprobs import chosen_logprobs, process_logits
 from rlgf_cli.models.forward import TokenBatch, response_forward
 from rlgf_cli.models.load import Loaded, autocast
 from rlgf_cli.models.trl_primitives import (
@@ -225,7 +225,9 @@ class ActorCritic(nn.Module):
             return nothing, nothing if entropy else None
         position = torch.arange(select.shape[1], device=select.device).expand_as(select)[select]
         logits = process_logits(logits.float(), temperature, position < min_new_tokens, self.eos)
-        chosen = selective_log_softmax(logits, batch.response_ids[select])
+        # TRL's has a kernel for GPUs; without one it goes row by row
+        choose = selective_log_softmax if logits.is_cuda else chosen_logprobs
+        chosen = choose(logits, batch.response_ids[select])
         empty = torch.zeros(select.shape, dtype=chosen.dtype, device=chosen.device)
         logprobs = empty.masked_scatter(select, chosen)
         if not entropy:

@@ -106,4 +106,5 @@ def response_forward(
     with _HeadInput(model.get_output_embeddings(), width, select) as caught:
         logits = model(**kwargs, use_cache=False).logits
     assert caught.hidden is not None
-    return (None if select is None else logits[0]), caught.hidden
+    # squeezed, not indexed: the gradient of an index is a tensor of zeros that is written into
+    return (None if select is None else logits.squeeze(0)), caught.hidden

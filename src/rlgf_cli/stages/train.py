@@ -39,6 +39,7 @@ from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.card import write_card
 from rlgf_cli.models.generate import generate_texts
 from rlgf_cli.models.load import Loaded, add_lora, load, save
+from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.models.seams import same_tokens
 from rlgf_cli.protocols import Guide
@@ -126,6 +127,7 @@ def _load(config: TrainConfig, spec: AlgorithmSpec, processes: int) -> _Inputs:
     if reward is not None:
         check_examples(reward, examples)
         check_examples(reward, held_out)
+    keep_freed_memory()
     torch.manual_seed(config.seed)  # a fresh adapter is the one thing that starts at random
     loaded = add_lora(load(config.model, text=config.text, for_training=True), config.lora)
     guide: Guide | None = None
