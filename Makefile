@@ -8,7 +8,7 @@ TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv demo demo-evidence test test-full lint format types docs bench-help bench-guide clean
+.PHONY: help venv demo demo-evidence test test-full lint format types docs bench-help bench-guide bench-speed clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -46,6 +46,9 @@ bench-help: venv  ## the time of every --help against an empty program's
 
 bench-guide: venv  ## speed and memory of collect-guide against a local endpoint (four minutes)
 	$(BIN)/python benchmarks/guide_throughput.py
+
+bench-speed: venv  ## training iterations against TRL 1.12.0's PPOTrainer; makes an environment for it in the user's cache
+	$(BIN)/python benchmarks/speed.py
 
 clean:  ## remove .venv and what the tools leave
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

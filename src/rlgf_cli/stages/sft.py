@@ -29,6 +29,7 @@ from rlgf_cli.models import hub, scratch
 from rlgf_cli.models.card import write_card
 from rlgf_cli.models.generate import decoder_start_id, pad_rows
 from rlgf_cli.models.load import Loaded, add_lora, load, pick_device, save
+from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.models.prompts import encode_prompts
 from rlgf_cli.models.text import TextFormat
 from rlgf_cli.protocols import Example
@@ -80,6 +81,7 @@ def run(resolved: Resolved[SftConfig], *, existing: Existing = "refuse") -> SftR
     eval_pairs = make_pairs(loaded, held_out, config)[0] if held_out else []
     _report_counts(counts)
 
+    keep_freed_memory()
     claimed = RunDir.claim(output, "sft", existing=existing, seed=config.seed)
     with claimed.running() as run:
         run.write_config(resolved.to_json())

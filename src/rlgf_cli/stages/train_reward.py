@@ -27,6 +27,7 @@ from rlgf_cli.models.card import write_card
 from rlgf_cli.models.classification import load_classifier, set_labels, token_limit
 from rlgf_cli.models.generate import pad_rows
 from rlgf_cli.models.load import DTYPES, pick_device
+from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.training import supervised
 from rlgf_cli.training.checkpoint import is_complete
 from rlgf_cli.training.watch import Reporter, last_checkpoint, mark_complete
@@ -80,6 +81,7 @@ def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse")
     if truncated + eval_truncated:
         console.warn(f"texts cut to {limit} tokens: {truncated + eval_truncated}")
 
+    keep_freed_memory()
     claimed = RunDir.claim(output, "train-reward", existing=existing, seed=config.seed)
     with claimed.running() as run_dir:
         run_dir.write_config(resolved.to_json())
