@@ -14,7 +14,7 @@ import torch
 from transformers import get_scheduler
 
 from rlgf_cli import console
-from rlgf_cli.algorithms.spec import AlgorithmSpec, Regime
+from rlgf_cli.algorithms.spec import AlgorithmSpec
 from rlgf_cli.artifacts import resume
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.rundir import Existing, RunDir
@@ -49,11 +49,10 @@ from rlgf_cli.rewards.make import SumReward, make_reward
 from rlgf_cli.training import checkpoint, probe
 from rlgf_cli.training.alarms import Alarms
 from rlgf_cli.training.checkpoint import TrainerState
-from rlgf_cli.training.credit import Credit, CreditSettings, Notes
+from rlgf_cli.training.credit import CreditSettings
 from rlgf_cli.training.distributed import ALONE, Group, join, shared
-from rlgf_cli.training.episodes import Episode, EpisodeBatch
 from rlgf_cli.training.keeping import Keeper, note, summary_of
-from rlgf_cli.training.loop import Examine, KLSettings, Trainer
+from rlgf_cli.training.loop import KLSettings, Trainer
 from rlgf_cli.training.rollout import GuideUse, Roller, Sampling
 from rlgf_cli.training.trackers import tracker
 from rlgf_cli.training.update import UpdateSettings, make_optimizer
@@ -290,32 +289,11 @@ def _trainer(
         critic_warmup_steps=ppo.critic_warmup_steps,
         eval_every=config.eval.every,
         evaluate=_evaluator(config, loaded, inputs.held_out, reward, group),
-        examine=_examiner(config, model, sampling),
+        examine=probe.examiner(
+            model, sampling, seed=config.seed, warn=console.warn if config.step0 == "warn" else None
+        ),
         group=group,
     )
-
-
-def _examiner(config: TrainConfig, model: ActorCritic, sampling: Sampling) -> Examine:
-    """Hold the truths of step 0 against the first episodes: the first one that is broken stops the run."""
-
-    def examine(
-        regime: Regime,
-        episodes: Sequence[Episode],
-        batch: EpisodeBatch,
-        notes: Notes | None,
-        credit: Credit | None,
-        kl_coef: float,
-    ) -> None:
-        found = probe.examine(
-            model, regime, episodes, batch, notes, credit, sampling, kl_coef=kl_coef, seed=config.seed, step=0
-        )
-        for check in found:
-            if check.status == "fail" and config.step0 == "stop":
-                raise probe.letter(check)
-            if check.status == "fail":
-                console.warn(str(probe.letter(check)))
-
-    return examine
 
 
 def _first_horizon(loaded: Loaded, prompts: Sequence[Encoded], limit: int) -> float:

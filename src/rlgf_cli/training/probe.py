@@ -5,7 +5,7 @@ Shapes: B episodes, T response positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from rlgf_cli.protocols import Check
 from rlgf_cli.training import truths
 from rlgf_cli.training.credit import Credit, Notes
 from rlgf_cli.training.episodes import Episode, EpisodeBatch
+from rlgf_cli.training.loop import Examine
 from rlgf_cli.training.rollout import Sampling
 from rlgf_cli.training.truths import EXACT, Gap
 
@@ -190,3 +191,25 @@ def _sampler(model: ActorCritic, episodes: Sequence[Episode], sampling: Sampling
         return None
     tolerance = _tolerance(loaded, truths.quantile_rounding)
     return truths.sampled(torch.cat(draws), torch.cat(below), torch.cat(upto), tolerance)
+
+
+def examiner(model: ActorCritic, sampling: Sampling, *, seed: int, warn: Callable[[str], None] | None) -> Examine:
+    """What holds the truths against the first episodes of a run: the first one that is broken is raised as a letter,
+    or, with ``warn``, told by it."""
+
+    def run(
+        regime: Regime,
+        episodes: Sequence[Episode],
+        batch: EpisodeBatch,
+        notes: Notes | None,
+        credit: Credit | None,
+        kl_coef: float,
+    ) -> None:
+        found = examine(model, regime, episodes, batch, notes, credit, sampling, kl_coef=kl_coef, seed=seed, step=0)
+        for check in found:
+            if check.status == "fail":
+                if warn is None:
+                    raise letter(check)
+                warn(str(letter(check)))
+
+    return run
