@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import gzip
 import io
+import itertools
 import json
 import os
 import zlib
@@ -116,9 +117,7 @@ def example_records(
     path: str | Path, *, limit: int | None = None, need_references: bool = False
 ) -> Iterator[tuple[int, ExampleRecord]]:
     """``(line number, record)`` of a prompt/references file. Missing ids become ``line-N``."""
-    for count, (number, value) in enumerate(read_objects(path)):
-        if count == limit:
-            return
+    for number, value in itertools.islice(read_objects(path), limit):
         record = parse_record(ExampleRecord, value, f"{path}:{number}")
         record.id = record.id or f"line-{number}"
         if need_references and not record.references:
