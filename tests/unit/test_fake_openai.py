@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from typing import Any
 
@@ -35,6 +36,14 @@ def direct(monkeypatch: pytest.MonkeyPatch) -> None:
 def chat(prompt: str, seed: int = 0, **more: Any) -> Request:
     body = {"model": "m", "messages": [{"role": "user", "content": prompt}], "seed": seed, "max_tokens": 10, **more}
     return Request("/v1/chat/completions", body, {})
+
+
+def settled(server: FakeOpenAI) -> Ledger:
+    """The ledger when the last answer is booked, which is just after it was sent."""
+    deadline = time.monotonic() + 10
+    while server.in_flight and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return server.ledger
 
 
 def post(server: FakeOpenAI | str, request: Request) -> requests.Response:
@@ -70,7 +79,7 @@ def test_what_the_ledger_says_of_every_end() -> None:
         server.plan = lambda n, request: Reply(claimed_length=5000)
         with pytest.raises(requests.RequestException):
             post(server, chat("cut short"))
-        found = {asked.request.prompt.split()[1]: asked.calls for asked in server.ledger.all()}
+        found = {asked.request.prompt.split()[1]: asked.calls for asked in settled(server).all()}
     assert {kind: (call.end, call.price) for kind, (call,) in found.items()} == {
         "429_retry_after": ("429", 0.0), "429": ("429", 0.0), "500": ("500", 0.0), "503": ("503", 0.0),
         "hang": (UNKNOWN, None), "drop": (UNKNOWN, None), "half_body": (UNKNOWN, None),
@@ -112,7 +121,11 @@ def test_limits_are_told_and_kept() -> None:
 def test_in_a_process_of_its_own() -> None:
     with in_a_process("--faults", "1", "--share", "1", "--kinds", "500", "--prices", "1", "2") as url:
         assert post(url, chat("p")).status_code == 500
+        deadline = time.monotonic() + 10
         (asked,) = Ledger.of(url).all()
+        while asked.ends == ["unknown"] and time.monotonic() < deadline:  # booked when the answer has left
+            time.sleep(0.01)
+            (asked,) = Ledger.of(url).all()
     assert (asked.request, asked.ends) == (chat("p"), ["500"])
 
 
@@ -165,7 +178,7 @@ def test_a_batch_from_start_to_end() -> None:
         assert good["c3"]["response"]["body"]["choices"][0]["message"]["content"] == text_for(requests[3])
         assert bad["c1"]["response"]["status_code"] == 500
         assert [listed.id for listed in api.batches.list()] == [batch.id]
-        ends = [(call.end, call.price) for call in server.ledger.calls()]
+        ends = [(call.end, call.price) for call in settled(server).calls()]
     assert ends == [(WHOLE, 11.5), ("500", 0.0), (UNKNOWN, None), (WHOLE, 11.5)]  # half the price
     assert server.requests == []
 
