@@ -204,7 +204,7 @@ class LiveGuide(ABC):
         return found, failures
 
     def _failed(self, failures: list[Answer], asked: int) -> RlgfError:
-        first = failures[0]
+        first = min(failures, key=lambda answer: answer.index)  # they come in any order
         assert isinstance(first.outcome, Failure)
         return RlgfError(
             f"the guide {self.name} failed {len(failures)} of {asked} requests; "
