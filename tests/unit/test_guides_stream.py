@@ -298,7 +298,7 @@ def test_waiting_for_another_process_is_said(server: FakeOpenAI, monkeypatch: py
 
 
 def test_no_lease_outlives_a_stream(server: FakeOpenAI) -> None:
-    server.plan = lambda n, seen: Reply(status=400) if seen.prompt == "1" else Reply(delay_s=2.0 if n > 4 else 0.0)
+    server.plan = lambda n, seen: Reply(status=400) if seen.prompt == "1" else Reply(delay_s=30.0 if n > 4 else 0.0)
     with closing(guide_at(server.url, concurrency=4)) as guide:
         with closing(guide.stream(request(str(i)) for i in range(50))) as answers:
             for _ in range(5):
