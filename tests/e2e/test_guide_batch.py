@@ -334,7 +334,7 @@ def test_an_order_that_never_gets_an_answer_is_found_by_the_next_run(
 DIES = """
 import os, signal, sys
 from rlgf_cli.cli.app import main
-from rlgf_cli.guides import batch, budget, store
+from rlgf_cli.guides import batch, budget, orders, store
 
 def dies(owner, name, after):
     real = getattr(owner, name)
@@ -348,12 +348,12 @@ moment = os.environ.pop("MOMENT")
 {
     "the order is noted, nothing sent": lambda: dies(batch._Batches, "_send", False),
     "the file is there, no batch": lambda: dies(batch._Batches, "_create", False),
-    "the server has it, its id is not noted": lambda: dies(store.Store, "batch_taken", False),
-    "its id is noted": lambda: dies(store.Store, "batch_taken", True),
+    "the server has it, its id is not noted": lambda: dies(orders.Orders, "taken", False),
+    "its id is noted": lambda: dies(orders.Orders, "taken", True),
     "before the texts are kept": lambda: dies(store.Store, "put", False),
     "the texts are kept, not settled": lambda: dies(store.Store, "put", True),
     "settled, not ended": lambda: dies(budget.Meter, "settle", True),
-    "ended, nothing written": lambda: dies(store.Store, "end_batch", True),
+    "ended, nothing written": lambda: dies(orders.Orders, "end", True),
 }[moment]()
 main(sys.argv[1:])
 """

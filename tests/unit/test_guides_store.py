@@ -19,14 +19,11 @@ from typing import Any
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from rlgf_cli.config.guide import BudgetConfig
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.guides.budget import NANO, Meter
-from rlgf_cli.guides.store import FILE, Store, Text, Totals, is_dead, this_process
+from rlgf_cli.guides.budget import NANO, Meter, Totals
+from rlgf_cli.guides.store import FILE, Store, Text, is_dead, this_process
 
 
 def text(words: str = "hello", guide: str = "g", **changes: object) -> Text:
@@ -186,178 +183,6 @@ def test_a_clock_that_is_set_kills_nobody(monkeypatch: pytest.MonkeyPatch) -> No
     assert not is_dead(me)
 
 
-# the books
-
-AMOUNTS = st.integers(0, 40)
-
-
-class Books(RuleBasedStateMachine):
-    """Any order of calls by two stores of one file: the account is the sum of what stands, and no cap is passed."""
-
-    open_calls: Bundle[tuple[int, int, int]] = Bundle("open_calls")
-
-    @initialize(max_nano=st.none() | st.integers(0, 120), max_calls=st.none() | st.integers(0, 9))
-    def begin(self, max_nano: int | None, max_calls: int | None) -> None:
-        import tempfile
-
-        self.folder = tempfile.TemporaryDirectory()
-        path = Path(self.folder.name) / FILE
-        self.stores = [Store(path), Store(path)]
-        self.caps = {"max_nano_usd": max_nano, "max_calls": max_calls}
-        self.settled: list[tuple[int, int | None, int]] = []
-        self.open: dict[int, tuple[int, int]] = {}
-        self.ended: list[int] = []
-        self.tokens = 0
-
-    @rule(target=open_calls, who=st.integers(0, 1), amount=AMOUNTS, calls=st.integers(1, 4))
-    def reserve(self, who: int, amount: int, calls: int) -> tuple[int, int, int]:
-        before = self.expected()
-        id_ = self.stores[who].reserve("run", amount, calls=calls, **self.caps)
-        assert id_ not in self.ended  # or what ends late would end another call
-        nano, count = self.caps["max_nano_usd"], self.caps["max_calls"]
-        fits = (nano is None or before.nano_usd + amount <= nano) and (count is None or before.calls + calls <= count)
-        assert (id_ is not None) == fits
-        if id_ is None:
-            return -1, 0, 0
-        self.open[id_] = (amount, calls)
-        return id_, amount, calls
-
-    @rule(who=st.integers(0, 1), call=consumes(open_calls), share=st.floats(0, 1), priced=st.booleans())
-    def settle(self, who: int, call: tuple[int, int, int], share: float, priced: bool) -> None:
-        id_, amount, calls = call
-        if id_ < 0:
-            return
-        real, answered = (int(amount * share) if priced else None), round(calls * share)
-        self.stores[who].settle(id_, real, calls=calls, answered=answered, prompt_tokens=2, completion_tokens=1)
-        del self.open[id_]
-        self.ended.append(id_)
-        self.settled.append((answered, real, calls))
-        self.tokens += 2
-
-    @rule(who=st.integers(0, 1), call=consumes(open_calls))
-    def refund(self, who: int, call: tuple[int, int, int]) -> None:
-        id_, _, calls = call
-        if id_ >= 0:
-            self.stores[who].refund(id_, calls=calls)
-            del self.open[id_]
-            self.ended.append(id_)
-
-    @rule(who=st.integers(0, 1), data=st.data())
-    def end_again(self, who: int, data: st.DataObject) -> None:
-        """A call that has ended ends no second time."""
-        if self.ended:
-            id_ = data.draw(st.sampled_from(self.ended))
-            self.stores[who].refund(id_)
-            self.stores[who].settle(id_, 5)
-
-    def expected(self) -> Totals:
-        waiting = sum(calls for _, calls in self.open.values())
-        return Totals(
-            calls=sum(answered for answered, _, _ in self.settled) + waiting,
-            nano_usd=sum(real or 0 for _, real, _ in self.settled) + sum(amount for amount, _ in self.open.values()),
-            unknown=waiting,
-            unpriced=sum(answered for answered, real, _ in self.settled if real is None),
-            prompt_tokens=self.tokens,
-            completion_tokens=self.tokens // 2,
-        )
-
-    @invariant()
-    def the_account_is_the_sum(self) -> None:
-        if not hasattr(self, "stores"):
-            return
-        totals = self.stores[0].totals("run")
-        assert totals == self.stores[1].totals("run") == self.expected()
-        assert self.caps["max_nano_usd"] is None or totals.nano_usd <= self.caps["max_nano_usd"]
-        assert self.caps["max_calls"] is None or totals.calls <= self.caps["max_calls"]
-        assert self.stores[0].totals("another run") == Totals()
-
-    def teardown(self) -> None:
-        if hasattr(self, "stores"):
-            for opened in self.stores:
-                opened.close()
-            self.folder.cleanup()
-
-
-TestBooks = Books.TestCase
-
-
-def test_a_settled_call_keeps_its_texts_in_the_same_transaction(store: Store) -> None:
-    call = store.reserve("run", 10)
-    assert call is not None
-    store.settle(call, 4, texts=[(key(1), text("bought"))])
-    assert store.totals("run").nano_usd == 4 and key(1) in store.texts([key(1)])
-    store.settle(call, 4, texts=[(key(2), text("again"))])  # it has ended: nothing of this is kept
-    assert store.totals("run") == Totals(calls=1, nano_usd=4) and store.texts([key(2)]) == {}
-
-
-@given(st.integers(0, 9), st.integers(0, 99), st.integers(0, 9), st.integers(0, 99))
-def test_at_least(calls: int, nano: int, more_calls: int, more_nano: int) -> None:
-    with closing(Store()) as store:
-        for call in range(calls):
-            store.settle(store.reserve("run", 0) or 0, nano if call == 0 else 0)
-        store.at_least("run", more_calls, more_nano)
-        found = store.totals("run")
-        assert found.calls == max(calls, more_calls)
-        assert found.nano_usd == max(nano if calls else 0, more_nano)
-
-
-def test_what_a_manifest_says_of_the_spend() -> None:
-    with closing(Store()) as store:
-        meter = Meter(store, "priced")
-        assert meter.to_json()["charged_usd"] is None
-        call = meter.reserve(2 * NANO)
-        assert call is not None and meter.to_json()["charged_usd"] == 2.0
-        assert meter.to_json()["unknown_outcome"] == 1
-        meter.settle(call, NANO // 2, {"prompt_tokens": 3, "completion_tokens": 4})
-        said = meter.to_json()
-        assert said["charged_usd"] == 0.5 and said["calls"] == 1 and said["unknown_outcome"] == 0
-        assert said["usage"] == {"prompt_tokens": 3, "completion_tokens": 4}
-    with closing(Store()) as store:  # the cache is gone, the manifest is not
-        again = Meter(store, "priced", BudgetConfig(max_cost_usd=0.6, max_calls=3))
-        again.at_least(said)
-        assert again.to_json()["charged_usd"] == 0.5 and again.to_json()["calls"] == 1
-        assert again.reserve(NANO // 5) is None and again.room() == (NANO // 10, 2)
-        assert "0.5000 of 0.6 USD, 1 of 3 calls" in again.spent().message
-
-
-def test_a_guide_without_a_price_is_never_said_to_cost_nothing() -> None:
-    with closing(Store()) as store:
-        meter = Meter(store, "unpriced")
-        meter.settle(meter.reserve(0) or 0, None, {})
-        meter.reserve(0)  # its outcome is never known
-        said = meter.to_json()
-        assert said["calls"] == 2 and said["unknown_outcome"] == 1 and said["charged_usd"] is None
-    with closing(Store()) as store:
-        again = Meter(store, "unpriced")
-        again.at_least({**said, "calls": 1, "unknown_outcome": 0})
-        assert again.to_json()["charged_usd"] is None
-
-
-# batches
-
-
-def test_an_order_is_charged_and_noted_at_once_or_not_at_all(store: Store, path: Path) -> None:
-    asked = [(key(i), f'{{"n": {i}}}', 10 + i) for i in range(3)]
-    assert not store.order_batch("b1", "run", 100, asked, 60, max_nano_usd=99)
-    assert not store.order_batch("b1", "run", 100, asked, 60, max_calls=2)
-    assert store.open_batches("run") == [] and store.totals("run") == Totals()
-    assert store.claim([key(0)], 60)[1] == {key(0)}  # and nothing is leased
-    assert store.order_batch("b1", "run", 100, asked, 60, max_nano_usd=100, max_calls=3)
-    ((id_, server_id, call, requests),) = store.open_batches("run")
-    assert (id_, server_id, requests) == ("b1", None, 3)
-    assert store.totals("run") == Totals(calls=3, nano_usd=100, unknown=3)
-    assert store.open_batches("another") == []
-    store.batch_taken("b1", "server-1")
-    assert store.open_batches("run")[0][1] == "server-1"
-    assert store.batched("b1", [key(1), key(7)]) == {key(1): ('{"n": 1}', 11)}
-    with closing(Store(path)) as other:
-        assert other.claim([key(0), key(1)], 60) == ({}, set())
-    store.refund(call, calls=3)
-    store.end_batch("b1")
-    assert store.open_batches("run") == [] and store.totals("run") == Totals()
-    assert store.claim([key(0), key(1), key(2)], 60)[1] == {key(0), key(1), key(2)}
-
-
 # files that cannot be used
 
 
@@ -459,13 +284,14 @@ def work(path: str, number: int, together: Any) -> None:
     together.wait()
     with closing(Store(Path(path))) as store:  # the file is not there yet: all of them make it
         together.wait()
+        meter = Meter(store, "shared", BudgetConfig(max_cost_usd=7 * EACH / NANO, max_calls=EACH))
         for start in range(0, EACH, 3):
             keys = [key(i) for i in range(start, start + 3)]
             _, ours = store.claim(keys, 60)
             for each in ours:
-                call = store.reserve("shared", 7, max_nano_usd=7 * EACH, max_calls=EACH)
+                call = meter.reserve(7)
                 assert call is not None
-                store.settle(call, 5, texts=[(each, text(f"by {number}"))])
+                meter.settle(call, 5, {}, [(each, text(f"by {number}"))])
             store.put([(key(100_000 + number * EACH + start), text())])
         while len(store.texts([key(i) for i in range(EACH)])) < EACH:
             time.sleep(0.01)
@@ -482,7 +308,7 @@ def test_processes_that_write_at_once_lose_nothing_and_pay_once(path: Path) -> N
         assert worker.exitcode == 0
     with closing(Store(path)) as store:
         assert store.count() == EACH + WORKERS * EACH // 3
-        assert store.totals("shared") == Totals(calls=EACH, nano_usd=5 * EACH)
+        assert Meter(store, "shared").totals() == Totals(calls=EACH, nano_usd=5 * EACH)
         assert store._db.execute("SELECT count(*) FROM leases").fetchone() == (0,)
         assert store._db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
@@ -490,13 +316,14 @@ def test_processes_that_write_at_once_lose_nothing_and_pay_once(path: Path) -> N
 WRITER = """
 import sys
 from pathlib import Path
+from rlgf_cli.guides.budget import Meter
 from rlgf_cli.guides.store import Store, Text
 
-store = Store(Path(sys.argv[1]))
+meter = Meter(Store(Path(sys.argv[1])), "run")
 for n in range(10**9):
-    call = store.reserve("run", 3)
+    call = meter.reserve(3)
     texts = [((n * 5 + i).to_bytes(32, "big"), Text("g", "{}", "x" * 200, "stop", "m", 3)) for i in range(5)]
-    store.settle(call, 2, texts=texts)
+    meter.settle(call, 2, {}, texts)
     print(n, flush=True)
 """
 
@@ -513,7 +340,7 @@ def test_kill_9_in_the_middle_of_writes(path: Path, lines: int) -> None:
         assert store._db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         groups, rest = divmod(store.count(), 5)
         assert rest == 0 and groups >= said - 1  # whole transactions; the last line may be torn
-        totals = store.totals("run")
+        totals = Meter(store, "run").totals()
         assert totals.nano_usd == 2 * groups + 3 * totals.unknown and totals.unknown in (0, 1)
         assert totals.calls == groups + totals.unknown
 
@@ -525,8 +352,9 @@ def test_several_make_the_same_new_file(tmp_path: Path) -> None:
     def opened(path: Path) -> int:
         together.wait()
         store = Store(path)
-        store.at_least("run", 3, 0)
-        calls = store.totals("run").calls
+        meter = Meter(store, "run")
+        meter.at_least({"calls": 3})
+        calls = meter.totals().calls
         store.close()
         return calls
 

@@ -23,8 +23,10 @@ from typing import Any
 from rlgf_cli.errors import Interrupted, RlgfError, UserError
 from rlgf_cli.guides.answers import Failure
 from rlgf_cli.guides.base import LiveGuide
+from rlgf_cli.guides.budget import Meter
 from rlgf_cli.guides.limits import back_off
 from rlgf_cli.guides.openai_api import OpenAIGuide
+from rlgf_cli.guides.orders import Order, Orders
 from rlgf_cli.guides.replies import read_reply
 from rlgf_cli.guides.store import Text
 from rlgf_cli.guides.wording import prompt_bytes
@@ -68,7 +70,7 @@ def run(guide: LiveGuide, requests: Iterator[GuideRequest], stop: threading.Even
 
 def refuse_open(guide: LiveGuide, run: str) -> None:
     """Refuse to forget a run whose batches are not collected yet: they are paid for."""
-    if guide.store.open_batches(run):
+    if Orders(Meter(guide.store, run)).open():
         raise UserError(
             "a batch of this file is not collected yet, and its texts are paid for",
             hint="--batch --resume collects it; another -o leaves it alone",
@@ -78,28 +80,22 @@ def refuse_open(guide: LiveGuide, run: str) -> None:
 class _Batches:
     def __init__(self, guide: OpenAIGuide) -> None:
         self._guide = guide
-        self._store = guide.store
+        self._store, self._orders = guide.store, Orders(guide.meter)
         self._client = guide.client.with_options(max_retries=_RETRIES)
         self._share = guide.endpoint.alias.batch_price if guide.endpoint.alias else 1.0
 
     def take_up(self) -> None:
         """What an earlier process ordered: find the batches whose id it did not live to note."""
-        lost = {id_: call for id_, server_id, call, _ in self._open() if server_id is None}
+        lost = {order.id: order for order in self._orders.open() if order.server_id is None}
         if not lost:
             return
         found = self._guide.call(self._named(set(lost)))
-        for id_, call in lost.items():
-            if id_ in found:
-                self._store.batch_taken(id_, found[id_])
+        for order in lost.values():
+            if order.id in found:
+                self._orders.taken(order.id, found[order.id])
             else:  # the order never reached the server
-                self._store.refund(call, calls=self._size(id_))
-                self._store.end_batch(id_)
-
-    def _open(self) -> list[tuple[str, str | None, int, int]]:
-        return self._store.open_batches(self._guide.meter.run)
-
-    def _size(self, id_: str) -> int:
-        return next(requests for other, _, _, requests in self._open() if other == id_)
+                self._guide.meter.refund(order.call, calls=order.requests)
+                self._orders.end(order.id)
 
     async def _named(self, names: set[str]) -> dict[str, str]:
         """The server's ids of the orders with these names, of those that it knows."""
@@ -138,12 +134,12 @@ class _Batches:
         id_ = uuid.uuid4().hex
         sent = items[:size]
         asked = [(key, guide.request_json(r), prompt_bytes(guide.wording.text(r))) for key, r in sent]
-        if not sent or not guide.meter.order_batch(id_, amount, asked, LONGEST_S):
+        if not sent or not self._orders.place(id_, amount, asked, LONGEST_S):
             self._store.release([key for key, _ in items])
             return False
         self._store.release([key for key, _ in items[size:]])
         server_id = guide.call(self._send(id_, sent))
-        self._store.batch_taken(id_, server_id)
+        self._orders.taken(id_, server_id)
         guide.notify(f"batch {server_id}: {size} requests sent; it may take up to {_WINDOW}")
         return size == len(items)
 
@@ -184,16 +180,16 @@ class _Batches:
 
     def wait(self, stop: threading.Event) -> None:
         """Ask after the run's batches until all are collected."""
-        while open_ := self._open():
-            for id_, server_id, call, requests in open_:
-                assert server_id is not None
-                batch = self._guide.call(self._client.batches.retrieve(server_id))
+        while open_ := self._orders.open():
+            for order in open_:
+                assert order.server_id is not None
+                batch = self._guide.call(self._client.batches.retrieve(order.server_id))
                 if batch.status in _ENDED:
-                    self._collect(id_, call, requests, batch)
-            if self._open() and stop.wait(self._guide.batch_poll_s):
+                    self._collect(order, batch)
+            if self._orders.open() and stop.wait(self._guide.batch_poll_s):
                 raise Interrupted("the batch goes on without us", hint="--batch --resume collects it")
 
-    def _collect(self, id_: str, call: int, requests: int, batch: Any) -> None:
+    def _collect(self, order: Order, batch: Any) -> None:
         """Keep a batch's texts and settle its price; what it did not answer is free to be asked again."""
         came = _Came()
         with tempfile.TemporaryDirectory() as folder:
@@ -202,20 +198,19 @@ class _Batches:
                 self._guide.call(self._download(batch.output_file_id, path))
                 with path.open("rb") as lines:
                     while window := list(itertools.islice(lines, _AT_ONCE)):
-                        self._store.put(list(self._texts(id_, window, came)))
+                        self._store.put(list(self._texts(order.id, window, came)))
             if batch.error_file_id:
                 self._guide.call(self._download(batch.error_file_id, path))
                 with path.open("rb") as lines:
                     for line in lines:
                         self._error(line, came)
         amount = came.nano_usd if self._guide.has_price else None
-        self._guide.meter.settle(call, amount, came.usage, calls=requests, answered=came.answered)
-        self._store.end_batch(id_)
-        if missing := requests - came.texts:
-            why = "; ".join(f"{kind}: {count}" for kind, count in came.failed.most_common(_SHOWN))
-            self._guide.notify(
-                f"batch {batch.id} ({batch.status}): {missing} of {requests} without text ({why or 'no reason given'})"
-            )
+        self._guide.meter.settle(order.call, amount, came.usage, calls=order.requests, answered=came.answered)
+        self._orders.end(order.id)
+        if missing := order.requests - came.texts:
+            told = "; ".join(f"{kind}: {count}" for kind, count in came.failed.most_common(_SHOWN))
+            why = told or "no reason given"
+            self._guide.notify(f"batch {batch.id} ({batch.status}): {missing} of {order.requests} without text ({why})")
         if batch.status == "failed" and not came.answered:
             errors = batch.errors.data if batch.errors and batch.errors.data else []
             said = errors[0].message if errors else "no reason given"
@@ -241,7 +236,7 @@ class _Batches:
                 came.failed[f"status {status}"] += 1
                 continue
             replies[key] = read_reply(body, guide.endpoint.api)
-        for key, (request, size) in self._store.batched(id_, list(replies)).items():
+        for key, (request, size) in self._orders.asked(id_, list(replies)).items():
             usage = replies[key].usage
             limit = json.loads(request)["max_tokens"]
             price = guide.endpoint.cost(**usage) if len(usage) == 2 else guide.endpoint.cost(size, limit)

@@ -41,7 +41,10 @@ def answers(exam: Exam) -> Check:
             finding = f"{missing} of {prompts} prompts have no text in the file{other}"
             remedy = "run collect-guide on this data; texts are joined to prompts by id and prompt"
     else:
-        explanation = "a request that fails for good leaves a text out of a collection, and stops training"
+        explanation = (
+            "a request that fails for good leaves a text out of a collection; in training its episode goes on without "
+            "the guide, and more than half of a batch failing ends the training"
+        )
         if missing:
             status = "fail"
             kinds = ", ".join(f"{kind}: {count}" for kind, count in exam.failed.most_common())

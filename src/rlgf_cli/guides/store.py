@@ -1,4 +1,4 @@
-"""The store of all guide texts that were paid for, and the books of what was paid: one SQLite file.
+"""The store of all guide texts that were paid for: one SQLite file, which holds the books of what was paid too.
 
 Texts are found by a hash of everything that decides them, so all stages and experiments share them. Processes
 share the file (WAL); a request that is under way is claimed with a lease, so that no other process pays for it
@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,19 +84,6 @@ class Text(NamedTuple):
     created: int = 0
 
 
-@dataclass(frozen=True)
-class Totals:
-    """What a run was charged: ``calls`` answered or of unknown outcome, ``unknown`` of them open or of unknown
-    outcome (charged at the upper bound), ``unpriced`` answered without a price."""
-
-    calls: int = 0
-    nano_usd: int = 0
-    unknown: int = 0
-    unpriced: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
 def folder() -> Path:
     """Where the store lies: ``RLGF_CACHE_DIR``, else ``~/.cache/rlgf``."""
     named = os.environ.get("RLGF_CACHE_DIR")
@@ -163,13 +149,15 @@ class Store:
             raise RlgfError(f"the guide cache cannot be used: {error}", where=str(self.path), hint=hint) from error
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for this thread alone; SQLite's errors come as RlgfError."""
         with self._lock, self._explained():
             yield self._db
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._reading() as db:
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """The connection in a transaction: all of it is done, or nothing."""
+        with self.reading() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -183,7 +171,7 @@ class Store:
 
     def texts(self, keys: Sequence[bytes]) -> dict[bytes, Text]:
         """Those of the texts that are there."""
-        with self._reading() as db:
+        with self.reading() as db:
             return self._texts(db, keys)
 
     def _texts(self, db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, Text]:
@@ -201,7 +189,7 @@ class Store:
         What is in neither is asked for by somebody else, whose lease is good.
         """
         now = time.time()
-        with self._writing() as db:
+        with self.writing() as db:
             found = self._texts(db, keys)
             ours = {key for key in keys if key not in found}
             dead: dict[str, bool] = {}
@@ -221,198 +209,33 @@ class Store:
     def renew(self, keys: Iterable[bytes], seconds: float) -> None:
         """Hold leases of this process for longer: what they are for still waits for its turn."""
         until = time.time() + seconds
-        with self._writing() as db:
+        with self.writing() as db:
             db.executemany(
                 "UPDATE leases SET until = ? WHERE key = ? AND owner = ?", [(until, key, self.owner) for key in keys]
             )
 
     def release(self, keys: Iterable[bytes]) -> None:
         """Give leases of this process back."""
-        with self._writing() as db:
+        with self.writing() as db:
             db.executemany("DELETE FROM leases WHERE key = ? AND owner = ?", [(key, self.owner) for key in keys])
 
     def put(self, texts: Iterable[tuple[bytes, Text]]) -> None:
         """Keep texts, and end their leases."""
-        with self._writing() as db:
-            self._put(db, texts)
+        with self.writing() as db:
+            self.keep(db, texts)
 
-    def _put(self, db: sqlite3.Connection, texts: Iterable[tuple[bytes, Text]]) -> None:
+    def keep(self, db: sqlite3.Connection, texts: Iterable[tuple[bytes, Text]]) -> None:
+        """As :meth:`put`, in a transaction that goes on."""
         now = int(time.time())
         for key, text in texts:
             db.execute(_INSERT, (key, *text[:-1], text.created or now))
             db.execute("DELETE FROM leases WHERE key = ?", (key,))
 
-    # the books
-
-    def reserve(
-        self, run: str, nano_usd: int, *, calls: int = 1, max_nano_usd: int | None = None, max_calls: int | None = None
-    ) -> int | None:
-        """Charge a run with what a call can cost at most; None where a cap leaves no room for it.
-
-        The charge stands until :meth:`settle` or :meth:`refund`, whatever becomes of this process.
-        """
-        with self._writing() as db:
-            return self._reserve(db, run, nano_usd, calls, max_nano_usd, max_calls)
-
-    def _reserve(
-        self,
-        db: sqlite3.Connection,
-        run: str,
-        nano_usd: int,
-        calls: int,
-        max_nano_usd: int | None,
-        max_calls: int | None,
-    ) -> int | None:
-        db.execute("INSERT OR IGNORE INTO runs VALUES (?, 0, 0, 0, 0, 0, 0)", (run,))
-        made, spent = db.execute("SELECT calls, nano_usd FROM runs WHERE run = ?", (run,)).fetchone()
-        if max_nano_usd is not None and spent + nano_usd > max_nano_usd:
-            return None
-        if max_calls is not None and made + calls > max_calls:
-            return None
-        db.execute(
-            "UPDATE runs SET calls = calls + ?, nano_usd = nano_usd + ?, unknown = unknown + ? WHERE run = ?",
-            (calls, nano_usd, calls, run),
-        )
-        return db.execute("INSERT INTO calls (run, nano_usd) VALUES (?, ?)", (run, nano_usd)).lastrowid
-
-    def settle(
-        self,
-        call: int,
-        nano_usd: int | None,
-        *,
-        calls: int = 1,
-        answered: int | None = None,
-        prompt_tokens: int = 0,
-        completion_tokens: int = 0,
-        texts: Iterable[tuple[bytes, Text]] = (),
-    ) -> None:
-        """Put a call's real price (None: none is known) in the place of its reservation, and keep its texts.
-
-        ``answered`` of the reserved ``calls`` were answered; the others were not made.
-        """
-        answered = calls if answered is None else answered
-        with self._writing() as db:
-            if (ended := self._end(db, call)) is None:
-                return
-            run, reserved = ended
-            db.execute(
-                "UPDATE runs SET calls = calls + ?, nano_usd = nano_usd + ?, unknown = unknown - ?, "
-                "unpriced = unpriced + ?, prompt_tokens = prompt_tokens + ?, "
-                "completion_tokens = completion_tokens + ? WHERE run = ?",
-                (
-                    answered - calls,
-                    (nano_usd or 0) - reserved,
-                    calls,
-                    answered if nano_usd is None else 0,
-                    prompt_tokens,
-                    completion_tokens,
-                    run,
-                ),
-            )
-            self._put(db, texts)
-
-    def refund(self, call: int, *, calls: int = 1) -> None:
-        """Take a reservation back: the server refused the call, or it was never sent."""
-        with self._writing() as db:
-            if (ended := self._end(db, call)) is None:
-                return
-            run, reserved = ended
-            db.execute(
-                "UPDATE runs SET calls = calls - ?, nano_usd = nano_usd - ?, unknown = unknown - ? WHERE run = ?",
-                (calls, reserved, calls, run),
-            )
-
-    def _end(self, db: sqlite3.Connection, call: int) -> tuple[str, int] | None:
-        """The run and the amount of a reservation that ends here; None where it has ended before."""
-        row = db.execute("SELECT run, nano_usd FROM calls WHERE id = ?", (call,)).fetchone()
-        db.execute("DELETE FROM calls WHERE id = ?", (call,))
-        return row
-
-    def at_least(self, run: str, calls: int, nano_usd: int, *, unpriced: int = 0) -> None:
-        """See that a run's books show no less than what its manifest says, should this cache be a new one."""
-        with self._writing() as db:
-            db.execute("INSERT OR IGNORE INTO runs VALUES (?, 0, 0, 0, 0, 0, 0)", (run,))
-            db.execute(
-                "UPDATE runs SET calls = max(calls, ?), nano_usd = max(nano_usd, ?), unpriced = max(unpriced, ?) "
-                "WHERE run = ?",
-                (calls, nano_usd, unpriced, run),
-            )
-
-    def totals(self, run: str) -> Totals:
-        """What a run was charged so far."""
-        with self._reading() as db:
-            row = db.execute(
-                "SELECT calls, nano_usd, unknown, unpriced, prompt_tokens, completion_tokens FROM runs WHERE run = ?",
-                (run,),
-            ).fetchone()
-        return Totals(*row) if row else Totals()
-
-    # batches: an order is here before the server hears of it, so that a kill between the two loses nothing
-
-    def order_batch(
-        self,
-        id_: str,
-        run: str,
-        nano_usd: int,
-        requests: Sequence[tuple[bytes, str, int]],
-        seconds: float,
-        *,
-        max_nano_usd: int | None = None,
-        max_calls: int | None = None,
-    ) -> bool:
-        """Charge and note a batch of ``(key, request, prompt bytes)``, and let it hold their leases.
-
-        False, and nothing is done, where a cap leaves no room for it.
-        """
-        until = time.time() + seconds
-        with self._writing() as db:
-            call = self._reserve(db, run, nano_usd, len(requests), max_nano_usd, max_calls)
-            if call is None:
-                return False
-            db.execute("INSERT INTO batches VALUES (?, NULL, ?, ?, ?)", (id_, run, call, len(requests)))
-            db.executemany(
-                "INSERT OR REPLACE INTO batched VALUES (?, ?, ?, ?)",
-                [(key, id_, request, size) for key, request, size in requests],
-            )
-            db.executemany(
-                "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)",
-                [(key, f"batch:{id_}", until) for key, _, _ in requests],
-            )
-            return True
-
-    def batch_taken(self, id_: str, server_id: str) -> None:
-        """The server has a batch, under an id of its own."""
-        with self._writing() as db:
-            db.execute("UPDATE batches SET server_id = ? WHERE id = ?", (server_id, id_))
-
-    def open_batches(self, run: str) -> list[tuple[str, str | None, int, int]]:
-        """A run's batches that were not collected yet: ``(id, server id, reservation, requests)``."""
-        with self._reading() as db:
-            return db.execute("SELECT id, server_id, call, requests FROM batches WHERE run = ?", (run,)).fetchall()
-
-    def batched(self, id_: str, keys: Sequence[bytes]) -> dict[bytes, tuple[str, int]]:
-        """``(request, prompt bytes)`` of a batch's keys."""
-        with self._reading() as db:
-            rows = [
-                db.execute(
-                    "SELECT request, prompt_bytes FROM batched WHERE key = ? AND batch = ?", (key, id_)
-                ).fetchone()
-                for key in keys
-            ]
-        return {key: row for key, row in zip(keys, rows, strict=True) if row is not None}
-
-    def end_batch(self, id_: str) -> None:
-        """A batch is collected or given up: its leases are free."""
-        with self._writing() as db:
-            db.execute("DELETE FROM leases WHERE owner = ?", (f"batch:{id_}",))
-            db.execute("DELETE FROM batched WHERE batch = ?", (id_,))
-            db.execute("DELETE FROM batches WHERE id = ?", (id_,))
-
     # looking after it
 
     def samples(self, guide: str, limit: int = 1000) -> list[tuple[int, int | None, int | None, float | None]]:
         """``(prompt bytes, prompt tokens, completion tokens, seconds)`` of a guide's newest texts."""
-        with self._reading() as db:
+        with self.reading() as db:
             return db.execute(
                 "SELECT prompt_bytes, prompt_tokens, completion_tokens, seconds FROM texts WHERE guide = ? "
                 "ORDER BY created DESC LIMIT ?",
@@ -421,7 +244,7 @@ class Store:
 
     def summary(self) -> list[dict[str, Any]]:
         """Per guide: texts, tokens, what they cost, first and last day."""
-        with self._reading() as db:
+        with self.reading() as db:
             rows = db.execute(
                 "SELECT guide, count(*), sum(prompt_tokens), sum(completion_tokens), sum(nano_usd), min(created), "
                 "max(created) FROM texts GROUP BY guide ORDER BY guide"
@@ -431,14 +254,14 @@ class Store:
 
     def count(self) -> int:
         """How many texts there are."""
-        with self._reading() as db:
+        with self.reading() as db:
             return db.execute("SELECT count(*) FROM texts").fetchone()[0]
 
     def each(self, guide: str | None = None) -> Iterator[tuple[bytes, Text]]:
         """All texts, by key, a few at a time."""
         last = b""
         while True:
-            with self._reading() as db:
+            with self.reading() as db:
                 rows = db.execute(
                     f"SELECT {_COLUMNS} FROM texts WHERE key > ? AND (? IS NULL OR guide = ?) ORDER BY key LIMIT 1000",
                     (last, guide, guide),
@@ -450,11 +273,11 @@ class Store:
 
     def prune(self, *, before: int | None = None, guide: str | None = None) -> int:
         """Delete texts older than a Unix time, or of one guide; the file shrinks. Returns how many."""
-        with self._writing() as db:
+        with self.writing() as db:
             deleted = db.execute(
                 "DELETE FROM texts WHERE (? IS NULL OR created < ?) AND (? IS NULL OR guide = ?)",
                 (before, before, guide, guide),
             ).rowcount
-        with self._reading() as db:
+        with self.reading() as db:
             db.execute("VACUUM")
         return deleted
