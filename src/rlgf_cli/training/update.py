@@ -246,8 +246,8 @@ def _reference_loss(model: ActorCritic, tokens: TokenBatch, count: torch.Tensor,
 
 
 def make_optimizer(named: Sequence[tuple[str, Any]], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW; LayerNorm weights, biases and other vectors are not decayed."""
+    """AdamW, one kernel for all parameters; LayerNorm weights, biases and other vectors are not decayed."""
     decayed = [p for _, p in named if p.dim() >= 2]
     plain = [p for _, p in named if p.dim() < 2]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, eps=1e-8)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, eps=1e-8, fused=True)
