@@ -192,6 +192,19 @@ def assert_same_figures(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Non
         assert abs(sum(found) / len(found)) < 1e-6, name
 
 
+def assert_same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    """To 1e-5, but for the biases of attention's keys, which change no output: their gradient is a rounding error,
+    and Adam makes a step of it."""
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        difference = (b[name] - tensor).abs()
+        if name.endswith("c_attn.bias"):
+            queries, keys, values = difference.chunk(3)
+            assert float(keys.max()) < 2e-3, name
+            difference = torch.cat([queries, values])
+        assert float(difference.max()) < 1e-5, name
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_are_one(two: Two, alone: Callable[..., str], name: str) -> None:
     assert [codes[name] for codes in two.codes] == [0, 0]
@@ -205,9 +218,7 @@ def test_two_processes_are_one(two: Two, alone: Callable[..., str], name: str) -
     for figure in figures:
         assert other[figure] == pytest.approx(one[figure], rel=1e-6), figure
     start = load_file(two.world.model / "model.safetensors")
-    for tensor_name, tensor in two.world.weights(out).items():
-        # Adam makes a step of a rounding error where the gradient is nothing else (keys have no use for a bias)
-        assert torch.allclose(two.world.weights(f"two_{name}")[tensor_name], tensor, atol=2e-3), tensor_name
+    assert_same_weights(two.world.weights(out), two.world.weights(f"two_{name}"))
     assert any(not torch.equal(start[n], t) for n, t in two.world.weights(f"two_{name}").items())
     spend = [two.world.manifest(folder)["spend"] for folder in (out, f"two_{name}")]
     assert spend[0] == spend[1]
@@ -224,10 +235,7 @@ def test_shards_give_what_ddp_gives(two: Two, name: str) -> None:
     assert [codes[f"fsdp_{name}"] for codes in two.codes] == [0, 0]
     assert_same_figures(two.world.rows(f"two_{name}"), two.world.rows(f"fsdp_{name}"))
     assert two.world.state(f"two_{name}")["guide_uses"] == two.world.state(f"fsdp_{name}")["guide_uses"]
-    whole, gathered = two.world.weights(f"two_{name}"), two.world.weights(f"fsdp_{name}")
-    assert whole.keys() == gathered.keys()
-    for tensor_name, tensor in whole.items():
-        assert torch.allclose(gathered[tensor_name], tensor, atol=2e-3), tensor_name
+    assert_same_weights(two.world.weights(f"two_{name}"), two.world.weights(f"fsdp_{name}"))
     AutoModelForCausalLM.from_pretrained(two.world.folder / f"fsdp_{name}")
 
 

@@ -9,8 +9,6 @@ import typer
 from rlgf_cli import console
 from rlgf_cli.cli import options
 
-GUIDE = "Guide options"
-
 
 def collect_guide(
     guide: Annotated[
@@ -25,46 +23,40 @@ def collect_guide(
     config: options.Config = None,
     set_: options.Set = None,
     seed: options.Seed = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option("--base-url", help="OpenAI-compatible endpoint; else $OPENAI_BASE_URL.", rich_help_panel=GUIDE),
-    ] = None,
-    api: Annotated[str | None, typer.Option("--api", help="chat or completion.", rich_help_panel=GUIDE)] = None,
-    system: Annotated[
-        str | None, typer.Option("--system", help="System message (chat API).", rich_help_panel=GUIDE)
-    ] = None,
-    prompt_template: Annotated[
-        str | None,
-        typer.Option("--prompt-template", help="What the guide is asked; holds {prompt}.", rich_help_panel=GUIDE),
-    ] = None,
+    base_url: options.BaseUrl = None,
+    api: options.Api = None,
+    system: options.System = None,
+    prompt_template: options.PromptTemplate = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", help="0 is greedy.", rich_help_panel=GUIDE)
+        float | None, typer.Option("--temperature", help="0 is greedy.", rich_help_panel=options.GUIDE)
     ] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="Nucleus; 1 is all.", rich_help_panel=GUIDE)] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Nucleus; 1 is all.", rich_help_panel=options.GUIDE)
+    ] = None,
     top_k: Annotated[
-        int | None, typer.Option("--top-k", help="Best k tokens; 0 is all.", rich_help_panel=GUIDE)
+        int | None, typer.Option("--top-k", help="Best k tokens; 0 is all.", rich_help_panel=options.GUIDE)
     ] = None,
     num_beams: Annotated[
-        int | None, typer.Option("--num-beams", help="Beam search (hf: only).", rich_help_panel=GUIDE)
+        int | None, typer.Option("--num-beams", help="Beam search (hf: only).", rich_help_panel=options.GUIDE)
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option("--concurrency", help="Requests at once (API).", rich_help_panel=GUIDE)
+        int | None, typer.Option("--concurrency", help="Requests at once (API).", rich_help_panel=options.GUIDE)
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", help="Seconds per attempt (API).", rich_help_panel=GUIDE)
+        float | None, typer.Option("--timeout", help="Seconds per attempt (API).", rich_help_panel=options.GUIDE)
     ] = None,
     max_retries: Annotated[
-        int | None, typer.Option("--max-retries", help="Retries per request (API).", rich_help_panel=GUIDE)
+        int | None, typer.Option("--max-retries", help="Retries per request (API).", rich_help_panel=options.GUIDE)
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Texts at once (hf:).", rich_help_panel=GUIDE)
+        int | None, typer.Option("--batch-size", help="Texts at once (hf:).", rich_help_panel=options.GUIDE)
     ] = None,
     on_overlong: Annotated[
         str | None,
         typer.Option(
             "--on-overlong",
             help="error or truncate, for prompts that do not fit (hf:).",
-            rich_help_panel=GUIDE,
+            rich_help_panel=options.GUIDE,
         ),
     ] = None,
     device: options.Device = None,

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rlgf_cli.protocols import Check
     from rlgf_cli.stages.doctor import Diagnosis
 
-GUIDE = "Guide options"
 _LONGEST = 160
 
 
@@ -48,20 +47,13 @@ def doctor(
     config: options.Config = None,
     set_: options.Set = None,
     seed: options.Seed = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option("--base-url", help="OpenAI-compatible endpoint; else $OPENAI_BASE_URL.", rich_help_panel=GUIDE),
-    ] = None,
-    api: Annotated[str | None, typer.Option("--api", help="chat or completion.", rich_help_panel=GUIDE)] = None,
-    system: Annotated[
-        str | None, typer.Option("--system", help="System message (chat API).", rich_help_panel=GUIDE)
-    ] = None,
-    prompt_template: Annotated[
-        str | None,
-        typer.Option("--prompt-template", help="What the guide is asked; holds {prompt}.", rich_help_panel=GUIDE),
-    ] = None,
+    base_url: options.BaseUrl = None,
+    api: options.Api = None,
+    system: options.System = None,
+    prompt_template: options.PromptTemplate = None,
     guide_temperature: Annotated[
-        float | None, typer.Option("--guide-temperature", help="The guide's; 0 is greedy.", rich_help_panel=GUIDE)
+        float | None,
+        typer.Option("--guide-temperature", help="The guide's; 0 is greedy.", rich_help_panel=options.GUIDE),
     ] = None,
     max_cost_usd: options.MaxCost = None,
     max_calls: options.MaxCalls = None,

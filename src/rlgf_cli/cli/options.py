@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rlgf_cli.artifacts.rundir import Existing
 
 COMMON, RUN, MODEL, TEXT = "Common options", "Run options", "Model options", "Text options"
-SPEND = "Budget and limits"
+SPEND, GUIDE = "Budget and limits", "Guide options"
 
 Config = Annotated[
     list[Path] | None,
@@ -50,6 +50,16 @@ TrustRemoteCode = Annotated[
 ]
 Limit = Annotated[
     int | None, typer.Option("--limit", "-L", help="Use only the first N records.", rich_help_panel=COMMON)
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option("--base-url", help="OpenAI-compatible endpoint; else $OPENAI_BASE_URL.", rich_help_panel=GUIDE),
+]
+Api = Annotated[str | None, typer.Option("--api", help="chat or completion.", rich_help_panel=GUIDE)]
+System = Annotated[str | None, typer.Option("--system", help="System message (chat API).", rich_help_panel=GUIDE)]
+PromptTemplate = Annotated[
+    str | None,
+    typer.Option("--prompt-template", help="What the guide is asked; holds {prompt}.", rich_help_panel=GUIDE),
 ]
 MaxCost = Annotated[
     float | None,

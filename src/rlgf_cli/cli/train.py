@@ -73,10 +73,7 @@ def train(
     credit: Annotated[
         str | None, typer.Option("--credit", help="aggrevated: prefix or cut.", rich_help_panel=ALGORITHM)
     ] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option("--base-url", help="The guide's OpenAI-compatible endpoint.", rich_help_panel=ALGORITHM),
-    ] = None,
+    base_url: options.BaseUrl = None,
     max_cost_usd: options.MaxCost = None,
     max_calls: options.MaxCalls = None,
     guide_mode: options.GuideMode = None,
