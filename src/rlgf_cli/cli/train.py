@@ -123,6 +123,12 @@ def train(
     temperature: Annotated[
         float | None, typer.Option("--temperature", help="Of the rollouts.", rich_help_panel=ROLLOUT)
     ] = None,
+    vllm_server: Annotated[
+        str | None,
+        typer.Option(
+            "--vllm-server-base-url", help="A vLLM server that writes for the policy.", rich_help_panel=ROLLOUT
+        ),
+    ] = None,
     use_peft: Annotated[
         bool | None, typer.Option("--use-peft", help="Train a LoRA adapter.", rich_help_panel=MODEL)
     ] = None,
@@ -205,6 +211,7 @@ def train(
         "rollout.on_uncovered": on_uncovered,
         "rollout.episodes": episodes,
         "rollout.temperature": temperature,
+        "rollout.vllm.url": vllm_server,
         "optim.learning_rate": learning_rate,
         "kl.coef": kl_coef,
         "ppo.minibatch_size": batch_size,

@@ -64,6 +64,20 @@ class AlgorithmConfig(Strict):
             raise ValueError(f"algorithm {self.name!r}: {catalog.first_reason(error)}") from None
 
 
+class ServerConfig(Strict):
+    """A vLLM server that the policy writes on, with weights sent to it before every step (docs/scaling.md).
+
+    ``timeout``: seconds to wait for it at the start; ``concurrency``: requests at once; ``group_port``: where the
+    weights go.
+    """
+
+    scalar_key: ClassVar[str | None] = "url"
+    url: str | None = None
+    group_port: int = Field(51216, ge=1, le=65535)
+    timeout: float = Field(240.0, ge=0)
+    concurrency: int = Field(256, ge=1)
+
+
 class RolloutConfig(Strict):
     """How episodes are written. ``episodes`` per step; ``batch_size`` rows are generated at a time."""
 
@@ -76,6 +90,7 @@ class RolloutConfig(Strict):
     on_uncovered: Literal["unguided", "drop"] = "unguided"
     save_every: int = Field(10, ge=0)
     save_count: int = Field(16, ge=0)
+    vllm: ServerConfig = ServerConfig()
 
 
 class PPOConfig(Strict):
@@ -172,6 +187,11 @@ class TrainConfig(StageConfig):
         if self.parallel.strategy == "fsdp" and (self.lora.enabled or self.model.load_in_4bit):
             raise Refused(
                 "fsdp shards plain weights, not an adapter or 4-bit ones", "parallel.strategy: ddp goes with them"
+            )
+        if self.rollout.vllm.url and (self.parallel.strategy == "fsdp" or self.model.load_in_4bit):
+            raise Refused(
+                "a vLLM server is sent whole weights, not shards or 4-bit ones",
+                "leave rollout.vllm out, or use parallel.strategy: ddp and no load_in_4bit",
             )
         if self.reward_needed and not self.reward and spec.uses_reference:
             raise ValueError("at least one reward is needed")

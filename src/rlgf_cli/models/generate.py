@@ -25,10 +25,12 @@ from rlgf_cli.protocols import Completion
 
 @dataclass(frozen=True)
 class Generated:
-    """New tokens after prompt and prefix. ``finished``: the last of ``ids`` is an EOS."""
+    """New tokens after prompt and prefix. ``finished``: the last of ``ids`` is an EOS. ``logprobs``: what a server says
+    of them (nats)."""
 
     ids: list[int]
     finished: bool
+    logprobs: list[float] | None = None
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

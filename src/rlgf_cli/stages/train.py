@@ -42,6 +42,7 @@ from rlgf_cli.models.load import Loaded, add_lora, load, save
 from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.models.seams import same_tokens
+from rlgf_cli.models.server import PolicyServer
 from rlgf_cli.protocols import Guide
 from rlgf_cli.rewards.base import check_examples
 from rlgf_cli.rewards.checked import score_checked
@@ -259,6 +260,9 @@ def _trainer(
         guide=guide,
         covered=inputs.covered,
         whole_words=guide is not None and not same_tokens(getattr(guide, "tokenizer", None), loaded.tokenizer),
+        server=group.agree(lambda: PolicyServer.connect(config.rollout.vllm, loaded, sends=group.main))
+        if config.rollout.vllm.url
+        else None,
     )
     ppo = config.ppo
     return Trainer(

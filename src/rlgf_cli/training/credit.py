@@ -5,7 +5,7 @@ Shapes: B episodes, T response positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from rlgf_cli.functional import advantages as adv
 from rlgf_cli.functional.shaping import log_ratio, token_rewards
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.training.distributed import ALONE, Group
-from rlgf_cli.training.episodes import EpisodeBatch
+from rlgf_cli.training.episodes import Episode, EpisodeBatch
 from rlgf_cli.training.rollout import Sampling
 
 
@@ -90,6 +90,17 @@ def annotate(
         ref_logprobs[rows, :width] = model.reference_logprobs(tokens, chosen, **options).float()
     group.add_up([logprobs, ref_logprobs, *values.values()])  # a row is 0 but for the process that scored it
     return Notes(logprobs, ref_logprobs, values)
+
+
+def sampler_gap(episodes: Sequence[Episode], logprobs: torch.Tensor) -> torch.Tensor | None:
+    """[N]: what a server said of the tokens that it drew for the policy, less their log-probability under the scorer
+    [B, T]; nats. None where none was drawn there."""
+    told = [(row, at, value) for row, e in enumerate(episodes) for at, value in e.said.items()]
+    if not told:
+        return None
+    rows, places, values = zip(*told, strict=True)
+    scored = logprobs[list(rows), list(places)]
+    return torch.tensor(values, dtype=scored.dtype, device=scored.device) - scored
 
 
 def assign(regime: Regime, batch: EpisodeBatch, notes: Notes, *, kl_coef: float, settings: CreditSettings) -> Credit:

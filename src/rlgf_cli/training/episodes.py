@@ -38,6 +38,8 @@ class Episode:
     text: str = ""
     score: Score | None = None
     penalty: float = 0.0
+    sampled: dict[int, float] = field(default_factory=dict)
+    """Where a server wrote for the policy: its log-probability (nats) of the token at a position."""
 
     @property
     def ids(self) -> list[int]:
@@ -65,6 +67,12 @@ class Episode:
     def rollout_start(self) -> int:
         """The first token of the roll-out that a critic is fitted on."""
         return 0 if self.policy_alone else self.cut
+
+    @property
+    def said(self) -> dict[int, float]:
+        """``sampled``, of the tokens that stayed the policy's."""
+        own = AUTHOR_CODE["policy"]
+        return {at: self.sampled[at] for at, code in enumerate(self.authors) if code == own and at in self.sampled}
 
     @property
     def value(self) -> float:

@@ -21,7 +21,7 @@ from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training.checkpoint import TrainerState
-from rlgf_cli.training.credit import Credit, CreditSettings, Notes, annotate, assign
+from rlgf_cli.training.credit import Credit, CreditSettings, Notes, annotate, assign, sampler_gap
 from rlgf_cli.training.distributed import ALONE, Group
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch
 from rlgf_cli.training.rollout import Roller
@@ -92,6 +92,9 @@ class Trainer:
         step = self.state.step
         self.seconds = {}
         regime = self.spec.regime_at(step, noise.uniforms(1, self.seed, "regime", step)[0])
+        if (server := self.roller.server) is not None:
+            with self._timed("sync"):
+                self.group.main_does(server.send)
         with self.group.gathered(self.model):
             episodes, batch, notes, credit = self._experience(regime, step)
         with self._timed("update"):
@@ -262,6 +265,8 @@ class Trainer:
             row["guide/reuse"] = self.roller.use.reuse
         if notes is not None and bool(batch.policy.any()):
             row["policy/entropy"] = -float(notes.logprobs[batch.policy].mean())
+        if notes is not None and (gap := sampler_gap(episodes, notes.logprobs)) is not None:
+            row["sampler/gap"] = float(gap.abs().mean())
         if credit is not None:
             policy_tokens = batch.policy.sum().clamp_min(1)
             row["reward/sum"] = float(credit.rewards.sum(-1).mean())

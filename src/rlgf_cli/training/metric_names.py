@@ -23,6 +23,8 @@ METRICS: dict[str, str] = {
     "kl/episode": "mean per episode of the summed log-ratio (nats)",
     "kl/coef": "the coefficient that was charged",
     "policy/entropy": "mean of -log pi over the tokens that the policy drew (nats): an estimate of its entropy",
+    "sampler/gap": "mean absolute difference (nats per token) between a vLLM server's log-probabilities of the tokens "
+    "that it drew and the scorer's",
     "loss/policy": "PPO's clipped loss, mean over learned tokens",
     "loss/likelihood": "negative log-likelihood per learned token (nats)",
     "loss/value_policy": "value loss of the policy's critic",
@@ -52,6 +54,7 @@ METRICS: dict[str, str] = {
     "eval/length": "mean words of those texts",
     "time/rollout": "seconds spent on writing episodes, without the guide",
     "time/guide": "seconds spent on waiting for the guide",
+    "time/sync": "seconds spent on sending the weights to a vLLM server",
     "time/reward": "seconds spent on scoring",
     "time/annotate": "seconds spent on log-probabilities and values",
     "time/check": "seconds spent on the truths of step 0 (docs/doctor.md); in the first step only",

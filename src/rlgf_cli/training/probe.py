@@ -21,7 +21,7 @@ from rlgf_cli.models.generate import decoder_start_id
 from rlgf_cli.models.load import Loaded, autocast
 from rlgf_cli.protocols import Check
 from rlgf_cli.training import truths
-from rlgf_cli.training.credit import Credit, Notes
+from rlgf_cli.training.credit import Credit, Notes, sampler_gap
 from rlgf_cli.training.episodes import Episode, EpisodeBatch
 from rlgf_cli.training.loop import Examine
 from rlgf_cli.training.rollout import Sampling
@@ -59,7 +59,10 @@ def examine(
             found.append(_adapters(model, batch, sampling, rows))
         everything = Gap.of(credit.log_ratio[batch.policy])
         found.append(truths.compared("policy.reference", everything, EXACT, "policy and reference"))
-    found.append(_sampler(model, [episodes[i] for i in rows.tolist()], sampling, seed, step))
+    if any(e.said for e in episodes):
+        found.append(_server(episodes, notes, sampling))
+    else:
+        found.append(_sampler(model, [episodes[i] for i in rows.tolist()], sampling, seed, step))
     found.append(truths.masks(episodes, batch, regime, model.loaded.eos_ids))
     if credit is not None:
         found.append(truths.placement(episodes, batch.scores, credit.rewards, credit.log_ratio, kl_coef))
@@ -191,6 +194,16 @@ def _sampler(model: ActorCritic, episodes: Sequence[Episode], sampling: Sampling
         return None
     tolerance = _tolerance(loaded, truths.quantile_rounding)
     return truths.sampled(torch.cat(draws), torch.cat(below), torch.cat(upto), tolerance)
+
+
+def _server(episodes: Sequence[Episode], notes: Notes | None, sampling: Sampling) -> Check | None:
+    """What a server says of the tokens that it drew, held against the scorer; it computes in bfloat16 most often.
+    None where its distribution is cut (top_k, top_p) and the scorer's is not."""
+    if notes is None or sampling.top_k or sampling.top_p < 1:
+        return None
+    gap = sampler_gap(episodes, notes.logprobs)
+    assert gap is not None
+    return truths.compared("policy.sampler", Gap.of(gap), truths.rounding(torch.bfloat16), "server and scorer")
 
 
 def examiner(model: ActorCritic, sampling: Sampling, *, seed: int, warn: Callable[[str], None] | None) -> Examine:

@@ -24,6 +24,7 @@ from rlgf_cli.models.generate import sample
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.models.seams import is_boundary
+from rlgf_cli.models.server import PolicyServer
 from rlgf_cli.protocols import Completion, Guide, GuideRequest
 from rlgf_cli.training.distributed import ALONE, Group
 from rlgf_cli.training.episodes import Episode
@@ -97,7 +98,7 @@ class Roller:
 
     ``covered``: ids of the prompts that the guide has text for (None: all). ``whole_words``: the guide has another
     tokenizer, so it is given prefixes that end where a word ends; with the policy's own tokenizer whole characters
-    are enough.
+    are enough. ``server``: where the policy writes, if not here.
     """
 
     loaded: Loaded
@@ -107,6 +108,7 @@ class Roller:
     use: GuideUse = field(default_factory=GuideUse)
     covered: frozenset[str] | None = None
     whole_words: bool = False
+    server: PolicyServer | None = None
     guide_seconds: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -198,7 +200,8 @@ class Roller:
         if not pairs:
             return
         sampling = self.sampling
-        rows = sample(
+        write = self.server.sample if self.server is not None else sample
+        rows = write(
             self.loaded.model,
             [e.prompt_ids for e, _ in pairs],
             prefixes=[e.ids for e, _ in pairs],
@@ -214,6 +217,7 @@ class Roller:
             dtype=self.loaded.dtype,
         )
         for (episode, _), row in zip(pairs, rows, strict=True):
+            episode.sampled |= {episode.length + i: value for i, value in enumerate(row.logprobs or ())}
             self._append_policy(episode, row.ids)
             episode.finished = row.finished
 
