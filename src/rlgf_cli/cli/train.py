@@ -123,6 +123,12 @@ def train(
     temperature: Annotated[
         float | None, typer.Option("--temperature", help="Of the rollouts.", rich_help_panel=ROLLOUT)
     ] = None,
+    reward_workers: Annotated[
+        int | None,
+        typer.Option(
+            "--reward-workers", help="Processes for a Python reward that takes long.", rich_help_panel=ROLLOUT
+        ),
+    ] = None,
     vllm_server: Annotated[
         str | None,
         typer.Option(
@@ -212,6 +218,7 @@ def train(
         "rollout.episodes": episodes,
         "rollout.temperature": temperature,
         "rollout.vllm.url": vllm_server,
+        "reward_workers": reward_workers,
         "optim.learning_rate": learning_rate,
         "kl.coef": kl_coef,
         "ppo.minibatch_size": batch_size,

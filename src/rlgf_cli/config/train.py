@@ -152,7 +152,8 @@ class ParallelConfig(Strict):
 class TrainConfig(StageConfig):
     """Reinforcement learning with or without a guide.
 
-    ``step0``: what a truth that is broken before the first update does (see docs/doctor.md).
+    ``step0``: what a truth that is broken before the first update does (see docs/doctor.md). ``reward_workers``:
+    processes in which each Python function of the reward scores, one text at a time; 0: in the training's own.
     """
 
     reward_needed: ClassVar[bool] = True
@@ -163,6 +164,7 @@ class TrainConfig(StageConfig):
     guide: GuideConfig | None = None
     budget: BudgetConfig = BudgetConfig()
     reward: Parts = Field(default_factory=list)
+    reward_workers: int = Field(0, ge=0)
     text: TextConfig = TextConfig()
     lengths: LengthConfig = LengthConfig()
     lora: LoraConfig = LoraConfig()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rlgf_cli import registry
-from rlgf_cli.config.common import Parts
+from rlgf_cli.config.common import PartConfig, Parts
 from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example, Reward, Score
 from rlgf_cli.rewards.base import check_examples, counts_of, signature_of
 from rlgf_cli.rewards.checked import score_checked
 from rlgf_cli.rewards.python import PythonReward
+from rlgf_cli.rewards.workers import WorkersReward
 
 
 class SumReward:
@@ -50,10 +51,11 @@ class SumReward:
         return [Score(total, parts) for total, parts in zip(totals, logged, strict=True)]
 
 
-def make_reward(parts: Parts, *, device: str = "auto") -> SumReward:
+def make_reward(parts: Parts, *, device: str = "auto", workers: int = 0) -> SumReward:
     """The weighted sum that the ``reward`` section of a config describes.
 
-    ``device`` is for parts that hold a model. Raises UserError for unknown names and parameters, and for
+    ``device`` is for parts that hold a model; ``workers``: processes for each Python function that scores one text at
+    a time, 0 for none. Raises UserError for unknown names and parameters, and for
     what a part cannot be built from.
     """
     if not parts:
@@ -61,10 +63,17 @@ def make_reward(parts: Parts, *, device: str = "auto") -> SumReward:
     made: list[tuple[float, Reward]] = []
     for part in parts:
         if registry.is_python_target(part.name):
-            made.append((part.weight, PythonReward(part.name, part.params)))
+            made.append((part.weight, _python(part, workers)))
         else:
             made.append((part.weight, registry.build("rewards", part.name, part.params, device=device)))
     return SumReward(made)
+
+
+def _python(part: PartConfig, workers: int) -> Reward:
+    here = PythonReward(part.name, part.params)
+    if not workers or here.batched:  # what a function makes of a batch may depend on all of it
+        return here
+    return WorkersReward(part.name, part.params, workers)
 
 
 def unique_names(names: Iterable[str]) -> list[str]:

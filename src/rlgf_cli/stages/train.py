@@ -123,7 +123,9 @@ class _Inputs:
 def _load(config: TrainConfig, spec: AlgorithmSpec, processes: int) -> _Inputs:
     examples = read_examples(config.data, limit=config.limit, need_references=config.aux.reference_nll > 0)
     held_out = read_examples(config.eval.data, limit=config.eval.limit) if config.eval.data else []
-    reward = make_reward(config.reward, device=config.model.device) if config.reward else None
+    reward = (
+        make_reward(config.reward, device=config.model.device, workers=config.reward_workers) if config.reward else None
+    )
     if reward is not None:
         check_examples(reward, examples)
         check_examples(reward, held_out)
