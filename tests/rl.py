@@ -124,6 +124,15 @@ def plain_logprobs(
     return logits.log_softmax(-1)[torch.arange(len(response)), torch.tensor(response)]
 
 
+RESPONSES = [[40, 41, 300, 42, 1], [299, 1], [70, 71, 72]]
+
+
+def of_responses(loaded: Loaded) -> torch.Tensor:
+    """Log-probabilities of RESPONSES, one plain call each."""
+    prompts = [p.ids for p in prompts_for(loaded, 3)]
+    return torch.cat([plain_logprobs(loaded, p, r) for p, r in zip(prompts, RESPONSES, strict=True)])
+
+
 def actor_critic(loaded: Loaded, critics: Sequence[str] = ("policy",), *, mode: str = "shared") -> ActorCritic:
     """With value heads that are not zero, so that a wrong position shows in their values."""
     model = ActorCritic(loaded, critics, mode=mode, with_reference=True)

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from conftest import toy_examples, write_rows
+from rl import of_responses
 from rlgf_cli.artifacts.predictions import read_predictions
 from rlgf_cli.config.common import ModelConfig
 from rlgf_cli.models.load import load
+from runs import assert_figures, assert_tensors
 
 
 def lines_of(text: str) -> list[dict[str, Any]]:
@@ -145,6 +147,43 @@ def test_merged_weights_give_the_adapters_logits(
     )
     assert shown.exit_code == 0
     assert json.loads((tmp_path / "merged/config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
+def test_an_adapter_is_evaluated_as_its_merged_weights_are(
+    request: pytest.FixtureRequest, run_cli: Any, tmp_path: Path, family: str
+) -> None:
+    """Trained by `train`, merged by `merge`, both scored by `eval`: the texts, the scores, the probabilities."""
+    base = request.getfixturevalue(f"tiny_{family}")
+    data = write_rows(tmp_path / "train.jsonl", toy_examples(12))
+    (tmp_path / "reward.py").write_text("def letters(text):\n    return sum(c in 'abcdefghijklm' for c in text) / 10\n")
+    done = run_cli(
+        "train", "--alg", "ppo", "--model", base, "--data", data, "--max-steps", 3,
+        "--reward", f"{tmp_path / 'reward.py'}:letters",
+        "--episodes", 8, "--batch-size", 4, "--max-new-tokens", 8, "--lr", "1e-2", "--device", "cpu",
+        "--use-peft", "--lora-r", 4, "-o", tmp_path / "lora",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert run_cli("merge", "--model", tmp_path / "lora", "-o", tmp_path / "merged").exit_code == 0
+    predictions = []
+    for name in ("lora", "merged"):
+        scored = run_cli(
+            "eval", "--model", tmp_path / name, "--data", data, "--metrics", "rouge,coverage", "--max-new-tokens", 8,
+            "--temperature", 0, "--device", "cpu", "-o", tmp_path / f"eval_{name}",
+        )  # fmt: skip
+        assert scored.exit_code == 0, scored.stderr
+        lines = (tmp_path / f"eval_{name}" / "predictions.jsonl").read_text().splitlines()
+        predictions.append([json.loads(line) for line in lines])
+    texts = [[p["prediction"] for p in found] for found in predictions]
+    assert texts[0] == texts[1] and len(set(texts[0])) > 1
+    assert_figures(*([p["scores"] for p in found] for found in predictions), point=1e-9, mean=1e-9)
+    plain, adapted, merged = (
+        of_responses(load(ModelConfig(name=str(name), device="cpu")))
+        for name in (base, tmp_path / "lora", tmp_path / "merged")
+    )
+    assert_tensors({"logprobs": adapted}, {"logprobs": merged}, point=1e-4, mean=1e-5)
+    assert float((adapted - plain).abs().max()) > 1e-2, "the adapter does nothing"
+    assert torch.isfinite(adapted).all()
 
 
 def test_merging_what_is_no_adapter(run_cli: Any, tmp_path: Path, tiny_gpt2: Path) -> None:

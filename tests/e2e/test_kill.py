@@ -8,181 +8,275 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
 
 from conftest import toy_examples, write_rows
+from rlgf_cli.training import checkpoint
+from runs import assert_same_run
 
 STEPS = 9
-HOOK = """
-import os, signal
-import rlgf_cli.training.checkpoint as checkpoint
-from rlgf_cli.artifacts import jsonl
-write, count = checkpoint.write_json, [0]
-def killed(path, value):
-    if path.name == "COMPLETE":
-        count[0] += 1
-        if count[0] == 2:
-            os.kill(os.getpid(), signal.SIGKILL)  # everything is on disk but the word that it is
-    write(path, value)
-checkpoint.write_json = killed
-from rlgf_cli.cli.app import main
-main()
-"""
+SERVER = Path(__file__).parents[1] / "kill_server.py"
+Kill = tuple[str, float, float]
+"""("row", rows that are written, seconds after that), or ("save", how far into the second save, 0)."""
+
+
+def moments(seed: int, count: int = 30) -> list[Kill]:
+    """Half of them anywhere, half of them within a save, one after the other."""
+    rng = np.random.default_rng(seed)
+    anywhere = [("row", float(rng.integers(0, STEPS - 1)), float(rng.random() * 0.1)) for _ in range(count // 2)]
+    saves = [("save", float(rng.random()), 0.0) for _ in range(count - count // 2)]
+    return [kill for pair in zip(saves, anywhere, strict=True) for kill in pair]
 
 
 def command(alg: str, model: Path, folder: Path, *more: str) -> list[str]:
-    guided = ["--guide", f"hf:{model}"] if alg not in ("ppo", "grpo") else []
-    if alg == "ppo++":
-        guided = ["--guide", str(folder / "guide.jsonl")]
-    extra = {"d2lols": ["--switch-step", "4"], "grpo": ["--group-size", "4"]}.get(alg, [])
+    guided = ["--guide", f"hf:{model}", "--switch-step", "4"] if alg == "d2lols" else []
     return [
         "train", "--alg", alg, "--model", str(model), "--data", str(folder / "train.jsonl"),
-        "--reward", "coverage,rougeL",
-        "--max-steps", str(STEPS), "--episodes", "8", "--batch-size", "4",
-        "--max-new-tokens", "8", "--lr", "1e-3", "--save-steps", "2", "--eval-data", str(folder / "train.jsonl"),
-        "--set", "eval.every=3", "--set", "eval.limit=4", "--set", "kl.adaptive=true", "--set", "rollout.save_every=1",
-        *guided, *extra, *more,
+        "--reward", "coverage,rougeL", "--max-steps", str(STEPS), "--episodes", "8", "--batch-size", "4",
+        "--max-new-tokens", "8", "--lr", "1e-3", "--save-steps", "2", "--save-total-limit", "1",
+        "--eval-data", str(folder / "train.jsonl"), "--set", "eval.every=3", "--set", "eval.limit=4",
+        "--set", "kl.adaptive=true", "--set", "kl.target=0.05", "--set", "kl.horizon=100",
+        "--set", "rollout.save_every=1", *guided, *more,
     ]  # fmt: skip
 
 
-def start(arguments: list[str], hook: str | None = None) -> subprocess.Popen[bytes]:
-    how = ["-c", hook] if hook else ["-m", "rlgf_cli"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen([sys.executable, *how, *arguments], env=environment, stderr=subprocess.PIPE)
+class Starter:
+    """Processes that run ``rlgf``, one at a time, without importing torch anew for each (see kill_server.py)."""
+
+    def __init__(self, folder: Path) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.stderr = folder / "stderr"
+        self._server = subprocess.Popen(
+            [sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+        )
+
+    def start(self, argv: list[str], **more: Any) -> int:
+        """Start a process; its id."""
+        assert self._server.stdin is not None
+        self._server.stdin.write(json.dumps({"argv": argv, "stderr": str(self.stderr), **more}) + "\n")
+        self._server.stdin.flush()
+        return int(self._answer())
+
+    def wait(self) -> int:
+        """The exit status of the process that was started, -9 where it was killed."""
+        return int(self._answer())
+
+    def run(self, argv: list[str], **more: Any) -> int:
+        self.start(argv, **more)
+        return self.wait()
+
+    def _answer(self) -> str:
+        assert self._server.stdout is not None
+        line = self._server.stdout.readline()
+        assert line, "the server ended; its stderr says why"
+        return line
+
+    def close(self) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        assert self._server.wait(60) == 0
 
 
-def finish(arguments: list[str]) -> None:
-    process = start(arguments)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err.decode()
+@dataclass
+class World:
+    """A task, and the undisturbed run of each algorithm with what its second save did to the disk."""
 
+    folder: Path
+    model: Path
+    starter: Starter
+    saves: dict[str, list[str]]
+    count: int = 0
 
-def rows(run: Path) -> list[dict]:
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in found]
+    def whole(self, alg: str) -> Path:
+        run, events = self.folder / f"whole_{alg}", self.folder / f"events_{alg}"
+        if alg not in self.saves:
+            argv = [*command(alg, self.model, self.folder), "-o", str(run)]
+            assert self.starter.run(argv, events=str(events)) == 0, self.said
+            self.saves[alg] = events.read_text().splitlines()
+        return run
 
+    def new(self) -> Path:
+        self.count += 1
+        return self.folder / f"killed{self.count}"
 
-def assert_equal(run: Path, undisturbed: Path) -> None:
-    assert rows(run) == rows(undisturbed)
-    for name in ("model.safetensors", "adapter_model.safetensors"):
-        if (undisturbed / name).exists():
-            found, wanted = load_file(run / name), load_file(undisturbed / name)
-            assert found.keys() == wanted.keys()
-            assert all((found[key] == wanted[key]).all() for key in wanted)
-    last = {p.name: p.read_text() for p in (undisturbed / "rollouts").iterdir()}
-    assert {p.name: p.read_text() for p in (run / "rollouts").iterdir()} == last
+    @property
+    def said(self) -> str:
+        return self.starter.stderr.read_text()
 
+    def killed_in_the_save(self, alg: str, event: int) -> Path:
+        run = self.new()
+        argv = [*command(alg, self.model, self.folder), "-o", str(run)]
+        assert self.starter.run(argv, kill_at=event) == -signal.SIGKILL, self.said
+        return run
 
-@pytest.fixture
-def task(tmp_path: Path) -> Path:
-    examples = toy_examples(12)
-    write_rows(tmp_path / "train.jsonl", examples)
-    guide = [
-        {"id": e["id"], "prompt": e["prompt"], "completion": e["references"][0] + " again" * k, "sample_index": k}
-        for e in examples
-        for k in range(3)
-    ]
-    write_rows(tmp_path / "guide.jsonl", guide)
-    return tmp_path
-
-
-def kill_at(arguments: list[str], run: Path, lines: int, delay: float) -> bool:
-    """Start a run and kill it ``delay`` seconds after its metrics hold ``lines`` rows. Whether it was still running."""
-    process = start(arguments)
-    metrics = run / "metrics.jsonl"
-    deadline = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < deadline:
-        if metrics.exists() and metrics.read_bytes().count(b"\n") >= lines:
+    def killed_after(self, alg: str, lines: int, delay: float) -> Path:
+        """Killed ``delay`` seconds after its metrics hold ``lines`` rows; again where it was done by then."""
+        for _ in range(10):
+            run = self.new()
+            process = self.starter.start([*command(alg, self.model, self.folder), "-o", str(run)])
+            metrics = run / "metrics.jsonl"
+            deadline = time.monotonic() + 120
+            while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
+                assert time.monotonic() < deadline, self.said
+                time.sleep(0.002)
             time.sleep(delay)
-            break
-        time.sleep(0.002)
-    alive = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return alive
+            os.kill(process, signal.SIGKILL)  # nobody else waits for it, so the id is still its own
+            if self.starter.wait() == -signal.SIGKILL:
+                return run
+        raise AssertionError("every run was over before it was killed")
+
+    def resumed(self, alg: str, run: Path) -> None:
+        argv = [*command(alg, self.model, self.folder), "-o", str(run), "--resume"]
+        assert self.starter.run(argv) == 0, self.said
 
 
-def moments(count: int, seed: int) -> list[tuple[int, float]]:
-    rng = np.random.default_rng(seed)
-    return [(int(rng.integers(1, STEPS)), float(rng.random() * 0.05)) for _ in range(count)]
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_gpt2: Path) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("kill")
+    write_rows(folder / "train.jsonl", toy_examples(12))
+    starter = Starter(folder)
+    yield World(folder, tiny_gpt2, starter, {})
+    starter.close()
+
+
+def cases(count: int) -> list[Any]:
+    """The first ``count`` moments of each algorithm belong to the ordinary run."""
+    return [
+        pytest.param(alg, kill, id=f"{alg}-{i}-{kill[0]}", marks=[pytest.mark.slow] * (i >= count))
+        for alg, seed in (("ppo", 0), ("d2lols", 1))
+        for i, kill in enumerate(moments(seed))
+    ]
+
+
+@pytest.mark.parametrize(("alg", "kill"), cases(3))
+def test_killed_at_any_moment(world: World, alg: str, kill: Kill) -> None:
+    whole = world.whole(alg)
+    kind, where, delay = kill
+    if kind == "save":
+        run = world.killed_in_the_save(alg, int(where * len(world.saves[alg])))
+        # there is something to go back to, whatever the save had done
+        assert checkpoint.complete_checkpoints(run / "checkpoints")
+    else:
+        run = world.killed_after(alg, int(where), delay)
+    world.resumed(alg, run)
+    assert_same_run(run, whole)
+
+
+def index(events: list[str], name: str, *, last: bool = False) -> int:
+    """Where an event stands whose name starts so."""
+    found = [i for i, event in enumerate(events) if event.startswith(name)]
+    assert found, f"{name} is not among {events}"
+    return found[-1] if last else found[0]
 
 
 @pytest.mark.parametrize(
-    ("alg", "kills"),
+    ("point", "left"),
     [
-        ("ppo", moments(1, 0)),
-        ("d2lols", moments(2, 1)),
-        pytest.param("ppo", moments(6, 2), marks=pytest.mark.slow),
-        pytest.param("d2lols", moments(6, 3), marks=pytest.mark.slow),
+        ("half of critics.safetensors", ["step_2"]),
+        ("open .rlgf_text.json", ["step_2"]),  # the weights and the tokenizer are written
+        ("half of write 16 to optimizer.pt", ["step_2"]),
+        ("open .COMPLETE", ["step_2"]),  # everything is on disk but the word that it is
+        ("os.rename .step_4.tmp step_4", ["step_2"]),
+        ("os.rename step_2 .step_2.tmp", ["step_2", "step_4"]),  # before the rotation
+        ("os.rmdir .step_2.tmp", ["step_4"]),  # in it: the old one's files are gone, its folder is not
     ],
 )
-def test_killed_at_any_moment(alg: str, kills: list[tuple[int, float]], task: Path, tiny_gpt2: Path) -> None:
-    finish([*command(alg, tiny_gpt2, task), "-o", str(task / "whole")])
-    interrupted = 0
-    for i, (lines, delay) in enumerate(kills):
-        run = task / f"killed{i}"
-        arguments = [*command(alg, tiny_gpt2, task), "-o", str(run)]
-        interrupted += kill_at(arguments, run, lines, delay)
-        finish([*arguments, "--resume"])
-        assert_equal(run, task / "whole")
-    assert interrupted > 0, "every run was over before it was killed: the test killed nothing"
+def test_killed_at_a_point_of_a_save(world: World, point: str, left: list[str]) -> None:
+    """What is complete afterwards, and what the next one makes of it."""
+    whole = world.whole("ppo")
+    run = world.killed_in_the_save("ppo", index(world.saves["ppo"], point))
+    assert [p.name for p in checkpoint.complete_checkpoints(run / "checkpoints")] == left
+    world.resumed("ppo", run)
+    assert f"resuming from step {left[-1].removeprefix('step_')}" in world.said
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [f"step_{STEPS}"]  # nothing half made is left
+    assert_same_run(run, whole)
 
 
-@pytest.mark.parametrize("alg", ["ppo++", "aggrevated", "grpo", "dagger"])
-def test_stopped_in_the_middle_and_resumed(alg: str, task: Path, tiny_gpt2: Path, run_cli, monkeypatch) -> None:
-    """The same for the other kinds of state (recorded guide, cut's horizon, groups, likelihood), in one process."""
-    from rlgf_cli.training.loop import Trainer
-
-    assert run_cli(*command(alg, tiny_gpt2, task), "-o", task / "whole").exit_code == 0
-    step = Trainer.step
-
-    def dies(self: Trainer):
-        if self.state.step == 5:
-            raise RuntimeError("the machine went away")
-        return step(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", dies)
-        assert run_cli(*command(alg, tiny_gpt2, task), "-o", task / "run").exit_code == 1
-    assert len(rows(task / "run")) == 5
-    assert run_cli(*command(alg, tiny_gpt2, task), "-o", task / "run", "--resume").exit_code == 0
-    assert_equal(task / "run", task / "whole")
+@pytest.mark.slow
+def test_killed_at_every_point_of_a_save(world: World) -> None:
+    whole = world.whole("ppo")
+    for event in range(len(world.saves["ppo"])):
+        run = world.killed_in_the_save("ppo", event)
+        assert checkpoint.complete_checkpoints(run / "checkpoints"), world.saves["ppo"][event]
+        world.resumed("ppo", run)
+        assert_same_run(run, whole)
 
 
-def test_killed_in_the_middle_of_a_save(task: Path, tiny_gpt2: Path) -> None:
-    """The second checkpoint lacks its last word: the first one is used."""
-    finish([*command("ppo", tiny_gpt2, task), "-o", str(task / "whole")])
-    arguments = [*command("ppo", tiny_gpt2, task), "-o", str(task / "run")]
-    process = start(arguments, HOOK)
-    process.communicate(timeout=300)
+# --- the command as users start it
+
+
+def start(arguments: list[str]) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen([sys.executable, "-m", "rlgf_cli", *arguments], env=environment, stderr=subprocess.PIPE)
+
+
+def test_lora_resumes(world: World, tiny_llama: Path) -> None:
+    """Killed in a process of its own, not a forked one."""
+    arguments = command("ppo", tiny_llama, world.folder, "--use-peft", "--lora-r", "4")
+    assert world.starter.run([*arguments, "-o", str(world.folder / "lora")]) == 0, world.said
+    run = world.new()
+    process = start([*arguments, "-o", str(run)])
+    wait_for_rows(process, run, 4)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert [p.name for p in (task / "run" / "checkpoints").glob("step_*")] == ["step_2"]
-    finish([*arguments, "--resume"])
-    assert_equal(task / "run", task / "whole")
+    assert world.starter.run([*arguments, "-o", str(run), "--resume"]) == 0, world.said
+    assert_same_run(run, world.folder / "lora")
 
 
-def test_lora_resumes(task: Path, tiny_llama: Path) -> None:
-    arguments = command("ppo", tiny_llama, task, "--use-peft", "--lora-r", "4")
-    finish([*arguments, "-o", str(task / "whole")])
-    assert kill_at([*arguments, "-o", str(task / "run")], task / "run", 4, 0.0)
-    finish([*arguments, "-o", str(task / "run"), "--resume"])
-    assert_equal(task / "run", task / "whole")
-
-
-def test_ctrl_c_saves_and_exits_130(task: Path, tiny_gpt2: Path) -> None:
-    arguments = [*command("ppo", tiny_gpt2, task), "-o", str(task / "run")]
-    finish([*command("ppo", tiny_gpt2, task), "-o", str(task / "whole")])
-    process = start(arguments)
-    metrics = task / "run" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.read_bytes()):
+def wait_for_rows(process: subprocess.Popen[bytes], run: Path, lines: int) -> None:
+    metrics = run / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= lines):
         time.sleep(0.002)
+
+
+def test_ctrl_c_saves_and_exits_130(world: World) -> None:
+    whole, run = world.whole("ppo"), world.new()
+    process = start([*command("ppo", world.model, world.folder), "-o", str(run)])
+    wait_for_rows(process, run, 1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err.decode()
-    assert json.loads((task / "run" / "run.json").read_text())["status"] == "interrupted"
-    finish([*arguments, "--resume"])
-    assert_equal(task / "run", task / "whole")
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    world.resumed("ppo", run)
+    assert_same_run(run, whole)
+
+
+# --- a checkpoint that was damaged after it was written
+
+
+def cut_short(folder: Path, name: str) -> None:
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-10])
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "weights cut short": lambda folder: cut_short(folder, "model.safetensors"),
+    "optimizer missing": lambda folder: (folder / "optimizer.pt").unlink(),
+    "COMPLETE cut short": lambda folder: cut_short(folder, "COMPLETE"),
+    "COMPLETE empty": lambda folder: (folder / "COMPLETE").write_text(""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(world: World, damage: str) -> None:
+    whole = world.whole("ppo")
+    keep = ["--save-total-limit", "3"]
+    run = world.new()
+    argv = [*command("ppo", world.model, world.folder, *keep), "-o", str(run)]
+    assert world.starter.run(argv, kill_at=0) == -signal.SIGKILL  # before the second save: step_2 alone
+    assert world.starter.run([*argv, "--resume"], kill_at=10_000) == 0
+    assert [p.name for p in checkpoint.complete_checkpoints(run / "checkpoints")] == ["step_6", "step_8", "step_9"]
+    manifest = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**manifest, "status": "failed"}))
+    DAMAGE[damage](run / "checkpoints" / "step_9")
+    assert world.starter.run([*argv, "--resume"]) == 0, world.said
+    assert "step_9" in world.said and "is damaged" in world.said, world.said
+    assert "resuming from step 8" in world.said
+    assert_same_run(run, whole)

@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from rl import (
     PPO,
+    RESPONSES,
     actor_critic,
     loaded_from,
-    plain_logprobs,
+    of_responses,
     prompts_for,
     real_mask,
     roller_for,
@@ -29,8 +30,6 @@ from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.load import Loaded, add_lora, save
 from rlgf_cli.training.update import make_optimizer, update
 
-RESPONSES = [[40, 41, 300, 42, 1], [299, 1], [70, 71, 72]]
-
 
 def fresh_adapter(path: Path) -> Loaded:
     torch.manual_seed(0)
@@ -43,12 +42,6 @@ def train(model: ActorCritic, steps: int = 2) -> None:
     optimizer = make_optimizer(model.trainable(), 2e-2, 0.0)
     for step in range(steps):
         update(model, optimizer, data, roller.sampling, update_settings(), seed=0, step=step)
-
-
-def by_hand(loaded: Loaded) -> torch.Tensor:
-    """Log-probabilities of RESPONSES, one plain call each."""
-    prompts = [p.ids for p in prompts_for(loaded, 3)]
-    return torch.cat([plain_logprobs(loaded, p, r) for p, r in zip(prompts, RESPONSES, strict=True)])
 
 
 def of(model: ActorCritic, score: Callable[..., torch.Tensor]) -> torch.Tensor:
@@ -76,7 +69,7 @@ def adapter(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_with_a_fresh_adapter_the_reference_is_the_plain_weights(tiny_gpt2: Path) -> None:
-    base = by_hand(loaded_from(tiny_gpt2))
+    base = of_responses(loaded_from(tiny_gpt2))
     model = actor_critic(fresh_adapter(tiny_gpt2))
     assert distance(policy_of(model), base) < 2e-5  # before training: the same
     train(model)
@@ -87,7 +80,7 @@ def test_with_a_fresh_adapter_the_reference_is_the_plain_weights(tiny_gpt2: Path
 
 def test_with_an_adapter_that_goes_on_the_reference_is_that_adapter(tiny_gpt2: Path, adapter: Path) -> None:
     """Switching the adapter off would give the weights before sft: a reference that nobody meant."""
-    base, tuned = by_hand(loaded_from(tiny_gpt2)), by_hand(loaded_from(adapter))
+    base, tuned = of_responses(loaded_from(tiny_gpt2)), of_responses(loaded_from(adapter))
     assert distance(base, tuned) > 0.05
     model = actor_critic(loaded_from(adapter))
     assert distance(policy_of(model), tuned) < 2e-5
@@ -118,13 +111,13 @@ def test_an_adapter_that_goes_on_is_saved_alone_and_loads_back(adapter: Path, tm
     assert not list(tmp_path.glob("model*.safetensors"))
     assert not [name for name in load_file(tmp_path / "adapter_model.safetensors") if "reference" in name]
     again = loaded_from(tmp_path)
-    assert distance(by_hand(again), expected) < 2e-5
+    assert distance(of_responses(again), expected) < 2e-5
     assert again.text == model.loaded.text
     plain = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(again.model.peft_config["default"].base_model_name_or_path), tmp_path
     )
     again.model = plain.eval()
-    assert distance(by_hand(again), expected) < 2e-5
+    assert distance(of_responses(again), expected) < 2e-5
 
 
 def test_a_separate_critic_starts_from_the_policy_with_its_adapter(adapter: Path) -> None:

@@ -34,9 +34,11 @@ from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.config.common import LoraConfig
 from rlgf_cli.functional import losses
+from rlgf_cli.models.generate import pad_rows
 from rlgf_cli.models.load import Loaded, add_lora
 from rlgf_cli.training.rollout import Sampling
 from rlgf_cli.training.update import make_optimizer, update
+from runs import assert_tensors
 
 TEXT = "the cat sees the river it ."
 
@@ -89,6 +91,44 @@ def test_logprobs_are_those_of_a_plain_call_whatever_the_batch(
             value = scored.values["policy"][at, :length]
             assert torch.allclose(value, values.setdefault(i, value.detach()), atol=2e-5)
     assert max(float(v.detach().std()) for v in values.values() if len(v) > 1) > 0.05  # there was something to compare
+
+
+@torch.no_grad()
+def padded_on_the_other_side(loaded: Loaded, prompts: list[list[int]], responses: list[list[int]]) -> torch.Tensor:
+    """Logits [B, T, V] of one batch by a plain call: decoders get whole rows padded on the right (ours pads prompts on
+    the left), encoders get theirs padded on the left."""
+    batch = token_batch(loaded, prompts, responses)
+    if loaded.encoder_decoder:
+        ids, mask = pad_rows(prompts, loaded.pad_id, left=True)
+        start = torch.full((len(prompts), 1), loaded.model.config.decoder_start_token_id)
+        decoder = torch.cat([start, batch.response_ids[:, :-1]], dim=1)
+        return loaded.model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder).logits
+    rows = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
+    ids, mask = pad_rows(rows, loaded.pad_id, left=False)
+    logits = loaded.model(input_ids=ids, attention_mask=mask).logits
+    width = batch.response_ids.shape[1]
+    return torch.stack([logits[i, len(p) - 1 :][:width] for i, p in enumerate(prompts)])
+
+
+def test_left_and_right_padding_give_the_same(loaded: Loaded) -> None:
+    """Point by point, and in the mean of the residuals. BART's encoder counts positions from the left, padding
+    included: it is always padded on the right."""
+    if loaded.model.config.model_type == "bart":
+        assert token_batch(loaded, [[5, 6], [7]], [[8], [9]]).prompt_mask.tolist() == [[1, 1], [1, 0]]
+        return
+    prompts, responses = some_texts(loaded)
+    responses = [[*r, *[loaded.pad_id] * 9][:7] for r in responses]  # room for every row's logits
+    batch = token_batch(loaded, prompts, responses)
+    mask = real_mask(batch)
+    scored = actor_critic(loaded).score(batch, mask, temperature=1.0, min_new_tokens=0, entropy=True)
+    logprobs = padded_on_the_other_side(loaded, prompts, responses).log_softmax(-1)
+    other = {
+        "logprobs": logprobs.gather(-1, batch.response_ids.unsqueeze(-1))[..., 0][mask],
+        "entropies": -(logprobs.exp() * logprobs).sum(-1)[mask],
+    }
+    assert scored.entropies is not None
+    ours = {"logprobs": scored.logprobs.detach()[mask], "entropies": scored.entropies.detach()[mask]}
+    assert_tensors(ours, other, point=5e-5, mean=5e-6)
 
 
 def test_only_selected_tokens_are_scored_and_each_at_its_place(loaded: Loaded) -> None:

@@ -37,7 +37,6 @@ from rlgf_cli.guides.make import make_guide
 from rlgf_cli.models import hub
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.card import write_card
-from rlgf_cli.models.generate import generate_texts
 from rlgf_cli.models.load import Loaded, add_lora, load, save
 from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.models.prompts import Encoded, encode_prompts
@@ -47,14 +46,15 @@ from rlgf_cli.protocols import Guide
 from rlgf_cli.rewards.base import check_examples
 from rlgf_cli.rewards.checked import score_checked
 from rlgf_cli.rewards.make import SumReward, make_reward
-from rlgf_cli.training import checkpoint, probe
+from rlgf_cli.training import probe
 from rlgf_cli.training.alarms import Alarms
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.credit import CreditSettings
 from rlgf_cli.training.distributed import ALONE, Group, join, shared
-from rlgf_cli.training.keeping import Keeper, note, summary_of
+from rlgf_cli.training.held_out import evaluator
+from rlgf_cli.training.keeping import Keeper, note, resume_from, summary_of
 from rlgf_cli.training.loop import KLSettings, Trainer
-from rlgf_cli.training.rollout import GuideUse, Roller, Sampling
+from rlgf_cli.training.rollout import Roller, Sampling
 from rlgf_cli.training.trackers import tracker
 from rlgf_cli.training.update import UpdateSettings, make_optimizer
 
@@ -266,6 +266,7 @@ def _trainer(
         if config.rollout.vllm.url
         else None,
     )
+    scorer = None if reward is None else partial(score_checked, reward)
     ppo = config.ppo
     return Trainer(
         spec=spec,
@@ -274,7 +275,7 @@ def _trainer(
         scheduler=scheduler,
         prompts=prompts,
         roller=roller,
-        scorer=None if reward is None else lambda examples, texts: score_checked(reward, examples, texts),
+        scorer=scorer,
         credit=CreditSettings.of(ppo),
         update=UpdateSettings(
             epochs=ppo.epochs,
@@ -294,7 +295,15 @@ def _trainer(
         missing_eos_penalty=config.rollout.missing_eos_penalty,
         critic_warmup_steps=ppo.critic_warmup_steps,
         eval_every=config.eval.every,
-        evaluate=_evaluator(config, loaded, inputs.held_out, reward, group),
+        evaluate=evaluator(
+            loaded,
+            inputs.held_out,
+            scorer,
+            DecodingConfig(temperature=config.rollout.temperature, batch_size=config.rollout.batch_size),
+            config.lengths,
+            seed=config.seed,
+            group=group,
+        ),
         examine=probe.examiner(
             model, sampling, seed=config.seed, warn=console.warn if config.step0 == "warn" else None
         ),
@@ -310,33 +319,11 @@ def _first_horizon(loaded: Loaded, prompts: Sequence[Encoded], limit: int) -> fl
     return fmean(min(limit, len(loaded.text.encode_response(loaded.tokenizer, t)) + 1) for t in references)
 
 
-def _evaluator(
-    config: TrainConfig, loaded: Loaded, held_out: Sequence[Encoded], reward: SumReward | None, group: Group
-) -> Any:
-    """Score the policy alone, sampled with a fixed seed, on held-out prompts; None where there are none."""
-    if not held_out or reward is None:
-        return None
-    decoding = DecodingConfig(temperature=config.rollout.temperature, batch_size=config.rollout.batch_size)
-
-    def mine() -> list[tuple[float, int]]:
-        some = group.share(held_out)
-        if not some:
-            return []
-        texts = [c.text for c in generate_texts(loaded, some, decoding, config.lengths, seed=config.seed)]
-        scores = score_checked(reward, [p.example for p in some], texts)
-        return [(s.value, len(t.split())) for s, t in zip(scores, texts, strict=True)]
-
-    def evaluate() -> dict[str, float]:
-        found = [pair for part in group.gather(group.agree(mine)) for pair in part]
-        return {"eval/score": fmean(score for score, _ in found), "eval/length": fmean(n for _, n in found)}
-
-    return evaluate
-
-
 def _loop(trainer: Trainer, config: TrainConfig, folder: RunDir | None, existing: Existing) -> dict[str, Any]:
     """Run the steps, write rows, samples and checkpoints; Ctrl-C ends after the step it came in."""
     group, guide = trainer.group, trainer.roller.guide
-    resumed = existing == "resume" and _resume(trainer, Path(config.output, "checkpoints"))
+    checkpoints = Path(config.output, "checkpoints")
+    resumed = existing == "resume" and resume_from(checkpoints, trainer, log=console.log, warn=console.warn)
     alarms = Alarms(may_end=config.lengths.min_new_tokens < config.lengths.max_new_tokens)
     with (
         _books(guide, folder, group),
@@ -396,25 +383,3 @@ def _books(guide: Guide | None, folder: RunDir | None, group: Group) -> Iterator
                     guide.models.update(models)
             if folder is not None:
                 folder.manifest.save(spend=guide.meter.to_json(), guide=guide.provenance())
-
-
-def _resume(trainer: Trainer, checkpoints: Path) -> bool:
-    """Go on from the newest complete checkpoint; False (and step 0) where there is none yet."""
-
-    def newest() -> Path | None:
-        checkpoint.rotate(checkpoints, None)
-        return next(reversed(checkpoint.complete_checkpoints(checkpoints)), None)
-
-    group = trainer.group
-    found = group.tell(group.main_does(newest))
-    if found is None:
-        console.warn("there is no complete checkpoint yet; starting from the beginning")
-        return False
-    trainer.state = group.agree(
-        lambda: checkpoint.restore(found, trainer.model, trainer.optimizer, trainer.scheduler, group)
-    )
-    trainer.roller.use = GuideUse()
-    trainer.roller.use.uses.update(trainer.state.guide_uses)
-    trainer.roller.use.texts.update(trainer.state.guide_texts)
-    console.log(f"resuming from step {trainer.state.step}")
-    return True

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from rlgf_cli.artifacts.disk import RememberingWriter, os_errors
 from rlgf_cli.artifacts.jsonl import read_json, write_json
-from rlgf_cli.errors import UserError
+from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.models import load as loading
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.training.distributed import ALONE, Group
@@ -90,7 +90,10 @@ def is_complete(folder: Path) -> bool:
     """Whether a checkpoint was written to its end and every file is still as long as it was."""
     if not (folder / "COMPLETE").is_file():
         return False
-    files = read_json(folder / "COMPLETE")["files"]
+    try:
+        files = read_json(folder / "COMPLETE")["files"]
+    except RlgfError:  # cut short as well
+        return False
     return all((folder / n).is_file() and (folder / n).stat().st_size == size for n, size in files.items())
 
 
@@ -103,13 +106,23 @@ def complete_checkpoints(root: Path) -> list[Path]:
     return sorted((f for f in root.glob("step_*") if f.is_dir() and is_complete(f)), key=step_of)
 
 
+def newest(root: Path) -> tuple[Path | None, list[Path]]:
+    """The checkpoint to go on from, None where there is none; and the later ones that were damaged."""
+    complete = complete_checkpoints(root)
+    found = complete[-1] if complete else None
+    first = 0 if found is None else step_of(found) + 1
+    later = [f for f in root.glob("step_*") if f.is_dir() and f not in complete and step_of(f) >= first]
+    return found, sorted(later, key=step_of)
+
+
 def rotate(root: Path, keep: int | None) -> None:
     """Remove all but the newest ``keep`` complete checkpoints (None: keep all), and what a crash left half written."""
     for torn in root.glob(".step_*.tmp"):
         shutil.rmtree(torn, ignore_errors=True)
     if keep is not None:
         for old in complete_checkpoints(root)[:-keep]:
-            shutil.rmtree(old)
+            # first out of sight: where removing it is interrupted, the rest goes with what a crash left
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}.tmp")))
 
 
 def restore(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -12,6 +13,7 @@ from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.training import checkpoint
 from rlgf_cli.training.episodes import Episode
 from rlgf_cli.training.loop import Trainer
+from rlgf_cli.training.rollout import GuideUse
 
 Track = Callable[[Mapping[str, Any]], None]
 
@@ -68,6 +70,32 @@ class Keeper:
                 checkpoint.rotate(target.parent, self.config.save_total_limit)
 
         trainer.group.main_does(write)
+
+
+def resume_from(
+    checkpoints: Path, trainer: Trainer, *, log: Callable[[str], None], warn: Callable[[str], None]
+) -> bool:
+    """Go on from the newest complete checkpoint; False (and step 0) where there is none yet."""
+
+    def newest() -> tuple[Path | None, list[Path]]:
+        checkpoint.rotate(checkpoints, None)
+        return checkpoint.newest(checkpoints)
+
+    group = trainer.group
+    found, damaged = group.tell(group.main_does(newest)) or (None, [])
+    for folder in damaged:
+        warn(f"{folder} is damaged (a file is missing or cut short) and is passed over")
+    if found is None:
+        warn("there is no complete checkpoint yet; starting from the beginning")
+        return False
+    trainer.state = group.agree(
+        lambda: checkpoint.restore(found, trainer.model, trainer.optimizer, trainer.scheduler, group)
+    )
+    trainer.roller.use = GuideUse()
+    trainer.roller.use.uses.update(trainer.state.guide_uses)
+    trainer.roller.use.texts.update(trainer.state.guide_texts)
+    log(f"resuming from step {trainer.state.step}")
+    return True
 
 
 def note(row: dict[str, Any]) -> str:

@@ -1,0 +1,163 @@
+"""A resumed `train` ends as the uninterrupted one, to the bit (CPU), for every algorithm and every kind of guide."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from conftest import Result, toy_examples, write_rows
+from fake_openai import FakeOpenAI
+from rlgf_cli.algorithms import catalog
+from rlgf_cli.training.loop import Trainer
+from runs import SESSION, assert_same_run, last_checkpoint, rows_of
+
+STEPS, STOPPED, SAVED = 7, 5, 4
+"""Steps of a run; after how many it is stopped; the checkpoint that it goes on from: one step is done again."""
+OPTIONS = {
+    "d2lols": ["--switch-step", "6"],  # the switch comes after the resumption
+    "lols": ["--p-ppo-pp", "0.5"],
+    "grpo": ["--group-size", "4"],
+    "rloo": ["--group-size", "4"],
+    "grpo++": ["--group-size", "4"],
+    "rloo++": ["--group-size", "4"],
+}
+TRAINED = {
+    "shared": [],
+    "separate": ["--set", "ppo.critic=separate"],
+    "lora": ["--use-peft", "--lora-r", "4"],
+}
+ORDINARY = {
+    ("ppo", "none", "separate"),
+    ("ppo++", "recorded", "lora"),
+    ("aggrevated", "hf", "separate"),
+    ("lols", "cached", "shared"),
+    ("d2lols", "hf", "lora"),
+    ("grpo", "none", "shared"),
+    ("rloo", "none", "lora"),
+    ("grpo++", "cached", "shared"),
+    ("rloo++", "hf", "shared"),
+    ("bc-guide", "recorded", "shared"),
+    ("dagger", "cached", "lora"),
+}
+"""What `make test` runs: each algorithm, guide and way to train at least once."""
+
+
+def guides_for(alg: str) -> list[str]:
+    spec = catalog.build(alg, {})
+    return ["none"] if not spec.needs_guide else ["hf", "cached"] + ["recorded"] * (not spec.needs_live_guide)
+
+
+def cases() -> list[object]:
+    found: list[object] = []
+    for alg in catalog.CATALOG:
+        for guide in guides_for(alg):
+            for way in TRAINED:
+                if way == "separate" and not catalog.build(alg, {}).critics:
+                    continue
+                slow = (alg, guide, way) not in ORDINARY
+                found.append(pytest.param(alg, guide, way, id=f"{alg}-{guide}-{way}", marks=[pytest.mark.slow] * slow))
+    return found
+
+
+def test_the_ordinary_run_has_every_algorithm_guide_and_way() -> None:
+    assert {alg for alg, _, _ in ORDINARY} == set(catalog.CATALOG)
+    assert {guide for _, guide, _ in ORDINARY} == {"none", "recorded", "hf", "cached"}
+    assert {way for _, _, way in ORDINARY} == set(TRAINED)
+
+
+@dataclass
+class Task:
+    folder: Path
+    model: Path
+    run_cli: Callable[..., Result]
+    server: FakeOpenAI
+
+    def train(self, alg: str, guide: str, way: str, out: str, *more: str) -> Result:
+        guides = {
+            "none": [],
+            "hf": ["--guide", f"hf:{self.model}"],
+            "recorded": ["--guide", str(self.folder / "guide.jsonl")],
+            "cached": ["--guide", "openai:m", "--base-url", self.server.url],
+        }
+        return self.run_cli(
+            "train", "--alg", alg, "--model", self.model, "--data", self.folder / "train.jsonl",
+            "--reward", "coverage,rougeL", "--max-steps", STEPS, "--episodes", 8, "--batch-size", 4, "--epochs", 2,
+            "--max-new-tokens", 8, "--lr", "1e-3", "--save-steps", 2, "--device", "cpu",
+            "--eval-data", self.folder / "train.jsonl", "--set", "eval.every=3", "--set", "eval.limit=4",
+            "--set", "kl.adaptive=true", "--set", "kl.target=0.05", "--set", "kl.horizon=100",
+            "--set", "optim.schedule=cosine", "--set", "optim.warmup_steps=2", "--set", "optim.weight_decay=0.1",
+            "--set", "ppo.entropy_coef=0.01", "--set", "rollout.save_every=1",
+            *guides[guide], *OPTIONS.get(alg, []), *TRAINED[way], *more, "-o", self.folder / out,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def task(
+    tmp_path: Path, tiny_gpt2: Path, run_cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Task]:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    examples = toy_examples(12)
+    write_rows(tmp_path / "train.jsonl", examples)
+    guide = [
+        {"id": e["id"], "prompt": e["prompt"], "completion": e["references"][0] + " again" * k, "sample_index": k}
+        for e in examples
+        for k in range(3)
+    ]
+    write_rows(tmp_path / "guide.jsonl", guide)
+    with FakeOpenAI() as server:
+        yield Task(tmp_path, tiny_gpt2, run_cli, server)
+
+
+def stopped_and_resumed(task: Task, monkeypatch: pytest.MonkeyPatch, case: tuple[str, str, str], *more: str) -> Path:
+    step = Trainer.step
+
+    def dies(self: Trainer) -> object:
+        if self.state.step == STOPPED:
+            raise RuntimeError("the machine went away")
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", dies)
+        assert task.train(*case, "run", *more).exit_code == 1
+    run = task.folder / "run"
+    assert (len(rows_of(run)), last_checkpoint(run).name) == (STOPPED, f"step_{SAVED}")
+    done = task.train(*case, "run", *more, "--resume")
+    assert done.exit_code == 0, done.stderr
+    return run
+
+
+@pytest.mark.parametrize(("alg", "guide", "way"), cases())
+def test_a_resumed_run_is_the_uninterrupted_one(
+    task: Task, monkeypatch: pytest.MonkeyPatch, alg: str, guide: str, way: str
+) -> None:
+    case = (alg, guide, way)
+    replayed: list[str] = []
+    if guide == "cached":  # bought once; both runs are then served from the cache alone
+        assert task.train(*case, "bought").exit_code == 0
+        assert task.server.requests
+        replayed = ["--guide-mode", "replay"]
+    asked = len(task.server.requests)
+    done = task.train(*case, "whole", *replayed)
+    assert done.exit_code == 0, done.stderr
+    whole = task.folder / "whole"
+    run = stopped_and_resumed(task, monkeypatch, case, *replayed)
+    assert_same_run(run, whole)
+    assert len(task.server.requests) == asked
+    if guide == "cached":  # and what was bought is what was replayed
+        ours = (*SESSION, "guide/calls", "guide/usd")
+        assert rows_of(task.folder / "bought", without=ours) == rows_of(whole, without=ours)
+    # there was something to get wrong
+    rows, state = rows_of(whole), json.loads((last_checkpoint(whole) / "state.json").read_text())
+    assert len({row["lr"] for row in rows}) == STEPS
+    assert state["horizon"] != 1.0
+    likelihood = alg in ("bc-guide", "dagger")
+    assert likelihood or len({row["kl/coef"] for row in rows}) > 2
+    assert (state["guide_uses"] != {}) == (guide in ("hf", "cached"))
+    assert (state["guide_texts"] != {}) == (guide != "none")
+    if alg in ("lols", "d2lols"):
+        assert {row["regime"] for row in rows} == {"policy>guide", "guide>policy"}
