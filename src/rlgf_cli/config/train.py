@@ -65,7 +65,10 @@ class AlgorithmConfig(Strict):
 
 
 class RolloutConfig(Strict):
-    """How episodes are written. ``episodes`` per step; ``batch_size`` rows are generated at a time."""
+    """How episodes are written. ``episodes`` per step; ``batch_size`` rows are generated at a time.
+
+    Every ``save_every`` steps (0: never) ``save_count`` of them are saved, and ``show_count`` are shown on stderr.
+    """
 
     episodes: int = Field(128, ge=1)
     batch_size: int = Field(64, ge=1)
@@ -76,6 +79,7 @@ class RolloutConfig(Strict):
     on_uncovered: Literal["unguided", "drop"] = "unguided"
     save_every: int = Field(10, ge=0)
     save_count: int = Field(16, ge=0)
+    show_count: int = Field(1, ge=0)
 
 
 class PPOConfig(Strict):
@@ -137,7 +141,8 @@ class ParallelConfig(Strict):
 class TrainConfig(StageConfig):
     """Reinforcement learning with or without a guide.
 
-    ``step0``: what a truth that is broken before the first update does (see docs/doctor.md).
+    ``step0``: what a truth that is broken before the first update does (see docs/doctor.md). ``save_best``: with
+    ``eval.data``, keep the policy with the best held-out score in ``<output>/best``.
     """
 
     reward_needed: ClassVar[bool] = True
@@ -163,6 +168,7 @@ class TrainConfig(StageConfig):
     step0: Literal["stop", "warn"] = "stop"
     save_steps: int = Field(50, ge=1)
     save_total_limit: int | None = Field(2, ge=1)
+    save_best: bool = True
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     push_to_hub: str | None = None
 
