@@ -1,11 +1,11 @@
 """Starts ``rlgf`` many times over: imports everything once, and forks a process for every command line it is given.
 
 A process that is killed must be a real one, and importing torch takes most of a short run's time. Reads a JSON line
-``{"argv": [...], "stderr": file, "events": file or null, "kill_at": n or null}``, answers with the process's id and,
-when it has ended, with its status as ``os.waitstatus_to_exitcode`` gives it (-9: killed).
+``{"argv": [...], "stderr": file, "watch": name, "events": file or null, "kill_at": n or null}``, answers with the
+process's id and, when it has ended, with its status as ``os.waitstatus_to_exitcode`` gives it (-9: killed).
 
-``events`` gets the names of what the second checkpoint's save does to the disk, in order; with ``kill_at`` the
-process kills itself just before the n-th of them.
+``watch`` is ``checkpoint`` or ``best``: what saves. ``events`` gets the names of what its second save does to the disk,
+in order; with ``kill_at`` the process kills itself just before the n-th of them.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def preload() -> None:
     from rlgf_cli.cli.app import main  # noqa: F401
 
 
-def watch_a_save(events: Path | None, kill_at: int | None) -> None:
+def watch_a_save(what_saves: str, events: Path | None, kill_at: int | None) -> None:
     """See what the save does: calls that Python's auditing tells of, writes of tensors, and the middle of them."""
     import safetensors.torch
 
     from rlgf_cli.artifacts import disk
-    from rlgf_cli.training import checkpoint, keeping
+    from rlgf_cli.training import best, checkpoint, keeping
 
     seen: list[str] = []
     saves, watching = 0, False
@@ -75,20 +75,24 @@ def watch_a_save(events: Path | None, kill_at: int | None) -> None:
         happens(f"half of {Path(path).name}")
         Path(path).write_bytes(content)
 
-    def checkpoint_saved(self: Any, whole: Any = keeping.Keeper.checkpoint) -> None:
-        nonlocal saves, watching
-        saves += 1
-        watching = saves == SAVE
-        whole(self)
-        if watching:
-            watching = False
-            if events is not None:
-                events.write_text("\n".join(seen))
+    def watched(save: Callable[..., None]) -> Callable[..., None]:
+        def second_save(*given: Any, **named: Any) -> None:
+            nonlocal saves, watching
+            saves += 1
+            watching = saves == SAVE
+            save(*given, **named)
+            if watching:
+                watching = False
+                if events is not None:
+                    events.write_text("\n".join(seen))
+
+        return second_save
 
     sys.addaudithook(audit)
     disk.RememberingWriter.write = in_halves  # type: ignore[method-assign]
     checkpoint.save_file = torn  # type: ignore[attr-defined]
-    keeping.Keeper.checkpoint = checkpoint_saved  # type: ignore[method-assign]
+    where: Any = {"checkpoint": (keeping.Keeper, "checkpoint"), "best": (best, "keep")}[what_saves]
+    setattr(*where, watched(getattr(*where)))
 
 
 def child(job: dict[str, Any]) -> None:
@@ -100,7 +104,7 @@ def child(job: dict[str, Any]) -> None:
     code: Any = 1
     try:
         if job.get("events") or job.get("kill_at") is not None:
-            watch_a_save(Path(job["events"]) if job.get("events") else None, job.get("kill_at"))
+            watch_a_save(job["watch"], Path(job["events"]) if job.get("events") else None, job.get("kill_at"))
         main(job["argv"])
         code = 0
     except SystemExit as ended:

@@ -75,7 +75,7 @@ def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def assert_same_run(run: Path, whole: Path) -> None:
-    """Two runs are equal to the bit: rows, weights, critics, optimizer, schedule, trainer's state and rollouts."""
+    """Two runs are equal to the bit: rows, weights, critics, optimizer, schedule, trainer's state, rollouts, best/."""
     assert_figures(rows_of(whole), rows_of(run))
     one, other = last_checkpoint(whole), last_checkpoint(run)
     assert one.name == other.name
@@ -92,3 +92,5 @@ def assert_same_run(run: Path, whole: Path) -> None:
     assert (one / "state.json").read_text() == (other / "state.json").read_text()
     rollouts = [{p.name: p.read_text() for p in (f / "rollouts").iterdir()} for f in (whole, run)]
     assert rollouts[0] == rollouts[1] and rollouts[0]
+    kept = [{p.name: p.read_bytes() for p in (f / "best").glob("*")} for f in (whole, run)]
+    assert kept[0].keys() == kept[1].keys() and all(kept[1][name] == content for name, content in kept[0].items())

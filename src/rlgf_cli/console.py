@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -59,6 +59,41 @@ def log_plain(text: str) -> None:
 def warn(text: str) -> None:
     """Something that the person should know and that does not stop the run."""
     log(f"warning: {text}")
+
+
+_COLOURS = {"guide": "cyan", "policy": "yellow"}
+_SHOWN = 600
+"""Characters of a text that are shown at most."""
+
+
+def authored(head: str, segments: Sequence[tuple[str, str]], tail: str) -> None:
+    """A text with the author of every part, for the person who watches: in colours on a terminal, else by labels.
+
+    What a model wrote may hold control characters; a terminal must not obey them.
+    """
+    if _muted:
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    screen = Console(stderr=True, highlight=False, soft_wrap=True)
+    coloured = screen.is_terminal and screen.color_system is not None and not screen.no_color
+    line = Text("  ")
+    for author, text in segments:
+        shown = _printable(text)
+        line.append(shown if coloured else f"[{author}]{shown}", style=_COLOURS.get(author, "") if coloured else "")
+    line.append(f"  {tail}", style="dim" if coloured else "")
+    if coloured:
+        for author in dict.fromkeys(author for author, _ in segments):
+            line.append(f" {author}", style=_COLOURS.get(author, ""))
+    screen.print(Text(_printable(head), style="bold" if coloured else ""))
+    screen.print(line)
+
+
+def _printable(text: str) -> str:
+    """One line without control characters, not longer than a person reads."""
+    line = "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+    return line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."
 
 
 def letter(error: RlgfError) -> None:

@@ -67,6 +67,9 @@ class World:
     def manifest(self, out: str) -> dict[str, Any]:
         return json.loads((self.folder / out / "run.json").read_text())
 
+    def best(self, out: str) -> dict[str, Any]:
+        return json.loads((self.folder / out / "best" / "rlgf_best.json").read_text())
+
     def weights(self, out: str) -> dict[str, torch.Tensor]:
         return load_file(self.folder / out / "model.safetensors")
 
@@ -237,6 +240,12 @@ def test_shards_give_what_ddp_gives(two: Two, name: str) -> None:
     assert two.world.state(f"two_{name}")["guide_uses"] == two.world.state(f"fsdp_{name}")["guide_uses"]
     assert_same_weights(two.world.weights(f"two_{name}"), two.world.weights(f"fsdp_{name}"))
     AutoModelForCausalLM.from_pretrained(two.world.folder / f"fsdp_{name}")
+    best = [two.world.best(f"{strategy}_{name}") for strategy in ("two", "fsdp")]
+    assert best[0]["step"] == best[1]["step"] and best[0]["score"] == pytest.approx(best[1]["score"], abs=1e-5)
+    assert best[1]["score"] == max(row.get("eval/score", -1) for row in two.world.rows(f"fsdp_{name}"))
+    AutoModelForCausalLM.from_pretrained(two.world.folder / f"fsdp_{name}" / "best")
+    kept = load_file(two.world.folder / f"fsdp_{name}" / "best" / "model.safetensors")
+    assert {n: t.shape for n, t in kept.items()} == {n: t.shape for n, t in whole.items()}
 
 
 def test_an_encoder_decoder_in_shards(two: Two, alone: Callable[..., str], tiny_t5: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from conftest import toy_examples, write_rows
-from rlgf_cli.training import checkpoint
+from rlgf_cli.training import best, checkpoint
 from runs import assert_same_run
 
 STEPS = 9
@@ -97,7 +97,7 @@ class World:
         run, events = self.folder / f"whole_{alg}", self.folder / f"events_{alg}"
         if alg not in self.saves:
             argv = [*command(alg, self.model, self.folder), "-o", str(run)]
-            assert self.starter.run(argv, events=str(events)) == 0, self.said
+            assert self.starter.run(argv, watch="checkpoint", events=str(events)) == 0, self.said
             self.saves[alg] = events.read_text().splitlines()
         return run
 
@@ -109,10 +109,10 @@ class World:
     def said(self) -> str:
         return self.starter.stderr.read_text()
 
-    def killed_in_the_save(self, alg: str, event: int) -> Path:
+    def killed_in_the_save(self, alg: str, event: int, *more: str, watch: str = "checkpoint") -> Path:
         run = self.new()
-        argv = [*command(alg, self.model, self.folder), "-o", str(run)]
-        assert self.starter.run(argv, kill_at=event) == -signal.SIGKILL, self.said
+        argv = [*command(alg, self.model, self.folder, *more), "-o", str(run)]
+        assert self.starter.run(argv, watch=watch, kill_at=event) == -signal.SIGKILL, self.said
         return run
 
     def killed_after(self, alg: str, lines: int, delay: float) -> Path:
@@ -131,8 +131,8 @@ class World:
                 return run
         raise AssertionError("every run was over before it was killed")
 
-    def resumed(self, alg: str, run: Path) -> None:
-        argv = [*command(alg, self.model, self.folder), "-o", str(run), "--resume"]
+    def resumed(self, alg: str, run: Path, *more: str) -> None:
+        argv = [*command(alg, self.model, self.folder, *more), "-o", str(run), "--resume"]
         assert self.starter.run(argv) == 0, self.said
 
 
@@ -208,6 +208,34 @@ def test_killed_at_every_point_of_a_save(world: World) -> None:
         assert_same_run(run, whole)
 
 
+@pytest.mark.parametrize(
+    "point",
+    [
+        "open config.json",  # the new one is begun
+        "open .rlgf_best.json",  # it is written, but for its note
+        "os.rename best .best.old",
+        "os.rename .best.new best",  # between the two: there is none
+        "shutil.rmtree .best.old",
+        "os.rmdir .best.old",
+    ],
+)
+def test_killed_while_the_best_policy_is_replaced(world: World, point: str) -> None:
+    """best/ is there, whole, the new one or the former one, and the resumed run ends with the same."""
+    (world.folder / "reward.py").write_text("def letters(text):\n    return sum(c in 'abcdefghi' for c in text) / 9\n")
+    often = ["--reward", f"{world.folder / 'reward.py'}:letters", "--set", "eval.every=1", "--set", "eval.limit=12"]
+    whole, events = world.folder / "whole_best", world.folder / "events_best"
+    if not whole.is_dir():
+        argv = [*command("ppo", world.model, world.folder, *often), "-o", str(whole)]
+        assert world.starter.run(argv, watch="best", events=str(events)) == 0, world.said
+    run = world.killed_in_the_save("ppo", index(events.read_text().splitlines(), point), *often, watch="best")
+    between = point == "os.rename .best.new best"
+    assert (best.read(run / "best") is None) == between
+    world.resumed("ppo", run, *often)
+    assert_same_run(run, whole)
+    assert best.read(run / "best") is not None
+    assert not [p.name for p in (run / "checkpoints").iterdir() if "best" in p.name]
+
+
 # --- the command as users start it
 
 
@@ -270,8 +298,9 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(world: World, damage
     keep = ["--save-total-limit", "3"]
     run = world.new()
     argv = [*command("ppo", world.model, world.folder, *keep), "-o", str(run)]
-    assert world.starter.run(argv, kill_at=0) == -signal.SIGKILL  # before the second save: step_2 alone
-    assert world.starter.run([*argv, "--resume"], kill_at=10_000) == 0
+    # before the second save: step_2 alone
+    assert world.starter.run(argv, watch="checkpoint", kill_at=0) == -signal.SIGKILL
+    assert world.starter.run([*argv, "--resume"]) == 0
     assert [p.name for p in checkpoint.complete_checkpoints(run / "checkpoints")] == ["step_6", "step_8", "step_9"]
     manifest = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**manifest, "status": "failed"}))

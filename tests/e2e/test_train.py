@@ -129,8 +129,9 @@ def test_other_architectures(train: Train, request: pytest.FixtureRequest, archi
 def test_what_a_run_leaves(train: Train, tiny_gpt2: Path, data: Path, tmp_path: Path) -> None:
     run = train("ppo++", "--eval-data", data, "--set", "eval.every=1", "--set", "eval.limit=5", guide="recorded")
     assert {p.name for p in run.iterdir()} == {
-        "run.json", "config.resolved.json", "metrics.jsonl", "rollouts", "checkpoints", "README.md", "config.json",
-        "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "rlgf_text.json",
+        "run.json", "config.resolved.json", "metrics.jsonl", "rollouts", "checkpoints", "best", "README.md",
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "rlgf_text.json",
     }  # fmt: skip
     manifest = json.loads((run / "run.json").read_text())
     assert [manifest[key] for key in ("command", "status", "seed", "device")] == ["train", "done", 0, "cpu"]

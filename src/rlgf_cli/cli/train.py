@@ -173,6 +173,9 @@ def train(
         str | None,
         typer.Option("--push-to-hub", help="Repository to upload the result to.", rich_help_panel=RUN),
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say at the end where the time went.", rich_help_panel=RUN)
+    ] = False,
     dry_run: options.DryRun = False,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
@@ -251,7 +254,7 @@ def train(
     if dry_run:
         options.print_estimate(stage.dry_run(resolved), as_json)
         return
-    done = stage.run(resolved, existing=existing)
+    done = stage.run(resolved, existing=existing, profile=profile)
     if as_json:
         console.result_json({"output": str(done.folder), **done.summary})
     else:

@@ -79,7 +79,10 @@ class ServerConfig(Strict):
 
 
 class RolloutConfig(Strict):
-    """How episodes are written. ``episodes`` per step; ``batch_size`` rows are generated at a time."""
+    """How episodes are written. ``episodes`` per step; ``batch_size`` rows are generated at a time.
+
+    Every ``save_every`` steps (0: never) ``save_count`` of them are saved, and ``show_count`` are shown on stderr.
+    """
 
     episodes: int = Field(128, ge=1)
     batch_size: int = Field(64, ge=1)
@@ -90,6 +93,7 @@ class RolloutConfig(Strict):
     on_uncovered: Literal["unguided", "drop"] = "unguided"
     save_every: int = Field(10, ge=0)
     save_count: int = Field(16, ge=0)
+    show_count: int = Field(1, ge=0)
     vllm: ServerConfig = ServerConfig()
 
 
@@ -154,6 +158,7 @@ class TrainConfig(StageConfig):
 
     ``step0``: what a truth that is broken before the first update does (see docs/doctor.md). ``reward_workers``:
     processes in which each Python function of the reward scores, one text at a time; 0: in the training's own.
+    ``save_best``: with ``eval.data``, keep the policy with the best held-out score in ``<output>/best``.
     """
 
     reward_needed: ClassVar[bool] = True
@@ -180,6 +185,7 @@ class TrainConfig(StageConfig):
     step0: Literal["stop", "warn"] = "stop"
     save_steps: int = Field(50, ge=1)
     save_total_limit: int | None = Field(2, ge=1)
+    save_best: bool = True
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     push_to_hub: str | None = None
 

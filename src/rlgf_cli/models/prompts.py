@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from rlgf_cli.config.common import LengthConfig
 from rlgf_cli.errors import UserError
@@ -65,3 +66,11 @@ def encode_prompts(
     if not encoded:
         raise UserError("no prompt is short enough", hint="raise max_prompt_tokens or truncate")
     return encoded, counts
+
+
+def reference_length(loaded: Loaded, prompts: Sequence[Encoded], limit: int) -> float:
+    """Mean length in tokens of the prompts' first references, EOS included; ``limit`` where there are none."""
+    references = [text for p in prompts[:500] for text in p.example.references[:1]]
+    if not references:
+        return float(limit)
+    return fmean(min(limit, len(loaded.text.encode_response(loaded.tokenizer, t)) + 1) for t in references)

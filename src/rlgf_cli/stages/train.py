@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
-from transformers import get_scheduler
 
 from rlgf_cli import console
 from rlgf_cli.algorithms.spec import AlgorithmSpec
 from rlgf_cli.artifacts import resume
-from rlgf_cli.artifacts.jsonl import read_examples
+from rlgf_cli.artifacts.jsonl import read_examples, read_objects
 from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.common import DecodingConfig
 from rlgf_cli.config.guide import TRANSPORT
@@ -39,24 +37,24 @@ from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.card import write_card
 from rlgf_cli.models.load import Loaded, add_lora, load, save
 from rlgf_cli.models.memory import keep_freed_memory
-from rlgf_cli.models.prompts import Encoded, encode_prompts
+from rlgf_cli.models.prompts import Encoded, encode_prompts, reference_length
 from rlgf_cli.models.seams import same_tokens
 from rlgf_cli.models.server import PolicyServer
 from rlgf_cli.protocols import Guide
 from rlgf_cli.rewards.base import check_examples
 from rlgf_cli.rewards.checked import score_checked
 from rlgf_cli.rewards.make import SumReward, make_reward
-from rlgf_cli.training import probe
+from rlgf_cli.training import probe, timing, trackers
 from rlgf_cli.training.alarms import Alarms
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.credit import CreditSettings
 from rlgf_cli.training.distributed import ALONE, Group, join, shared
+from rlgf_cli.training.episodes import Episode, segment_texts
 from rlgf_cli.training.held_out import evaluator
-from rlgf_cli.training.keeping import Keeper, note, resume_from, summary_of
+from rlgf_cli.training.keeping import Keeper, note, resume_from, summary_of, tracked
 from rlgf_cli.training.loop import KLSettings, Trainer
 from rlgf_cli.training.rollout import Roller, Sampling
-from rlgf_cli.training.trackers import tracker
-from rlgf_cli.training.update import UpdateSettings, make_optimizer
+from rlgf_cli.training.update import UpdateSettings, make_optimizer, make_scheduler
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,8 @@ class TrainResult:
     summary: dict[str, Any]
 
 
-def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse") -> TrainResult:
-    """Train, save the policy at the run's root, and say how it went.
+def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse", profile: bool = False) -> TrainResult:
+    """Train, save the policy at the run's root, and say how it went; with ``profile`` also where the time went.
 
     All inputs are checked, and the guide's abilities held against the algorithm, before a model is loaded; models are
     loaded and prompts tokenised before the output folder is touched. Among several processes the main one does what
@@ -80,8 +78,11 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse") -> Tr
         console.mute()
     if (done := group.tell(group.main_does(lambda: _check(resolved, existing)))) is not None:
         console.log(f"{config.output} is done already")
+        if profile and group.main:
+            rows = [row for _, row in read_objects(Path(config.output, "metrics.jsonl"))]
+            _show_profile(rows, {}, config)
     else:
-        done = _train(resolved, existing, group)
+        done = _train(resolved, existing, group, profile)
         if config.push_to_hub and group.main:
             console.log(f"pushed to {hub.push(config.output, config.push_to_hub)}")
     group.leave()
@@ -96,7 +97,11 @@ def _check(resolved: Resolved[TrainConfig], existing: Existing) -> dict[str, Any
         return done
     if existing == "resume":
         free = {"step0", "eval.every", "rollout.save_every", "budget.max_cost_usd", "budget.max_calls"}
-        free |= {f"guide.{key}" for key in TRANSPORT} | {"parallel.num_processes", "parallel.strategy"}
+        free |= (
+            {"save_best", "rollout.show_count"}
+            | {f"guide.{key}" for key in TRANSPORT}
+            | {"parallel.num_processes", "parallel.strategy"}
+        )
         resume.refuse_changed(config.output, resolved.to_json(), free=free)
     if config.guide is not None and spec.needs_guide:
         check_guide(config.guide, spec)
@@ -104,6 +109,7 @@ def _check(resolved: Resolved[TrainConfig], existing: Existing) -> dict[str, Any
         console.warn(f"{spec.name} asks no guide: {config.guide.name} is not used")
     if config.push_to_hub:
         hub.check(config.push_to_hub)
+    trackers.check(config.report_to)
     return None
 
 
@@ -147,7 +153,7 @@ def _load(config: TrainConfig, spec: AlgorithmSpec, processes: int) -> _Inputs:
     return _Inputs(loaded, guide, reward, prompts, held_out_prompts, covered, counts)
 
 
-def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group) -> dict[str, Any]:
+def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group, profile: bool) -> dict[str, Any]:
     config, spec = resolved.config, resolved.config.algorithm.spec()
     inputs = group.agree(lambda: _load(config, spec, group.size))
     loaded, guide = inputs.loaded, inputs.guide
@@ -175,7 +181,7 @@ def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group) ->
             run_id, spend = books
             group.agree(lambda: guide.charge_to(run_id, config.budget, spend))
         trainer = _trainer(config, spec, inputs, group)
-        summary = _loop(trainer, config, folder, existing)
+        summary = _loop(trainer, config, folder, existing, profile)
         summary |= {k: n for k, n in inputs.counts.items() if n}
         weights = group.whole(loaded.model.state_dict()) if group.lockstep else None
 
@@ -246,14 +252,7 @@ def _trainer(
     group.spread(model)
     group.prepare(model)
     optimizer = make_optimizer(model.trainable(), config.optim.learning_rate, config.optim.weight_decay)
-    # transformers' "constant" ignores the warmup
-    constant = config.optim.schedule == "constant"
-    scheduler = get_scheduler(
-        "constant_with_warmup" if constant else config.optim.schedule,
-        optimizer,
-        num_warmup_steps=config.optim.warmup_steps,
-        num_training_steps=config.max_steps,
-    )
+    scheduler = make_scheduler(optimizer, config.optim, config.max_steps)
     sampling = Sampling.of(config.rollout, config.lengths)
     roller = Roller(
         loaded,
@@ -277,19 +276,9 @@ def _trainer(
         roller=roller,
         scorer=scorer,
         credit=CreditSettings.of(ppo),
-        update=UpdateSettings(
-            epochs=ppo.epochs,
-            minibatch_size=ppo.minibatch_size,
-            accumulation=ppo.gradient_accumulation_steps,
-            clip_range=ppo.clip_range,
-            value_clip_range=ppo.value_clip_range if ppo.value_clip_range is not None else float("inf"),
-            value_coef=ppo.value_coef,
-            entropy_coef=ppo.entropy_coef,
-            reference_nll=config.aux.reference_nll,
-            max_grad_norm=config.optim.max_grad_norm,
-        ),
+        update=UpdateSettings.of(ppo, config.aux, config.optim),
         kl=KLSettings(config.kl.in_reward, config.kl.adaptive, config.kl.target, config.kl.horizon),
-        state=TrainerState(kl_coef=config.kl.coef, horizon=_first_horizon(loaded, prompts, sampling.max_new_tokens)),
+        state=TrainerState(kl_coef=config.kl.coef, horizon=reference_length(loaded, prompts, sampling.max_new_tokens)),
         seed=config.seed,
         episodes=config.rollout.episodes,
         missing_eos_penalty=config.rollout.missing_eos_penalty,
@@ -311,27 +300,19 @@ def _trainer(
     )
 
 
-def _first_horizon(loaded: Loaded, prompts: Sequence[Encoded], limit: int) -> float:
-    """Before the first episode: the mean length of references, EOS included; the limit where there are none."""
-    references = [text for p in prompts[:500] for text in p.example.references[:1]]
-    if not references:
-        return float(limit)
-    return fmean(min(limit, len(loaded.text.encode_response(loaded.tokenizer, t)) + 1) for t in references)
-
-
-def _loop(trainer: Trainer, config: TrainConfig, folder: RunDir | None, existing: Existing) -> dict[str, Any]:
+def _loop(
+    trainer: Trainer, config: TrainConfig, folder: RunDir | None, existing: Existing, profile: bool
+) -> dict[str, Any]:
     """Run the steps, write rows, samples and checkpoints; Ctrl-C ends after the step it came in."""
-    group, guide = trainer.group, trainer.roller.guide
-    checkpoints = Path(config.output, "checkpoints")
-    resumed = existing == "resume" and resume_from(checkpoints, trainer, log=console.log, warn=console.warn)
+    group, guide, output = trainer.group, trainer.roller.guide, Path(config.output)
+    resumed = existing == "resume" and resume_from(output / "checkpoints", trainer, log=console.log, warn=console.warn)
     alarms = Alarms(may_end=config.lengths.min_new_tokens < config.lengths.max_new_tokens)
     with (
         _books(guide, folder, group),
         Keeper(folder, config, trainer) as keeper,
+        _profiled(keeper, trainer, config) if profile else nullcontext(),
         console.interruptible("finishing this step and saving") as stop,
-        tracker(
-            config.report_to if group.main else "none", Path(config.output), config.model_dump(mode="json")
-        ) as track,
+        trackers.tracker(config.report_to, tracked(folder, config, trainer.state.step)) as track,
         console.progress(trainer.spec.name, config.max_steps) as bar,
     ):
         group.main_does(lambda: keeper.begin(resumed=resumed, track=track))
@@ -345,8 +326,11 @@ def _loop(trainer: Trainer, config: TrainConfig, folder: RunDir | None, existing
                 raise
             row |= merge_spend(group.gather(spend_row(guide)))
             group.main_does(partial(keeper.row, row, episodes))
+            if keeper.wants_samples(row["step"]):
+                _show(row["step"], episodes[: config.rollout.show_count], trainer.model.loaded)
             for warning in alarms(row):
                 console.warn(warning)
+            keeper.save_best()
             step = trainer.state.step
             interrupted = group.any(stop.is_set())
             if step % config.save_steps == 0 or step == config.max_steps or interrupted:
@@ -361,7 +345,30 @@ def _loop(trainer: Trainer, config: TrainConfig, folder: RunDir | None, existing
         console.warn(held)
     if folder is None:
         return {}
-    return summary_of(keeper.rows, trainer) | {f"warning/{name}": count for name, count in alarms.counts.items()}
+    warned = {f"warning/{name}": count for name, count in alarms.counts.items()}
+    return summary_of(keeper.rows, trainer) | keeper.best() | warned
+
+
+def _show(step: int, episodes: Sequence[Episode], loaded: Loaded) -> None:
+    """Some of a step's episodes, for the person who watches."""
+    for e in episodes:
+        said = f"score {e.value:.3f}" if e.score is not None else "no score"
+        ending = "" if e.finished else ", cut at the limit"
+        console.authored(f"step {step}: {e.example.prompt}", segment_texts(e, loaded), f"({said}{ending})")
+
+
+@contextmanager
+def _profiled(keeper: Keeper, trainer: Trainer, config: TrainConfig) -> Iterator[None]:
+    """However the loop ends, say where the time went."""
+    try:
+        yield
+    finally:
+        _show_profile(keeper.rows, trainer.clock.lap(), config)
+
+
+def _show_profile(rows: Sequence[dict[str, Any]], after: Mapping[str, float], config: TrainConfig) -> None:
+    if rows:
+        console.log(console.table(timing.HEADER, timing.profile(rows, after, epochs=config.ppo.epochs)))
 
 
 @contextmanager

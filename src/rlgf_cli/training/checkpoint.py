@@ -27,7 +27,8 @@ class TrainerState:
     """What the loop carries from step to step, apart from weights and optimizer.
 
     ``horizon``: recent mean response length, from which the policy's cut is drawn; ``critic_steps``: steps in which
-    each critic was fitted; ``guide_uses``/``guide_texts``: see GuideUse.
+    each critic was fitted; ``guide_uses``/``guide_texts``: see GuideUse; ``best_step``, ``best_score``: the step with
+    the best held-out score so far (None: there was none yet).
     """
 
     step: int = 0
@@ -36,6 +37,8 @@ class TrainerState:
     critic_steps: dict[str, int] = field(default_factory=dict)
     guide_uses: dict[str, int] = field(default_factory=dict)
     guide_texts: dict[str, int] = field(default_factory=dict)
+    best_step: int = 0
+    best_score: float | None = None
 
 
 @dataclass(frozen=True)

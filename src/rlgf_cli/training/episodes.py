@@ -151,3 +151,15 @@ def build_batch(episodes: Sequence[Episode], regime: Regime, critics: Sequence[s
         scores=torch.tensor([e.value if e.score is not None else 0.0 for e in episodes], device=device),
         groups=column([e.group for e in episodes]),
     )
+
+
+def segment_texts(episode: Episode, loaded: Any) -> list[tuple[Author, str]]:
+    """Who wrote which part of the text. A character whose bytes two authors wrote is the second one's."""
+    found, ids, before = [], [], ""
+    for author, own in episode.segments:
+        ids += own
+        text = loaded.text.decode_response(loaded.tokenizer, ids, strip=False)
+        whole = text.rstrip("\ufffd") if len(ids) < episode.length else text
+        found.append((author, whole[len(before) :]))
+        before = whole
+    return found

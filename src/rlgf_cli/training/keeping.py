@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,12 +10,11 @@ from typing import Any
 from rlgf_cli.artifacts.jsonl import Appender, read_objects, write_jsonl
 from rlgf_cli.artifacts.rundir import RunDir
 from rlgf_cli.config.train import TrainConfig
-from rlgf_cli.training import checkpoint
+from rlgf_cli.training import best, checkpoint
 from rlgf_cli.training.episodes import Episode
 from rlgf_cli.training.loop import Trainer
 from rlgf_cli.training.rollout import GuideUse
-
-Track = Callable[[Mapping[str, Any]], None]
+from rlgf_cli.training.trackers import Track, Tracked
 
 
 class Keeper:
@@ -43,6 +42,8 @@ class Keeper:
         self.rows = [row for row in rows if row["step"] <= self.trainer.state.step]
         write_jsonl(metrics, self.rows)
         self._out, self._track = Appender(metrics), track
+        if self.config.save_best and self.trainer.evaluate is not None:
+            best.mend(self.folder.file("best"), self.folder.file("checkpoints"))
 
     def row(self, row: dict[str, Any], episodes: Sequence[Episode]) -> None:
         """A step's row, and some of its episodes."""
@@ -51,25 +52,74 @@ class Keeper:
         self._out.write(row)
         self.rows.append(row)
         self._track(row)
-        rollout, step = self.config.rollout, row["step"]
-        if rollout.save_every and (step - 1) % rollout.save_every == 0:
-            samples = [e.to_record() for e in episodes[: rollout.save_count]]
-            write_jsonl(self.folder.file("rollouts") / f"step_{step}.jsonl", samples)
+        if self.wants_samples(row["step"]):
+            samples = [e.to_record() for e in episodes[: self.config.rollout.save_count]]
+            write_jsonl(self.folder.file("rollouts") / f"step_{row['step']}.jsonl", samples)
+
+    def wants_samples(self, step: int) -> bool:
+        """Whether it is a step whose episodes are saved and shown."""
+        every = self.config.rollout.save_every
+        return every > 0 and (step - 1) % every == 0
+
+    def save_best(self) -> None:
+        """Keep the policy of this step where it is the best one. All processes come here, and one writes.
+
+        Before the checkpoint: a state never tells of a best policy that was not on disk.
+        """
+        trainer, folder, state = self.trainer, self.folder, self.trainer.state
+        if not self.config.save_best or state.best_step != state.step or state.best_score is None:
+            return
+        score, loaded = state.best_score, trainer.model.loaded
+        with trainer.clock.timed("save"):
+            weights = trainer.group.whole(loaded.model.state_dict()) if trainer.group.lockstep else None
+
+            def write() -> None:
+                assert folder is not None
+                workshop = folder.file("checkpoints")
+                best.keep(folder.file("best"), loaded, step=state.step, score=score, workshop=workshop, weights=weights)
+
+            trainer.group.main_does(write)
 
     def checkpoint(self) -> None:
         """Save the state. All processes come here; one writes, and the others wait until it is on disk."""
         # not before: what fails while there is nothing to resume from leaves nothing behind
         trainer, folder = self.trainer, self.folder
-        states = checkpoint.collect(trainer.model, trainer.optimizer, trainer.group)
+        with trainer.clock.timed("save"):
+            states = checkpoint.collect(trainer.model, trainer.optimizer, trainer.group)
 
-        def write() -> None:
-            assert folder is not None
-            target = folder.file("checkpoints") / f"step_{trainer.state.step}"
-            if not checkpoint.is_complete(target):
-                checkpoint.save(target, trainer.model, trainer.optimizer, trainer.scheduler, trainer.state, states)
-                checkpoint.rotate(target.parent, self.config.save_total_limit)
+            def write() -> None:
+                assert folder is not None
+                target = folder.file("checkpoints") / f"step_{trainer.state.step}"
+                if not checkpoint.is_complete(target):
+                    checkpoint.save(target, trainer.model, trainer.optimizer, trainer.scheduler, trainer.state, states)
+                    checkpoint.rotate(target.parent, self.config.save_total_limit)
 
-        trainer.group.main_does(write)
+            trainer.group.main_does(write)
+
+    def best(self) -> dict[str, Any]:
+        """What the result says of the best policy: what is on disk, or, where none is kept, which it would have been.
+
+        A run that was killed and resumed with another ``eval.every`` may have left a better one than it then saw.
+        """
+        state = self.trainer.state
+        if self.folder is None or state.best_score is None:
+            return {}
+        kept = best.read(self.folder.path / "best") if self.config.save_best else None
+        kept = kept or {"step": state.best_step, "score": state.best_score}
+        return {"best_step": kept["step"], "best_score": kept["score"]}
+
+
+def tracked(folder: RunDir | None, config: TrainConfig, step: int) -> Tracked | None:
+    """The run as a tracker is told of it, before the rows of steps that will be done again are dropped; None in a
+    process that does not write."""
+    if folder is None:
+        return None
+    if config.report_to == "tensorboard":
+        folder.file("tensorboard")  # so that --overwrite removes it
+    metrics = folder.path / "metrics.jsonl"
+    rows = [row for _, row in read_objects(metrics, torn_tail=True)] if metrics.is_file() else []
+    values = config.model_dump(mode="json")
+    return Tracked(folder.path, folder.manifest.data["run_id"], values, step, rows[-1]["step"] if rows else 0)
 
 
 def resume_from(

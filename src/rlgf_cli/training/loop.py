@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import Any, Protocol
@@ -25,6 +23,7 @@ from rlgf_cli.training.credit import Credit, CreditSettings, Notes, annotate, as
 from rlgf_cli.training.distributed import ALONE, Group
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch
 from rlgf_cli.training.rollout import Roller
+from rlgf_cli.training.timing import Clock
 from rlgf_cli.training.update import StepData, UpdateSettings, update
 
 Scorer = Callable[[Sequence[Example], Sequence[str]], list[Score]]
@@ -85,19 +84,22 @@ class Trainer:
     evaluate: Evaluate | None = None
     examine: Examine | None = None
     group: Group = ALONE
-    seconds: dict[str, float] = field(default_factory=dict)
+    clock: Clock = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.clock = Clock(lambda: self.roller.guide_seconds)
 
     def step(self) -> tuple[dict[str, Any], list[Episode]]:
         """One iteration. Returns its row for metrics.jsonl and its episodes."""
         step = self.state.step
-        self.seconds = {}
+        self.clock.begin()
         regime = self.spec.regime_at(step, noise.uniforms(1, self.seed, "regime", step)[0])
         if (server := self.roller.server) is not None:
             with self._timed("sync"):
                 self.group.main_does(server.send)
         with self.group.gathered(self.model):
             episodes, batch, notes, credit = self._experience(regime, step)
-        with self._timed("update"):
+        with self.clock.timed("update"):
             settings = self._settings(regime)
             data = StepData(regime, batch, notes, credit, self._references(episodes, step))
             losses = update(
@@ -120,20 +122,21 @@ class Trainer:
                     row |= {} if explained is None else {f"value/explained_{name}": explained}
         self._advance(episodes, credit, row)
         if self.evaluate is not None and self.state.step % self.eval_every == 0:
-            with self._timed("eval"), self.group.gathered(self.model):
+            with self.clock.timed("eval"), self.group.gathered(self.model):
                 row |= self.evaluate()
-        row |= {f"time/{name}": round(seconds, 4) for name, seconds in sorted(self.seconds.items())}
+            self._note_best(row)
+        row |= self.clock.lap()
         return row, episodes
 
     def _experience(self, regime: Regime, step: int) -> tuple[list[Episode], EpisodeBatch, Notes | None, Credit | None]:
         """The step's episodes, with their scores, what the models say of them, and their credit."""
-        with self._timed("rollout"):
+        with self.clock.timed("rollout"):
             prompts = self._prompts_of(step)
             episodes = self._rolled(regime, prompts, step)
-        with self._timed("reward"):
+        with self.clock.timed("reward"):
             self.group.agree(lambda: self._score(episodes))
             episodes = self._everyones(episodes)
-        with self._timed("annotate"):
+        with self.clock.timed("annotate"):
             batch = build_batch(episodes, regime, self.spec.critics, self.model.loaded)
             notes = credit = None
             charged = self.state.kl_coef if self.kl.in_reward else 0.0
@@ -150,7 +153,7 @@ class Trainer:
         # sharded models answer only where all processes ask alike
         if step == 0 and self.examine is not None and not self.group.lockstep:
             examine = self.examine
-            with self._timed("check"):
+            with self.clock.timed("check"):
                 self.group.agree(lambda: examine(regime, episodes, batch, notes, credit, charged))
         return episodes, batch, notes, credit
 
@@ -226,6 +229,12 @@ class Trainer:
         state.step += 1
         self.scheduler.step()
 
+    def _note_best(self, row: dict[str, Any]) -> None:
+        """Remember the best held-out score and its step; of equal ones the first."""
+        state, score = self.state, row.get("eval/score")
+        if score is not None and (state.best_score is None or score > state.best_score):
+            state.best_step, state.best_score = state.step, score
+
     def _figures(
         self,
         regime: Regime,
@@ -277,13 +286,3 @@ class Trainer:
             if int(batch.learned.sum()) > 1:
                 row["advantage/std"] = float(credit.advantages[batch.learned].std())
         return row
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        """Add the block's seconds to a figure; what the guide took inside it is counted as the guide's."""
-        before, guide_before = time.perf_counter(), self.roller.guide_seconds
-        yield
-        guide = self.roller.guide_seconds - guide_before
-        took = {name: time.perf_counter() - before - guide, **({"guide": guide} if guide else {})}
-        for part, seconds in took.items():
-            self.seconds[part] = self.seconds.get(part, 0.0) + seconds

@@ -53,13 +53,15 @@ METRICS: dict[str, str] = {
     "eval/score": "mean score of the policy alone on held-out prompts, sampled",
     "eval/length": "mean words of those texts",
     "time/rollout": "seconds spent on writing episodes, without the guide",
-    "time/guide": "seconds spent on waiting for the guide",
+    "time/guide": "seconds spent on waiting for the guide; 0 where it was not asked",
     "time/sync": "seconds spent on sending the weights to a vLLM server",
     "time/reward": "seconds spent on scoring",
-    "time/annotate": "seconds spent on log-probabilities and values",
-    "time/check": "seconds spent on the truths of step 0 (docs/doctor.md); in the first step only",
+    "time/annotate": "seconds spent on log-probabilities, values and credit",
     "time/update": "seconds spent on the update",
     "time/eval": "seconds spent on held-out prompts",
+    "time/check": "seconds spent on the truths of step 0 (docs/doctor.md); in the first step only",
+    "time/save": "seconds spent on checkpoints since the row before this one",
+    "time/other": "seconds since the row before this one that are none of these",
 }
 """Name -> meaning; ``*`` stands for one part of a name."""
 

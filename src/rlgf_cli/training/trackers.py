@@ -1,34 +1,102 @@
-"""Optional trackers beside metrics.jsonl: TensorBoard, Weights & Biases, Trackio (through accelerate)."""
+"""Optional trackers beside metrics.jsonl: TensorBoard, Weights & Biases, Trackio. A resumed run goes on in theirs."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlgf_cli.errors import UserError
 
+Track = Callable[[Mapping[str, Any]], None]
+PROJECT = "rlgf"
+"""The trackers' project; ``WANDB_PROJECT`` names another one for Weights & Biases."""
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """The run that is told of: its folder, its id in run.json, its config.
+
+    ``step``: where this session begins (0: a new run); ``told``: the last step that an earlier session had written
+    down, and told the tracker of.
+    """
+
+    folder: Path
+    run_id: str
+    config: Mapping[str, Any]
+    step: int = 0
+    told: int = 0
+
+
+def check(name: str) -> None:
+    """Refuse a tracker whose library is missing, before anything is loaded."""
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise UserError(f"{name} is not installed", hint="pip install 'rlgf-cli[trackers]'")
+
 
 @contextmanager
-def tracker(name: str, folder: Path, config: Mapping[str, Any]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that takes a metrics row, and does nothing for ``none``. UserError where the library is missing."""
-    if name == "none":
+def tracker(name: str, run: Tracked | None) -> Iterator[Track]:
+    """A function that takes a metrics row, and does nothing for ``none`` (or without a run).
+
+    The tracker's run is found by the id of this one, so that a resumed run goes on in it. Steps that are done again are
+    not told again; TensorBoard gets them anew and hides what it had.
+    """
+    if name == "none" or run is None:
         yield lambda row: None
         return
-    if importlib.util.find_spec(name) is None:
-        raise UserError(f"{name} is not installed", hint="pip install 'rlgf-cli[trackers]'")
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(log_with=name, project_dir=folder)
-    accelerator.init_trackers("rlgf", config={"config": str(dict(config))})
+    with redirect_stdout(sys.stderr):  # Trackio greets its user there
+        tell, end = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}[name](run)
 
     def track(row: Mapping[str, Any]) -> None:
-        accelerator.log({k: v for k, v in row.items() if isinstance(v, int | float)}, step=row["step"])
+        if name == "tensorboard" or row["step"] > run.told:
+            tell({k: v for k, v in row.items() if isinstance(v, int | float)}, row["step"])
 
     try:
         yield track
     finally:
-        for running in accelerator.trackers:  # end_training would part the processes, which have work left
-            running.finish()
+        with redirect_stdout(sys.stderr):
+            end()
+
+
+Tell = Callable[[dict[str, float], int], None]
+
+
+def _tensorboard(run: Tracked) -> tuple[Tell, Callable[[], None]]:
+    """Events below ``<run>/tensorboard``. Those of later steps than the one that is resumed from are hidden."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.step + 1 if run.step else None)
+
+    def tell(values: dict[str, float], step: int) -> None:
+        for key, value in values.items():
+            writer.add_scalar(key, value, global_step=step)
+        writer.flush()
+
+    return tell, writer.close
+
+
+def _wandb(run: Tracked) -> tuple[Tell, Callable[[], None]]:
+    import wandb
+
+    theirs = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        id=run.run_id,
+        name=run.folder.name,
+        resume="allow",
+        config=dict(run.config),
+    )
+    return lambda values, step: theirs.log(values, step=step), theirs.finish
+
+
+def _trackio(run: Tracked) -> tuple[Tell, Callable[[], None]]:
+    import trackio
+
+    # its runs are found by name
+    name = f"{run.folder.name}-{run.run_id}"
+    theirs = trackio.init(project=PROJECT, name=name, resume="allow", config=dict(run.config))
+    return lambda values, step: theirs.log(values, step=step), theirs.finish

@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
+from transformers import get_scheduler
 
 from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
+from rlgf_cli.config.common import OptimConfig
+from rlgf_cli.config.train import AuxConfig, PPOConfig
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.functional import losses
 from rlgf_cli.models.actor_critic import ActorCritic
@@ -39,6 +42,20 @@ class UpdateSettings:
     reference_nll: float
     max_grad_norm: float
     policy_frozen: bool = False
+
+    @classmethod
+    def of(cls, ppo: PPOConfig, aux: AuxConfig, optim: OptimConfig) -> UpdateSettings:
+        return cls(
+            epochs=ppo.epochs,
+            minibatch_size=ppo.minibatch_size,
+            accumulation=ppo.gradient_accumulation_steps,
+            clip_range=ppo.clip_range,
+            value_clip_range=ppo.value_clip_range if ppo.value_clip_range is not None else float("inf"),
+            value_coef=ppo.value_coef,
+            entropy_coef=ppo.entropy_coef,
+            reference_nll=aux.reference_nll,
+            max_grad_norm=optim.max_grad_norm,
+        )
 
 
 @dataclass(frozen=True)
@@ -251,3 +268,10 @@ def make_optimizer(named: Sequence[tuple[str, Any]], learning_rate: float, weigh
     plain = [p for _, p in named if p.dim() < 2]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, eps=1e-8, fused=True)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int) -> Any:
+    """The learning rate over ``steps`` iterations, warmup included."""
+    # transformers' "constant" ignores the warmup
+    name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+    return get_scheduler(name, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps)

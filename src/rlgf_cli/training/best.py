@@ -1,0 +1,70 @@
+"""``<run>/best``: the policy with the best held-out score so far, as a checkpoint that from_pretrained loads.
+
+It is made and put away below ``checkpoints/``, which goes with the run; rotation looks at neither.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlgf_cli.artifacts.jsonl import read_json, write_json
+from rlgf_cli.models import load as loading
+from rlgf_cli.models.load import Loaded
+
+NOTE = "rlgf_best.json"
+"""Beside the weights: ``{"schema_version": 1, "step": ..., "score": ...}``."""
+
+
+def keep(
+    folder: Path,
+    loaded: Loaded,
+    *,
+    step: int,
+    score: float,
+    workshop: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Replace ``folder`` by the policy as it is. What is there stays until the new one is whole on disk.
+
+    A kill between the two renames leaves the former one in ``workshop``, from where :func:`mend` puts it back.
+    """
+    new, old = _new(workshop), _old(workshop)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        loading.save(new, loaded, weights=weights)
+        write_json(new / NOTE, {"schema_version": 1, "step": step, "score": score})
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    if folder.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.replace(old)
+    new.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def mend(folder: Path, workshop: Path) -> None:
+    """Finish what a kill interrupted: ``folder`` is then the new one or the former one, and nothing else is left."""
+    old = _old(workshop)
+    if old.is_dir() and not folder.is_dir():
+        old.replace(folder)
+    for left in (old, _new(workshop)):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The step and the score of what is kept; None where nothing is."""
+    return read_json(folder / NOTE) if (folder / NOTE).is_file() else None
+
+
+def _new(workshop: Path) -> Path:
+    return workshop / ".best.new"
+
+
+def _old(workshop: Path) -> Path:
+    return workshop / ".best.old"
