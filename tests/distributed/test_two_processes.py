@@ -32,6 +32,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "aggrevated": ("aggrevated", ["--gradient-accumulation-steps", "2"]),
     "grpo": ("grpo", ["--episodes", "16", "--group-size", "4"]),
     "lols": ("lols", ["--set", "ppo.critic=separate"]),
+    "guide_mc": ("aggrevated", ["--advantage", "guide_mc", "--mc-samples", "2", "--limit", "9"]),
     "few": ("aggrevated", ["--limit", "3", "--batch-size", "3"]),  # prompts return within a step
     "one": ("ppo", ["--limit", "1", "--episodes", "3", "--batch-size", "1"]),  # one process has nothing to write
 }

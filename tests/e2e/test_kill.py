@@ -38,9 +38,14 @@ def command(alg: str, model: Path, folder: Path, *more: str) -> list[str]:
     guided = ["--guide", f"hf:{model}"] if alg not in ("ppo", "grpo") else []
     if alg == "ppo++":
         guided = ["--guide", str(folder / "guide.jsonl")]
-    extra = {"d2lols": ["--switch-step", "4"], "grpo": ["--group-size", "4"]}.get(alg, [])
+    named = "aggrevated" if alg == "guide_mc" else alg
+    extra = {
+        "guide_mc": ["--advantage", "guide_mc", "--mc-samples", "2"],
+        "d2lols": ["--switch-step", "4"],
+        "grpo": ["--group-size", "4"],
+    }.get(alg, [])
     return [
-        "train", "--alg", alg, "--model", str(model), "--data", str(folder / "train.jsonl"),
+        "train", "--alg", named, "--model", str(model), "--data", str(folder / "train.jsonl"),
         "--reward", "coverage,rougeL",
         "--max-steps", str(STEPS), "--episodes", "8", "--batch-size", "4",
         "--max-new-tokens", "8", "--lr", "1e-3", "--save-steps", "2", "--eval-data", str(folder / "train.jsonl"),
@@ -132,7 +137,7 @@ def test_killed_at_any_moment(alg: str, kills: list[tuple[int, float]], task: Pa
     assert interrupted > 0, "every run was over before it was killed: the test killed nothing"
 
 
-@pytest.mark.parametrize("alg", ["ppo++", "aggrevated", "grpo", "dagger"])
+@pytest.mark.parametrize("alg", ["ppo++", "aggrevated", "grpo", "dagger", "guide_mc"])
 def test_stopped_in_the_middle_and_resumed(alg: str, task: Path, tiny_gpt2: Path, run_cli, monkeypatch) -> None:
     """The same for the other kinds of state (recorded guide, cut's horizon, groups, likelihood), in one process."""
     from rlgf_cli.training.loop import Trainer
