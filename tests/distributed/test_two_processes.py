@@ -32,6 +32,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "aggrevated": ("aggrevated", ["--gradient-accumulation-steps", "2"]),
     "grpo": ("grpo", ["--episodes", "16", "--group-size", "4"]),
     "lols": ("lols", ["--set", "ppo.critic=separate"]),
+    "guide_mc": ("aggrevated", ["--advantage", "guide_mc", "--mc-samples", "2", "--limit", "9"]),
     "few": ("aggrevated", ["--limit", "3", "--batch-size", "3"]),  # prompts return within a step
     "one": ("ppo", ["--limit", "1", "--episodes", "3", "--batch-size", "1"]),  # one process has nothing to write
 }
@@ -245,7 +246,7 @@ def test_shards_give_what_ddp_gives(two: Two, name: str) -> None:
     assert best[1]["score"] == max(row.get("eval/score", -1) for row in two.world.rows(f"fsdp_{name}"))
     AutoModelForCausalLM.from_pretrained(two.world.folder / f"fsdp_{name}" / "best")
     kept = load_file(two.world.folder / f"fsdp_{name}" / "best" / "model.safetensors")
-    assert {n: t.shape for n, t in kept.items()} == {n: t.shape for n, t in whole.items()}
+    assert {n: t.shape for n, t in kept.items()} == {n: t.shape for n, t in two.world.weights(f"two_{name}").items()}
 
 
 def test_an_encoder_decoder_in_shards(two: Two, alone: Callable[..., str], tiny_t5: Path) -> None:

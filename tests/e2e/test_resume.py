@@ -24,7 +24,10 @@ OPTIONS = {
     "rloo": ["--group-size", "4"],
     "grpo++": ["--group-size", "4"],
     "rloo++": ["--group-size", "4"],
+    "guide_mc": ["--advantage", "guide_mc", "--mc-samples", "2"],
 }
+VARIANTS = {"guide_mc": "aggrevated"}
+"""What changes an algorithm's state or draws by a setting, and whose setting it is."""
 TRAINED = {
     "shared": [],
     "separate": ["--set", "ppo.critic=separate"],
@@ -42,6 +45,7 @@ ORDINARY = {
     ("rloo++", "hf", "shared"),
     ("bc-guide", "recorded", "shared"),
     ("dagger", "cached", "lora"),
+    ("guide_mc", "hf", "shared"),
 }
 """What `make test` runs: each algorithm, guide and way to train at least once."""
 
@@ -60,11 +64,11 @@ def cases() -> list[object]:
                     continue
                 slow = (alg, guide, way) not in ORDINARY
                 found.append(pytest.param(alg, guide, way, id=f"{alg}-{guide}-{way}", marks=[pytest.mark.slow] * slow))
-    return found
+    return found + [pytest.param(*case, id="-".join(case)) for case in sorted(ORDINARY) if case[0] in VARIANTS]
 
 
 def test_the_ordinary_run_has_every_algorithm_guide_and_way() -> None:
-    assert {alg for alg, _, _ in ORDINARY} == set(catalog.CATALOG)
+    assert {alg for alg, _, _ in ORDINARY} == {*catalog.CATALOG, *VARIANTS}
     assert {guide for _, guide, _ in ORDINARY} == {"none", "recorded", "hf", "cached"}
     assert {way for _, _, way in ORDINARY} == set(TRAINED)
 
@@ -84,7 +88,7 @@ class Task:
             "cached": ["--guide", "openai:m", "--base-url", self.server.url],
         }
         return self.run_cli(
-            "train", "--alg", alg, "--model", self.model, "--data", self.folder / "train.jsonl",
+            "train", "--alg", VARIANTS.get(alg, alg), "--model", self.model, "--data", self.folder / "train.jsonl",
             "--reward", "coverage,rougeL", "--max-steps", STEPS, "--episodes", 8, "--batch-size", 4, "--epochs", 2,
             "--max-new-tokens", 8, "--lr", "1e-3", "--save-steps", 2, "--device", "cpu",
             "--eval-data", self.folder / "train.jsonl", "--set", "eval.every=3", "--set", "eval.limit=4",

@@ -82,6 +82,28 @@ def test_a_second_run_pays_nothing_and_is_the_same(
     assert set(models) == {"m-0613"} and models["m-0613"] >= asked  # equal prompts share a text
 
 
+def test_both_sides_of_an_action_are_bought_once(
+    train: Callable[..., Result], server: FakeOpenAI, tmp_path: Path
+) -> None:
+    """A replay asks nobody and is the same run; so is one in other batches."""
+    mc = ("--advantage", "guide_mc", "--mc-samples", "2")
+    done = train(*mc)
+    assert done.exit_code == 0 and "up to 4 texts an episode, 96 in 3 steps" in done.stderr
+    asked = len(server.requests)
+    texts = sum(row["guide/requests"] for row in rows(tmp_path / "run"))
+    assert 8 * 3 < asked <= texts <= 4 * 8 * 3
+    assert train(*mc, "--guide-mode", "replay", folder="again").exit_code == 0
+    assert len(server.requests) == asked
+    assert comparable(tmp_path / "again") == comparable(tmp_path / "run")
+    assert rollouts(tmp_path / "again") == rollouts(tmp_path / "run")
+    records = [json.loads(line) for text in rollouts(tmp_path / "run") for line in text.splitlines()]
+    sides = [[b["side"] for b in r["branches"]] for r in records if "branches" in r]
+    assert ["before", "before", "after"] in sides
+    more = ("--set", "guide.concurrency=1", "--set", "rollout.batch_size=3", "--guide-mode", "live")
+    assert train(*mc, *more, folder="other").exit_code == 0
+    assert rollouts(tmp_path / "other") == rollouts(tmp_path / "run")
+
+
 def test_how_the_guide_is_asked_changes_nothing(
     train: Callable[..., Result], server: FakeOpenAI, tmp_path: Path
 ) -> None:

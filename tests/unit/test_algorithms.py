@@ -24,6 +24,7 @@ from rlgf_cli.training.episodes import Episode, build_batch
 PPO = ("none", "policy", "gae")
 PPO_PP = ("guide", "policy", "gae")
 AGGREVATED = ("policy", "guide", "gae")
+MC = {"roll_in": "policy", "roll_out": "guide", "estimator": "guide_mc", "rollin_prob": 1.0, "credit": "cut"}
 
 # name: (roll_in, roll_out, estimator) of each regime, needs a guide, needs a live one, critics, charges KL
 TABLE: dict[str, tuple[list[tuple[str, str, str]], bool, bool, tuple[str, ...], bool]] = {
@@ -68,6 +69,9 @@ def test_parameters_reach_the_regimes() -> None:
     assert (spec.regimes[1].credit, spec.regimes[1].cut_horizon) == ("cut", 7)
     assert (spec.regimes[0].credit, spec.regimes[0].cut_horizon) == ("prefix", None)
     assert catalog.build("grpo++", {"group_size": 3}).group_size == 3
+    mc = catalog.build("aggrevated", {"advantage": "guide_mc", "mc_samples": 3, "cut_horizon": 5})
+    assert mc.regimes == (Regime.model_validate({**MC, "mc_samples": 3, "cut_horizon": 5}),)
+    assert (mc.critics, mc.needs_live_guide, mc.uses_reference, mc.regimes[0].guide_calls) == ((), True, True, 6)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +94,13 @@ def test_parameters_reach_the_regimes() -> None:
             {"roll_in": "policy", "roll_out": "guide", "estimator": "likelihood", "credit": "cut"},
             "estimator likelihood the guide's tokens",
         ),
+        ({"estimator": "guide_mc", "rollin_prob": 1.0}, "takes roll_in: policy"),
+        ({"estimator": "guide_mc", "roll_in": "guide", "rollin_prob": 1.0}, "takes roll_in: policy"),
+        ({**MC, "rollin_prob": 0.8}, "rollin_prob: 1,"),
+        ({**MC, "credit": "prefix"}, "credit: cut"),
+        ({**MC, "mc_samples": 0}, "greater than or equal to 1"),
+        ({**MC, "estimator": "gae", "mc_samples": 2}, "mc_samples is for the estimator guide_mc"),
+        ({**MC, "group_size": 2}, "is for group_mean and leave_one_out"),
         ({"rollin_prob": 1.2}, "less than or equal to 1"),
         ({"rollin_prob": -0.1}, "greater than or equal to 0"),
         ({"roll_in": "teacher"}, "'none', 'policy' or 'guide'"),
@@ -136,6 +147,11 @@ def test_regimes_of_one_algorithm_share_the_group_size() -> None:
         ("ppo++", {"rollin_prob": 2.0}, "rollin_prob: Input should be less than or equal to 1", None),
         ("lols", {"p_ppo_pp": 1.5}, "at least 0 and sum to 1", None),
         ("aggrevated", {"cut": "somewhere"}, "cut: Input should be 'first' or 'inner'", None),
+        ("aggrevated", {"advantage": "td"}, "'gae' or 'guide_mc'", None),
+        ("aggrevated", {"advantage": "guide_mc", "rollin_prob": 0.8}, "rollin_prob: 1", None),
+        ("aggrevated", {"advantage": "guide_mc", "cut": "inner"}, "cut: first", None),
+        ("aggrevated", {"mc_samples": 2}, "mc_samples is for the estimator guide_mc", None),
+        ("lols", {"advantage": "guide_mc"}, "no parameter 'advantage'", "lols takes"),
         ("grpo", {"group_size": 1}, "group_size of at least 2", None),
         ("d2lols", {"switch_step": -1}, "greater than or equal to 0", None),
     ],

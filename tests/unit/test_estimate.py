@@ -281,15 +281,20 @@ def test_a_dry_run_of_training(
     assert everything(tmp_path) == {} and server.connections == 0
 
 
+@pytest.mark.parametrize("samples", [None, 1, 3])
 def test_training_asks_no_more_than_its_dry_run_says(
-    train: Callable[..., Result], tmp_path: Path, server: FakeOpenAI
+    train: Callable[..., Result], tmp_path: Path, server: FakeOpenAI, samples: int | None
 ) -> None:
+    """``samples``: on each side of an action under guide_mc."""
     server.plan = lambda n, request: Reply()
-    told = json.loads(train("aggrevated", server.url, "--dry-run", "--json").stdout)
-    done = train("aggrevated", server.url)
+    more = [] if samples is None else ["--advantage", "guide_mc", "--mc-samples", samples]
+    told = json.loads(train("aggrevated", server.url, *more, "--dry-run", "--json").stdout)
+    assert told["guide_calls"] == 24 * (2 * samples if samples else 1)
+    done = train("aggrevated", server.url, *more)
     assert done.exit_code == 0, done.stderr
     spend = json.loads((tmp_path / "run" / "run.json").read_text())["spend"]
     assert 0 < spend["calls"] == len(server.requests)
+    assert spend["calls"] + spend["cached"] > (told["guide_calls"] // 2 if samples else 0)
     assert spend["calls"] + spend["cached"] <= told["guide_calls"]
     assert 0 < spend["charged_usd"] <= told["at_most_usd"]
 

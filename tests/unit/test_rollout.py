@@ -28,7 +28,7 @@ from rlgf_cli.models.load import Loaded
 from rlgf_cli.protocols import GuideRequest
 from rlgf_cli.training import rollout
 from rlgf_cli.training.episodes import Episode, build_batch
-from rlgf_cli.training.rollout import GuideUse
+from rlgf_cli.training.guide_use import GuideUse
 
 TEXT = "the cat sees the river it ."
 """Seven tokens of the tiny tokenizer."""

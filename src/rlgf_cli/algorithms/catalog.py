@@ -22,7 +22,7 @@ def _ppo_pp(rollin_prob: float) -> Regime:
     return Regime(roll_in="guide", roll_out="policy", rollin_prob=rollin_prob)
 
 
-def _aggrevated(rollin_prob: float, credit: str, cut: str, cut_horizon: int | None) -> Regime:
+def _aggrevated(rollin_prob: float, credit: str, cut: str, cut_horizon: int | None, **more: Any) -> Regime:
     return Regime.model_validate(
         {
             "roll_in": "policy",
@@ -31,6 +31,7 @@ def _aggrevated(rollin_prob: float, credit: str, cut: str, cut_horizon: int | No
             "credit": credit,
             "cut": cut,
             "cut_horizon": cut_horizon,
+            **more,
         }
     )
 
@@ -46,10 +47,22 @@ def ppo_pp(rollin_prob: float = 0.8) -> AlgorithmSpec:
 
 
 def aggrevated(
-    rollin_prob: float = 0.8, credit: str = "prefix", cut: str = "first", cut_horizon: int | None = None
+    rollin_prob: float | None = None,
+    credit: str | None = None,
+    cut: str = "first",
+    cut_horizon: int | None = None,
+    advantage: str = "gae",
+    mc_samples: int = 1,
 ) -> AlgorithmSpec:
     """the guide finishes what the policy began (needs a live guide)"""
-    return AlgorithmSpec(name="aggrevated", regimes=(_aggrevated(rollin_prob, credit, cut, cut_horizon),))
+    if advantage not in ("gae", "guide_mc"):
+        raise ValueError(f"advantage: Input should be 'gae' or 'guide_mc', not {advantage!r}")
+    defaults = (1.0, "cut") if advantage == "guide_mc" else (0.8, "prefix")
+    prob = defaults[0] if rollin_prob is None else rollin_prob
+    more = {"estimator": advantage, "mc_samples": mc_samples}
+    return AlgorithmSpec(
+        name="aggrevated", regimes=(_aggrevated(prob, credit or defaults[1], cut, cut_horizon, **more),)
+    )
 
 
 def lols(

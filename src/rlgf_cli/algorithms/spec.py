@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Author = Literal["policy", "guide"]
-Estimator = Literal["gae", "group_mean", "leave_one_out", "likelihood"]
+Estimator = Literal["gae", "group_mean", "leave_one_out", "likelihood", "guide_mc"]
 
 
 class _Data(BaseModel):
@@ -23,7 +23,8 @@ class Regime(_Data):
 
     ``roll_in`` writes a prefix with probability ``rollin_prob``; ``roll_out`` finishes the text. Policy-gradient
     estimators learn on the policy's tokens, ``likelihood`` on the guide's. ``credit`` and ``cut`` matter where the
-    policy rolls in: see docs/algorithms.md.
+    policy rolls in: see docs/algorithms.md. ``mc_samples``: texts that ``guide_mc`` asks of the guide on either side
+    of the action at the cut.
     """
 
     roll_in: Literal["none", "policy", "guide"] = "none"
@@ -34,6 +35,7 @@ class Regime(_Data):
     cut: Literal["first", "inner"] = "first"
     cut_horizon: int | None = Field(None, ge=1)
     group_size: int = Field(1, ge=1)
+    mc_samples: int = Field(1, ge=1)
 
     @property
     def learn_author(self) -> Author:
@@ -48,6 +50,11 @@ class Regime(_Data):
     @property
     def needs_guide(self) -> bool:
         return "guide" in (self.roll_in, self.roll_out)
+
+    @property
+    def guide_calls(self) -> int:
+        """Texts that an episode with a guide's text asks for, at most."""
+        return 2 * self.mc_samples if self.estimator == "guide_mc" else int(self.needs_guide)
 
     @property
     def needs_live_guide(self) -> bool:
@@ -74,8 +81,17 @@ class Regime(_Data):
         if grouped and self.roll_out == "guide":
             raise ValueError(
                 f"a guide's roll-out has no baseline under estimator {self.estimator!r}: the group shares no prefix; "
-                "use gae, whose critic values the guide"
+                "use gae, whose critic values the guide, or guide_mc"
             )
+        if self.estimator == "guide_mc" and not (
+            self.needs_live_guide and self.rollin_prob == 1 and (self.credit, self.cut) == ("cut", "first")
+        ):
+            raise ValueError(
+                "guide_mc learns on the action at the cut and on nothing else: it takes roll_in: policy, "
+                "roll_out: guide, rollin_prob: 1, credit: cut and cut: first"
+            )
+        if self.estimator != "guide_mc" and self.mc_samples != 1:
+            raise ValueError(f"mc_samples is for the estimator guide_mc, not for {self.estimator!r}")
         if grouped and self.group_size < 2:
             raise ValueError(f"estimator {self.estimator!r} needs group_size of at least 2")
         if not grouped and self.group_size > 1:

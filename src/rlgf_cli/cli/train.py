@@ -73,6 +73,14 @@ def train(
     credit: Annotated[
         str | None, typer.Option("--credit", help="aggrevated: prefix or cut.", rich_help_panel=ALGORITHM)
     ] = None,
+    advantage: Annotated[
+        str | None,
+        typer.Option("--advantage", help="aggrevated: gae, or guide_mc (no critic).", rich_help_panel=ALGORITHM),
+    ] = None,
+    mc_samples: Annotated[
+        int | None,
+        typer.Option("--mc-samples", help="guide_mc: texts on each side of an action.", rich_help_panel=ALGORITHM),
+    ] = None,
     base_url: options.BaseUrl = None,
     max_cost_usd: options.MaxCost = None,
     max_calls: options.MaxCalls = None,
@@ -200,6 +208,8 @@ def train(
         "algorithm.group_size": group_size,
         "algorithm.cut": cut,
         "algorithm.credit": credit,
+        "algorithm.advantage": advantage,
+        "algorithm.mc_samples": mc_samples,
         "model.name": model,
         "model.device": device,
         "model.dtype": dtype,

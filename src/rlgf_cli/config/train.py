@@ -35,6 +35,8 @@ class AlgorithmConfig(Strict):
     credit: str | None = None
     cut: str | None = None
     cut_horizon: int | None = None
+    advantage: str | None = None
+    mc_samples: int | None = None
     regimes: list[dict[str, Any]] | None = None
     schedule: dict[str, Any] | None = None
 
@@ -49,6 +51,7 @@ class AlgorithmConfig(Strict):
     def spec(self) -> AlgorithmSpec:
         """The algorithm as data. Raises UserError for unknown names and refused combinations."""
         named = {"rollin_prob", "p_ppo_pp", "switch_step", "group_size", "credit", "cut", "cut_horizon"}
+        named |= {"advantage", "mc_samples"}
         parameters = {k: v for k, v in self.model_dump(include=named).items() if v is not None}
         if self.regimes is None:
             if self.schedule is not None:

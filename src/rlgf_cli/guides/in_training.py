@@ -105,14 +105,10 @@ def provenance(guide: Guide, asked: int, distinct: int) -> dict[str, Any]:
 def training_estimate(config: TrainConfig) -> dict[str, Any]:
     """Guide calls, tokens and cost of a training run; no policy is loaded and nobody is asked.
 
-    The regimes are those that the run will draw. A policy that ends by itself needs no guide, and what the cache
-    holds is not asked for again, so the calls are an upper bound.
+    A policy that ends by itself needs no guide, and what the cache holds is not asked for again, so the calls are an
+    upper bound.
     """
-    spec = config.algorithm.spec()
-    regimes = [
-        spec.regime_at(step, noise.uniforms(1, config.seed, "regime", step)[0]) for step in range(config.max_steps)
-    ]
-    calls = round(sum(_calls(regime, config.rollout.episodes, spec.group_size) for regime in regimes))
+    spec, calls = config.algorithm.spec(), planned_calls(config)
     found: dict[str, Any] = {"steps": config.max_steps, "episodes": config.max_steps * config.rollout.episodes}
     if config.guide is None or not spec.needs_guide:
         return {**found, "guide_calls": 0}
@@ -141,10 +137,19 @@ def training_estimate(config: TrainConfig) -> dict[str, Any]:
         guide.close()
 
 
+def planned_calls(config: TrainConfig) -> int:
+    """Texts that a run asks of its guide, at most; the regimes are those that it will draw."""
+    spec = config.algorithm.spec()
+    regimes = [
+        spec.regime_at(step, noise.uniforms(1, config.seed, "regime", step)[0]) for step in range(config.max_steps)
+    ]
+    return round(sum(_calls(regime, config.rollout.episodes, spec.group_size) for regime in regimes))
+
+
 def _calls(regime: Regime, episodes: int, group_size: int) -> float:
     """Texts that a step asks of its guide, at most."""
     if regime.roll_out == "guide":
-        return float(episodes)
+        return float(episodes * regime.guide_calls)
     return regime.rollin_prob * episodes / group_size if regime.roll_in == "guide" else 0.0
 
 

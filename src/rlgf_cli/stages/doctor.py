@@ -38,7 +38,7 @@ from rlgf_cli.rewards.exam import Texts, examine_reward
 from rlgf_cli.rewards.make import SumReward, make_reward
 from rlgf_cli.training import probe
 from rlgf_cli.training.credit import CreditSettings, annotate, assign
-from rlgf_cli.training.episodes import Episode, build_batch
+from rlgf_cli.training.episodes import Episode, build_batch, written
 from rlgf_cli.training.rollout import Roller, Sampling
 
 _LOOKED_AT = 5000
@@ -197,12 +197,13 @@ def _policy(
 
 def _give_scores(episodes: Sequence[Episode], reward: SumReward | None, penalty: float) -> None:
     """Scores as training would give them; without a (sound) reward, a different number for every text."""
+    texts = list(written(episodes))
     if reward is None:
-        scores = [Score(float(n)) for n in range(1, len(episodes) + 1)]
+        scores = [Score(float(n)) for n in range(1, len(texts) + 1)]
     else:
-        scores = score_checked(reward, [e.example for e in episodes], [e.text for e in episodes])
-    for episode, score in zip(episodes, scores, strict=True):
-        episode.score, episode.penalty = score, 0.0 if episode.finished else penalty
+        scores = score_checked(reward, [example for example, _ in texts], [part.text for _, part in texts])
+    for (_, part), score in zip(texts, scores, strict=True):
+        part.score, part.penalty = score, 0.0 if part.finished else penalty
 
 
 def endings(config: DoctorConfig, episodes: Sequence[Episode]) -> Check:

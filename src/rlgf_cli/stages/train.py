@@ -26,6 +26,7 @@ from rlgf_cli.guides.in_training import (
     check_guide,
     covered_prompts,
     merge_spend,
+    planned_calls,
     provenance,
     share_of,
     spend_row,
@@ -105,6 +106,11 @@ def _check(resolved: Resolved[TrainConfig], existing: Existing) -> dict[str, Any
         resume.refuse_changed(config.output, resolved.to_json(), free=free)
     if config.guide is not None and spec.needs_guide:
         check_guide(config.guide, spec)
+        if (each := max(regime.guide_calls for regime in spec.regimes)) > 1:
+            calls = planned_calls(config)
+            console.log(
+                f"{spec.name} asks the guide for up to {each} texts an episode, {calls} in {config.max_steps} steps"
+            )
     elif config.guide is not None:
         console.warn(f"{spec.name} asks no guide: {config.guide.name} is not used")
     if config.push_to_hub:

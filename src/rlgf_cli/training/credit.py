@@ -23,7 +23,8 @@ from rlgf_cli.training.rollout import Sampling
 
 @dataclass(frozen=True)
 class CreditSettings:
-    """gamma; ``gae_lambda`` on the policy's tokens, ``guide_lambda`` on the guide's; whitening of GAE advantages."""
+    """gamma; ``gae_lambda`` on the policy's tokens, ``guide_lambda`` on the guide's; whitening of GAE and
+    guide_mc advantages."""
 
     gamma: float
     gae_lambda: float
@@ -154,9 +155,25 @@ def _estimate_group(
     return estimate
 
 
+def _estimate_guide_mc(
+    regime: Regime,
+    batch: EpisodeBatch,
+    notes: Notes,
+    rewards: torch.Tensor,
+    ratio: torch.Tensor,
+    kl_coef: float,
+    settings: CreditSettings,
+) -> torch.Tensor:
+    """What the guide earned after the action less what it earned before it, less the action's KL."""
+    each = adv.episode_returns(batch.differences, ratio, batch.learned, kl_coef).unsqueeze(-1)
+    advantages = torch.where(batch.learned, each, torch.zeros_like(rewards))
+    return adv.whiten(advantages, batch.learned) if settings.whiten else advantages
+
+
 ESTIMATORS: dict[Estimator, Callable[..., torch.Tensor]] = {
     "gae": _estimate_gae,
     "group_mean": _estimate_group(adv.group_advantages),
     "leave_one_out": _estimate_group(adv.leave_one_out_advantages),
+    "guide_mc": _estimate_guide_mc,
 }
 """How advantages are estimated, by the regime's estimator; ``likelihood`` needs none."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from statistics import fmean
+from typing import Any, Literal
 
 import torch
 
@@ -17,12 +18,45 @@ AUTHOR_CODE: dict[Author, int] = {"policy": masks.POLICY, "guide": masks.GUIDE}
 
 
 @dataclass
+class Branch:
+    """Another end of an episode, by the guide: from just before the action at the cut, or from just after it.
+
+    ``ids`` is the whole response, of which the first ``start`` tokens are the episode's own.
+    """
+
+    side: Literal["before", "after"]
+    start: int
+    ids: list[int]
+    finished: bool = False
+    text: str = ""
+    score: Score | None = None
+    penalty: float = 0.0
+
+    @property
+    def value(self) -> float:
+        """As an episode's."""
+        assert self.score is not None
+        return self.score.value - self.penalty
+
+    def to_record(self) -> dict[str, Any]:
+        return {
+            "side": self.side,
+            "ids": self.ids[self.start :],
+            "text": self.text,
+            "finished": self.finished,
+            "score": self.value if self.score else None,
+        }
+
+
+@dataclass
 class Episode:
     """One response to one prompt.
 
     ``segments`` are (author, ids) in order; ``cut`` is the roll-in's length in tokens (0: no roll-in) and
     ``action_start`` where the last action before the cut begins (one token before it, or a whole word where the cut
     had to move). ``finished``: the last token is EOS. ``reached_cut``: the roll-in wrote all of the k tokens drawn.
+    ``branches`` (guide_mc alone): the guide's other ends; the episode itself is the first from after the action.
+    ``sampled``: where a server wrote for the policy, its log-probability (nats) of the token at a position.
     """
 
     index: int
@@ -39,7 +73,7 @@ class Episode:
     score: Score | None = None
     penalty: float = 0.0
     sampled: dict[int, float] = field(default_factory=dict)
-    """Where a server wrote for the policy: its log-probability (nats) of the token at a position."""
+    branches: list[Branch] = field(default_factory=list)
 
     @property
     def ids(self) -> list[int]:
@@ -80,9 +114,18 @@ class Episode:
         assert self.score is not None
         return self.score.value - self.penalty
 
+    @property
+    def sides(self) -> tuple[float, float] | None:
+        """Mean value of the texts from before and from after the action at the cut; None without branches or scores."""
+        if self.score is None or not self.branches:
+            return None
+        before = [b.value for b in self.branches if b.side == "before"]
+        after = [self.value, *(b.value for b in self.branches if b.side == "after")]
+        return fmean(before), fmean(after)
+
     def to_record(self) -> dict[str, Any]:
         """A line of ``rollouts/step_N.jsonl``: segment by segment, with authors."""
-        return {
+        record = {
             "schema_version": 1,
             "id": self.example.id,
             "prompt": self.example.prompt,
@@ -93,6 +136,16 @@ class Episode:
             "score": self.value if self.score else None,
             "parts": dict(self.score.parts) if self.score else {},
         }
+        if self.branches:
+            record |= {"action_start": self.action_start, "branches": [b.to_record() for b in self.branches]}
+        return record
+
+
+def written(episodes: Iterable[Episode]) -> Iterator[tuple[Example, Episode | Branch]]:
+    """Every text that a score is wanted for, with its example: the episodes', each with its branches behind it."""
+    for e in episodes:
+        yield e.example, e
+        yield from ((e.example, branch) for branch in e.branches)
 
 
 @dataclass(frozen=True)
@@ -101,7 +154,7 @@ class EpisodeBatch:
 
     ``real``: response tokens; ``policy``: those that the policy wrote; ``learned``: those that carry the loss;
     ``fit[author]``: those that the author's critic is fitted on; ``last``: the last token; ``scores``, ``groups``
-    [B].
+    [B]. ``differences`` [B]: mean value after the action at the cut less that before it, 0 where none is known.
     """
 
     tokens: TokenBatch
@@ -112,6 +165,7 @@ class EpisodeBatch:
     last: torch.Tensor
     scores: torch.Tensor
     groups: torch.Tensor
+    differences: torch.Tensor
 
 
 def build_batch(episodes: Sequence[Episode], regime: Regime, critics: Sequence[str], loaded: Any) -> EpisodeBatch:
@@ -150,6 +204,7 @@ def build_batch(episodes: Sequence[Episode], regime: Regime, critics: Sequence[s
         last=masks.last_token(tokens.lengths, width),
         scores=torch.tensor([e.value if e.score is not None else 0.0 for e in episodes], device=device),
         groups=column([e.group for e in episodes]),
+        differences=column([after - before for before, after in (e.sides or (0.0, 0.0) for e in episodes)]),
     )
 
 

@@ -12,8 +12,8 @@ from rlgf_cli.artifacts.rundir import RunDir
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.training import best, checkpoint
 from rlgf_cli.training.episodes import Episode
+from rlgf_cli.training.guide_use import GuideUse
 from rlgf_cli.training.loop import Trainer
-from rlgf_cli.training.rollout import GuideUse
 from rlgf_cli.training.trackers import Track, Tracked
 
 

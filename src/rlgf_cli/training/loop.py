@@ -21,7 +21,7 @@ from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.credit import Credit, CreditSettings, Notes, annotate, assign, sampler_gap
 from rlgf_cli.training.distributed import ALONE, Group
-from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch
+from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch, written
 from rlgf_cli.training.rollout import Roller
 from rlgf_cli.training.timing import Clock
 from rlgf_cli.training.update import StepData, UpdateSettings, update
@@ -95,7 +95,7 @@ class Trainer:
         self.clock.begin()
         regime = self.spec.regime_at(step, noise.uniforms(1, self.seed, "regime", step)[0])
         if (server := self.roller.server) is not None:
-            with self._timed("sync"):
+            with self.clock.timed("sync"):
                 self.group.main_does(server.send)
         with self.group.gathered(self.model):
             episodes, batch, notes, credit = self._experience(regime, step)
@@ -182,12 +182,13 @@ class Trainer:
         return sorted((e for part in self.group.gather(episodes) for e in part), key=lambda e: e.index)
 
     def _score(self, episodes: list[Episode]) -> None:
-        for episode in episodes:
-            episode.penalty = 0.0 if episode.finished else self.missing_eos_penalty
-        if self.scorer is not None and episodes:
-            scores = self.scorer([e.example for e in episodes], [e.text for e in episodes])
-            for episode, score in zip(episodes, scores, strict=True):
-                episode.score = score
+        texts = list(written(episodes))
+        for _, part in texts:
+            part.penalty = 0.0 if part.finished else self.missing_eos_penalty
+        if self.scorer is not None and texts:
+            scores = self.scorer([example for example, _ in texts], [part.text for _, part in texts])
+            for (_, part), score in zip(texts, scores, strict=True):
+                part.score = score
 
     def _references(self, episodes: list[Episode], step: int) -> TokenBatch | None:
         """One reference per episode, drawn at random, with its EOS; None where the auxiliary loss is off."""
@@ -272,6 +273,10 @@ class Trainer:
             row |= {"guide/requests": counts["guide_requests"], "guide/capped": counts["guide_capped"]}
             row |= {"guide/failed": counts["guide_failed"]} if counts["guide_failed"] else {}
             row["guide/reuse"] = self.roller.use.reuse
+        if regime.estimator == "guide_mc":
+            sides = [e.sides for e in scored if e.sides is not None]
+            row |= {"mc/before": fmean(b for b, _ in sides), "mc/after": fmean(a for _, a in sides)} if sides else {}
+            row["mc/one_sided"] = self.roller.counts["one_sided"]
         if notes is not None and bool(batch.policy.any()):
             row["policy/entropy"] = -float(notes.logprobs[batch.policy].mean())
         if notes is not None and (gap := sampler_gap(episodes, notes.logprobs)) is not None:

@@ -26,8 +26,10 @@ from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.models.seams import is_boundary
 from rlgf_cli.models.server import PolicyServer
 from rlgf_cli.protocols import Completion, Guide, GuideRequest
+from rlgf_cli.training import branches
 from rlgf_cli.training.distributed import ALONE, Group
-from rlgf_cli.training.episodes import Episode
+from rlgf_cli.training.episodes import Episode, written
+from rlgf_cli.training.guide_use import GuideUse
 
 _CHUNK = 8
 """Tokens that the policy writes at a time while it looks for the next word boundary."""
@@ -54,42 +56,6 @@ class Sampling:
             top_p=rollout.top_p,
             batch_size=rollout.batch_size,
         )
-
-
-@dataclass
-class GuideUse:
-    """How often the guide was asked, and with which sample index: part of the trainer's state, saved and restored.
-
-    ``uses`` counts requests per prompt; inside training it is the sample index of a live guide, so that a cache
-    never replays one text for ever. ``fresh`` holds what this process added since the processes last told each other.
-    """
-
-    uses: Counter[str] = field(default_factory=Counter)
-    texts: Counter[str] = field(default_factory=Counter)
-    fresh: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
-
-    def next_index(self, example_id: str) -> int:
-        index = self.uses[example_id]
-        self.uses[example_id] += 1
-        self.fresh[0][example_id] += 1
-        return index
-
-    def note_text(self, key: str) -> None:
-        self.texts[key] += 1
-        self.fresh[1][key] += 1
-
-    def share(self, group: Group) -> None:
-        """Take over what the other processes added."""
-        mine, self.fresh = self.fresh, (Counter(), Counter())
-        for rank, (uses, texts) in enumerate(group.gather(mine)):
-            if rank != group.rank:
-                self.uses.update(uses)
-                self.texts.update(texts)
-
-    @property
-    def reuse(self) -> float:
-        """Mean number of uses of each distinct text that was used."""
-        return sum(self.texts.values()) / len(self.texts) if self.texts else 0.0
 
 
 @dataclass
@@ -147,9 +113,10 @@ class Roller:
             if regime.roll_in == "policy":
                 self._policy_begins(begun, plan, draws, regime, horizon)
             self._policy_writes(self._open(episodes), draws, self._room)
-        for episode in episodes:
-            episode.finished = episode.length > 0 and episode.ids[-1] in self.loaded.eos_ids
-            episode.text = self.loaded.text.decode_response(self.loaded.tokenizer, episode.ids)
+        for _, part in written(episodes):
+            ids = part.ids
+            part.finished = bool(ids) and ids[-1] in self.loaded.eos_ids
+            part.text = self.loaded.text.decode_response(self.loaded.tokenizer, ids)
         return episodes
 
     def _guide_rolls_out(
@@ -169,7 +136,10 @@ class Roller:
             some = episodes[at : at + size]
             if mine := [e for e in some if e.index in starts]:
                 self._policy_begins(mine, plan, draws, regime, horizon)
-            pending.append(self._guide_finishes([e for e in self._open(some) if self._covers(e)], plan))
+            if regime.estimator == "guide_mc":
+                pending.append(self._guide_branches(mine, plan, regime.mc_samples))
+            else:
+                pending.append(self._guide_finishes([e for e in self._open(some) if self._covers(e)], plan))
         answered = set().union(*(finish() for finish in pending))
         # where the guide has no text, or gave none, the policy goes on: a text that merely stops would be scored
         unguided = [e for e in self._open(episodes) if e.index not in answered]
@@ -309,11 +279,11 @@ class Roller:
         Asks now; the texts are there when what is returned has been called.
         """
         heads = list({e.group: e for e in episodes}.values())
-        asked = self._ask(heads, plan)
+        asked = self._ask([(e, e.ids) for e in heads], plan)
 
         def apply() -> None:
             answers = zip(heads, asked(), strict=True)
-            texts = {e.group: self._guide_ids(c, e) for e, c in answers if c is not None}
+            texts = {e.group: self._guide_ids(c, e.length) for e, c in answers if c is not None}
             for episode in episodes:
                 ids = texts.get(episode.group, [])
                 if len(ids) >= 2:
@@ -327,32 +297,46 @@ class Roller:
 
         Asks now; what is returned waits for the texts and gives the episodes that the guide wrote for.
         """
-        asked = self._ask(episodes, plan)
+        asked = self._ask([(e, e.ids) for e in episodes], plan)
 
         def apply() -> set[int]:
             answered = set()
             for episode, completion in zip(episodes, asked(), strict=True):
-                if completion is not None and (ids := self._guide_ids(completion, episode)):
+                if completion is not None and (ids := self._guide_ids(completion, episode.length)):
                     episode.segments.append(("guide", ids))
                     answered.add(episode.index)
             return answered
 
         return apply
 
-    def _ask(self, episodes: list[Episode], plan: list[np.ndarray]) -> Callable[[], Sequence[Completion | None]]:
-        """Ask the guide for episodes: at once where it writes elsewhere, else when the answers are wanted.
+    def _guide_branches(self, begun: list[Episode], plan: list[np.ndarray], samples: int) -> Callable[[], set[int]]:
+        """As :meth:`_guide_finishes`, with ``samples`` texts from before and from after each action at the cut."""
+        places = branches.places(begun, samples, self.sampling.max_new_tokens, self._boundary)
+        asked = self._ask([(p.episode, p.prefix) for p in places], plan)
+
+        def apply() -> set[int]:
+            answers = [(p, c) for p, c in zip(places, asked(), strict=True) if c is not None]
+            found = [(p, ids) for p, c in answers if (ids := self._guide_ids(c, len(p.prefix)))]
+            return branches.attach(found, places, self.counts)
+
+        return apply
+
+    def _ask(
+        self, begun: Sequence[tuple[Episode, list[int]]], plan: list[np.ndarray]
+    ) -> Callable[[], Sequence[Completion | None]]:
+        """Ask the guide to go on from so much of an episode: at once where it writes elsewhere, else when wanted.
 
         An answer is None where the guide refused this one text.
         """
-        if not episodes:
+        if not begun:
             return list
         assert self.guide is not None
         requests = []
-        for e in episodes:
+        for e, ids in begun:
             live = self.guide.abilities.live
             # recorded text: one of the samples at random per use; live: a fresh sample per use of the prompt
             index = self.use.next_index(e.example.id) if live else int(plan[e.index][2] * (1 << 30))
-            requests.append(GuideRequest(e.example, self._text(e.ids), index, self._room(e)))
+            requests.append(GuideRequest(e.example, self._text(ids), index, self.sampling.max_new_tokens - len(ids)))
         # a live guide may refuse single texts; what only completes gives all of them or raises
         ask: Callable[..., Sequence[Completion | None]] = getattr(self.guide, "attempt", None) or self.guide.complete
         future = self._elsewhere.submit(ask, requests) if self._remote else None
@@ -375,15 +359,15 @@ class Roller:
         """Threads that wait for a guide which writes elsewhere, one per batch of requests."""
         return ThreadPoolExecutor(max_workers=8, thread_name_prefix="rlgf-ask")
 
-    def _guide_ids(self, completion: Completion, episode: Episode) -> list[int]:
-        """A guide's text as the policy's tokens, to stand behind what the episode holds: with EOS where the guide
-        stopped by itself, capped at the room that is left."""
+    def _guide_ids(self, completion: Completion, behind: int) -> list[int]:
+        """A guide's text as the policy's tokens, to stand behind so many of them: with EOS where the guide stopped by
+        itself, capped at the room that is left."""
         text, tokenizer = self.loaded.text, self.loaded.tokenizer
         # tokens decide, not their text: a response prefix that the policy wrote decodes to nothing
-        encode = text.encode_continuation if episode.segments else text.encode_response
+        encode = text.encode_continuation if behind else text.encode_response
         ids = encode(tokenizer, completion.text) if completion.text else []
         if completion.finish_reason == "stop":
             ids = [*ids, self.loaded.eos_id]
-        room = self._room(episode)
+        room = self.sampling.max_new_tokens - behind
         self.counts["guide_capped"] += len(ids) > room
         return ids[:room]
