@@ -132,12 +132,31 @@ def test_killed_at_any_moment(alg: str, kills: list[tuple[int, float]], task: Pa
     assert interrupted > 0, "every run was over before it was killed: the test killed nothing"
 
 
-@pytest.mark.parametrize("alg", ["ppo++", "aggrevated", "grpo", "dagger"])
-def test_stopped_in_the_middle_and_resumed(alg: str, task: Path, tiny_gpt2: Path, run_cli, monkeypatch) -> None:
-    """The same for the other kinds of state (recorded guide, cut's horizon, groups, likelihood), in one process."""
+LUCK = "import zlib\n\ndef luck(text):\n    return zlib.crc32(text.encode()) % 100 / 100\n"
+
+
+@pytest.mark.parametrize(
+    ("alg", "more"),
+    [
+        ("ppo++", []),
+        ("ppo++", ["--restart", "backward", "--restart-steps", "8", "--gate", "--rollin-prob", "0.6"]),
+        ("ppo++", ["--restart", "uncertain", "--gate", "--rollin-prob", "0.6"]),
+        ("aggrevated", []),
+        ("grpo", []),
+        ("dagger", []),
+    ],
+)
+def test_stopped_in_the_middle_and_resumed(
+    alg: str, more: list[str], task: Path, tiny_gpt2: Path, run_cli, monkeypatch
+) -> None:
+    """The same for the other kinds of state (recorded guide, curricula and gate, cut's horizon, groups, likelihood), in
+    one process."""
     from rlgf_cli.training.loop import Trainer
 
-    assert run_cli(*command(alg, tiny_gpt2, task), "-o", task / "whole").exit_code == 0
+    if "--gate" in more:  # a reward under which an untrained policy is at times better than the guide
+        (task / "reward.py").write_text(LUCK)
+        more = [*more, "--reward", f"{task / 'reward.py'}:luck"]
+    assert run_cli(*command(alg, tiny_gpt2, task, *more), "-o", task / "whole").exit_code == 0
     step = Trainer.step
 
     def dies(self: Trainer):
@@ -147,10 +166,13 @@ def test_stopped_in_the_middle_and_resumed(alg: str, task: Path, tiny_gpt2: Path
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", dies)
-        assert run_cli(*command(alg, tiny_gpt2, task), "-o", task / "run").exit_code == 1
+        assert run_cli(*command(alg, tiny_gpt2, task, *more), "-o", task / "run").exit_code == 1
     assert len(rows(task / "run")) == 5
-    assert run_cli(*command(alg, tiny_gpt2, task), "-o", task / "run", "--resume").exit_code == 0
+    assert run_cli(*command(alg, tiny_gpt2, task, *more), "-o", task / "run", "--resume").exit_code == 0
     assert_equal(task / "run", task / "whole")
+    if "--gate" in more:
+        late = rows(task / "run")[5:]
+        assert sum(row["guide/gated"] for row in late) > 0, "nothing was decided with what was restored"
 
 
 def test_killed_in_the_middle_of_a_save(task: Path, tiny_gpt2: Path) -> None:

@@ -73,6 +73,18 @@ def train(
     credit: Annotated[
         str | None, typer.Option("--credit", help="aggrevated: prefix or cut.", rich_help_panel=ALGORITHM)
     ] = None,
+    restart: Annotated[
+        str | None,
+        typer.Option("--restart", help="ppo++: cuts uniform, backward or uncertain.", rich_help_panel=ALGORITHM),
+    ] = None,
+    restart_steps: Annotated[
+        int | None,
+        typer.Option("--restart-steps", help="backward: iterations until uniform.", rich_help_panel=ALGORITHM),
+    ] = None,
+    gate: Annotated[
+        bool | None,
+        typer.Option("--gate/--no-gate", help="ppo++: only texts above the policy's own.", rich_help_panel=ALGORITHM),
+    ] = None,
     base_url: Annotated[
         str | None,
         typer.Option("--base-url", help="The guide's OpenAI-compatible endpoint.", rich_help_panel=ALGORITHM),
@@ -188,6 +200,9 @@ def train(
         "algorithm.group_size": group_size,
         "algorithm.cut": cut,
         "algorithm.credit": credit,
+        "algorithm.restart": restart,
+        "algorithm.restart_steps": restart_steps,
+        "algorithm.gate": gate,
         "model.name": model,
         "model.device": device,
         "model.dtype": dtype,

@@ -35,6 +35,9 @@ class AlgorithmConfig(Strict):
     credit: str | None = None
     cut: str | None = None
     cut_horizon: int | None = None
+    restart: str | None = None
+    restart_steps: int | None = None
+    gate: bool | None = None
     regimes: list[dict[str, Any]] | None = None
     schedule: dict[str, Any] | None = None
 
@@ -49,6 +52,7 @@ class AlgorithmConfig(Strict):
     def spec(self) -> AlgorithmSpec:
         """The algorithm as data. Raises UserError for unknown names and refused combinations."""
         named = {"rollin_prob", "p_ppo_pp", "switch_step", "group_size", "credit", "cut", "cut_horizon"}
+        named |= {"restart", "restart_steps", "gate"}
         parameters = {k: v for k, v in self.model_dump(include=named).items() if v is not None}
         if self.regimes is None:
             if self.schedule is not None:

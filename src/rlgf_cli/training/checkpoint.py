@@ -27,7 +27,7 @@ class TrainerState:
     """What the loop carries from step to step, apart from weights and optimizer.
 
     ``horizon``: recent mean response length, from which the policy's cut is drawn; ``critic_steps``: steps in which
-    each critic was fitted; ``guide_uses``/``guide_texts``: see GuideUse.
+    each critic was fitted; ``guide_uses``/``guide_texts``: see GuideUse; ``own_scores``/``guide_scores``: see Gate.
     """
 
     step: int = 0
@@ -36,6 +36,8 @@ class TrainerState:
     critic_steps: dict[str, int] = field(default_factory=dict)
     guide_uses: dict[str, int] = field(default_factory=dict)
     guide_texts: dict[str, int] = field(default_factory=dict)
+    own_scores: dict[str, float] = field(default_factory=dict)
+    guide_scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
