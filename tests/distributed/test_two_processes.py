@@ -29,6 +29,11 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     # fourteen episodes in minibatches of five: the shares are never equal
     "ppo": ("ppo", ["--set", "kl.adaptive=true", "--set", "kl.target=0.01"]),
     "ppo++": ("ppo++", ["--set", "aux.reference_nll=0.1", "--set", "ppo.entropy_coef=0.01"]),
+    "gated": ("ppo++", ["--restart", "uncertain", "--gate", "--rollin-prob", "0.6", "--limit", "9"]),
+    "grouped": (
+        "grpo++",
+        ["--group-size", "2", "--restart", "backward", "--restart-steps", "6", "--gate", "--limit", "9"],
+    ),
     "aggrevated": ("aggrevated", ["--gradient-accumulation-steps", "2"]),
     "grpo": ("grpo", ["--episodes", "16", "--group-size", "4"]),
     "lols": ("lols", ["--set", "ppo.critic=separate"]),
@@ -48,11 +53,14 @@ class World:
 
     def argv(self, name: str, out: str, *more: str) -> list[str]:
         algorithm, options = RUNS[name]
-        guides = {"ppo++": self.folder / "guide.jsonl", "aggrevated": f"hf:{self.model}", "lols": f"hf:{self.model}"}
+        texts = self.folder / "guide.jsonl"
+        guides = {"ppo++": texts, "grpo++": texts, "aggrevated": f"hf:{self.model}", "lols": f"hf:{self.model}"}
         guide = ["--guide", str(guides[algorithm])] if algorithm in guides else []
+        # the gate has something to decide where an untrained policy is at times better than the guide
+        reward = "luck" if "--gate" in options else "letters"
         return [
             "train", "--alg", algorithm, "--model", str(self.model), "--data", str(self.folder / "train.jsonl"),
-            "--reward", f"{self.folder / 'reward.py'}:letters", "--episodes", "14", "--batch-size", "5",
+            "--reward", f"{self.folder / 'reward.py'}:{reward}", "--episodes", "14", "--batch-size", "5",
             "--epochs", "2", "--max-new-tokens", "10", "--max-steps", str(STEPS), "--lr", "1e-4", "--device", "cpu",
             "--eval-data", str(self.folder / "train.jsonl"), "--set", "eval.limit=7", "--set", "eval.every=5",
             *guide, *options, *more, "-o", str(self.folder / out),
@@ -85,7 +93,9 @@ def world_in(folder: Path, model: Path) -> World:
     ]
     write_rows(folder / "guide.jsonl", texts)
     (folder / "reward.py").write_text(
-        "def letters(text):\n    return sum(c in 'abcdefghijklm' for c in text.lower()) / max(1, len(text))\n"
+        "import zlib\n\n"
+        "def letters(text):\n    return sum(c in 'abcdefghijklm' for c in text.lower()) / max(1, len(text))\n\n"
+        "def luck(text):\n    return zlib.crc32(text.encode()) % 100 / 100\n"
     )
     return World(folder, model)
 
@@ -218,6 +228,9 @@ def test_two_processes_are_one(two: Two, alone: Callable[..., str], name: str) -
     assert one["guide_uses"] == other["guide_uses"]  # the sample index of every guide text
     assert one["guide_texts"] == other["guide_texts"]
     assert (one["guide_uses"] != {}) == (RUNS[name][0] in ("aggrevated", "lols"))
+    assert other["guide_scores"] == pytest.approx(one["guide_scores"])
+    assert (one["own_scores"] != {}) == (one["guide_scores"] != {}) == ("--gate" in RUNS[name][1])
+    assert ("--gate" in RUNS[name][1]) == (sum(row.get("guide/gated", 0) for row in two.world.rows(out)) > 0)
     figures = [n for n in one if not n.startswith("guide_")]
     for figure in figures:
         assert other[figure] == pytest.approx(one[figure], rel=1e-6), figure

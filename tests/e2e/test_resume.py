@@ -25,9 +25,14 @@ OPTIONS = {
     "grpo++": ["--group-size", "4"],
     "rloo++": ["--group-size", "4"],
     "guide_mc": ["--advantage", "guide_mc", "--mc-samples", "2"],
+    "backward": ["--restart", "backward", "--restart-steps", "6"],
+    "uncertain": ["--restart", "uncertain"],
+    "gate": ["--gate", "--rollin-prob", "0.6", "--reward", "LUCK"],
 }
-VARIANTS = {"guide_mc": "aggrevated"}
+VARIANTS = {"guide_mc": "aggrevated", "backward": "ppo++", "uncertain": "ppo++", "gate": "ppo++"}
 """What changes an algorithm's state or draws by a setting, and whose setting it is."""
+LUCK = "import zlib\n\ndef luck(text):\n    return zlib.crc32(text.encode()) % 100 / 100\n"
+"""A reward under which an untrained policy is at times better than the guide."""
 TRAINED = {
     "shared": [],
     "separate": ["--set", "ppo.critic=separate"],
@@ -46,6 +51,9 @@ ORDINARY = {
     ("bc-guide", "recorded", "shared"),
     ("dagger", "cached", "lora"),
     ("guide_mc", "hf", "shared"),
+    ("backward", "recorded", "shared"),
+    ("uncertain", "recorded", "shared"),
+    ("gate", "recorded", "shared"),
 }
 """What `make test` runs: each algorithm, guide and way to train at least once."""
 
@@ -87,6 +95,7 @@ class Task:
             "recorded": ["--guide", str(self.folder / "guide.jsonl")],
             "cached": ["--guide", "openai:m", "--base-url", self.server.url],
         }
+        options = [f"{self.folder / 'luck.py'}:luck" if o == "LUCK" else o for o in OPTIONS.get(alg, [])]
         return self.run_cli(
             "train", "--alg", VARIANTS.get(alg, alg), "--model", self.model, "--data", self.folder / "train.jsonl",
             "--reward", "coverage,rougeL", "--max-steps", STEPS, "--episodes", 8, "--batch-size", 4, "--epochs", 2,
@@ -95,7 +104,7 @@ class Task:
             "--set", "kl.adaptive=true", "--set", "kl.target=0.05", "--set", "kl.horizon=100",
             "--set", "optim.schedule=cosine", "--set", "optim.warmup_steps=2", "--set", "optim.weight_decay=0.1",
             "--set", "ppo.entropy_coef=0.01", "--set", "rollout.save_every=1",
-            *guides[guide], *OPTIONS.get(alg, []), *TRAINED[way], *more, "-o", self.folder / out,
+            *guides[guide], *options, *TRAINED[way], *more, "-o", self.folder / out,
         )  # fmt: skip
 
 
@@ -113,6 +122,7 @@ def task(
         for k in range(3)
     ]
     write_rows(tmp_path / "guide.jsonl", guide)
+    (tmp_path / "luck.py").write_text(LUCK)
     with FakeOpenAI() as server:
         yield Task(tmp_path, tiny_gpt2, run_cli, server)
 
@@ -163,5 +173,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert likelihood or len({row["kl/coef"] for row in rows}) > 2
     assert (state["guide_uses"] != {}) == (guide in ("hf", "cached"))
     assert (state["guide_texts"] != {}) == (guide != "none")
+    if alg == "gate":
+        assert sum(row["guide/gated"] for row in rows[SAVED:]) > 0, "nothing was decided with what was restored"
     if alg in ("lols", "d2lols"):
         assert {row["regime"] for row in rows} == {"policy>guide", "guide>policy"}

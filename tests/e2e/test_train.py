@@ -200,6 +200,9 @@ def test_lora_leaves_an_adapter_and_a_second_run_goes_on_with_it(train: Train, t
         ("ppo", ["--set", "ppo.critic=separate", "--use-peft"]),
         ("aggrevated", ["--credit", "cut"]),
         ("aggrevated", ["--cut", "inner"]),
+        ("ppo++", ["--restart", "backward", "--restart-steps", "1", "--gate"]),
+        ("grpo++", ["--restart", "backward", "--restart-steps", "3", "--gate"]),
+        ("lols", ["--restart", "uncertain", "--gate", "--p-ppo-pp", "1"]),
         ("ppo", ["--set", "ppo.entropy_coef=0.01", "--set", "ppo.value_clip_range=null", "--set", "kl.adaptive=true"]),
     ],
 )

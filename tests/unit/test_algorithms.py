@@ -74,6 +74,16 @@ def test_parameters_reach_the_regimes() -> None:
     assert (mc.critics, mc.needs_live_guide, mc.uses_reference, mc.regimes[0].guide_calls) == ((), True, True, 6)
 
 
+@pytest.mark.parametrize("name", ["ppo++", "lols", "d2lols", "grpo++", "rloo++"])
+def test_restart_and_gate_reach_the_regime_in_which_the_guide_rolls_in(name: str) -> None:
+    spec = catalog.build(name, {"restart": "backward", "restart_steps": 7, "gate": True})
+    for regime in spec.regimes:
+        own = ("backward", 7, True) if regime.roll_in == "guide" else ("uniform", None, False)
+        assert (regime.restart, regime.restart_steps, regime.gate) == own
+    plain = catalog.build(name, {"restart": "uniform", "gate": False})
+    assert plain == catalog.build(name, {})
+
+
 @pytest.mark.parametrize(
     ("regime", "reason"),
     [
@@ -101,6 +111,20 @@ def test_parameters_reach_the_regimes() -> None:
         ({**MC, "mc_samples": 0}, "greater than or equal to 1"),
         ({**MC, "estimator": "gae", "mc_samples": 2}, "mc_samples is for the estimator guide_mc"),
         ({**MC, "group_size": 2}, "is for group_mean and leave_one_out"),
+        ({"restart": "backward", "restart_steps": 5}, "in which the guide rolls in"),
+        ({"roll_in": "policy", "roll_out": "guide", "restart": "uncertain"}, "in which the guide rolls in"),
+        ({"restart_steps": 5}, "in which the guide rolls in"),
+        ({"gate": True}, "in which the guide rolls in"),
+        ({"roll_in": "guide", "restart": "backward"}, "go together"),
+        ({"roll_in": "guide", "restart_steps": 5}, "go together"),
+        ({"roll_in": "guide", "restart": "uncertain", "restart_steps": 5}, "go together"),
+        ({"roll_in": "guide", "restart": "backward", "restart_steps": 0}, "greater than or equal to 1"),
+        ({"roll_in": "guide", "restart": "forward"}, "'uniform', 'backward' or 'uncertain'"),
+        (
+            {"roll_in": "guide", "restart": "uncertain", "estimator": "leave_one_out", "group_size": 4},
+            "asks the policy's critic, and estimator 'leave_one_out' has none; use restart: uniform or backward",
+        ),
+        ({"roll_in": "guide", "gate": True, "rollin_prob": 1.0}, "writes nothing alone; use a rollin_prob below 1"),
         ({"rollin_prob": 1.2}, "less than or equal to 1"),
         ({"rollin_prob": -0.1}, "greater than or equal to 0"),
         ({"roll_in": "teacher"}, "'none', 'policy' or 'guide'"),
@@ -154,6 +178,8 @@ def test_regimes_of_one_algorithm_share_the_group_size() -> None:
         ("lols", {"advantage": "guide_mc"}, "no parameter 'advantage'", "lols takes"),
         ("grpo", {"group_size": 1}, "group_size of at least 2", None),
         ("d2lols", {"switch_step": -1}, "greater than or equal to 0", None),
+        ("grpo++", {"restart": "uncertain"}, "'group_mean' has none", None),
+        ("aggrevated", {"gate": True}, "no parameter 'gate'", "aggrevated takes rollin_prob, credit"),
     ],
 )
 def test_a_wrong_name_or_parameter_is_a_letter(

@@ -18,8 +18,8 @@ def _always(name: str, **regime: Any) -> AlgorithmSpec:
     return AlgorithmSpec(name=name, regimes=(Regime(**regime),))
 
 
-def _ppo_pp(rollin_prob: float) -> Regime:
-    return Regime(roll_in="guide", roll_out="policy", rollin_prob=rollin_prob)
+def _from_guide(**regime: Any) -> Regime:
+    return Regime.model_validate({"roll_in": "guide", "roll_out": "policy", **regime})
 
 
 def _aggrevated(rollin_prob: float, credit: str, cut: str, cut_horizon: int | None, **more: Any) -> Regime:
@@ -41,9 +41,12 @@ def ppo() -> AlgorithmSpec:
     return _always("ppo", roll_out="policy")
 
 
-def ppo_pp(rollin_prob: float = 0.8) -> AlgorithmSpec:
+def ppo_pp(
+    rollin_prob: float = 0.8, restart: str = "uniform", restart_steps: int | None = None, gate: bool = False
+) -> AlgorithmSpec:
     """the policy goes on from the guide's text (a recorded guide will do)"""
-    return AlgorithmSpec(name="ppo++", regimes=(_ppo_pp(rollin_prob),))
+    regime = _from_guide(rollin_prob=rollin_prob, restart=restart, restart_steps=restart_steps, gate=gate)
+    return AlgorithmSpec(name="ppo++", regimes=(regime,))
 
 
 def aggrevated(
@@ -71,11 +74,15 @@ def lols(
     credit: str = "prefix",
     cut: str = "first",
     cut_horizon: int | None = None,
+    restart: str = "uniform",
+    restart_steps: int | None = None,
+    gate: bool = False,
 ) -> AlgorithmSpec:
     """each iteration PPO++ with probability p_ppo_pp, else AggreVaTeD (live guide)"""
+    from_guide = _from_guide(rollin_prob=rollin_prob, restart=restart, restart_steps=restart_steps, gate=gate)
     return AlgorithmSpec(
         name="lols",
-        regimes=(_ppo_pp(rollin_prob), _aggrevated(rollin_prob, credit, cut, cut_horizon)),
+        regimes=(from_guide, _aggrevated(rollin_prob, credit, cut, cut_horizon)),
         schedule=Schedule(kind="mixture", weights=(p_ppo_pp, 1 - p_ppo_pp)),
     )
 
@@ -86,11 +93,15 @@ def d2lols(
     credit: str = "prefix",
     cut: str = "first",
     cut_horizon: int | None = None,
+    restart: str = "uniform",
+    restart_steps: int | None = None,
+    gate: bool = False,
 ) -> AlgorithmSpec:
     """AggreVaTeD until switch_step, then PPO++ (live guide)"""
+    from_guide = _from_guide(rollin_prob=rollin_prob, restart=restart, restart_steps=restart_steps, gate=gate)
     return AlgorithmSpec(
         name="d2lols",
-        regimes=(_aggrevated(rollin_prob, credit, cut, cut_horizon), _ppo_pp(rollin_prob)),
+        regimes=(_aggrevated(rollin_prob, credit, cut, cut_horizon), from_guide),
         schedule=Schedule(kind="switch", switch_step=switch_step),
     )
 
@@ -105,14 +116,42 @@ def rloo(group_size: int = 4) -> AlgorithmSpec:
     return _always("rloo", estimator="leave_one_out", group_size=group_size)
 
 
-def grpo_pp(group_size: int = 8, rollin_prob: float = 0.8) -> AlgorithmSpec:
+def grpo_pp(
+    group_size: int = 8,
+    rollin_prob: float = 0.8,
+    restart: str = "uniform",
+    restart_steps: int | None = None,
+    gate: bool = False,
+) -> AlgorithmSpec:
     """GRPO from the guide's text; a group shares prompt and prefix"""
-    return _always("grpo++", roll_in="guide", rollin_prob=rollin_prob, estimator="group_mean", group_size=group_size)
+    regime = _from_guide(
+        rollin_prob=rollin_prob,
+        estimator="group_mean",
+        group_size=group_size,
+        restart=restart,
+        restart_steps=restart_steps,
+        gate=gate,
+    )
+    return AlgorithmSpec(name="grpo++", regimes=(regime,))
 
 
-def rloo_pp(group_size: int = 4, rollin_prob: float = 0.8) -> AlgorithmSpec:
+def rloo_pp(
+    group_size: int = 4,
+    rollin_prob: float = 0.8,
+    restart: str = "uniform",
+    restart_steps: int | None = None,
+    gate: bool = False,
+) -> AlgorithmSpec:
     """RLOO from the guide's text; a group shares prompt and prefix"""
-    return _always("rloo++", roll_in="guide", rollin_prob=rollin_prob, estimator="leave_one_out", group_size=group_size)
+    regime = _from_guide(
+        rollin_prob=rollin_prob,
+        estimator="leave_one_out",
+        group_size=group_size,
+        restart=restart,
+        restart_steps=restart_steps,
+        gate=gate,
+    )
+    return AlgorithmSpec(name="rloo++", regimes=(regime,))
 
 
 def bc_guide() -> AlgorithmSpec:

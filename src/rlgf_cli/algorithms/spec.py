@@ -23,8 +23,8 @@ class Regime(_Data):
 
     ``roll_in`` writes a prefix with probability ``rollin_prob``; ``roll_out`` finishes the text. Policy-gradient
     estimators learn on the policy's tokens, ``likelihood`` on the guide's. ``credit`` and ``cut`` matter where the
-    policy rolls in: see docs/algorithms.md. ``mc_samples``: texts that ``guide_mc`` asks of the guide on either side
-    of the action at the cut.
+    policy rolls in; ``restart``, ``restart_steps`` and ``gate`` where the guide does: see docs/algorithms.md.
+    ``mc_samples``: texts that ``guide_mc`` asks of the guide on either side of the action at the cut.
     """
 
     roll_in: Literal["none", "policy", "guide"] = "none"
@@ -36,6 +36,9 @@ class Regime(_Data):
     cut_horizon: int | None = Field(None, ge=1)
     group_size: int = Field(1, ge=1)
     mc_samples: int = Field(1, ge=1)
+    restart: Literal["uniform", "backward", "uncertain"] = "uniform"
+    restart_steps: int | None = Field(None, ge=1)
+    gate: bool = False
 
     @property
     def learn_author(self) -> Author:
@@ -108,7 +111,29 @@ class Regime(_Data):
             )
         if self.cut == "inner" and (self.cut_horizon is not None or self.credit == "cut"):
             raise ValueError("cut: inner draws within the finished roll-in: no cut_horizon, and credit: prefix only")
+        self._refuse_restarts()
         return self
+
+    def _refuse_restarts(self) -> None:
+        if self.roll_in != "guide" and (self.restart, self.restart_steps, self.gate) != ("uniform", None, False):
+            raise ValueError(
+                "restart, restart_steps and gate are for regimes in which the guide rolls in (ppo++, grpo++, rloo++)"
+            )
+        if (self.restart == "backward") != (self.restart_steps is not None):
+            raise ValueError(
+                "restart: backward and restart_steps go together: the iterations after which cuts fall anywhere in the "
+                "guide's text, e.g. half of max_steps"
+            )
+        if self.restart == "uncertain" and self.estimator != "gae":
+            raise ValueError(
+                f"restart: uncertain asks the policy's critic, and estimator {self.estimator!r} has none; "
+                "use restart: uniform or backward, or estimator: gae (ppo++)"
+            )
+        if self.gate and self.rollin_prob == 1:
+            raise ValueError(
+                "gate compares the guide's text with what the policy writes alone, and with rollin_prob 1 it writes "
+                "nothing alone; use a rollin_prob below 1"
+            )
 
 
 class Schedule(_Data):
@@ -163,6 +188,11 @@ class AlgorithmSpec(_Data):
             if draw < total:
                 return regime
         return self.regimes[-1]
+
+    def age(self, step: int) -> int:
+        """Iterations that the schedule's present phase has behind it at iteration ``step``, counted from 0."""
+        switch = self.schedule.switch_step if self.schedule.kind == "switch" else None
+        return step - switch if switch is not None and step >= switch else step
 
     @property
     def critics(self) -> tuple[Author, ...]:

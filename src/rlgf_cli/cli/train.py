@@ -73,6 +73,18 @@ def train(
     credit: Annotated[
         str | None, typer.Option("--credit", help="aggrevated: prefix or cut.", rich_help_panel=ALGORITHM)
     ] = None,
+    restart: Annotated[
+        str | None,
+        typer.Option("--restart", help="ppo++: cuts uniform, backward or uncertain.", rich_help_panel=ALGORITHM),
+    ] = None,
+    restart_steps: Annotated[
+        int | None,
+        typer.Option("--restart-steps", help="backward: iterations until uniform.", rich_help_panel=ALGORITHM),
+    ] = None,
+    gate: Annotated[
+        bool | None,
+        typer.Option("--gate/--no-gate", help="ppo++: only texts above the policy's own.", rich_help_panel=ALGORITHM),
+    ] = None,
     advantage: Annotated[
         str | None,
         typer.Option("--advantage", help="aggrevated: gae, or guide_mc (no critic).", rich_help_panel=ALGORITHM),
@@ -210,6 +222,9 @@ def train(
         "algorithm.credit": credit,
         "algorithm.advantage": advantage,
         "algorithm.mc_samples": mc_samples,
+        "algorithm.restart": restart,
+        "algorithm.restart_steps": restart_steps,
+        "algorithm.gate": gate,
         "model.name": model,
         "model.device": device,
         "model.dtype": dtype,

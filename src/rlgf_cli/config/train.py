@@ -37,6 +37,9 @@ class AlgorithmConfig(Strict):
     cut_horizon: int | None = None
     advantage: str | None = None
     mc_samples: int | None = None
+    restart: str | None = None
+    restart_steps: int | None = None
+    gate: bool | None = None
     regimes: list[dict[str, Any]] | None = None
     schedule: dict[str, Any] | None = None
 
@@ -52,6 +55,7 @@ class AlgorithmConfig(Strict):
         """The algorithm as data. Raises UserError for unknown names and refused combinations."""
         named = {"rollin_prob", "p_ppo_pp", "switch_step", "group_size", "credit", "cut", "cut_horizon"}
         named |= {"advantage", "mc_samples"}
+        named |= {"restart", "restart_steps", "gate"}
         parameters = {k: v for k, v in self.model_dump(include=named).items() if v is not None}
         if self.regimes is None:
             if self.schedule is not None:

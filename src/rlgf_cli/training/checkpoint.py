@@ -27,8 +27,8 @@ class TrainerState:
     """What the loop carries from step to step, apart from weights and optimizer.
 
     ``horizon``: recent mean response length, from which the policy's cut is drawn; ``critic_steps``: steps in which
-    each critic was fitted; ``guide_uses``/``guide_texts``: see GuideUse; ``best_step``, ``best_score``: the step with
-    the best held-out score so far (None: there was none yet).
+    each critic was fitted; ``guide_uses``/``guide_texts``: see GuideUse; ``own_scores``/``guide_scores``: see Gate;
+    ``best_step``, ``best_score``: the step with the best held-out score so far (None: there was none yet).
     """
 
     step: int = 0
@@ -39,6 +39,8 @@ class TrainerState:
     guide_texts: dict[str, int] = field(default_factory=dict)
     best_step: int = 0
     best_score: float | None = None
+    own_scores: dict[str, float] = field(default_factory=dict)
+    guide_scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.credit import Credit, CreditSettings, Notes, annotate, assign, sampler_gap
 from rlgf_cli.training.distributed import ALONE, Group
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch, written
+from rlgf_cli.training.gate import Gate, own_scores
+from rlgf_cli.training.restarts import Restarts, values_along
 from rlgf_cli.training.rollout import Roller
 from rlgf_cli.training.timing import Clock
 from rlgf_cli.training.update import StepData, UpdateSettings, update
@@ -132,6 +134,7 @@ class Trainer:
         """The step's episodes, with their scores, what the models say of them, and their credit."""
         with self.clock.timed("rollout"):
             prompts = self._prompts_of(step)
+            self.roller.restarts = self._restarts(regime, step)
             episodes = self._rolled(regime, prompts, step)
         with self.clock.timed("reward"):
             self.group.agree(lambda: self._score(episodes))
@@ -170,6 +173,20 @@ class Trainer:
             chosen += [self.prompts[orders[epoch][position]]] * size
         return chosen
 
+    def _restarts(self, regime: Regime, step: int) -> Restarts:
+        """What the step's cuts of guide texts follow: the step, the critic as it is, the scores so far."""
+
+        def score(episodes: list[Episode]) -> None:
+            self.roller.conclude(episodes)
+            self._score(episodes)
+
+        rows, state = self.roller.sampling.batch_size, self.state
+        return Restarts(
+            age=self.spec.age(step),
+            values=(lambda texts: values_along(self.model, texts, rows)) if regime.restart == "uncertain" else None,
+            gate=Gate(state.own_scores, state.guide_scores, score) if regime.gate else None,
+        )
+
     def _rolled(self, regime: Regime, prompts: list[Encoded], step: int) -> list[Episode]:
         """The episodes of this process."""
         horizon, size = self.state.horizon, self.spec.group_size
@@ -178,6 +195,8 @@ class Trainer:
     def _everyones(self, episodes: list[Episode]) -> list[Episode]:
         """All episodes of the step, in their order, and the guide's books and counts with them."""
         self.roller.use.share(self.group)
+        if self.roller.restarts.gate is not None:
+            self.roller.restarts.gate.share(self.group)
         self.roller.counts = sum(self.group.gather(self.roller.counts), Counter())
         return sorted((e for part in self.group.gather(episodes) for e in part), key=lambda e: e.index)
 
@@ -227,6 +246,9 @@ class Trainer:
             )
         state.guide_uses = dict(self.roller.use.uses)
         state.guide_texts = dict(self.roller.use.texts)
+        if (gate := self.roller.restarts.gate) is not None:
+            state.guide_scores |= gate.fresh
+            state.own_scores = own_scores(state.own_scores, episodes)
         state.step += 1
         self.scheduler.step()
 
@@ -272,6 +294,7 @@ class Trainer:
             row |= {f"guide/{name}": counts[name] for name in ("cuts_moved", "unguided")}
             row |= {"guide/requests": counts["guide_requests"], "guide/capped": counts["guide_capped"]}
             row |= {"guide/failed": counts["guide_failed"]} if counts["guide_failed"] else {}
+            row |= {"guide/gated": counts["gated"]} if regime.gate else {}
             row["guide/reuse"] = self.roller.use.reuse
         if regime.estimator == "guide_mc":
             sides = [e.sides for e in scored if e.sides is not None]

@@ -44,6 +44,7 @@ METRICS: dict[str, str] = {
     "guide/reuse": "mean number of uses of each distinct guide text so far",
     "guide/capped": "guide texts cut at max_new_tokens (in the policy's tokens, of the whole response)",
     "guide/cuts_moved": "cuts that moved to the next boundary of the text",
+    "guide/gated": "episodes that the policy wrote alone because the guide's text scored no better (algorithm.gate)",
     "guide/unguided": "episodes that ran unguided because the guide had no text",
     "guide/failed": "texts of this step that the guide refused; their episodes ran unguided",
     "mc/before": "guide_mc: mean value of the guide's texts from just before the action, over episodes that learn",

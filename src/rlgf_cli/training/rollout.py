@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +30,7 @@ from rlgf_cli.training import branches
 from rlgf_cli.training.distributed import ALONE, Group
 from rlgf_cli.training.episodes import Episode, written
 from rlgf_cli.training.guide_use import GuideUse
+from rlgf_cli.training.restarts import Restarts
 
 _CHUNK = 8
 """Tokens that the policy writes at a time while it looks for the next word boundary."""
@@ -64,7 +65,8 @@ class Roller:
 
     ``covered``: ids of the prompts that the guide has text for (None: all). ``whole_words``: the guide has another
     tokenizer, so it is given prefixes that end where a word ends; with the policy's own tokenizer whole characters
-    are enough. ``server``: where the policy writes, if not here.
+    are enough. ``restarts``: what this step's cuts of the guide's texts follow. ``server``: where the policy writes, if
+    not here.
     """
 
     loaded: Loaded
@@ -72,6 +74,7 @@ class Roller:
     seed: int
     guide: Guide | None = None
     use: GuideUse = field(default_factory=GuideUse)
+    restarts: Restarts = field(default_factory=Restarts)
     covered: frozenset[str] | None = None
     whole_words: bool = False
     server: PolicyServer | None = None
@@ -103,7 +106,7 @@ class Roller:
         started = [plan[e.index][0] < regime.rollin_prob and self._covers(e) for e in episodes]
         begun = [e for e, s in zip(episodes, started, strict=True) if s]
         if regime.roll_in == "guide":
-            texts = self._guide_begins(begun, plan)
+            texts = self._guide_begins(begun, plan, regime)
             if self._remote and regime.roll_out == "policy":  # what does not wait for the guide goes on
                 self._policy_writes([e for e, s in zip(episodes, started, strict=True) if not s], draws, self._room)
             texts()
@@ -113,11 +116,15 @@ class Roller:
             if regime.roll_in == "policy":
                 self._policy_begins(begun, plan, draws, regime, horizon)
             self._policy_writes(self._open(episodes), draws, self._room)
+        self.conclude(episodes)
+        return episodes
+
+    def conclude(self, episodes: Sequence[Episode]) -> None:
+        """Say of episodes that were written to their end whether they finished, and what their text is."""
         for _, part in written(episodes):
             ids = part.ids
             part.finished = bool(ids) and ids[-1] in self.loaded.eos_ids
             part.text = self.loaded.text.decode_response(self.loaded.tokenizer, ids)
-        return episodes
 
     def _guide_rolls_out(
         self,
@@ -273,8 +280,8 @@ class Roller:
 
     # the guide writes
 
-    def _guide_begins(self, episodes: list[Episode], plan: list[np.ndarray]) -> Callable[[], None]:
-        """The guide's text, cut at k uniform on 1..L-1: never its EOS. A group shares one text and one cut.
+    def _guide_begins(self, episodes: list[Episode], plan: list[np.ndarray], regime: Regime) -> Callable[[], None]:
+        """The guide's text, cut at k on 1..L-1: never its EOS. A group shares one text and one cut.
 
         Asks now; the texts are there when what is returned has been called.
         """
@@ -282,13 +289,14 @@ class Roller:
         asked = self._ask([(e, e.ids) for e in heads], plan)
 
         def apply() -> None:
-            answers = zip(heads, asked(), strict=True)
-            texts = {e.group: self._guide_ids(c, e.length) for e, c in answers if c is not None}
-            for episode in episodes:
-                ids = texts.get(episode.group, [])
-                if len(ids) >= 2:
-                    episode.cut = 1 + int(plan[episode.index][1] * (len(ids) - 1))
-                    episode.segments = [("guide", ids[: episode.cut])]
+            answered = [(e, c) for e, c in zip(heads, asked(), strict=True) if c is not None]
+            texts = [replace(e, segments=[("guide", self._guide_ids(c, e.length))]) for e, c in answered]
+            whole = {e.group: e for e in texts if e.length >= 2}
+            cuts = self.restarts.cuts(regime, list(whole.values()), [plan[e.index][1] for e in whole.values()])
+            for episode in [e for e in episodes if e.group in whole]:
+                episode.cut = cuts[episode.group]
+                episode.segments = [("guide", whole[episode.group].ids[: episode.cut])] if episode.cut else []
+                self.counts["gated"] += episode.cut == 0
 
         return apply
 
