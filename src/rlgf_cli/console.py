@@ -61,6 +61,8 @@ def warn(text: str) -> None:
     log(f"warning: {text}")
 
 
+_screen: Any = None
+"""The terminal that a bar is drawn on: what is printed on it goes above the bar."""
 _COLOURS = {"guide": "cyan", "policy": "yellow"}
 _SHOWN = 600
 """Characters of a text that are shown at most."""
@@ -76,7 +78,7 @@ def authored(head: str, segments: Sequence[tuple[str, str]], tail: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    screen = Console(stderr=True, highlight=False, soft_wrap=True)
+    screen: Any = _screen or Console(stderr=True)
     coloured = screen.is_terminal and screen.color_system is not None and not screen.no_color
     line = Text("  ")
     for author, text in segments:
@@ -86,8 +88,8 @@ def authored(head: str, segments: Sequence[tuple[str, str]], tail: str) -> None:
     if coloured:
         for author in dict.fromkeys(author for author, _ in segments):
             line.append(f" {author}", style=_COLOURS.get(author, ""))
-    screen.print(Text(_printable(head), style="bold" if coloured else ""))
-    screen.print(line)
+    for shown_line in (Text(_printable(head), style="bold" if coloured else ""), line):
+        screen.print(shown_line, soft_wrap=True)
 
 
 def _printable(text: str) -> str:
@@ -142,8 +144,13 @@ def progress(label: str, total: int | None) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with RichProgress(*columns, console=Console(stderr=True)) as bar:
-        yield _Bar(bar, bar.add_task(label, total=total, note=""))
+    global _screen
+    _screen = Console(stderr=True)
+    try:
+        with RichProgress(*columns, console=_screen) as bar:
+            yield _Bar(bar, bar.add_task(label, total=total, note=""))
+    finally:
+        _screen = None
 
 
 @contextmanager

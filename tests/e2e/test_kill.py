@@ -199,6 +199,7 @@ def test_killed_at_a_point_of_a_save(world: World, point: str, left: list[str]) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killed_at_every_point_of_a_save(world: World) -> None:
     whole = world.whole("ppo")
     for event in range(len(world.saves["ppo"])):

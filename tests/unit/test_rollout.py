@@ -27,7 +27,7 @@ from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.protocols import GuideRequest
 from rlgf_cli.training import rollout
-from rlgf_cli.training.episodes import Episode, build_batch
+from rlgf_cli.training.episodes import Episode, build_batch, segment_texts
 from rlgf_cli.training.guide_use import GuideUse
 
 TEXT = "the cat sees the river it ."
@@ -338,3 +338,20 @@ def test_another_seed_or_step_is_another_text(gpt2: Loaded) -> None:
         for seed, step in ((0, 0), (0, 1), (1, 0))
     }
     assert len(texts) == 3
+
+
+def test_the_parts_of_a_text_are_the_text(any_model: Path) -> None:
+    """Each author's part as it is read; a character whose bytes both wrote is whole."""
+    loaded = loaded_from(any_model)
+    encode = loaded.text.encode_response
+    for regime in (PPO_PP, AGGREVATED, PPO):
+        roller = roller_for(loaded, ScriptedGuide((" the cät sees it .", "stop")))
+        for e in roller.roll(regime, prompts_for(loaded, 8), 0, 6.0):
+            parts = segment_texts(e, loaded)
+            assert [author for author, _ in parts] == [author for author, _ in e.segments]
+            whole = loaded.text.decode_response(loaded.tokenizer, e.ids, strip=False)
+            assert "".join(text for _, text in parts) == whole
+    ids = encode(loaded.tokenizer, "ä")
+    if len(ids) > 1:  # the bytes of one character
+        e.segments = [("guide", ids[:-1]), ("policy", ids[-1:])]
+        assert [text.strip() for _, text in segment_texts(e, loaded)] == ["", "ä"]
