@@ -43,7 +43,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
 }
 
 
-FSDP = ["ppo", "aggrevated", "lols", "one"]
+FSDP = ["ppo", "gated", "aggrevated", "lols", "one"]
 
 
 @dataclass
