@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from conftest import Result, toy_examples, write_rows
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.guides.in_training import share_of
+from runs import assert_figures
 
 STEPS = 10
 MANY = Path(__file__).with_name("many.py")
@@ -192,18 +193,8 @@ def alone(two: Two, run_cli: Callable[..., Result]) -> Callable[..., str]:
 
 def assert_same_figures(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> None:
     """Every figure of every step to 1e-5, and without a drift: the mean of the residuals to 1e-6."""
-    assert len(a) == len(b) == STEPS
-    residuals: dict[str, list[float]] = {}
-    for one, other in zip(a, b, strict=True):
-        assert one.keys() == other.keys()
-        for name, value in one.items():
-            if isinstance(value, str):
-                assert other[name] == value
-            else:
-                assert other[name] == pytest.approx(value, abs=1e-5, rel=1e-5), (one["step"], name)
-                residuals.setdefault(name, []).append((other[name] - value) / max(1.0, abs(value)))
-    for name, found in residuals.items():
-        assert abs(sum(found) / len(found)) < 1e-6, name
+    assert len(a) == STEPS
+    assert_figures(a, b, point=1e-5, mean=1e-6)
 
 
 def assert_same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:

@@ -205,9 +205,10 @@ def test_no_best_policy_without_held_out_prompts_or_where_it_is_not_wanted(train
 def test_overwriting_a_run_that_was_killed_takes_its_best_policy_along(train: Train, tmp_path: Path) -> None:
     held_out = ["--eval-data", tmp_path / "train.jsonl", "--set", "eval.every=2"]
     assert train(*held_out).exit_code == 0
-    (tmp_path / "run/best").rename(tmp_path / "run/checkpoints/.best.old")  # killed between the renames
+    put_away = best._old(tmp_path / "run/checkpoints")
+    (tmp_path / "run/best").rename(put_away)  # killed between the renames
     assert train("--overwrite").exit_code == 0
-    assert not (tmp_path / "run/best").exists() and not (tmp_path / "run/checkpoints/.best.old").exists()
+    assert not (tmp_path / "run/best").exists() and not put_away.exists()
 
 
 # --- trackers

@@ -54,7 +54,7 @@ def tracker(name: str, run: Tracked | None) -> Iterator[Track]:
 
     def track(row: Mapping[str, Any]) -> None:
         if name == "tensorboard" or row["step"] > run.told:
-            tell({k: v for k, v in row.items() if isinstance(v, int | float)}, row["step"])
+            tell({k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}, row["step"])
 
     try:
         yield track
