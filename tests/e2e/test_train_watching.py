@@ -277,6 +277,20 @@ def test_a_resumed_run_goes_on_in_the_trackers_run(
     assert sum(e["event"] == "finish" for e in events) == 2
 
 
+def test_a_tracker_is_told_of_every_step_once_whatever_sessions_there_were(
+    train: Train, tmp_path: Path, fake: Any, dies: Any
+) -> None:
+    """One without a tracker; one that went far; one that ended where the one before had been already."""
+    told = fake("wandb")
+    for steps, name in ((3, "none"), (5, "wandb"), (2, "wandb"), (None, "wandb")):
+        dies(steps)
+        ended = train("--report-to", name, "--save-steps", 100, *(["--resume"] if name == "wandb" else []))
+        assert ended.exit_code == (0 if steps is None else 1), ended.stderr
+    events = [json.loads(line) for line in told.read_text().splitlines()]
+    assert [e["step"] for e in events if e["event"] == "log"] == list(range(1, STEPS + 1))
+    assert len({e["id"] for e in events if e["event"] == "init"}) == 1
+
+
 def test_another_run_is_another_one_for_the_tracker(train: Train, tmp_path: Path, fake: Any) -> None:
     told = fake("wandb")
     assert train("--report-to", "wandb", "--max-steps", 1).exit_code == 0

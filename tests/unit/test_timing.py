@@ -65,7 +65,7 @@ def test_the_table_is_made_of_the_rows() -> None:
         row(**{**zero, "rollout": 2.0, "update": 4.0, "other": 1.0, "eval": 3.0}),
         row(**{**zero, "rollout": 6.0, "update": 3.0, "other": 1.0, "guide": 5.0, "save": 0.5}),
     ]
-    table = {line[0]: line[1:] for line in profile(rows, {"time/save": 0.5}, epochs=4)}
+    table = {line[0]: line[1:] for line in profile(rows, 0.5, epochs=4)}
     assert list(table) == ["rollout", "guide", "update", "eval", "save", "other", "all"]
     assert table["rollout"] == ["3", "3.0000", "2.0000", "30.0%", "20"]  # 180 of the policy's tokens in 9 s
     assert table["guide"] == ["1", "5.0000", "5.0000", "16.7%", "12"]
@@ -76,6 +76,6 @@ def test_the_table_is_made_of_the_rows() -> None:
 
 
 def test_rows_of_earlier_versions_lack_what_was_not_measured() -> None:
-    table = profile([row(rollout=1.0), row(rollout=3.0, update=4.0)], {}, epochs=1)
+    table = profile([row(rollout=1.0), row(rollout=3.0, update=4.0)], epochs=1)
     assert [line[0] for line in table] == ["rollout", "update", "all"]
     assert table[-1][2] == "4.0000"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -81,7 +81,7 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse", profi
         console.log(f"{config.output} is done already")
         if profile and group.main:
             rows = [row for _, row in read_objects(Path(config.output, "metrics.jsonl"))]
-            _show_profile(rows, {}, config)
+            _show_profile(rows, 0.0, config)
     else:
         done = _train(resolved, existing, group, profile)
         if config.push_to_hub and group.main:
@@ -369,12 +369,12 @@ def _profiled(keeper: Keeper, trainer: Trainer, config: TrainConfig) -> Iterator
     try:
         yield
     finally:
-        _show_profile(keeper.rows, trainer.clock.lap(), config)
+        _show_profile(keeper.rows, trainer.clock.lap().get("time/save", 0.0), config)
 
 
-def _show_profile(rows: Sequence[dict[str, Any]], after: Mapping[str, float], config: TrainConfig) -> None:
+def _show_profile(rows: Sequence[dict[str, Any]], last_save: float, config: TrainConfig) -> None:
     if rows:
-        console.log(console.table(timing.HEADER, timing.profile(rows, after, epochs=config.ppo.epochs)))
+        console.log(console.table(timing.HEADER, timing.profile(rows, last_save, epochs=config.ppo.epochs)))
 
 
 @contextmanager

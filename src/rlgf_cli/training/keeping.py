@@ -111,15 +111,21 @@ class Keeper:
 
 def tracked(folder: RunDir | None, config: TrainConfig, step: int) -> Tracked | None:
     """The run as a tracker is told of it, before the rows of steps that will be done again are dropped; None in a
-    process that does not write."""
-    if folder is None:
+    process that does not write, and without a tracker.
+
+    Of each tracker run.json notes how far it was told, which may be further than the rows that a later session left.
+    """
+    name = config.report_to
+    if folder is None or name == "none":
         return None
-    if config.report_to == "tensorboard":
+    if name == "tensorboard":
         folder.file("tensorboard")  # so that --overwrite removes it
+    noted = dict(folder.manifest.data.get("trackers", {}))
     metrics = folder.path / "metrics.jsonl"
-    rows = [row for _, row in read_objects(metrics, torn_tail=True)] if metrics.is_file() else []
-    values = config.model_dump(mode="json")
-    return Tracked(folder.path, folder.manifest.data["run_id"], values, step, rows[-1]["step"] if rows else 0)
+    rows = [row for _, row in read_objects(metrics, torn_tail=True)] if name in noted and metrics.is_file() else []
+    noted[name] = max([noted.get(name, 0), *(row["step"] for row in rows)])
+    folder.manifest.save(trackers=noted)
+    return Tracked(folder.path, folder.manifest.data["run_id"], config.model_dump(mode="json"), step, noted[name])
 
 
 def resume_from(

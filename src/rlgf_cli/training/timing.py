@@ -53,14 +53,14 @@ class Clock:
 HEADER = ["part", "steps", "mean s", "median s", "share", "tokens/s"]
 
 
-def profile(rows: Sequence[Mapping[str, Any]], after: Mapping[str, float], *, epochs: int) -> list[list[str]]:
+def profile(rows: Sequence[Mapping[str, Any]], last_save: float = 0.0, *, epochs: int) -> list[list[str]]:
     """The table's rows, from rows of metrics.jsonl; mean and median over the steps in which a part took time.
 
-    ``after``: seconds since the last row (its save). ``tokens/s``: tokens that the policy wrote, that the guide wrote,
-    and response tokens that the update passed over (``epochs`` times), each by its part's seconds.
+    ``last_save``: seconds of the save behind the last row. ``tokens/s``: tokens that the policy wrote, that the guide
+    wrote, and response tokens that the update passed over (``epochs`` times), each by its part's seconds.
     """
     laps = [{name: row.get(f"time/{name}", 0.0) for name in PARTS} for row in rows]
-    laps[-1:] = [{name: laps[-1][name] + after.get(f"time/{name}", 0.0) for name in PARTS}]
+    laps[-1]["save"] += last_save
     whole = [sum(lap.values()) for lap in laps]
     written = [row["episodes"] * row["length/mean"] for row in rows]
     own = [n * row["tokens/policy"] for n, row in zip(written, rows, strict=True)]

@@ -22,8 +22,8 @@ PROJECT = "rlgf"
 class Tracked:
     """The run that is told of: its folder, its id in run.json, its config.
 
-    ``step``: where this session begins (0: a new run); ``told``: the last step that an earlier session had written
-    down, and told the tracker of.
+    ``step``: where this session begins (0: a new run); ``told``: the last step that an earlier session told this
+    tracker of.
     """
 
     folder: Path
