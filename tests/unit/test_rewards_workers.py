@@ -81,19 +81,52 @@ def test_a_function_that_cannot_be_used_is_refused_at_once(file: Path) -> None:
         make_reward([PartConfig(name=f"{file}:none")], workers=2)
 
 
-def test_scoring_goes_on_while_something_else_is_done(tmp_path: Path) -> None:
-    """The function waits for a file that is made after ``begin`` has returned."""
-    gate = tmp_path / "gate"
+def test_what_is_expected_is_scored_meanwhile_and_once(tmp_path: Path) -> None:
+    """The function waits for a file that is made after ``expect`` has returned, and notes every call."""
+    gate, calls = tmp_path / "gate", tmp_path / "calls"
     (tmp_path / "slow.py").write_text(
         "import os, time\n"
-        "def f(text, gate):\n"
+        "def f(text, id, gate, calls):\n"
+        "    with open(calls, 'a') as file: file.write(id + '\\n')\n"
         "    while not os.path.exists(gate): time.sleep(0.01)\n"
-        "    return len(text)\n"
+        "    return len(text) + int(id)\n"
     )
-    reward = WorkersReward(f"{tmp_path}/slow.py:f", {"gate": str(gate)}, 2)
-    scores = reward.begin(EXAMPLES, TEXTS)
+    reward = make_reward(
+        [
+            PartConfig(name=f"{tmp_path}/slow.py:f", params={"gate": str(gate), "calls": str(calls)}),
+            PartConfig(name="repetition"),
+        ],
+        workers=2,
+    )
+    assert reward.expects and not make_reward([PartConfig(name="repetition")], workers=2).expects
+    reward.expect(EXAMPLES[:20], TEXTS[:20])
+    reward.expect(EXAMPLES[:3], TEXTS[:3])  # a text twice is scored twice: it may come twice in a step
+    deadline = time.monotonic() + 60
+    while not calls.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     gate.touch()
-    assert [s.value for s in scores()] == [len(t) for t in TEXTS]
+    examples, texts = [*EXAMPLES[:3], *EXAMPLES], [*TEXTS[:3], *TEXTS]
+    found = score_checked(reward, examples, texts)
+    assert [s.parts["f"] for s in found] == [len(t) + int(e.id) for e, t in zip(examples, texts, strict=True)]
+    assert sorted(calls.read_text().split()) == sorted(e.id for e in examples)
+
+
+def test_the_figures_of_a_training_are_those_of_one_process(tmp_path: Path, tiny_gpt2: Path, run_cli) -> None:
+    write_rows(tmp_path / "train.jsonl", toy_examples(12))
+    (tmp_path / "mine.py").write_text("def f(text, meta): return len(text) % 7\n")
+    rows = []
+    for workers in ("0", "2"):
+        out = tmp_path / f"run{workers}"
+        done = run_cli(
+            "train", "--model", tiny_gpt2, "--data", tmp_path / "train.jsonl", "--reward", f"{tmp_path}/mine.py:f",
+            "--reward-workers", workers, "--max-steps", "2", "--episodes", "8", "--batch-size", "8",
+            "--set", "rollout.batch_size=2", "--max-new-tokens", "6", "-o", out,
+        )  # fmt: skip
+        assert done.exit_code == 0, done.stderr
+        found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        rows.append([{k: v for k, v in row.items() if not k.startswith("time/")} for row in found])
+    assert rows[0] == rows[1]
 
 
 def test_texts_are_divided_among_the_processes(tmp_path: Path) -> None:

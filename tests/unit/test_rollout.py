@@ -23,6 +23,7 @@ from rl import (
 )
 from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
+from rlgf_cli.models import generate
 from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.protocols import GuideRequest
@@ -220,6 +221,27 @@ def test_the_policys_own_limits(several: Loaded, monkeypatch: pytest.MonkeyPatch
         assert all(e.finished == (e.ids[-1] in several.eos_ids) for e in episodes)
         assert all(not set(e.ids[:-1]) & several.eos_ids for e in episodes)
         assert any(e.finished and (e.cut >= 4 or regime is PPO) for e in episodes)
+
+
+@pytest.mark.parametrize("regime", [PPO, ALWAYS_IN])
+def test_texts_are_told_as_soon_as_they_are_written(
+    gpt2: Loaded, regime: Regime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch by batch, and no text is told that is not the episode's in the end."""
+    roller = roller_for(gpt2, ScriptedGuide((TEXT, "stop")), batch_size=5)
+    told: list[tuple[str, str]] = []
+    written: list[int] = []
+    one_batch = generate._sample_batch
+
+    def seen(model: Any, prompts: Any, *more: Any) -> Any:
+        written.append(len(told))
+        return one_batch(model, prompts, *more)
+
+    monkeypatch.setattr(generate, "_sample_batch", seen)
+    roller.expect = lambda examples, texts: told.extend(zip((e.id for e in examples), texts, strict=True))
+    episodes = roller.roll(regime, prompts_for(gpt2, 20), 0, 9.0)
+    assert sorted(told) == sorted((e.example.id, e.text) for e in episodes)
+    assert written == [0, 5, 10, 15]
 
 
 @pytest.mark.parametrize("regime", [ALWAYS_IN, BC, AGGREVATED])

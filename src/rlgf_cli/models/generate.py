@@ -143,13 +143,13 @@ def sample(
     min_new_tokens: int = 0,
     batch_size: int = 64,
     dtype: torch.dtype = torch.float32,
-    on_rows: Callable[[int], None] | None = None,
+    on_batch: Callable[[list[int], list[Generated]], None] | None = None,
 ) -> list[Generated]:
     """Write a response after each prompt (+ prefix), at most ``max_new_tokens`` more (an int, or one per row).
 
     ``uniforms`` [N, T] in [0, 1): the draw for the response's t-th token, prefix included, is column t, by
     inverse transform on the distribution; None is greedy. ``min_new_tokens`` counts the prefix too and
-    forbids EOS before. ``on_rows`` is told how many rows were finished.
+    forbids EOS before. ``on_batch`` is told which rows were finished, and what was written in them.
     """
     count = len(prompts)
     before = [list(p) for p in prefixes] if prefixes is not None else [[] for _ in range(count)]
@@ -175,8 +175,8 @@ def sample(
             )
         for i, row in zip(batch, rows, strict=True):
             found[i] = row
-        if on_rows is not None:
-            on_rows(len(batch))
+        if on_batch is not None:
+            on_batch(batch, rows)
     return found
 
 
@@ -330,7 +330,7 @@ def generate_texts(
             min_new_tokens=lengths.min_new_tokens,
             batch_size=decoding.batch_size,
             dtype=loaded.dtype,
-            on_rows=on_rows,
+            on_batch=None if on_rows is None else lambda batch, _: on_rows(len(batch)),
         )
     completions = []
     for prompt, start, row in zip(prompts, starts, rows, strict=True):

@@ -40,6 +40,17 @@ class SumReward:
         for _, _, part in self.parts:
             check_examples(part, examples)
 
+    @property
+    def expects(self) -> bool:
+        """Whether a part can begin with texts before it is asked for their scores."""
+        return any(hasattr(part, "expect") for _, _, part in self.parts)
+
+    def expect(self, examples: Sequence[Example], texts: Sequence[str]) -> None:
+        """Let parts that can begin with texts that the next :meth:`score` will be asked for."""
+        for _, _, part in self.parts:
+            if (expect := getattr(part, "expect", None)) is not None:
+                expect(examples, texts)
+
     def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
         totals = [0.0] * len(texts)
         logged: list[dict[str, float]] = [{} for _ in texts]

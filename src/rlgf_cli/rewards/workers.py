@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -15,9 +16,6 @@ from rlgf_cli.errors import RlgfError
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.rewards.python import PythonReward
 
-_PARTS = 4
-"""Pieces of work per process: texts take different times."""
-
 _mine: PythonReward | None = None
 """The reward of a worker process."""
 
@@ -25,8 +23,6 @@ _mine: PythonReward | None = None
 class WorkersReward:
     """As :class:`PythonReward`, which it is made of. Each of ``workers`` processes imports the file once and keeps its
     module's state to itself; a text's score must not depend on the texts before it.
-
-    :meth:`begin` returns at once, so that what comes next goes on meanwhile.
     """
 
     def __init__(self, target: str, params: Mapping[str, Any], workers: int) -> None:
@@ -35,34 +31,39 @@ class WorkersReward:
         self._workers = workers
         self._pool: ProcessPoolExecutor | None = None
         self._made = (target, dict(params))
+        self._begun: dict[tuple[str, str], deque[Future[Score]]] = {}
 
-    def begin(self, examples: Sequence[Example], texts: Sequence[str]) -> Callable[[], list[Score]]:
-        """Start scoring; what is returned waits for the scores."""
-        size = max(1, -(-len(texts) // (self._workers * _PARTS)))
+    def expect(self, examples: Sequence[Example], texts: Sequence[str]) -> None:
+        """Begin with texts that the next :meth:`score` will be asked for; returns at once."""
         if self._pool is None:
             # not forked: this process has threads, and perhaps a GPU
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self._workers, spawn, initializer=_start, initargs=self._made)
-        pending: list[Future[list[Score]]] = []
         try:
-            for at in range(0, len(texts), size):
-                pending.append(self._pool.submit(_score, examples[at : at + size], texts[at : at + size]))
+            for example, text in zip(examples, texts, strict=True):
+                begun = self._begun.setdefault((example.id, text), deque())
+                begun.append(self._pool.submit(_score, example, text))
         except BrokenProcessPool:
             raise self._died() from None
 
-        def scores() -> list[Score]:
-            try:
-                return [score for part in pending for score in part.result()]
-            except BrokenProcessPool:
-                raise self._died() from None
-            finally:
-                for part in pending:
-                    part.cancel()
-
-        return scores
-
     def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
-        return self.begin(examples, texts)()
+        begun = Counter({key: len(futures) for key, futures in self._begun.items()})
+        asked = [(example.id, text) for example, text in zip(examples, texts, strict=True)]
+        missing = []
+        for i, key in enumerate(asked):
+            begun[key] -= 1
+            if begun[key] < 0:
+                missing.append(i)
+        self.expect([examples[i] for i in missing], [texts[i] for i in missing])
+        futures = [self._begun[key].popleft() for key in asked]
+        self._begun = {key: left for key, left in self._begun.items() if left}
+        try:
+            return [future.result() for future in futures]
+        except BrokenProcessPool:
+            raise self._died() from None
+        finally:
+            for future in futures:  # those behind one that failed
+                future.cancel()
 
     def _died(self) -> RlgfError:
         return RlgfError(
@@ -86,6 +87,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _score(examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
+def _score(example: Example, text: str) -> Score:
     assert _mine is not None
-    return _mine.score(examples, texts)
+    return _mine.score([example], [text])[0]

@@ -270,6 +270,7 @@ def _trainer(
         server=group.agree(lambda: PolicyServer.connect(config.rollout.vllm, loaded, sends=group.main))
         if config.rollout.vllm.url
         else None,
+        expect=reward.expect if reward is not None and reward.expects else None,
     )
     scorer = None if reward is None else partial(score_checked, reward)
     ppo = config.ppo

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,12 @@ from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.config.common import LengthConfig
 from rlgf_cli.config.train import RolloutConfig
-from rlgf_cli.models.generate import sample
+from rlgf_cli.models.generate import Generated, sample
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.models.seams import is_boundary
 from rlgf_cli.models.server import PolicyServer
-from rlgf_cli.protocols import Completion, Guide, GuideRequest
+from rlgf_cli.protocols import Completion, Example, Guide, GuideRequest
 from rlgf_cli.training import branches
 from rlgf_cli.training.distributed import ALONE, Group
 from rlgf_cli.training.episodes import Episode, written
@@ -66,7 +66,7 @@ class Roller:
     ``covered``: ids of the prompts that the guide has text for (None: all). ``whole_words``: the guide has another
     tokenizer, so it is given prefixes that end where a word ends; with the policy's own tokenizer whole characters
     are enough. ``restarts``: what this step's cuts of the guide's texts follow. ``server``: where the policy writes, if
-    not here.
+    not here. ``expect``: is told of texts that will be scored, as soon as they are there.
     """
 
     loaded: Loaded
@@ -78,6 +78,7 @@ class Roller:
     covered: frozenset[str] | None = None
     whole_words: bool = False
     server: PolicyServer | None = None
+    expect: Callable[[Sequence[Example], Sequence[str]], None] | None = None
     guide_seconds: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -108,14 +109,15 @@ class Roller:
         if regime.roll_in == "guide":
             texts = self._guide_begins(begun, plan, regime)
             if self._remote and regime.roll_out == "policy":  # what does not wait for the guide goes on
-                self._policy_writes([e for e, s in zip(episodes, started, strict=True) if not s], draws, self._room)
+                alone = [e for e, s in zip(episodes, started, strict=True) if not s]
+                self._policy_writes(alone, draws, self._room, ends=True)
             texts()
         if regime.roll_out == "guide":
             self._guide_rolls_out(episodes, begun if regime.roll_in == "policy" else [], plan, draws, regime, horizon)
         else:
             if regime.roll_in == "policy":
                 self._policy_begins(begun, plan, draws, regime, horizon)
-            self._policy_writes(self._open(episodes), draws, self._room)
+            self._policy_writes(self._open(episodes), draws, self._room, ends=True)
         self.conclude(episodes)
         return episodes
 
@@ -170,8 +172,8 @@ class Roller:
 
     # the policy writes
 
-    def _policy_writes(self, episodes: list[Episode], draws: np.ndarray, room: Any) -> None:
-        """Append policy tokens, at most ``room(episode)`` each."""
+    def _policy_writes(self, episodes: list[Episode], draws: np.ndarray, room: Any, *, ends: bool = False) -> None:
+        """Append policy tokens, at most ``room(episode)`` each. ``ends``: nobody goes on behind them."""
         limits = [room(e) for e in episodes]
         pairs = [(e, n) for e, n in zip(episodes, limits, strict=True) if n > 0]
         if not pairs:
@@ -192,11 +194,19 @@ class Roller:
             min_new_tokens=sampling.min_new_tokens,
             batch_size=sampling.batch_size,
             dtype=self.loaded.dtype,
+            on_batch=partial(self._tell, [e for e, _ in pairs]) if ends and self.expect is not None else None,
         )
         for (episode, _), row in zip(pairs, rows, strict=True):
             episode.sampled |= {episode.length + i: value for i, value in enumerate(row.logprobs or ())}
             self._append_policy(episode, row.ids)
             episode.finished = row.finished
+
+    def _tell(self, episodes: list[Episode], batch: list[int], rows: list[Generated]) -> None:
+        """Let who scores texts begin with those of a batch, while the next one is written."""
+        assert self.expect is not None
+        decode = self.loaded.text.decode_response
+        texts = [decode(self.loaded.tokenizer, episodes[i].ids + r.ids) for i, r in zip(batch, rows, strict=True)]
+        self.expect([episodes[i].example for i in batch], texts)
 
     @staticmethod
     def _append_policy(episode: Episode, ids: list[int]) -> None:
