@@ -125,7 +125,7 @@ def run_all(folder: Path, gpt2: Path, t5: Path) -> None:
     world = world_in(folder, gpt2)
     runs = [(name, world.argv(name, f"two_{name}"), None) for name in RUNS]
     fsdp = ["--set", "parallel.strategy=fsdp"]
-    runs += [(f"fsdp_{name}", world.argv(name, f"fsdp_{name}", *fsdp), None) for name in FSDP]
+    runs += [(f"fsdp_{name}", world.argv(name, f"fsdp_{name}", *fsdp, "--profile"), None) for name in FSDP]
     runs += [("fsdp_t5", world.argv("ppo", "fsdp_t5", *fsdp, "--model", str(t5)), None)]
     runs += [("fsdp_outage", world.argv("ppo", "fsdp_outage", *fsdp), 4)]
     runs += [("fsdp_resumed", world.argv("ppo", "fsdp_outage", *fsdp, "--resume"), None)]
@@ -281,6 +281,14 @@ def test_one_process_alone_writes(two: Two) -> None:
     assert any(p.endswith("two_ppo/metrics.jsonl") for p in main)
     assert any("two_ppo/checkpoints" in p for p in main)
     assert other == []
+
+
+def test_one_process_alone_speaks(two: Two) -> None:
+    """A profile per run that asked for one, and one sample of the first step per run that made one."""
+    assert two.stderr.count("| part ") == len(FSDP)
+    begun = [codes for name, codes in two.codes[0].items() if name not in ("used", "bad_reward", "three", "done")]
+    resumed = sum(name in ("resumed", "fsdp_resumed") for name in two.codes[0])
+    assert sum(line.startswith("step 1: ") for line in two.stderr.splitlines()) == len(begun) - resumed
 
 
 def test_what_stops_one_process_stops_both_and_a_resumed_run_ends_the_same(two: Two, alone: Callable[..., str]) -> None:
