@@ -107,13 +107,18 @@ def test_a_training_recipe_is_taken_as_it_is(doctor: Doctor, tiny_gpt2: Path, tm
     assert doctor(tiny_gpt2, "-c", recipe, "--set", "lengths.max_new_tokns=3").exit_code == 2
 
 
-@pytest.mark.parametrize("name", ["ppo++", "aggrevated", "d2lols", "grpo++", "bc-guide"])
+@pytest.mark.parametrize("name", ["ppo++", "aggrevated", "guide_mc", "d2lols", "grpo++", "bc-guide"])
 def test_the_algorithms_regimes_with_the_guides_texts(
     doctor: Doctor, tiny_gpt2: Path, tiny_llama: Path, name: str
 ) -> None:
     """The guide is asked for the exam alone: at most twice a prompt, however many regimes there are."""
-    extra = {"d2lols": ["--set", "algorithm.switch_step=3"], "grpo++": ["--set", "algorithm.group_size=4"]}
-    done = doctor(tiny_gpt2, "--alg", name, "--guide", f"hf:{tiny_llama}", *extra.get(name, []), "--json")
+    extra = {
+        "d2lols": ["--set", "algorithm.switch_step=3"],
+        "grpo++": ["--set", "algorithm.group_size=4"],
+        "guide_mc": ["--set", "algorithm.advantage=guide_mc"],
+    }
+    alg = "aggrevated" if name == "guide_mc" else name
+    done = doctor(tiny_gpt2, "--alg", alg, "--guide", f"hf:{tiny_llama}", *extra.get(name, []), "--json")
     assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)["checks"]
     masks = [check["finding"] for check in report if check["name"] == "episodes.masks"]
