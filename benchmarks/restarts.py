@@ -109,7 +109,7 @@ def report(folder: Path, seeds: list[int], compared: Arms, steps: int) -> None:
         sys.stdout.flush()
         own = folder / f"seed_{seed}"
         runs = [f"{name}={own / name}" for name in compared]
-        rlgf("compare", *runs, "--metrics", "score", "-o", own / "table.json", shown=True)
+        rlgf("compare", *runs, "--metrics", "score", shown=True)
 
 
 def main() -> None:
