@@ -64,6 +64,11 @@ def scores(std: float, *, mean: float = 0.0, steps: int = 5) -> Rows:
     return rows(8, lambda n: {"score/mean": mean, "score/std": std if 2 <= n < 2 + steps else 0.2})
 
 
+def mixture(guides: float) -> Rows:
+    """Every other row has a roll-in of the guide's, whose length says nothing of the policy's."""
+    return rows(40, lambda n: {"rollin/tokens": 4.0, "length/horizon": 9.0} if n % 2 else {"rollin/tokens": guides})
+
+
 TRIPPED: list[tuple[str, str, int, Rows]] = [
     ("roll-ins", "shrinking-roll-ins", 13, roll_ins(1.9)),
     ("kl", "negative-kl", 7, kl(-0.02, 0.0001)),
@@ -83,6 +88,7 @@ TRIPPED: list[tuple[str, str, int, Rows]] = [
 ]
 QUIET: list[tuple[str, Rows]] = [
     ("roll-ins, a little shorter", roll_ins(2.1)),
+    ("a mixture in which the guide's are longer", mixture(16.0)),
     ("a guide's roll-ins", roll_ins(0.1, horizon=False)),
     ("kl, within its noise", kl(-0.02, 0.1)),
     ("kl, too few steps", kl(-0.2, 0.0001, steps=4)),

@@ -51,8 +51,9 @@ class History:
         """How many rows had the figure; 0 where this row does not."""
         return self._seen[name] if name in self.row else 0
 
-    def first(self, name: str, count: int) -> list[Any]:
-        return [row[name] for row in self._first.get(name, [])[:count]]
+    def first(self, name: str, count: int) -> list[Row]:
+        """The first ``count`` rows that had the figure, or all that had it."""
+        return self._first.get(name, [])[:count]
 
     def last(self, name: str, count: int) -> list[Row]:
         """The last ``count`` rows that had the figure; none where there are not so many, or this row has it not."""
@@ -63,10 +64,13 @@ class History:
 
 
 def _shrinking_roll_ins(seen: History) -> str | None:
-    name = "rollin/tokens"
-    if "length/horizon" not in seen.row or seen.seen(name) <= _MANY:
+    name, own = "rollin/tokens", "length/horizon"  # a mixture's other rows have the guide's roll-ins
+    if name not in seen.row or seen.seen(own) <= _MANY:
         return None
-    start, now = fmean(seen.first(name, _MANY)), seen.row[name]
+    earlier = [row[name] for row in seen.first(own, _MANY) if name in row]
+    if not earlier:
+        return None
+    start, now = fmean(earlier), seen.row[name]
     if now >= 0.5 * start:
         return None
     return (
@@ -105,7 +109,7 @@ def _value_loss(seen: History) -> str | None:
         name, explained = f"loss/value_{author}", f"value/explained_{author}"
         if seen.seen(name) < _LATE:
             continue
-        start, now = fmean(seen.first(name, _MANY)), fmean(row[name] for row in seen.last(name, _MANY))
+        start, now = (fmean(row[name] for row in rows(name, _MANY)) for rows in (seen.first, seen.last))
         figures = [row[explained] for row in seen.last(name, _MANY) if explained in row]
         if now >= start and (not figures or fmean(figures) < 0.05):
             share = f", and it explains {fmean(figures):.2g} of the returns' variance" if figures else ""
@@ -117,7 +121,8 @@ def _collapsed_entropy(seen: History) -> str | None:
     rows = seen.last("policy/entropy", _FEW)
     if not rows:
         return None
-    start, now = fmean(seen.first("policy/entropy", _FEW)), fmean(row["policy/entropy"] for row in rows)
+    start = fmean(row["policy/entropy"] for row in seen.first("policy/entropy", _FEW))
+    now = fmean(row["policy/entropy"] for row in rows)
     if now >= max(0.1 * start, 0.01):
         return None
     return f"the policy's entropy fell from {start:.3g} to {now:.3g} nats a token: it hardly explores any more"
