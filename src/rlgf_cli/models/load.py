@@ -115,7 +115,7 @@ def load(config: ModelConfig, *, text: TextConfig | None = None, for_training: b
     adapter = Path(name, "adapter_config.json").is_file()
     base_name = _adapter_base(name) if adapter else name
     model = _from_hub(base_name, {**common, **weights})
-    _fuse_gelu(model)
+    fuse_gelu(model)
     if adapter:
         from peft import PeftModel
 
@@ -220,7 +220,7 @@ def _from_hub(name: str, options: dict[str, Any]) -> Any:
         raise UserError(f"{name!r} is neither a folder nor a model that can be fetched", hint=hint) from None
 
 
-def _fuse_gelu(model: nn.Module) -> None:
+def fuse_gelu(model: nn.Module) -> None:
     """Give GPT-2's and T5's GELU torch's own kernel: the same tanh approximation (Hendrycks and Gimpel 2016) in one
     pass instead of eight, with nothing kept between them for the gradient. Equal up to rounding."""
     for module in list(model.modules()):

@@ -14,7 +14,7 @@ from rlgf_cli.artifacts.jsonl import read_json
 from rlgf_cli.config.common import ModelConfig
 from rlgf_cli.config.scratch import ScratchConfig, TokenizerConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.models.load import DTYPES, Loaded, pick_device
+from rlgf_cli.models.load import DTYPES, Loaded, fuse_gelu, pick_device
 from rlgf_cli.models.text import TextFormat
 
 EOS, PAD, UNK, BOS = "</s>", "<pad>", "<unk>", "<s>"
@@ -51,6 +51,7 @@ def build(
     torch.manual_seed(seed)
     auto = hf.AutoModelForSeq2SeqLM if config.architecture in ("t5", "bart") else hf.AutoModelForCausalLM
     network = auto.from_config(build_config(config, tokenizer))
+    fuse_gelu(network)  # as where its checkpoint is loaded: a resumed run rounds alike
     network.generation_config = hf.GenerationConfig(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
