@@ -65,6 +65,15 @@ def examples_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("data") / "train.jsonl", toy_examples(40))
 
 
+def guide_rows(examples: list[dict], samples: int) -> list[dict]:
+    """Records of a guide file: several texts per example, no two alike."""
+    return [
+        {"id": e["id"], "prompt": e["prompt"], "completion": e["references"][0] + " it" * k, "sample_index": k}
+        for e in examples
+        for k in range(samples)
+    ]
+
+
 def make_tokenizer(pad: str = "distinct"):
     """A byte-level BPE trained on the toy sentences."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from conftest import Result, toy_examples, write_rows
+from conftest import Result, guide_rows, toy_examples, write_rows
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.guides.in_training import share_of
 from runs import assert_figures
@@ -87,12 +87,7 @@ class World:
 def world_in(folder: Path, model: Path) -> World:
     rows = toy_examples(40)
     write_rows(folder / "train.jsonl", rows)
-    texts = [
-        {"id": r["id"], "prompt": r["prompt"], "completion": r["references"][0] + " it" * k, "sample_index": k}
-        for r in rows
-        for k in range(2)
-    ]
-    write_rows(folder / "guide.jsonl", texts)
+    write_rows(folder / "guide.jsonl", guide_rows(rows, 2))
     (folder / "reward.py").write_text(
         "import zlib\n\n"
         "def letters(text):\n    return sum(c in 'abcdefghijklm' for c in text.lower()) / max(1, len(text))\n\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Result, toy_examples, write_rows
+from conftest import Result, guide_rows, toy_examples, write_rows
 from fake_openai import FakeOpenAI
 from rlgf_cli.algorithms import catalog
 from rlgf_cli.training.loop import Trainer
@@ -116,12 +116,7 @@ def task(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     examples = toy_examples(12)
     write_rows(tmp_path / "train.jsonl", examples)
-    guide = [
-        {"id": e["id"], "prompt": e["prompt"], "completion": e["references"][0] + " again" * k, "sample_index": k}
-        for e in examples
-        for k in range(3)
-    ]
-    write_rows(tmp_path / "guide.jsonl", guide)
+    write_rows(tmp_path / "guide.jsonl", guide_rows(examples, 3))
     (tmp_path / "luck.py").write_text(LUCK)
     with FakeOpenAI() as server:
         yield Task(tmp_path, tiny_gpt2, run_cli, server)

@@ -14,7 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from conftest import Result, toy_examples, write_rows
+from conftest import Result, guide_rows, toy_examples, write_rows
 from rlgf_cli.training.metric_names import known
 
 LIVE = ["aggrevated", "lols", "d2lols", "dagger"]
@@ -26,12 +26,7 @@ Train = Callable[..., Path]
 
 @pytest.fixture
 def data(examples_file: Path, tmp_path: Path) -> Path:
-    rows = [
-        {"id": r["id"], "prompt": r["prompt"], "completion": r["references"][0] + " it" * k, "sample_index": k}
-        for r in toy_examples(40)
-        for k in range(2)
-    ]
-    write_rows(tmp_path / "guide.jsonl", rows)
+    write_rows(tmp_path / "guide.jsonl", guide_rows(toy_examples(40), 2))
     # random text covers no concept; how its letters are spread differs from text to text
     (tmp_path / "reward.py").write_text(
         "def letters(text):\n    return sum(c in 'abcdefghijklm' for c in text.lower()) / max(1, len(text))\n"

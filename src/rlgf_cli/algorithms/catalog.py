@@ -116,42 +116,30 @@ def rloo(group_size: int = 4) -> AlgorithmSpec:
     return _always("rloo", estimator="leave_one_out", group_size=group_size)
 
 
-def grpo_pp(
-    group_size: int = 8,
-    rollin_prob: float = 0.8,
-    restart: str = "uniform",
-    restart_steps: int | None = None,
-    gate: bool = False,
-) -> AlgorithmSpec:
-    """GRPO from the guide's text; a group shares prompt and prefix"""
-    regime = _from_guide(
-        rollin_prob=rollin_prob,
-        estimator="group_mean",
-        group_size=group_size,
-        restart=restart,
-        restart_steps=restart_steps,
-        gate=gate,
-    )
-    return AlgorithmSpec(name="grpo++", regimes=(regime,))
+def _from_guide_in_groups(name: str, summary: str, estimator: str, size: int) -> Callable[..., AlgorithmSpec]:
+    """A group shares prompt and prefix, and its texts are the baseline of each other."""
+
+    def make(
+        group_size: int = size,
+        rollin_prob: float = 0.8,
+        restart: str = "uniform",
+        restart_steps: int | None = None,
+        gate: bool = False,
+    ) -> AlgorithmSpec:
+        how = {"restart": restart, "restart_steps": restart_steps, "gate": gate}
+        regime = _from_guide(estimator=estimator, group_size=group_size, rollin_prob=rollin_prob, **how)
+        return AlgorithmSpec(name=name, regimes=(regime,))
+
+    make.__doc__ = summary
+    return make
 
 
-def rloo_pp(
-    group_size: int = 4,
-    rollin_prob: float = 0.8,
-    restart: str = "uniform",
-    restart_steps: int | None = None,
-    gate: bool = False,
-) -> AlgorithmSpec:
-    """RLOO from the guide's text; a group shares prompt and prefix"""
-    regime = _from_guide(
-        rollin_prob=rollin_prob,
-        estimator="leave_one_out",
-        group_size=group_size,
-        restart=restart,
-        restart_steps=restart_steps,
-        gate=gate,
-    )
-    return AlgorithmSpec(name="rloo++", regimes=(regime,))
+grpo_pp = _from_guide_in_groups(
+    "grpo++", "GRPO from the guide's text; a group shares prompt and prefix", "group_mean", 8
+)
+rloo_pp = _from_guide_in_groups(
+    "rloo++", "RLOO from the guide's text; a group shares prompt and prefix", "leave_one_out", 4
+)
 
 
 def bc_guide() -> AlgorithmSpec:

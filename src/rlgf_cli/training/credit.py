@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,12 +109,28 @@ def assign(regime: Regime, batch: EpisodeBatch, notes: Notes, *, kl_coef: float,
     """Rewards, advantages and value targets of a step. ``kl_coef`` 0 charges nothing; the log-ratio is kept."""
     ratio = log_ratio(notes.logprobs, notes.ref_logprobs, batch.policy)
     rewards = token_rewards(batch.scores, ratio, batch.last, kl_coef)
-    advantages = ESTIMATORS[regime.estimator](regime, batch, notes, rewards, ratio, kl_coef, settings)
+    advantages = ESTIMATORS[regime.estimator](_Known(regime, batch, notes, rewards, ratio, kl_coef, settings))
     returns = {}
     for name, mask in batch.fit.items():
         if name in notes.values and bool(mask.any()):
             returns[name] = _gae(batch, notes.values[name], rewards, settings)[1]
     return Credit(rewards, torch.where(batch.learned, advantages, torch.zeros_like(advantages)), returns, ratio)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What an estimator makes its advantages [B, T] of: it takes what it needs."""
+
+    regime: Regime
+    batch: EpisodeBatch
+    notes: Notes
+    rewards: torch.Tensor
+    ratio: torch.Tensor
+    kl_coef: float
+    settings: CreditSettings
+
+    def whitened(self, advantages: torch.Tensor) -> torch.Tensor:
+        return adv.whiten(advantages, self.batch.learned) if self.settings.whiten else advantages
 
 
 def _gae(
@@ -123,57 +140,29 @@ def _gae(
     return adv.gae(rewards, values, batch.real, settings.gamma, lambdas.to(rewards.dtype))
 
 
-def _estimate_gae(
-    regime: Regime,
-    batch: EpisodeBatch,
-    notes: Notes,
-    rewards: torch.Tensor,
-    ratio: torch.Tensor,
-    kl_coef: float,
-    settings: CreditSettings,
-) -> torch.Tensor:
-    assert regime.critic is not None
-    advantages, _ = _gae(batch, notes.values[regime.critic], rewards, settings)
-    return adv.whiten(advantages, batch.learned) if settings.whiten else advantages
+def _estimate_gae(known: _Known) -> torch.Tensor:
+    critic = known.regime.critic
+    assert critic is not None
+    return known.whitened(_gae(known.batch, known.notes.values[critic], known.rewards, known.settings)[0])
 
 
-def _estimate_group(
-    baseline: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-) -> Callable[..., torch.Tensor]:
-    def estimate(
-        regime: Regime,
-        batch: EpisodeBatch,
-        notes: Notes,
-        rewards: torch.Tensor,
-        ratio: torch.Tensor,
-        kl_coef: float,
-        settings: CreditSettings,
-    ) -> torch.Tensor:
-        returns = adv.episode_returns(batch.scores, ratio, batch.learned, kl_coef)
-        return baseline(returns, batch.groups).unsqueeze(-1).expand_as(rewards)
-
-    return estimate
+def _estimate_group(baseline: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], known: _Known) -> torch.Tensor:
+    batch = known.batch
+    returns = adv.episode_returns(batch.scores, known.ratio, batch.learned, known.kl_coef)
+    return baseline(returns, batch.groups).unsqueeze(-1).expand_as(known.rewards)
 
 
-def _estimate_guide_mc(
-    regime: Regime,
-    batch: EpisodeBatch,
-    notes: Notes,
-    rewards: torch.Tensor,
-    ratio: torch.Tensor,
-    kl_coef: float,
-    settings: CreditSettings,
-) -> torch.Tensor:
+def _estimate_guide_mc(known: _Known) -> torch.Tensor:
     """What the guide earned after the action less what it earned before it, less the action's KL."""
-    each = adv.episode_returns(batch.differences, ratio, batch.learned, kl_coef).unsqueeze(-1)
-    advantages = torch.where(batch.learned, each, torch.zeros_like(rewards))
-    return adv.whiten(advantages, batch.learned) if settings.whiten else advantages
+    batch = known.batch
+    each = adv.episode_returns(batch.differences, known.ratio, batch.learned, known.kl_coef).unsqueeze(-1)
+    return known.whitened(torch.where(batch.learned, each, torch.zeros_like(known.rewards)))
 
 
-ESTIMATORS: dict[Estimator, Callable[..., torch.Tensor]] = {
+ESTIMATORS: dict[Estimator, Callable[[_Known], torch.Tensor]] = {
     "gae": _estimate_gae,
-    "group_mean": _estimate_group(adv.group_advantages),
-    "leave_one_out": _estimate_group(adv.leave_one_out_advantages),
+    "group_mean": partial(_estimate_group, adv.group_advantages),
+    "leave_one_out": partial(_estimate_group, adv.leave_one_out_advantages),
     "guide_mc": _estimate_guide_mc,
 }
 """How advantages are estimated, by the regime's estimator; ``likelihood`` needs none."""
