@@ -22,7 +22,7 @@ from rlgf_cli.config.loader import Resolved, resolve
 from rlgf_cli.config.sft import SftConfig
 from rlgf_cli.errors import Interrupted, RlgfError
 from rlgf_cli.models import hub, scratch
-from rlgf_cli.models.generate import generate_texts
+from rlgf_cli.models.completions import generate_texts
 from rlgf_cli.models.load import load
 from rlgf_cli.models.prompts import encode_prompts
 from rlgf_cli.stages import sft

@@ -60,7 +60,7 @@ class HFGuide(LocalGuide):
         return encoded[0], counts["truncated"]
 
     def _write(self, requests: Sequence[GuideRequest]) -> list[Completion]:
-        from rlgf_cli.models.generate import generate_texts
+        from rlgf_cli.models.completions import generate_texts
 
         encoded = []
         for request in requests:

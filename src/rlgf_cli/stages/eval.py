@@ -122,7 +122,7 @@ class _Model:
         }
 
     def answer(self) -> list[Answer]:
-        from rlgf_cli.models.generate import generate_texts
+        from rlgf_cli.models.completions import generate_texts
 
         config = self.config
         with console.progress("generating", len(self.encoded)) as bar:

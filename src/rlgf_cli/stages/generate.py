@@ -13,7 +13,7 @@ from rlgf_cli.artifacts.rundir import Existing, claim_file
 from rlgf_cli.config.generate import GenerateConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import UserError
-from rlgf_cli.models.generate import generate_texts
+from rlgf_cli.models.completions import generate_texts
 from rlgf_cli.models.load import load
 from rlgf_cli.models.prompts import encode_prompts
 from rlgf_cli.protocols import Example

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from rlgf_cli.config.common import DecodingConfig, LengthConfig
-from rlgf_cli.models.generate import generate_texts
+from rlgf_cli.models.completions import generate_texts
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.training.distributed import Group
