@@ -116,21 +116,38 @@ class Reward(Protocol):
 
 
 @dataclass(frozen=True)
+class CorpusFigure:
+    """A figure of a set of texts that is no mean of per-text values: ``f(sum of rows)``.
+
+    ``rows`` are sufficient statistics, one row of equal length per example (None: skipped). ``aggregate`` names f
+    among the registry's aggregates, so that whoever reads the rows from a file can form the figure of any
+    selection of examples: that is how such figures get intervals and tests.
+    """
+
+    rows: Sequence[Sequence[float] | None]
+    aggregate: str
+
+
+@dataclass(frozen=True)
 class MetricResult:
     """Per-example values (``None``: the example was skipped), and the signature that says how they came about.
 
-    ``values`` maps each figure's key to one value per example. A figure's full name is ``metric.key``, and the
-    metric's name alone for the key ``score``. ``counts`` are things that happened and should be seen.
+    ``values`` maps each figure's key to one value per example; the figure is their mean. ``corpus`` holds the
+    figures that follow from summed rows, ``whole`` those of the set as one, which have no interval. A figure's
+    full name is ``metric.key``, and the metric's name alone for the key ``score``. ``counts`` are things that
+    happened and should be seen.
     """
 
     values: Mapping[str, Sequence[float | None]]
     signature: str
     counts: Mapping[str, int] = field(default_factory=dict)
+    corpus: Mapping[str, CorpusFigure] = field(default_factory=dict)
+    whole: Mapping[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable
 class Metric(Protocol):
-    """Evaluation of whole prediction sets. ``values`` maps each figure's name to one number per example."""
+    """Evaluation of whole prediction sets. ``texts[i]`` is the response to ``examples[i]``."""
 
     name: str
 

@@ -1,8 +1,8 @@
-"""Names of rewards, metrics, tasks and guides, and where their code lives.
+"""Names of rewards, metrics, aggregates, tasks and guides, and where their code lives.
 
 A builtin is a ``"module:attribute"`` string that is imported when it is used, so that listing names
 imports nothing heavy. Other packages add names through the entry-point groups ``rlgf.rewards``,
-``rlgf.metrics``, ``rlgf.tasks`` and ``rlgf.guides``; the same name twice is an error.
+``rlgf.metrics``, ``rlgf.aggregates``, ``rlgf.tasks`` and ``rlgf.guides``; the same name twice is an error.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ BUILTIN: dict[str, dict[str, Entry]] = {
         "coverage": Entry("rlgf_cli.metrics.coverage:CoverageMetric", "share of the concepts that the text holds"),
         "length": Entry("rlgf_cli.metrics.length:LengthMetric", "words per text"),
         "reward": Entry("rlgf_cli.metrics.reward:RewardMetric", "reward:SPEC, any reward; several add up to one total"),
+    },
+    "aggregates": {
+        "mean": Entry("rlgf_cli.metrics.aggregates:mean", "sum of values by their number"),
     },
     "tasks": {
         "commongen": Entry("rlgf_cli.tasks.builtin:COMMONGEN", "concept words to a sentence"),

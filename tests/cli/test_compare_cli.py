@@ -62,18 +62,18 @@ class TestTable:
         a, b = values(base, "coverage"), values(other, "coverage")
         settings = {"level": 0.9, "resamples": 2000, "seed": 3}
         row = found["figures"]["coverage"]["rows"][1]
-        assert (row["mean"], row["low"], row["high"]) == tuple(mean_interval(b, **settings))
+        assert (row["value"], row["low"], row["high"]) == tuple(mean_interval(b, **settings))
         expected = paired_interval(b, a, **settings)
         difference = row["difference"]
-        assert (difference["mean"], difference["low"], difference["high"]) == tuple(expected)
-        assert difference["mean"] == pytest.approx(row["mean"] - found["figures"]["coverage"]["rows"][0]["mean"])
+        assert (difference["value"], difference["low"], difference["high"]) == tuple(expected)
+        assert difference["value"] == pytest.approx(row["value"] - found["figures"]["coverage"]["rows"][0]["value"])
         assert difference["excludes_zero"] is expected.excludes_zero is True
 
     def test_a_system_does_not_differ_from_itself(self, evaluated, run_cli):
         folder = evaluated("one", 0.5)
         found = json.loads(run_cli("compare", f"a={folder}", f"b={folder}", "--json").stdout)
         for figure in found["figures"].values():
-            assert figure["rows"][1]["difference"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "excludes_zero": False}
+            assert figure["rows"][1]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0, "excludes_zero": False}
 
     def test_a_figure_that_one_system_lacks_is_left_out_and_named(self, evaluated, run_cli):
         result = run_cli("compare", evaluated("a", 0.5), evaluated("b", 0.5, metrics="coverage,length"), "--json")
@@ -88,7 +88,7 @@ class TestTable:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         figure = json.loads(run_cli("compare", a, b, "--json").stdout)["figures"]["coverage"]
         assert (figure["n"], figure["n_skipped"]) == (39, 1)
-        assert figure["rows"][0]["mean"] == pytest.approx(sum(values(a, "coverage")[1:]) / 39)
+        assert figure["rows"][0]["value"] == pytest.approx(sum(values(a, "coverage")[1:]) / 39)
 
 
 class TestRefused:

@@ -45,8 +45,8 @@ class TestModel:
         assert [p["id"] for p in predictions] == [f"toy-0-{i}" for i in range(12)]
         for name, entry in scores["metrics"].items():
             values = [p["scores"][name] for p in predictions]
-            assert entry["mean"] == pytest.approx(sum(values) / 12)
-            assert entry["low"] <= entry["mean"] <= entry["high"]
+            assert entry["value"] == pytest.approx(sum(values) / 12)
+            assert entry["low"] <= entry["value"] <= entry["high"]
             assert (entry["n"], entry["n_skipped"]) == (12, 0) and entry["signature"].endswith("n=12")
         assert scores["decoding"]["temperature"] == 0 and scores["decoding"]["max_new_tokens"] == 8
         assert scores["decoding"]["text"]["response_prefix"] == " "
@@ -60,7 +60,7 @@ class TestModel:
             scores["dataset"]["sha256"],
             scores["model"]["sha256"],
         }
-        assert run["result"]["reward.total"] == scores["metrics"]["reward.total"]["mean"]
+        assert run["result"]["reward.total"] == scores["metrics"]["reward.total"]["value"]
 
     def test_the_default_output_lies_in_the_model_and_json_is_the_scores(
         self, tiny_gpt2, examples_file, tmp_path, run_cli
@@ -156,7 +156,7 @@ class TestPredictions:
         result = run_cli("eval", "--predictions", copies, "--data", examples_file, "-o", out)
         assert result.exit_code == 0, result.stderr
         scores = json.loads((out / "scores.json").read_text())
-        assert scores["metrics"]["rouge.rougeL"]["mean"] == pytest.approx(39 / 40)
+        assert scores["metrics"]["rouge.rougeL"]["value"] == pytest.approx(39 / 40)
         assert scores["counts"]["empty"] == 1 and "empty 1" in result.stderr
         assert scores["decoding"] is None and scores["predictions"]["sha256"]
 

@@ -156,5 +156,5 @@ def test_rlgf_eval(encoder, tmp_path, run_cli):
     assert result.exit_code == 0, result.stderr
     scores = json.loads(result.stdout)
     expected = [0.0, *library(encoder, num_layers=3)[2][1:]]
-    assert scores["metrics"]["bertscore.f1"]["mean"] == pytest.approx(sum(expected) / 4, abs=1e-6)
+    assert scores["metrics"]["bertscore.f1"]["value"] == pytest.approx(sum(expected) / 4, abs=1e-6)
     assert scores["counts"]["bertscore.empty_texts"] == 1

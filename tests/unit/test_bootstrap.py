@@ -50,7 +50,7 @@ def test_pairing_removes_what_the_systems_share():
     better = difficulty + 0.05 + rng.normal(0, 0.1, size=300)
     difference = paired_interval(better, base)
     assert difference.excludes_zero and difference.low > 0
-    assert difference.mean == pytest.approx((better - base).mean())
+    assert difference.value == pytest.approx((better - base).mean())
     own = mean_interval(better)
     assert own.high - own.low > 20 * (difference.high - difference.low)
     back = paired_interval(base, better)

@@ -86,7 +86,10 @@ class CachedTextRecord(Record):
 
 
 class PredictionRecord(Record):
-    """One scored text: what ``rlgf eval`` writes and ``--predictions`` reads (a guide.jsonl is read too)."""
+    """One scored text: what ``rlgf eval`` writes and ``--predictions`` reads (a guide.jsonl is read too).
+
+    ``scores`` are the values whose mean is a figure; ``statistics`` the rows whose sum makes one (BLEU).
+    """
 
     schema_version: int = SCHEMA_VERSION
     id: Id = ""
@@ -95,6 +98,7 @@ class PredictionRecord(Record):
     references: list[str] = Field(default_factory=list)
     finish_reason: FinishReason | None = None
     scores: dict[str, float | None] = Field(default_factory=dict)
+    statistics: dict[str, list[float] | None] = Field(default_factory=dict)
 
 
 class GeneratedRecord(PredictionRecord):

@@ -111,16 +111,16 @@ def _table(comparison: Comparison, figure: dict[str, Any]) -> str:
     base = figure["rows"][0]["system"]
     rows = []
     for row in figure["rows"]:
-        cells = [row["system"], number(row["mean"]), interval(row["low"], row["high"])]
+        cells = [row["system"], number(row["value"]), interval(row["low"], row["high"])]
         if (difference := row.get("difference")) is None:
             rows.append([*cells, "", "", ""])
         else:
             rows.append(
                 [
                     *cells,
-                    number(difference["mean"], signed=True),
+                    number(difference["value"], signed=True),
                     interval(difference["low"], difference["high"], signed=True),
                     "*" if difference["excludes_zero"] else "",
                 ]
             )
-    return console.table(["system", "mean", level, f"minus {base}", level, "excludes 0"], rows)
+    return console.table(["system", "value", level, f"minus {base}", level, "excludes 0"], rows)

@@ -134,10 +134,10 @@ def evaluate(
 
 def _table(done: EvalResult) -> str:
     rows = [
-        [name, number(entry["mean"]), interval(entry["low"], entry["high"]), str(entry["n"])]
+        [name, number(entry["value"]), interval(entry["low"], entry["high"]), str(entry["n"])]
         for name, entry in done.scores["metrics"].items()
     ]
-    return console.table(["metric", "mean", f"{percent(done.scores['interval']['level'])} interval", "n"], rows)
+    return console.table(["metric", "value", f"{percent(done.scores['interval']['level'])} interval", "n"], rows)
 
 
 def _notes(done: EvalResult) -> None:

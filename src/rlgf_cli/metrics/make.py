@@ -10,16 +10,34 @@ from rlgf_cli import registry
 from rlgf_cli.config.common import PartConfig, Parts
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.metrics.reward import FunctionMetric, RewardMetric
-from rlgf_cli.protocols import Example, Metric
+from rlgf_cli.protocols import CorpusFigure, Example, Metric
 from rlgf_cli.rewards.make import unique_names
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number per example (None: skipped) and the signature of the metric it comes from."""
+    """A figure of a set of texts and the signature of the metric it comes from.
 
-    values: Sequence[float | None]
+    One of three: the mean of ``values``, one per example (None: skipped); ``corpus``, which follows from summed
+    rows; or ``whole``, of the set as one.
+    """
+
     signature: str
+    values: Sequence[float | None] | None = None
+    corpus: CorpusFigure | None = None
+    whole: float | None = None
+
+    @property
+    def aggregate(self) -> str | None:
+        """The registry's name of what makes the figure from :attr:`rows`; None where it has no rows."""
+        return "mean" if self.values is not None else self.corpus.aggregate if self.corpus else None
+
+    @property
+    def rows(self) -> list[Sequence[float] | None]:
+        """One row of statistics per example (None: skipped), whose sum ``aggregate`` makes the figure of."""
+        if self.values is not None:
+            return [None if value is None else (value, 1.0) for value in self.values]
+        return list(self.corpus.rows) if self.corpus else []
 
 
 def make_metrics(parts: Parts, *, device: str = "auto") -> list[Metric]:
@@ -76,15 +94,34 @@ def compute_figures(
     finite. Raises UserError where a figure has no value at all.
     """
     result = metric.compute(examples, texts)
-    figures = {}
-    for key, values in result.values.items():
+    made = [
+        *((key, Figure(result.signature, values=list(values))) for key, values in result.values.items()),
+        *((key, Figure(result.signature, corpus=corpus)) for key, corpus in result.corpus.items()),
+        *((key, Figure(result.signature, whole=whole)) for key, whole in result.whole.items()),
+    ]
+    figures: dict[str, Figure] = {}
+    for key, figure in made:
         name = figure_name(metric.name, key)
-        if len(values) != len(texts):
-            raise RlgfError(f"the metric {metric.name!r} gave {len(values)} values of {name} for {len(texts)} texts")
-        for example, value in zip(examples, values, strict=True):
-            if value is not None and not math.isfinite(value):
-                raise RlgfError(f"the metric {metric.name!r} gave {value} as {name} of example {example.id!r}")
-        if all(value is None for value in values):
-            raise UserError(f"no example could be scored with {name}", hint="leave this metric out, or add its input")
-        figures[name] = Figure(list(values), result.signature)
+        if name in figures:
+            raise RlgfError(f"the metric {metric.name!r} gave the figure {name} twice")
+        _check(figure, f"the metric {metric.name!r} gave", name, examples)
+        figures[name] = figure
     return figures, {figure_name(metric.name, key): n for key, n in result.counts.items()}
+
+
+def _check(figure: Figure, said: str, name: str, examples: Sequence[Example]) -> None:
+    if figure.whole is not None:
+        if not math.isfinite(figure.whole):
+            raise RlgfError(f"{said} {figure.whole} as {name}")
+        return
+    rows = figure.rows
+    if len(rows) != len(examples):
+        raise RlgfError(f"{said} {len(rows)} values of {name} for {len(examples)} texts")
+    for example, row in zip(examples, rows, strict=True):
+        if row is not None and not all(map(math.isfinite, row)):
+            bad = next(value for value in row if not math.isfinite(value))
+            raise RlgfError(f"{said} {bad} as {name} of example {example.id!r}")
+    if all(row is None for row in rows):
+        raise UserError(f"no example could be scored with {name}", hint="leave this metric out, or add its input")
+    if len({len(row) for row in rows if row is not None}) > 1:
+        raise RlgfError(f"{said} rows of different lengths for {name}")

@@ -237,4 +237,4 @@ def _value(system: System, name: str, figure: str) -> float | None:
 
 
 def _as_dict(interval: Interval) -> dict[str, float | None]:
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    return {"value": interval.value, "low": interval.low, "high": interval.high}

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlgf_cli import console
+import numpy as np
+
+from rlgf_cli import console, registry
 from rlgf_cli.artifacts import jsonl
 from rlgf_cli.artifacts.predictions import Answer, answers_alone, answers_to
 from rlgf_cli.artifacts.records import SCHEMA_VERSION, PredictionRecord
@@ -18,7 +20,7 @@ from rlgf_cli.config.eval import EvalConfig, IntervalConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import UserError
 from rlgf_cli.metrics.base import check_examples
-from rlgf_cli.metrics.bootstrap import mean_interval
+from rlgf_cli.metrics.bootstrap import Interval, interval
 from rlgf_cli.metrics.make import Figure, compute_figures, make_metrics
 from rlgf_cli.protocols import Example, Metric
 
@@ -72,10 +74,10 @@ def run(resolved: Resolved[EvalConfig], *, existing: Existing = "refuse") -> Eva
             answers, counts = stored or model.answer(), model.counts
             jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, {}))
         figures, noted = _score(metrics, answers)
-        means = {name: _mean(figure, config.interval, config.seed) for name, figure in figures.items()}
+        entries = {name: _entry(figure, config.interval, config.seed, len(answers)) for name, figure in figures.items()}
         scores = {
             "schema_version": SCHEMA_VERSION,
-            "metrics": means,
+            "metrics": entries,
             "counts": {**counts, **_counts(answers), **noted},
             "decoding": model.decoding if model is not None else None,
             "interval": {
@@ -87,7 +89,7 @@ def run(resolved: Resolved[EvalConfig], *, existing: Existing = "refuse") -> Eva
         }
         jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, figures))
         jsonl.write_json(run_dir.file(SCORES), scores)
-        run_dir.manifest.save(result={name: mean["mean"] for name, mean in means.items()})
+        run_dir.manifest.save(result={name: entry["value"] for name, entry in entries.items()})
     return EvalResult(run_dir.path, scores)
 
 
@@ -186,17 +188,17 @@ def _score(metrics: Sequence[Metric], answers: Sequence[Answer]) -> tuple[dict[s
     return figures, noted
 
 
-def _mean(figure: Figure, interval: IntervalConfig, seed: int) -> dict[str, Any]:
-    scored = [value for value in figure.values if value is not None]
-    mean, low, high = mean_interval(scored, level=interval.level, resamples=interval.resamples, seed=seed)
-    return {
-        "mean": mean,
-        "low": low,
-        "high": high,
-        "n": len(scored),
-        "n_skipped": len(figure.values) - len(scored),
-        "signature": figure.signature,
-    }
+def _entry(figure: Figure, config: IntervalConfig, seed: int, texts: int) -> dict[str, Any]:
+    """A figure as scores.json has it. A figure of the set as one has no interval."""
+    about = {"aggregate": figure.aggregate, "signature": figure.signature}
+    if figure.whole is not None:
+        return {**Interval(figure.whole, None, None)._asdict(), "n": texts, "n_skipped": 0, **about}
+    assert figure.aggregate is not None  # it has rows
+    scored = [row for row in figure.rows if row is not None]
+    aggregate = registry.load("aggregates", figure.aggregate)
+    rows = np.asarray(scored, dtype=np.float64)
+    found = interval(rows, aggregate, level=config.level, resamples=config.resamples, seed=seed)
+    return {**found._asdict(), "n": len(scored), "n_skipped": texts - len(scored), **about}
 
 
 def _counts(answers: Sequence[Answer]) -> dict[str, int]:
@@ -215,7 +217,8 @@ def _records(answers: Sequence[Answer], figures: Mapping[str, Figure]) -> list[P
             prediction=answer.text,
             references=list(answer.example.references),
             finish_reason=answer.finish_reason,
-            scores={name: figure.values[i] for name, figure in figures.items()},
+            scores={name: figure.values[i] for name, figure in figures.items() if figure.values is not None},
+            statistics={name: figure.corpus.rows[i] for name, figure in figures.items() if figure.corpus is not None},
         )
         for i, answer in enumerate(answers)
     ]
