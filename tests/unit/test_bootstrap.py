@@ -55,7 +55,7 @@ def test_pairing_removes_what_the_systems_share():
     assert own.high - own.low > 20 * (difference.high - difference.low)
     back = paired_interval(base, better)
     assert back.excludes_zero and back.high < 0
-    assert back.mean == pytest.approx(-difference.mean)
+    assert back.value == pytest.approx(-difference.value)
 
 
 def test_equal_systems_do_not_differ():
