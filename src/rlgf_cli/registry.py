@@ -34,6 +34,8 @@ BUILTIN: dict[str, dict[str, Entry]] = {
         "rouge1": Entry("rlgf_cli.rewards.rouge:Rouge1Reward", "ROUGE-1 F1, best reference"),
         "rouge2": Entry("rlgf_cli.rewards.rouge:Rouge2Reward", "ROUGE-2 F1, best reference"),
         "rougeL": Entry("rlgf_cli.rewards.rouge:RougeLReward", "ROUGE-L F1, best reference"),
+        "bleu": Entry("rlgf_cli.rewards.bleu:BleuReward", "sentence BLEU in [0, 1], all references (sacrebleu)"),
+        "cider": Entry("rlgf_cli.rewards.cider:CiderReward", "a tenth of CIDEr-D; needs references: FILE (captions)"),
         "coverage": Entry("rlgf_cli.rewards.coverage:CoverageReward", "share of the concepts that the text holds"),
         "classifier": Entry(
             "rlgf_cli.rewards.classifier:ClassifierReward",
@@ -45,6 +47,11 @@ BUILTIN: dict[str, dict[str, Entry]] = {
     },
     "metrics": {
         "rouge": Entry("rlgf_cli.metrics.rouge:RougeMetric", "ROUGE-1, -2, -L, -Lsum F1 (rouge-score)"),
+        "bleu": Entry("rlgf_cli.metrics.bleu:BleuMetric", "corpus BLEU and mean sentence BLEU (sacrebleu)"),
+        "chrf": Entry("rlgf_cli.metrics.chrf:ChrfMetric", "corpus chrF2 or chrF2++ and mean sentence chrF (sacrebleu)"),
+        "cider": Entry("rlgf_cli.metrics.cider:CiderMetric", "CIDEr-D (pycocoevalcap; extra captions)"),
+        "meteor": Entry("rlgf_cli.metrics.meteor:MeteorMetric", "METEOR 1.5 (pycocoevalcap; extra captions, Java)"),
+        "spice": Entry("rlgf_cli.metrics.spice:SpiceMetric", "SPICE (pycocoevalcap; extra captions, Java, its models)"),
         "bertscore": Entry("rlgf_cli.metrics.bertscore:BertScoreMetric", "BERTScore F1 (bert-score)"),
         "coverage": Entry("rlgf_cli.metrics.coverage:CoverageMetric", "share of the concepts that the text holds"),
         "length": Entry("rlgf_cli.metrics.length:LengthMetric", "words per text"),
@@ -52,6 +59,8 @@ BUILTIN: dict[str, dict[str, Entry]] = {
     },
     "aggregates": {
         "mean": Entry("rlgf_cli.metrics.aggregates:mean", "sum of values by their number"),
+        "bleu": Entry("rlgf_cli.metrics.aggregates:bleu", "corpus BLEU of n-gram counts, exponential smoothing"),
+        "chrf": Entry("rlgf_cli.metrics.aggregates:chrf", "corpus chrF2 or chrF2++ of n-gram counts"),
     },
     "tasks": {
         "commongen": Entry("rlgf_cli.tasks.builtin:COMMONGEN", "concept words to a sentence"),

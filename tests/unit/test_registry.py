@@ -56,7 +56,7 @@ def test_another_packages_code_that_does_not_load_is_named(plugins, target):
     ("kind", "name", "hint"),
     [
         ("rewards", "rogue", "did you mean 'rouge'"),
-        ("rewards", "bleu", "file.py:function"),
+        ("rewards", "comet", "file.py:function"),
         ("tasks", "comongen", "did you mean 'commongen'?"),
         ("metrics", "xyz", "known: "),
     ],

@@ -89,10 +89,10 @@ def evaluate(
 ) -> None:
     """Score a model or predictions.
 
-    Every figure is a mean over examples with its bootstrap interval; the scores of each example are kept.
+    Figures come with their bootstrap intervals; what they are made of is kept for each example.
 
     ```
-    rlgf eval --model runs/sft --data test.jsonl --metrics rouge,bertscore
+    rlgf eval --model runs/sft --data test.jsonl --metrics rouge,bleu,bertscore
     rlgf eval --model t5 --data test.jsonl --metrics reward:coverage -o out/
     rlgf eval --predictions guide.jsonl --data test.jsonl -o runs/guide/eval
     ```

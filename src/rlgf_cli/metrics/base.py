@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example, Metric
+from rlgf_cli.rewards.base import written
 
 
 def signature(metric: str, settings: str, examples: Sequence[Example]) -> str:
@@ -22,8 +23,15 @@ def check_examples(metric: Metric, examples: Sequence[Example]) -> None:
 
 def require_some_references(metric: str, examples: Sequence[Example]) -> None:
     """A metric skips (and counts) examples without references; there must be some with."""
-    if not any(example.references for example in examples):
+    if not any(written(example.references) for example in examples):
         raise UserError(
             f"the metric {metric!r} needs references, and no example has any",
             hint='give "references": [...] in the data',
         )
+
+
+def written_references(examples: Sequence[Example]) -> tuple[list[list[str]], dict[str, int]]:
+    """Each example's references that are not blank, and the count of those that are (empty where none is)."""
+    groups = [written(example.references) for example in examples]
+    blank = sum(len(example.references) - len(group) for example, group in zip(examples, groups, strict=True))
+    return groups, {"blank_references": blank} if blank else {}

@@ -19,4 +19,4 @@ class LengthMetric:
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
         values = [float(len(text.split())) for text in texts]
-        return MetricResult({"words": values}, signature(self.name, "words=whitespace", examples))
+        return MetricResult({"words": values}, signature(self.name, "words=whitespace,rule=1", examples))

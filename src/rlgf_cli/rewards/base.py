@@ -37,9 +37,14 @@ def refuse_target(name: str, target: str | None) -> None:
         raise UserError(f"{name!r} takes nothing behind a colon (given: {target!r})", hint=f"write {name}")
 
 
+def written(references: Sequence[str]) -> list[str]:
+    """The references that are not blank: a blank one says nothing of a text."""
+    return [reference for reference in references if reference.strip()]
+
+
 def require_references(name: str, examples: Sequence[Example]) -> None:
-    """Every example must have a reference: a reward cannot skip one."""
-    without = [e.id for e in examples if not e.references]
+    """Every example must have a reference that is not blank: a reward cannot skip one."""
+    without = [e.id for e in examples if not written(e.references)]
     if without:
         raise UserError(
             f"the reward {name!r} needs references; {len(without)} of {len(examples)} examples have none "

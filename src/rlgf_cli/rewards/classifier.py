@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -51,7 +52,7 @@ class _SequenceScorer:
         self.tokenizer.truncation_side = "left" if include_prompt else "right"
         weights = (parent_of(path) or {}).get("sha256")
         self.signature = (
-            f"{self.kind},model={Path(path).name if weights else path}"
+            f"{self.kind},transformers={version('transformers')},model={Path(path).name if weights else path}"
             f"{',sha256=' + weights[:12] if weights else ''}"
             f",include_prompt={'yes' if include_prompt else 'no'},max_tokens={self.max_tokens}"
         )

@@ -44,7 +44,7 @@ class LengthPenalty:
         self.high = max_words
         if self.high is not None and self.low > self.high:
             raise UserError(f"the reward 'length': min_words {self.low} is larger than max_words {self.high}")
-        self.signature = f"length,min_words={self.low},max_words={self.high}"
+        self.signature = f"length,rule=1,min_words={self.low},max_words={self.high}"
 
     def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
         return [Score(-float(self._outside(len(text.split())))) for text in texts]
@@ -65,7 +65,7 @@ class RepetitionPenalty:
     def __init__(self, target: str | None = None, *, n: Annotated[int, Field(ge=1)] = 3) -> None:
         refuse_target(self.name, target)
         self.n = n
-        self.signature = f"repetition,n={n}"
+        self.signature = f"repetition,rule=1,n={n}"
 
     def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
         return [Score(-repeated_share(text.lower().split(), self.n)) for text in texts]
