@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from rlgf_cli import registry
 from rlgf_cli.artifacts.jsonl import read_examples
-from rlgf_cli.metrics.bootstrap import mean_interval, paired_interval
+from rlgf_cli.metrics.aggregates import mean
+from rlgf_cli.metrics.bootstrap import mean_interval, paired_interval, resampled
+from rlgf_cli.metrics.significance import Seeds, bootstrap_p, estimate, holm, p_value, randomised
+from significance_cases import as_rows, bleu, bleu_rows
 
 
 @pytest.fixture
@@ -45,10 +51,13 @@ class TestTable:
         poor, same, good = evaluated("poor", 0.4), evaluated("same", 0.4), evaluated("good", 0.9)
         result = run_cli("compare", poor, same.parent, f"the best={good}", "--metrics", "rouge.rougeL")
         assert result.exit_code == 0, result.stderr
-        head, _, _, base, second, third = result.stdout.splitlines()
+        head, _, _, base, second, third, _, footer, note = result.stdout.splitlines()
         assert head == "rouge.rougeL (n = 40)"
         assert base.startswith("| poor") and second.startswith("| same") and third.startswith("| the best")
-        assert [row.rstrip("| ").endswith("*") for row in (base, second, third)] == [False, False, True]
+        assert [row.rstrip("| ").endswith("***") for row in (base, second, third)] == [False, False, True]
+        assert "<0.0001 |  <0.0002 | ***" in third
+        assert "10000 resamples, seed 0" in footer and "Holm over 2 tests" in footer
+        assert "these trained models" in note and "not of another training" in note
 
     def test_json_holds_the_paired_bootstrap(self, evaluated, tmp_path, run_cli):
         base, other = evaluated("base", 0.5), evaluated("other", 0.8)
@@ -62,18 +71,26 @@ class TestTable:
         a, b = values(base, "coverage"), values(other, "coverage")
         settings = {"level": 0.9, "resamples": 2000, "seed": 3}
         row = found["figures"]["coverage"]["rows"][1]
-        assert (row["value"], row["low"], row["high"]) == tuple(mean_interval(b, **settings))
+        assert [row[key] for key in ("value", "low", "high")] == pytest.approx(mean_interval(b, **settings))
         expected = paired_interval(b, a, **settings)
         difference = row["difference"]
-        assert (difference["value"], difference["low"], difference["high"]) == tuple(expected)
+        assert [difference[key] for key in ("value", "low", "high")] == pytest.approx(expected)
         assert difference["value"] == pytest.approx(row["value"] - found["figures"]["coverage"]["rows"][0]["value"])
-        assert difference["excludes_zero"] is expected.excludes_zero is True
+        assert found["tests"]["family_size"] == len(found["figures"]) and found["tests"]["smallest_p"] == 1 / 2001
+        rows = [as_rows(np.array(side)) for side in (b, a)]
+        null = resampled(np.stack(rows), mean, resamples=2000, seed=3)
+        assert difference["p_bootstrap"] == bootstrap_p(null[0] - null[1], np.array(difference["value"]))
+        null = randomised(rows[0][None], rows[1], mean, resamples=2000, seed=3)
+        assert difference["p_randomisation"] == p_value(null, np.array([difference["value"]]))[0]
+        differences = [figure["rows"][1]["difference"] for figure in found["figures"].values()]
+        assert [d["p_holm"] for d in differences] == holm([d["p_bootstrap"] for d in differences])
 
     def test_a_system_does_not_differ_from_itself(self, evaluated, run_cli):
         folder = evaluated("one", 0.5)
         found = json.loads(run_cli("compare", f"a={folder}", f"b={folder}", "--json").stdout)
         for figure in found["figures"].values():
-            assert figure["rows"][1]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0, "excludes_zero": False}
+            nothing = {"value": 0.0, "low": 0.0, "high": 0.0, "p_bootstrap": 1.0, "p_randomisation": 1.0, "p_holm": 1.0}
+            assert figure["rows"][1]["difference"] == nothing
 
     def test_a_figure_that_one_system_lacks_is_left_out_and_named(self, evaluated, run_cli):
         result = run_cli("compare", evaluated("a", 0.5), evaluated("b", 0.5, metrics="coverage,length"), "--json")
@@ -89,6 +106,229 @@ class TestTable:
         figure = json.loads(run_cli("compare", a, b, "--json").stdout)["figures"]["coverage"]
         assert (figure["n"], figure["n_skipped"]) == (39, 1)
         assert figure["rows"][0]["value"] == pytest.approx(sum(values(a, "coverage")[1:]) / 39)
+
+
+def rewrite(path: Path, change) -> None:
+    """Let ``change(rows)`` edit a JSONL file's objects, or a JSON document's one."""
+    if path.suffix == ".json":
+        data = json.loads(path.read_text())
+        change(data)
+        path.write_text(json.dumps(data))
+        return
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    change(rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def with_bleu(monkeypatch):
+    """``with_bleu(folder)``: an evaluation gets BLEU from summed rows, and a figure of the set as one."""
+    monkeypatch.setitem(
+        registry.BUILTIN["aggregates"], "bleu_of_the_test", registry.Entry("significance_cases:bleu", "")
+    )
+
+    def add(folder: Path) -> np.ndarray:
+        records = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        rows = bleu_rows([r["prediction"] for r in records], [r["references"] for r in records])
+
+        def statistics(found):
+            for record, row in zip(found, rows, strict=True):
+                record["statistics"] = {"corpus": list(row)}
+
+        def entries(scores):
+            entry = {"signature": "corpus|n=40", "n": 40, "n_skipped": 0}
+            value = float(bleu(rows.sum(axis=0)))
+            scores["metrics"]["corpus"] = {**entry, "value": value, "aggregate": "bleu_of_the_test"}
+            scores["metrics"]["variety"] = {**entry, "value": len(folder.parent.name) / 10, "aggregate": None}
+
+        rewrite(folder / "predictions.jsonl", statistics)
+        rewrite(folder / "scores.json", entries)
+        return rows
+
+    return add
+
+
+class TestCorpusFigures:
+    def test_are_tested_on_resampled_rows(self, evaluated, with_bleu, run_cli):
+        base, other = evaluated("base", 0.8), evaluated("other", 0.9)
+        a, b = with_bleu(base), with_bleu(other)
+        result = run_cli(
+            "compare", base, other, "--metrics", "corpus", "--json", "--resamples", 500, "--test", "randomisation"
+        )
+        assert result.exit_code == 0, result.stderr
+        figure = json.loads(result.stdout)["figures"]["corpus"]
+        assert (figure["n"], figure["aggregate"]) == (40, "bleu_of_the_test")
+        found, observed = figure["rows"][1]["difference"], bleu(b.sum(axis=0)) - bleu(a.sum(axis=0))
+        assert found["value"] == pytest.approx(observed)
+        null = resampled(np.stack([b, a]), bleu, resamples=500, seed=0)
+        assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(null[0] - null[1], [0.025, 0.975])))
+        swapped = randomised(b[None], a, bleu, resamples=500, seed=0)
+        assert found["p_randomisation"] == found["p_holm"] == p_value(swapped, np.array([observed]))[0]
+        assert found["p_bootstrap"] == bootstrap_p(null[0] - null[1], np.array(observed))
+
+    def test_of_the_set_as_one_have_values_alone(self, evaluated, with_bleu, run_cli):
+        folders = [evaluated(name, 0.9) for name in ("one", "three", "eleven")]
+        for folder in folders:
+            with_bleu(folder)
+        systems = [folders[0], f"x={folders[1]},{folders[2]}"]
+        result = run_cli("compare", *systems, "--metrics", "variety,coverage", "--json")
+        found = json.loads(result.stdout)
+        rows = found["figures"]["variety"]["rows"]
+        assert [row["value"] for row in rows] == pytest.approx([0.3, (0.5 + 0.6) / 2])
+        assert all(row["low"] is row["high"] is row["difference"] is None for row in rows)
+        assert found["tests"]["family_size"] == 1
+        assert any(note.startswith("variety: ") and "no test" in note for note in found["tests"]["notes"])
+
+    def test_of_the_set_as_one_are_left_out_where_the_prompts_are_others(self, evaluated, with_bleu, run_cli):
+        a, b = evaluated("a", 0.9), evaluated("b", 0.9)
+        for folder in (a, b):
+            with_bleu(folder)
+        rewrite(b / "predictions.jsonl", lambda rows: rows.pop())
+        result = run_cli("compare", a, b, "--force", "--json")
+        assert "variety" not in json.loads(result.stdout)["figures"] and "left out: variety" in result.stderr
+        assert run_cli("compare", a, b, "--force", "--metrics", "variety").exit_code == 2
+
+    def test_bad_rows(self, evaluated, with_bleu, run_cli):
+        a, b = evaluated("a", 0.9), evaluated("b", 0.9)
+        for folder in (a, b):
+            with_bleu(folder)
+        good = (b / "predictions.jsonl").read_text()
+
+        def refused(change, message: str) -> None:
+            (b / "predictions.jsonl").write_text(good)
+            rewrite(b / "predictions.jsonl", change)
+            result = run_cli("compare", a, b, "--metrics", "corpus")
+            assert result.exit_code == 2 and message in result.stderr and result.stdout == "", result.stderr
+
+        refused(lambda rows: rows[3]["statistics"]["corpus"].pop(), "different lengths: 10, and 9")
+        refused(lambda rows: [row["statistics"]["corpus"].pop() for row in rows], "9 numbers in b, 10 in a")
+        refused(lambda rows: [row["statistics"].update(corpus=[0.0] * 10) for row in rows], "corpus of b is not finite")
+        refused(lambda rows: rows[2]["statistics"].clear(), "has no score corpus")
+
+        def short(rows):
+            for row in rows:
+                row["statistics"]["corpus"] = row["statistics"]["corpus"][:1]
+
+        rewrite(a / "predictions.jsonl", short)
+        refused(short, "rows of 1 numbers do not make the figure corpus")
+
+    def test_an_unknown_aggregate(self, evaluated, run_cli):
+        a, b = evaluated("a", 0.9), evaluated("b", 0.9)
+        for folder in (a, b):
+            rewrite(folder / "scores.json", lambda scores: scores["metrics"]["coverage"].update(aggregate="maen"))
+        refused = run_cli("compare", a, b)
+        assert refused.exit_code == 2 and "unknown aggregate 'maen'" in refused.stderr and "'mean'" in refused.stderr
+
+
+class TestSeeds:
+    @pytest.fixture
+    def trained(self, evaluated) -> dict[str, list[Path]]:
+        return {
+            name: [evaluated(f"{name}{seed}", keep + 0.05 * seed, metrics="coverage") for seed in range(3)]
+            for name, keep in (("a", 0.4), ("b", 0.6))
+        }
+
+    def test_both_ways_to_give_them(self, trained, run_cli):
+        again = [f"{name}={folder}" for name, folders in trained.items() for folder in folders]
+        commas = [f"{name}={','.join(map(str, folders))}" for name, folders in trained.items()]
+        first, second = (run_cli("compare", *given, "--json") for given in (again, commas))
+        assert first.exit_code == 0, first.stderr
+        assert first.stdout == second.stdout
+        found = json.loads(first.stdout)
+        assert found["systems"] == {name: [str(f) for f in folders] for name, folders in trained.items()}
+        rows = found["figures"]["coverage"]["rows"]
+        assert [row["seeds"] for row in rows] == [3, 3]
+        for row, folders in zip(rows, trained.values(), strict=True):
+            assert row["value"] == pytest.approx(np.mean([values(folder, "coverage") for folder in folders]))
+
+    def test_the_interval_is_over_prompts_and_seeds(self, trained, run_cli):
+        commas = [f"{name}={','.join(map(str, folders))}" for name, folders in trained.items()]
+        found = json.loads(run_cli("compare", *commas, "--json").stdout)
+        difference = found["figures"]["coverage"]["rows"][1]["difference"]
+        rows = [as_rows(np.array([values(f, "coverage") for f in folders])) for folders in trained.values()]
+        seeds = [
+            Seeds(mean(r.sum(axis=1)), draws)
+            for r, draws in zip(
+                rows, np.split(resampled(np.concatenate(rows), mean, resamples=10_000, seed=0), 2), strict=True
+            )
+        ]
+        interval, p = estimate(seeds[1], seeds[0], prompts=40, level=0.95)
+        assert [difference[key] for key in ("value", "low", "high")] == pytest.approx(interval)
+        assert difference["p_bootstrap"] == pytest.approx(p)
+        assert difference["p_randomisation"] == pytest.approx(0.1)
+        notes = " ".join(found["tests"]["notes"])
+        assert (
+            "other prompts and other seeds" in notes
+            and "dealing 3 and 3 seeds anew gives no p-value below 0.1" in notes
+        )
+
+    def test_one_model_against_several_trainings(self, trained, run_cli):
+        result = run_cli("compare", trained["a"][0], f"b={','.join(map(str, trained['b']))}", "--json")
+        found = json.loads(result.stdout)
+        assert found["figures"]["coverage"]["rows"][1]["difference"]["p_randomisation"] is None
+        notes = " ".join(found["tests"]["notes"])
+        assert "one seed: a0; taken as that one model" in notes and "no randomisation for b" in notes
+        shown = run_cli("compare", trained["a"][0], f"b={','.join(map(str, trained['b']))}", "--test", "randomisation")
+        assert shown.exit_code == 0 and "Holm over 0 tests" in shown.stdout
+        assert [cell.strip() for cell in shown.stdout.splitlines()[4].split("|")[-4:-1]] == ["-", "-", ""]
+
+    def test_one_model_twice_is_no_second_training(self, trained, run_cli):
+        for folder in trained["b"][:2]:
+            rewrite(folder / "scores.json", lambda scores: scores.update(model={"path": "m", "sha256": "ab"}))
+        given = [trained["a"][0], f"b={','.join(map(str, trained['b']))}"]
+        refused = run_cli("compare", *given)
+        assert refused.exit_code == 2 and "two seeds of b are one model" in refused.stderr
+        assert run_cli("compare", *given, "--force").exit_code == 0
+
+    def test_a_seed_with_other_prompts(self, trained, evaluated, run_cli):
+        short = evaluated("short", 0.5, metrics="coverage", limit=30)
+        refused = run_cli("compare", trained["a"][0], f"b={trained['b'][0]}", f"b={short}")
+        assert refused.exit_code == 2 and f"b ({short})" in refused.stderr and "10 ids only in a0" in refused.stderr
+
+
+class TestMarkdown:
+    def test_a_table_to_paste(self, evaluated, run_cli):
+        a, b = evaluated("a", 0.4), evaluated("b", 0.9)
+        result = run_cli(
+            "compare",
+            f"base|line={a}",
+            f"b={b}",
+            "--markdown",
+            "--metrics",
+            "coverage,rouge.rougeL",
+            "--resamples",
+            1000,
+        )
+        assert result.exit_code == 0, result.stderr
+        *table, empty, footer = result.stdout.splitlines()
+        assert empty == "" and len(table) == 6
+        rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
+        assert len({len(row) for row in rows}) == 1
+        assert rows[0][:7] == ["figure", "n", "system", "seeds", "value", "95% interval", "minus base\\|line"]
+        assert rows[2][:4] == ["coverage", "40", "base\\|line", "1"] and rows[3][:3] == ["", "", "b"]
+        assert rows[3][-3:] == ["<0.001", "<0.002", "\\*\\*"] and rows[2][-3:] == ["", "", ""]
+        assert "Holm over 2 tests" in footer and "1000 resamples, seed 0" in footer and "\\*\\* p < 0.01" in footer
+
+    def test_not_with_json(self, evaluated, run_cli):
+        a, b = evaluated("a", 0.4), evaluated("b", 0.9)
+        refused = run_cli("compare", a, b, "--json", "--markdown")
+        assert refused.exit_code == 2 and "exclude each other" in refused.stderr
+
+
+class TestSettings:
+    def test_other_decoding_and_other_data_are_told(self, evaluated, run_cli):
+        a, b = evaluated("a", 0.5), evaluated("b", 0.5)
+        for folder, temperature, data in ((a, 0.0, "11"), (b, 0.7, "22")):
+            about = {
+                "decoding": {"temperature": temperature, "top_k": 0, "seed": temperature},
+                "dataset": {"sha256": data},
+            }
+            rewrite(folder / "scores.json", lambda scores, about=about: scores.update(about))
+        result = run_cli("compare", a, b)
+        assert result.exit_code == 0
+        assert "warning: other decoding: a with temperature 0.0; b with temperature 0.7" in result.stderr
+        assert "b and a were scored on files that differ" in result.stderr
+        assert "warning" not in run_cli("compare", a, f"again={a}").stderr
 
 
 class TestRefused:
@@ -142,8 +382,10 @@ class TestRefused:
         a = evaluated("a", 0.5)
         assert "one system alone" in run_cli("compare", a).stderr
         assert run_cli("compare").exit_code == 2
-        refused = run_cli("compare", f"x={a}", f"x={a}")
-        assert refused.exit_code == 2 and "two systems have the name 'x'" in refused.stderr
+        refused = run_cli("compare", f"x={a}", f"x={a.parent}", f"y={a}")
+        assert refused.exit_code == 2 and "'x' has this evaluation twice" in refused.stderr
+        refused = run_cli("compare", f"x={a}", f"x={evaluated('b', 0.5)}")
+        assert refused.exit_code == 2 and "all folders are seeds of 'x'" in refused.stderr
 
     def test_a_used_output(self, evaluated, tmp_path, run_cli):
         a, out = evaluated("a", 0.5), tmp_path / "c.json"
@@ -151,3 +393,35 @@ class TestRefused:
         assert run_cli(*arguments).exit_code == 0
         assert run_cli(*arguments).exit_code == 2
         assert run_cli(*arguments, "--overwrite").exit_code == 0
+
+    def test_damaged_files(self, evaluated, tmp_path, run_cli):
+        """Each ends with a letter and exit code 2, and writes nothing."""
+        a, b, out = evaluated("a", 0.5), evaluated("b", 0.5), tmp_path / "c.json"
+        predictions, scores = b / "predictions.jsonl", b / "scores.json"
+        good = {path: path.read_text() for path in (predictions, scores)}
+
+        def refused(path: Path, text: str, message: str) -> None:
+            for each, content in good.items():
+                each.write_text(content)
+            path.write_text(text)
+            result = run_cli("compare", a, b, "-o", out)
+            assert result.exit_code == 2 and message in result.stderr and result.stdout == "", result.stderr
+            assert not out.exists() and not Path(f"{out}.run.json").exists()
+
+        lines = good[predictions].splitlines(keepends=True)
+        number = re.compile(r'"coverage": [\d.]+')
+        refused(predictions, "", "the file holds no predictions")
+        refused(predictions, number.sub('"coverage": NaN', good[predictions]), "NaN is not JSON")
+        refused(predictions, number.sub('"coverage": 1e999', good[predictions]), "is not finite")
+        refused(predictions, number.sub('"other": 1', good[predictions], count=1), "'toy-0-0' has no score coverage")
+        refused(predictions, number.sub('"coverage": null', good[predictions]), "no prompt has a value of coverage")
+        refused(predictions, lines[0] + good[predictions], "the id 'toy-0-0' is empty or here twice")
+        refused(predictions, "".join(lines[1:]), "scored on other prompts: 1 ids only in a")
+        refused(scores, good[scores][:-9], "not JSON")
+        refused(scores, "[]", "these are no scores of rlgf eval")
+        refused(scores, '{"metrics": {"coverage": {"value": 1}}}', "metrics.coverage.signature: field required")
+        changed = json.loads(good[scores])
+        changed["metrics"]["coverage"]["value"] = float("nan")
+        refused(scores, json.dumps(changed), "metrics.coverage.value")
+        changed["metrics"]["coverage"].update(value=0.5, aggregate=None)
+        refused(scores, json.dumps(changed), "coverage is made in different ways: mean in a, None in b")

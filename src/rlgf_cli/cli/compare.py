@@ -8,7 +8,7 @@ import typer
 
 from rlgf_cli import console
 from rlgf_cli.cli import options
-from rlgf_cli.cli.numbers import interval, number, percent
+from rlgf_cli.cli.numbers import interval, number, p_value, percent, stars
 from rlgf_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def compare(
         list[str] | None,
         typer.Argument(
             help="Folders that rlgf eval wrote, or runs with eval/ in them; the first is the base. "
-            "name=FOLDER names one.",
+            "NAME=FOLDER names one; NAME=FOLDER,FOLDER, or the name again, gives its seeds.",
             show_default=False,
         ),
     ] = None,
@@ -50,6 +50,18 @@ def compare(
         int | None,
         typer.Option("--resamples", help="Bootstrap resamples. Default: 10000.", rich_help_panel=COMPARE),
     ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(
+            "--test",
+            help="Whose p-values are corrected: bootstrap or randomisation. Default: bootstrap.",
+            rich_help_panel=COMPARE,
+        ),
+    ] = None,
+    markdown: Annotated[
+        bool,
+        typer.Option("--markdown", help="Print one Markdown table, to paste.", rich_help_panel=COMPARE),
+    ] = False,
     output: Annotated[
         str | None,
         typer.Option(
@@ -68,18 +80,21 @@ def compare(
 ) -> None:
     """Compare evaluations.
 
-    Each system is compared with the first on the same prompts: mean, difference, and their bootstrap
-    intervals. A `*` marks a difference whose interval excludes 0.
+    Each system is compared with the first on the same prompts: values, differences, their intervals, and p-values
+    after Holm over all tests shown. With several seeds per system, intervals are over prompts and seeds
+    (docs/significance.md).
 
     ```
     rlgf compare runs/sft runs/ppopp
     rlgf compare sft=runs/a/eval ppo=runs/b/eval --metrics reward.total,rouge
+    rlgf compare SFT=runs/sft PPO=runs/ppo_0,runs/ppo_1,runs/ppo_2 --markdown
     rlgf compare runs/sft runs/ppo runs/ppopp --json -o comparison.json
     ```
     """
     flags = {
         "systems": systems or None,
         "metrics": [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None,
+        "test": test,
         "force": force,
         "output": output,
         "seed": seed,
@@ -88,6 +103,8 @@ def compare(
     }
     if systems is not None and len(systems) == 1:
         raise UserError("one system alone cannot be compared", hint="rlgf compare BASE OTHER [MORE ...]")
+    if markdown and as_json:
+        raise UserError("--markdown and --json exclude each other", hint="-o FILE writes the JSON besides")
     resolved = options.resolve("compare:CompareConfig", config, set_, flags)
     if print_config:
         options.print_config(resolved)
@@ -97,30 +114,71 @@ def compare(
     comparison = stage.run(resolved, existing="overwrite" if overwrite else "refuse")
     if as_json:
         console.result_json(comparison.to_json())
-        return
-    for i, (name, figure) in enumerate(comparison.figures.items()):
-        if i:
-            console.result()
-        skipped = f", {figure['n_skipped']} skipped" if figure["n_skipped"] else ""
-        console.result(f"{name} (n = {figure['n']}{skipped})")
-        console.result(_table(comparison, figure))
+    elif markdown:
+        _print_markdown(comparison)
+    else:
+        _print_tables(comparison)
 
 
-def _table(comparison: Comparison, figure: dict[str, Any]) -> str:
-    level = f"{percent(comparison.level)} interval"
-    base = figure["rows"][0]["system"]
+def _print_tables(comparison: Comparison) -> None:
+    for name, figure in comparison.figures.items():
+        console.result(f"{name} (n = {_prompts(figure)})")
+        rows = [_cells(comparison, row) for row in figure["rows"]]
+        console.result(console.table(_header(comparison), rows))
+        console.result()
+    for line in _footer(comparison):
+        console.result(line)
+
+
+def _print_markdown(comparison: Comparison) -> None:
+    """All figures in one table, each named in its first row, and a line below that says what the numbers are."""
     rows = []
-    for row in figure["rows"]:
-        cells = [row["system"], number(row["value"]), interval(row["low"], row["high"])]
-        if (difference := row.get("difference")) is None:
-            rows.append([*cells, "", "", ""])
-        else:
-            rows.append(
-                [
-                    *cells,
-                    number(difference["value"], signed=True),
-                    interval(difference["low"], difference["high"], signed=True),
-                    "*" if difference["excludes_zero"] else "",
-                ]
-            )
-    return console.table(["system", "value", level, f"minus {base}", level, "excludes 0"], rows)
+    for name, figure in comparison.figures.items():
+        for i, row in enumerate(figure["rows"]):
+            cells = [name if i == 0 else "", _prompts(figure) if i == 0 else "", *_cells(comparison, row)]
+            rows.append([cell.replace("|", "\\|").replace("*", "\\*") for cell in cells])
+    header = [cell.replace("|", "\\|").replace("*", "\\*") for cell in _header(comparison)]
+    console.result(console.table(["figure", "n", *header], rows))
+    console.result()
+    console.result(" ".join(f"{line}." for line in _footer(comparison)).replace("*", "\\*"))
+
+
+def _prompts(figure: dict[str, Any]) -> str:
+    return f"{figure['n']}, {figure['n_skipped']} skipped" if figure["n_skipped"] else str(figure["n"])
+
+
+def _header(comparison: Comparison) -> list[str]:
+    level = f"{percent(comparison.tests['level'])} interval"
+    return ["system", "seeds", "value", level, f"minus {comparison.base}", level, "p", "p (Holm)", ""]
+
+
+def _cells(comparison: Comparison, row: dict[str, Any]) -> list[str]:
+    cells = [row["system"], str(row["seeds"]), number(row["value"]), interval(row["low"], row["high"])]
+    if (difference := row["difference"]) is None:
+        return [*cells, "", "", "", "", ""]
+    tests = comparison.tests
+    p, adjusted = difference[f"p_{tests['test']}"], difference["p_holm"]
+    # of p-values by resampling, the smallest says only that no resample went so far
+    smallest = tests["smallest_p"] if max(row["seeds"], _base_seeds(comparison)) == 1 else 0.0
+    return [
+        *cells,
+        number(difference["value"], signed=True),
+        interval(difference["low"], difference["high"], signed=True),
+        p_value(p, smallest),
+        p_value(adjusted, smallest * tests["family_size"] if p is not None and p <= smallest else 0.0),
+        stars(adjusted),
+    ]
+
+
+def _base_seeds(comparison: Comparison) -> int:
+    return len(comparison.systems[comparison.base])
+
+
+def _footer(comparison: Comparison) -> list[str]:
+    tests = comparison.tests
+    kind = {"bootstrap": "paired bootstrap", "randomisation": "approximate randomisation"}[tests["test"]]
+    return [
+        f"p: {kind}, two-sided, {tests['resamples']} resamples, seed {tests['seed']}; after Holm over "
+        f"{tests['family_size']} tests (all systems and figures here): * p < 0.05, ** p < 0.01, *** p < 0.001",
+        *tests["notes"],
+    ]

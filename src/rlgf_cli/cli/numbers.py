@@ -1,4 +1,4 @@
-"""How means and intervals look in the tables."""
+"""How means, intervals and p-values look in the tables."""
 
 from __future__ import annotations
 
@@ -20,3 +20,17 @@ def interval(low: float | None, high: float | None, *, signed: bool = False) -> 
 def percent(share: float) -> str:
     """``95%`` for 0.95."""
     return f"{100 * share:.6g}%"
+
+
+def p_value(p: float | None, smallest: float) -> str:
+    """Four decimals; ``<0.0001`` for ``smallest`` and below, which is as far as the resamples can tell."""
+    if p is None:
+        return "-"
+    if p < 1 and p <= smallest * (1 + 1e-9):
+        return f"<{smallest:.1g}"
+    return "<0.0001" if p < 0.00005 else f"{p:.4f}"
+
+
+def stars(p: float | None) -> str:
+    """``*`` below 0.05, ``**`` below 0.01, ``***`` below 0.001."""
+    return "" if p is None else "*" * sum(p < limit for limit in (0.05, 0.01, 0.001))

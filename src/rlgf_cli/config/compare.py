@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from rlgf_cli.config.common import Strict
@@ -9,14 +11,17 @@ from rlgf_cli.config.eval import IntervalConfig
 
 
 class CompareConfig(Strict):
-    """``systems``: eval folders or run folders, the first is the base; ``name=folder`` gives one a name.
+    """``systems``: eval folders or run folders, the first is the base; ``name=folder`` gives one a name, and
+    several folders under one name (``name=folder,folder``, or the name again) are seeds of one system.
 
     ``metrics`` names figures (``rouge.rougeL``) or metrics (``rouge``: all of its figures); by default what
-    all systems have. ``force`` compares what differs in signature, references or ids all the same.
+    all systems have. ``test`` says whose p-values are corrected after Holm. ``force`` compares what differs in
+    signature, references or ids all the same.
     """
 
     systems: list[str] = Field(min_length=2)
     metrics: list[str] | None = None
+    test: Literal["bootstrap", "randomisation"] = "bootstrap"
     force: bool = False
     output: str | None = None
     seed: int = Field(0, ge=0)

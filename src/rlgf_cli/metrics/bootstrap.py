@@ -4,7 +4,7 @@ these, not of another training run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from rlgf_cli.metrics.aggregates import mean
 Aggregate = Callable[[np.ndarray], np.ndarray]
 """See ``metrics.aggregates``."""
 
-_DRAWS_AT_ONCE = 1 << 21  # indices drawn at a time: about 32 MB whatever n and resamples are
+_NUMBERS_AT_ONCE = 1 << 20  # a chunk's width: some 30 MB whatever n and resamples are
 
 
 class Interval(NamedTuple):
@@ -54,8 +54,13 @@ def interval(
     value = float(aggregate(rows.sum(axis=0)))
     if len(rows) < 2:
         return Interval(value, None, None)
+    return percentile(value, resampled(rows[None], aggregate, resamples=resamples, seed=seed)[0], level)
+
+
+def percentile(value: float, draws: np.ndarray, level: float) -> Interval:
+    """The interval between the quantiles of ``draws`` [resamples] that leave ``1 - level`` outside."""
     tail = (1 - level) / 2
-    low, high = np.quantile(aggregate(resampled_sums(rows, resamples, seed)), [tail, 1 - tail])
+    low, high = np.quantile(draws, [tail, 1 - tail])
     return Interval(value, float(low), float(high))
 
 
@@ -74,15 +79,35 @@ def paired_interval(
     return mean_interval(first - second, level=level, resamples=resamples, seed=seed)
 
 
-def resampled_sums(rows: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Sums of ``resamples`` draws of n rows of [n, k] with replacement, [resamples, k]."""
+def resampled(
+    rows: np.ndarray,
+    aggregate: Aggregate,
+    *,
+    resamples: int,
+    seed: int,
+    told: Callable[[int], object] = lambda done: None,
+) -> np.ndarray:
+    """Figures of n prompts drawn with replacement, ``rows`` [v, n, k] to [v, resamples]; the same draws for all v.
+
+    A draw is n counts, and the sums of all systems' rows are one product of matrices with them. ``told`` hears after
+    each chunk how many resamples it had.
+    """
+    systems, count, width = rows.shape
+    columns = rows.transpose(1, 0, 2).reshape(count, systems * width)
     rng = np.random.default_rng(seed)
-    count, width = rows.shape
-    at_once = max(1, _DRAWS_AT_ONCE // count)
-    sums = np.empty((resamples, width))
-    for start in range(0, resamples, at_once):
-        size = min(at_once, resamples - start)
+    figures = np.empty((systems, resamples))
+    for start, size in chunks(resamples, count + systems * width):
         drawn = rng.integers(0, count, size=(size, count))
-        for k in range(width):  # a column at a time: the memory does not grow with k
-            sums[start : start + size, k] = rows[drawn, k].sum(axis=1)
-    return sums
+        drawn += count * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
+        sums = (counts.astype(np.float64) @ columns).reshape(size, systems, width)
+        figures[:, start : start + size] = aggregate(sums).T
+        told(size)
+    return figures
+
+
+def chunks(resamples: int, width: int) -> Iterator[tuple[int, int]]:
+    """``(start, size)`` of resamples that are made at a time: the memory does not grow with their number."""
+    at_once = max(1, _NUMBERS_AT_ONCE // width)
+    for start in range(0, resamples, at_once):
+        yield start, min(at_once, resamples - start)

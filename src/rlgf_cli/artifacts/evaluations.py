@@ -1,0 +1,165 @@
+"""What ``rlgf eval`` wrote, read again: systems of one or several seeds, their figures and the rows behind these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import FiniteFloat, ValidationError
+
+from rlgf_cli.artifacts import jsonl
+from rlgf_cli.artifacts.records import PredictionRecord, Record
+from rlgf_cli.errors import RlgfError, UserError
+
+Row = Sequence[float]
+"""Statistics of one text: ``[value, 1]`` for a figure that is a mean."""
+
+
+class FigureEntry(Record):
+    """A figure in scores.json. ``aggregate`` makes it of summed rows; null: a figure of the set as one."""
+
+    value: FiniteFloat
+    signature: str
+    aggregate: str | None = "mean"  # earlier versions had nothing but means, and did not say so
+
+
+class Scores(Record):
+    """What is read of scores.json."""
+
+    metrics: dict[str, FigureEntry]
+    decoding: dict[str, Any] | None = None
+    dataset: dict[str, Any] | None = None
+    model: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluated set of texts: its predictions by id, and its scores.json."""
+
+    folder: Path
+    records: Mapping[str, PredictionRecord]
+    scores: Scores
+
+    @property
+    def figures(self) -> dict[str, FigureEntry]:
+        return self.scores.metrics
+
+    def rows(self, figure: str, ids: Sequence[str]) -> list[Row | None]:
+        """The rows of a figure for these prompts (None: skipped). Raises UserError where one lacks or does not fit."""
+        rows = [self._row(figure, name) for name in ids]
+        widths = {len(row) for row in rows if row is not None}
+        if len(widths) > 1:
+            expected = len(next(row for row in rows if row is not None))
+            other = next(i for i, row in enumerate(rows) if row is not None and len(row) != expected)
+            raise UserError(
+                f"the rows of {figure} have different lengths: {expected}, and {len(rows[other] or ())} for the "
+                f"prediction {ids[other]!r}",
+                where=str(self.folder),
+                hint="run rlgf eval again",
+            )
+        return rows
+
+    def _row(self, figure: str, name: str) -> Row | None:
+        record = self.records[name]
+        row: Row | None
+        if figure in record.scores:
+            value = record.scores[figure]
+            row = None if value is None else (value, 1.0)
+        elif figure in record.statistics:
+            row = record.statistics[figure]
+        else:
+            raise UserError(f"the prediction {name!r} has no score {figure}", where=str(self.folder))
+        if row is not None and not all(map(math.isfinite, row)):
+            raise UserError(f"{figure} of {name!r} is not finite: {list(row)}", where=str(self.folder))
+        return row
+
+
+@dataclass(frozen=True)
+class System:
+    """What is compared under one name: one evaluation per seed."""
+
+    label: str
+    evaluations: tuple[Evaluation, ...]
+
+
+def every(systems: Sequence[System]) -> Iterator[tuple[str, Evaluation]]:
+    """All evaluations in order, each with a name for messages: its system's, and the folder where that has several."""
+    for system in systems:
+        for evaluation in system.evaluations:
+            several = len(system.evaluations) > 1
+            yield f"{system.label} ({evaluation.folder})" if several else system.label, evaluation
+
+
+def read_systems(given: Sequence[str]) -> list[System]:
+    """``FOLDER``, ``NAME=FOLDER`` or ``NAME=FOLDER,FOLDER``; a name that comes again adds seeds to its system.
+
+    Raises UserError for folders without a whole evaluation, and for one that a system has twice.
+    """
+    named = [_split(text) for text in given]
+    labels = [label or _label_of(folders[0]) for label, folders in named]
+    for i, (label, folders) in enumerate(named):
+        if label is None and labels.count(labels[i]) > 1:
+            labels[i] = str(folders[0])
+    grouped: dict[str, list[Evaluation]] = {}
+    for label, (_, folders) in zip(labels, named, strict=True):
+        grouped.setdefault(label, []).extend(map(read_evaluation, folders))
+    for label, evaluations in grouped.items():
+        folders = [evaluation.folder.resolve() for evaluation in evaluations]
+        for folder in folders:
+            if folders.count(folder) > 1:
+                hint = "name each seed's folder once, or give the systems different names"
+                raise UserError(f"{label!r} has this evaluation twice", where=str(folder), hint=hint)
+    return [System(label, tuple(evaluations)) for label, evaluations in grouped.items()]
+
+
+def _split(text: str) -> tuple[str | None, list[Path]]:
+    """A folder whose own name has a = or a comma in it is taken as it is."""
+    label, equals, folders = text.partition("=")
+    if not equals or not label or Path(text).exists():
+        return None, [Path(text)]
+    if Path(folders).exists():
+        return label, [Path(folders)]
+    return label, [Path(folder.strip()) for folder in folders.split(",")]
+
+
+def _label_of(folder: Path) -> str:
+    resolved = folder.resolve()
+    return resolved.parent.name if resolved.name == "eval" else resolved.name
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """The evaluation in ``folder`` or in its eval/. Raises UserError where it is none, or not whole."""
+    found = next((f for f in (folder, folder / "eval") if (f / "predictions.jsonl").is_file()), None)
+    if found is None:
+        raise UserError(
+            "there is no evaluation in it" if folder.is_dir() else "no such folder",
+            where=str(folder),
+            hint="run `rlgf eval` first; its output folder (or the run folder with eval/ in it) is meant",
+        )
+    if not (found / "scores.json").is_file():
+        raise UserError("this evaluation did not finish: it has no scores.json", where=str(found))
+    path = found / "predictions.jsonl"
+    records: dict[str, PredictionRecord] = {}
+    for record in jsonl.read_records(path, PredictionRecord):
+        if not record.id or record.id in records:
+            raise UserError(f"the id {record.id!r} is empty or here twice", where=str(path))
+        records[record.id] = record
+    if not records:
+        raise UserError("the file holds no predictions", where=str(path), hint="run rlgf eval again")
+    return Evaluation(found, records, _read_scores(found / "scores.json"))
+
+
+def _read_scores(path: Path) -> Scores:
+    hint = "run rlgf eval again; --resume scores the texts that are there"
+    try:
+        return Scores.model_validate(jsonl.read_json(path))
+    except RlgfError as error:
+        raise UserError(error.message, where=error.where, hint=hint) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        message = f"these are no scores of rlgf eval: {place}: {first['msg'].lower()}"
+        raise UserError(message, where=str(path), hint=hint) from None

@@ -1,0 +1,142 @@
+"""Simulated comparisons whose truth is known, and BLEU from rows, for the tests of significance and their benchmark."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from sacrebleu.metrics import BLEU
+
+from conftest import toy_examples
+from rlgf_cli.metrics.aggregates import mean
+from rlgf_cli.metrics.bootstrap import Aggregate, resampled
+from rlgf_cli.metrics.significance import Estimate, Seeds, bootstrap_p, estimate, p_value, randomised
+
+Pairs = tuple[np.ndarray, np.ndarray]
+"""Rows of two systems in v comparisons, each [v, n, k]."""
+
+
+def normal_scores(rng: np.random.Generator, comparisons: int, prompts: int, gain: float = 0.0) -> Pairs:
+    """Scores with a difficulty that both systems share; the paired differences have mean ``gain`` and variance 2."""
+    difficulty = rng.normal(0, 2, (comparisons, prompts))
+    a, b = difficulty + rng.normal(size=(2, comparisons, prompts))
+    return as_rows(a + gain), as_rows(b)
+
+
+def binary_scores(rng: np.random.Generator, comparisons: int, prompts: int) -> Pairs:
+    """Right or wrong, with the same chance for both systems."""
+    chance = rng.beta(2, 2, (comparisons, prompts))
+    a, b = rng.random((2, comparisons, prompts)) < chance
+    return as_rows(a.astype(float)), as_rows(b.astype(float))
+
+
+def as_rows(values: np.ndarray) -> np.ndarray:
+    return np.stack([values, np.ones_like(values)], axis=-1)
+
+
+def exchanged(rng: np.random.Generator, pool: Pairs, comparisons: int, prompts: int) -> Pairs:
+    """Prompts drawn from a pool of two systems' rows [m, k], each with sides changed at random: no difference."""
+    drawn = rng.integers(0, len(pool[0]), (comparisons, prompts))
+    swap = rng.integers(0, 2, (comparisons, prompts, 1), dtype=bool)
+    a, b = pool[0][drawn], pool[1][drawn]
+    return np.where(swap, b, a), np.where(swap, a, b)
+
+
+def p_values(pairs: Pairs, aggregate: Aggregate, *, resamples: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """The p-value of every comparison by both tests."""
+    a, b = pairs
+    settings = {"resamples": resamples, "seed": seed}
+    observed = aggregate(a.sum(axis=1)) - aggregate(b.sum(axis=1))
+    differences = resampled(a, aggregate, **settings) - resampled(b, aggregate, **settings)
+    return {
+        "bootstrap": bootstrap_p(differences, observed),
+        "randomisation": p_value(randomised(a, b, aggregate, **settings), observed),
+    }
+
+
+def of_seeds(
+    rng: np.random.Generator,
+    seeds: tuple[int, int],
+    *,
+    share: float,
+    trials: int,
+    prompts: int,
+    resamples: int,
+    level: float = 0.95,
+) -> list[tuple[Estimate, Seeds, Seeds]]:
+    """Comparisons of two equally good ways of training. Seeds have ``share`` of the difference's variance.
+
+    A figure is a ratio of sums (texts have different weights). Besides the seeds' own effect there are one of prompts
+    that is shared by all, one of prompts per system, and noise of its own for every text.
+    """
+    first, second = seeds
+    per_system, per_text = 0.5, 0.7  # standard deviations
+    by_prompts = (2 * per_system**2 + per_text**2 * (1 / first + 1 / second)) / prompts
+    seed_sd = np.sqrt(share / (1 - share) * by_prompts / (1 / first + 1 / second))
+    system = np.repeat([0, 1], seeds)
+    scores = (
+        rng.normal(0, 1, (trials, 1, prompts))
+        + rng.normal(0, per_system, (trials, 2, prompts))[:, system]
+        + rng.normal(0, per_text, (trials, len(system), prompts))
+        + rng.normal(0, seed_sd, (trials, len(system), 1))
+    )
+    rows = as_rows(scores) * rng.uniform(0.8, 1.2, (trials, len(system), prompts, 1))
+    flat = rows.reshape(trials * len(system), prompts, 2)
+    draws = resampled(flat, mean, resamples=resamples, seed=0).reshape(trials, len(system), resamples)
+    figures = mean(rows.sum(axis=2))
+    found = []
+    for i in range(trials):
+        a, b = Seeds(figures[i, :first], draws[i, :first]), Seeds(figures[i, first:], draws[i, first:])
+        found.append((estimate(a, b, prompts=prompts, level=level), a, b))
+    return found
+
+
+def bleu_rows(texts: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """sacrebleu's statistics: lengths of text and reference, n-grams that match, n-grams; n = 1 to 4. [n, 10]"""
+    most = max(map(len, references))
+    streams = [[row[i] if i < len(row) else None for row in references] for i in range(most)]
+    return np.asarray(BLEU(force=True)._extract_corpus_statistics(texts, streams), dtype=float)
+
+
+def bleu(sums: np.ndarray) -> np.ndarray:
+    """BLEU (Papineni et al. 2002) of such sums [..., 10], without smoothing: no sum of matches may be 0."""
+    length, reference, matches, ngrams = sums[..., 0], sums[..., 1], sums[..., 2:6], sums[..., 6:]
+    precision = np.exp(np.log(matches / ngrams).mean(axis=-1))
+    return np.asarray(100 * precision * np.exp(np.minimum(0, 1 - reference / length)))
+
+
+def toy_texts(count: int, keep: tuple[float, float]) -> tuple[list[str], list[str], list[list[str]]]:
+    """Two systems that write the reference with each word kept or replaced, and the references."""
+    examples = toy_examples(count, seed=5)
+    references = [row["references"] for row in examples]
+    systems = []
+    for seed, chance in enumerate(keep):
+        rng = random.Random(seed)
+        systems.append(
+            [" ".join(word if rng.random() < chance else "it" for word in refs[0].split()) for refs in references]
+        )
+    return systems[0], systems[1], references
+
+
+def commongen_texts() -> tuple[list[str], list[str], list[list[str]]] | None:
+    """gpt-3.5-turbo and gpt-4 on CommonGen's 400 test sets; None where there is no real data."""
+    folder = Path(os.environ.get("RLGF_REAL_DATA", "/nowhere")) / "commongen"
+    if not folder.is_dir():
+        return None
+    references = {row["id"]: row["references"] for row in _rows(folder / "test.jsonl.gz")}
+    guides = [
+        {row["id"]: row["completion"] for row in _rows(folder / f"guide_{name}.test400.jsonl.gz")}
+        for name in ("gpt-3.5-turbo", "gpt-4-0613")
+    ]
+    ids = [name for name in guides[0] if name in guides[1]]
+    return [guides[0][i] for i in ids], [guides[1][i] for i in ids], [references[i] for i in ids]
+
+
+def _rows(path: Path) -> list[dict]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]

@@ -1,0 +1,269 @@
+"""Tests of differences against their definitions, and what they promise in simulations whose truth is known."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tracemalloc
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from rlgf_cli.metrics.aggregates import mean
+from rlgf_cli.metrics.bootstrap import resampled
+from rlgf_cli.metrics.significance import (
+    Seeds,
+    bootstrap_p,
+    estimate,
+    holm,
+    p_value,
+    randomised,
+    seed_permutation_p,
+    smallest_seed_p,
+)
+from significance_cases import (
+    as_rows,
+    binary_scores,
+    bleu,
+    bleu_rows,
+    exchanged,
+    normal_scores,
+    of_seeds,
+    p_values,
+    toy_texts,
+)
+
+TESTS = ("bootstrap", "randomisation")
+
+
+def ratio(sums: np.ndarray) -> np.ndarray:
+    return sums[..., 0] / sums[..., 1]
+
+
+class TestDefinitions:
+    def test_resampled_is_the_figure_of_drawn_prompts(self):
+        rows = np.random.default_rng(0).uniform(1, 2, size=(3, 7, 2))
+        found = resampled(rows, ratio, resamples=50, seed=4)
+        drawn = np.random.default_rng(4).integers(0, 7, size=(50, 7))
+        assert found == pytest.approx(np.array([[ratio(system[d].sum(axis=0)) for d in drawn] for system in rows]))
+
+    def test_chunks_change_nothing(self, monkeypatch):
+        rows = np.random.default_rng(0).uniform(1, 2, size=(2, 9, 2))
+        whole = resampled(rows, ratio, resamples=100, seed=1)
+        told: list[int] = []
+        monkeypatch.setattr("rlgf_cli.metrics.bootstrap._NUMBERS_AT_ONCE", 100)
+        assert resampled(rows, ratio, resamples=100, seed=1, told=told.append) == pytest.approx(whole)
+        assert len(told) > 5 and sum(told) == 100
+
+    def test_the_bootstraps_p_value_step_by_step(self):
+        differences, observed = np.array([0.1, 0.4, -0.2, 0.5, 0.2]), 0.25
+        centre = sum(differences) / 5  # 0.2: deviations -0.1, 0.2, -0.4, 0.3, 0.0
+        assert centre == pytest.approx(0.2)
+        assert bootstrap_p(differences, np.array(observed)) == pytest.approx((1 + 2) / (1 + 5))
+
+    @pytest.mark.parametrize("aggregate", [mean, lambda sums: (sums[..., 0] / sums[..., 1]) ** 2])
+    def test_randomisation_against_every_way_of_changing_sides(self, aggregate):
+        rng = np.random.default_rng(1)
+        a, b = rng.uniform(0.2, 1, size=(2, 8, 2))
+        a[:, 0] *= 1.6
+        observed = aggregate(a.sum(axis=0)) - aggregate(b.sum(axis=0))
+        every = []
+        for sides in itertools.product([False, True], repeat=8):
+            swap = np.array(sides)[:, None]
+            every.append(aggregate(np.where(swap, b, a).sum(axis=0)) - aggregate(np.where(swap, a, b).sum(axis=0)))
+        exact = float((np.abs(every) >= abs(observed) - 1e-12).mean())
+        found = p_value(randomised(a[None], b, aggregate, resamples=20_000, seed=0), np.array([observed]))[0]
+        assert 0.02 < exact < 0.5
+        assert found == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 20_000))
+
+    def test_a_base_for_all_and_one_for_each_are_the_same(self):
+        a, b = normal_scores(np.random.default_rng(2), 3, 20)
+        base = np.broadcast_to(b[0], a.shape)
+        together = randomised(a, b[0], mean, resamples=50, seed=0)
+        assert together == pytest.approx(randomised(a, base, mean, resamples=50, seed=0))
+
+    def test_ties_are_decided_by_no_rounding(self):
+        # 0/1 scores of 10 prompts: three prompts differ, so that |d*| is 0.1 or 0.3; |d| = 0.1 is always reached
+        a, b = np.zeros(10), np.zeros(10)
+        a[[0, 1]], b[2] = 1, 1
+        null = randomised(as_rows(a)[None], as_rows(b), mean, resamples=500, seed=0)
+        assert p_value(null, np.array([a.mean() - b.mean()]))[0] == 1
+        assert set(np.round(np.abs(null[0]), 12)) == {0.1, 0.3}
+
+    def test_memory_stays_bounded(self):
+        a, b = normal_scores(np.random.default_rng(4), 1, 20_000)
+        tracemalloc.start()
+        randomised(a, b[0], mean, resamples=1000, seed=0)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 100e6
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=12), st.integers(0, 5))
+def test_p_values_are_probabilities_and_know_no_order(scores, seed):
+    a, b = (as_rows(np.array(side, dtype=float)) for side in zip(*scores, strict=True))
+    observed = np.array([a[:, 0].mean() - b[:, 0].mean()])
+    for null in (
+        randomised(a[None], b, mean, resamples=99, seed=seed),
+        resampled(a[None], mean, resamples=99, seed=seed)
+        - resampled(b[None], mean, resamples=99, seed=seed)
+        - observed,
+    ):
+        found = p_value(null, observed)[0]
+        assert 1 / 100 <= found <= 1
+        assert found == p_value(-null, -observed)[0] == p_value(1000 * null, 1000 * observed)[0]
+        if not observed[0]:
+            assert found == 1
+
+
+class TestHolm:
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+    def test_against_its_definition(self, p_values):
+        found, count = holm(p_values), len(p_values)
+        by_size = sorted(range(count), key=lambda i: p_values[i])
+        for rank, i in enumerate(by_size):
+            steps = [(count - j) * p_values[by_size[j]] for j in range(rank + 1)]
+            assert found[i] == pytest.approx(min(1.0, max(steps)), abs=1e-12)
+        assert all(raw <= adjusted <= min(1, count * raw) for raw, adjusted in zip(p_values, found, strict=True))
+        assert [found[i] for i in by_size] == sorted(found)
+
+    def test_an_example(self):
+        assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+        assert holm([0.2]) == [0.2] and holm([]) == []
+
+    def test_one_false_call_in_twenty_families(self):
+        """Twelve true null hypotheses at once: some adjusted p below 0.05 in about 5 % of families."""
+        families = np.random.default_rng(0).uniform(size=(2000, 12))
+        share = np.mean([min(holm(family)) < 0.05 for family in families])
+        assert share == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 2000))
+
+
+class TestNoDifference:
+    """1,000 comparisons or more of systems that do not differ: how often is p below alpha?"""
+
+    def test_p_values_of_means_are_uniform(self):
+        found = p_values(normal_scores(np.random.default_rng(0), 1000, 100), mean, resamples=500)
+        for name in TESTS:
+            assert stats.kstest(found[name], "uniform").pvalue > 0.01, name
+
+    def test_p_values_of_corpus_figures_are_uniform(self):
+        a, b, references = toy_texts(300, (0.7, 0.7))
+        pool = bleu_rows(a, references), bleu_rows(b, references)
+        found = p_values(exchanged(np.random.default_rng(0), pool, 2000, 100), bleu, resamples=500)
+        for name in TESTS:
+            assert stats.kstest(found[name], "uniform").pvalue > 0.01, name
+
+    def test_of_scores_0_and_1_p_values_are_coarse_and_not_too_small(self):
+        found = p_values(binary_scores(np.random.default_rng(2), 1000, 100), mean, resamples=500)
+        assert stats.kstest(found["randomisation"], "uniform").pvalue < 1e-3  # steps, and ties count
+        for alpha in (0.01, 0.05, 0.1, 0.2, 0.5):
+            bound = alpha + 4 * math.sqrt(alpha * (1 - alpha) / 1000)
+            assert (found["randomisation"] <= alpha).mean() <= bound
+            assert (found["bootstrap"] <= alpha).mean() <= bound
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_a_planted_difference_is_found_as_often_as_theory_says(name):
+    """Against the paired z-test: P(|Z + gain / sd| > z), where the difference's sd is sqrt(2 / n)."""
+    prompts, comparisons, normal = 150, 1000, NormalDist()
+    for gain in (0.2, 0.35):
+        pairs = normal_scores(np.random.default_rng(3), comparisons, prompts, gain)
+        found = (p_values(pairs, mean, resamples=1000)[name] <= 0.05).mean()
+        shift, z = gain / math.sqrt(2 / prompts), normal.inv_cdf(0.975)
+        power = normal.cdf(shift - z) + normal.cdf(-shift - z)
+        assert 0.2 < power < 0.95
+        assert found == pytest.approx(power, abs=4 * math.sqrt(power * (1 - power) / comparisons) + 0.01)
+
+
+class TestSeeds:
+    @pytest.mark.parametrize(("seeds", "share"), [((2, 2), 0.8), ((3, 3), 0.5), ((5, 3), 0.9), ((3, 3), 0.0)])
+    def test_intervals_hold_the_truth_as_often_as_they_say(self, seeds, share):
+        trials = of_seeds(np.random.default_rng(1), seeds, share=share, trials=400, prompts=60, resamples=300)
+        covered = np.mean([low <= 0 <= high for ((_, low, high), _), _, _ in trials])
+        assert 0.90 <= covered <= 0.99
+
+    def test_resampled_seeds_would_not(self):
+        """Why seeds are not resampled: three against three, and 95 % intervals that hold the truth in 4 of 5 cases."""
+        rng = np.random.default_rng(2)
+        covered = []
+        for _, a, b in of_seeds(rng, (3, 3), share=0.9, trials=300, prompts=60, resamples=300):
+            drawn = [
+                np.take_along_axis(g.resampled, rng.integers(0, 3, g.resampled.shape), axis=0).mean(axis=0)
+                for g in (a, b)
+            ]
+            low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
+            covered.append(low <= 0 <= high)
+        assert np.mean(covered) < 0.88
+
+    def test_interval_and_p_value_say_the_same(self):
+        for (interval, p), a, b in of_seeds(
+            np.random.default_rng(3), (3, 4), share=0.6, trials=40, prompts=50, resamples=200, level=0.9
+        ):
+            assert p is not None and interval.excludes_zero == (p < 0.1)
+            back = estimate(b, a, prompts=50, level=0.9)
+            assert back.p == pytest.approx(p)
+            assert back.interval == pytest.approx((-interval.value, -interval.high, -interval.low))
+
+    def test_many_prompts_alone_are_students_test_of_the_seeds(self):
+        """Without prompt noise the interval is Welch's."""
+        rng = np.random.default_rng(4)
+        a, b = rng.normal(0, 1, 3), rng.normal(0.5, 2, 5)
+        flat = [Seeds(x, np.repeat(x[:, None], 100, axis=1)) for x in (a, b)]
+        found = estimate(*flat, prompts=1000, level=0.95)
+        welch = stats.ttest_ind(a, b, equal_var=False)
+        expected = welch.confidence_interval(0.95)
+        assert found.p == pytest.approx(welch.pvalue)
+        assert found.interval[1:] == pytest.approx((expected.low, expected.high))
+
+    def test_seeds_without_effect_leave_the_prompts_interval(self):
+        """Equal models: the seeds' part is 0, and what is left is a normal interval over prompts."""
+        a, b = normal_scores(np.random.default_rng(5), 1, 400)
+        draws = [resampled(x, mean, resamples=4000, seed=0) for x in (a, b)]
+        values = [mean(x.sum(axis=1)) for x in (a, b)]
+        three = [Seeds(np.repeat(v, 3), np.repeat(d, 3, axis=0)) for v, d in zip(values, draws, strict=True)]
+        one = [Seeds(v, d) for v, d in zip(values, draws, strict=True)]
+        many, single = (estimate(*pair, prompts=400, level=0.95) for pair in (three, one))
+        width = single.interval.high - single.interval.low
+        assert many.interval == pytest.approx(single.interval, abs=0.05 * width)
+
+    def test_equal_systems_and_constant_ones(self):
+        same = Seeds(np.array([0.1, 0.4]), np.array([[0.1, 0.2], [0.3, 0.5]]))
+        constant = [Seeds(np.full(2, value), np.full((2, 9), value)) for value in (0.3, 0.1)]
+        assert estimate(same, same, prompts=9, level=0.95).p == 1
+        assert estimate(constant[0], constant[0], prompts=9, level=0.95) == ((0.0, 0.0, 0.0), 1.0)
+        sure = estimate(*constant, prompts=9, level=0.95)
+        assert sure.p == 1 / 10 and sure.interval == pytest.approx((0.2, 0.2, 0.2))
+
+    def test_one_prompt_has_neither(self):
+        single = Seeds(np.array([0.5]), np.array([[0.5, 0.5]]))
+        assert estimate(single, single, prompts=1, level=0.95) == ((0.0, None, None), None)
+
+
+class TestDealingSeedsAnew:
+    def test_three_against_three_cannot_be_below_a_tenth(self):
+        apart = seed_permutation_p(np.array([9.0, 8, 7]), np.array([1.0, 2, 3]), resamples=1000, seed=0)
+        assert apart == pytest.approx(0.1) == smallest_seed_p(3, 3)
+        assert smallest_seed_p(2, 3) == 0.1 and smallest_seed_p(5, 5) == pytest.approx(2 / 252)
+
+    def test_scipy_counts_the_same(self):
+        rng = np.random.default_rng(0)
+        a, b = rng.normal(0.8, 1, 4), rng.normal(0, 1, 5)
+        expected = stats.permutation_test(
+            (a, b), lambda x, y: abs(x.mean() - y.mean()), alternative="greater", n_resamples=np.inf
+        ).pvalue
+        assert seed_permutation_p(a, b, resamples=10_000, seed=0) == pytest.approx(expected)
+
+    def test_too_many_ways_are_sampled(self):
+        rng = np.random.default_rng(1)
+        a, b = rng.normal(0.7, 1, 8), rng.normal(0, 1, 8)
+        exact = seed_permutation_p(a, b, resamples=20_000, seed=0)
+        assert math.comb(16, 8) == 12870 and exact is not None and 0.01 < exact < 0.9
+        sampled = seed_permutation_p(a, b, resamples=10_000, seed=0)
+        assert sampled != exact and sampled == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 10_000))
+
+    def test_one_model_is_no_sample_of_trainings(self):
+        assert seed_permutation_p(np.array([1.0]), np.array([1.0, 2.0]), resamples=100, seed=0) is None
