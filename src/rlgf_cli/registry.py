@@ -34,6 +34,7 @@ BUILTIN: dict[str, dict[str, Entry]] = {
         "rouge1": Entry("rlgf_cli.rewards.rouge:Rouge1Reward", "ROUGE-1 F1, best reference"),
         "rouge2": Entry("rlgf_cli.rewards.rouge:Rouge2Reward", "ROUGE-2 F1, best reference"),
         "rougeL": Entry("rlgf_cli.rewards.rouge:RougeLReward", "ROUGE-L F1, best reference"),
+        "bertscore": Entry("rlgf_cli.rewards.bertscore:BertScoreReward", "BERTScore F1, best reference (bert-score)"),
         "coverage": Entry("rlgf_cli.rewards.coverage:CoverageReward", "share of the concepts that the text holds"),
         "classifier": Entry(
             "rlgf_cli.rewards.classifier:ClassifierReward",
