@@ -48,7 +48,11 @@ BUILTIN: dict[str, dict[str, Entry]] = {
         "rouge": Entry("rlgf_cli.metrics.rouge:RougeMetric", "ROUGE-1, -2, -L, -Lsum F1 (rouge-score)"),
         "bertscore": Entry("rlgf_cli.metrics.bertscore:BertScoreMetric", "BERTScore F1 (bert-score)"),
         "coverage": Entry("rlgf_cli.metrics.coverage:CoverageMetric", "share of the concepts that the text holds"),
-        "length": Entry("rlgf_cli.metrics.length:LengthMetric", "words per text"),
+        "distinct": Entry("rlgf_cli.metrics.distinct:DistinctMetric", "distinct-1, -2, -3 per text and of the set"),
+        "self_bleu": Entry("rlgf_cli.metrics.self_bleu:SelfBleuMetric", "BLEU of each text against all others"),
+        "novel": Entry("rlgf_cli.metrics.novel:NovelMetric", "share of n-grams that are not in the prompt"),
+        "repetition": Entry("rlgf_cli.metrics.repetition:RepetitionMetric", "repeated n-grams and loops within a text"),
+        "length": Entry("rlgf_cli.metrics.length:LengthMetric", "words, characters, ratio to the references"),
         "reward": Entry("rlgf_cli.metrics.reward:RewardMetric", "reward:SPEC, any reward; several add up to one total"),
     },
     "aggregates": {
