@@ -36,6 +36,7 @@ BUILTIN: dict[str, dict[str, Entry]] = {
         "rougeL": Entry("rlgf_cli.rewards.rouge:RougeLReward", "ROUGE-L F1, best reference"),
         "bleu": Entry("rlgf_cli.rewards.bleu:BleuReward", "sentence BLEU in [0, 1], all references (sacrebleu)"),
         "cider": Entry("rlgf_cli.rewards.cider:CiderReward", "a tenth of CIDEr-D; needs references: FILE (captions)"),
+        "bertscore": Entry("rlgf_cli.rewards.bertscore:BertScoreReward", "BERTScore F1, best reference (bert-score)"),
         "coverage": Entry("rlgf_cli.rewards.coverage:CoverageReward", "share of the concepts that the text holds"),
         "classifier": Entry(
             "rlgf_cli.rewards.classifier:ClassifierReward",
@@ -54,7 +55,11 @@ BUILTIN: dict[str, dict[str, Entry]] = {
         "spice": Entry("rlgf_cli.metrics.spice:SpiceMetric", "SPICE (pycocoevalcap; extra captions, Java, its models)"),
         "bertscore": Entry("rlgf_cli.metrics.bertscore:BertScoreMetric", "BERTScore F1 (bert-score)"),
         "coverage": Entry("rlgf_cli.metrics.coverage:CoverageMetric", "share of the concepts that the text holds"),
-        "length": Entry("rlgf_cli.metrics.length:LengthMetric", "words per text"),
+        "distinct": Entry("rlgf_cli.metrics.distinct:DistinctMetric", "distinct-1, -2, -3 per text and of the set"),
+        "self_bleu": Entry("rlgf_cli.metrics.self_bleu:SelfBleuMetric", "BLEU of each text against all others"),
+        "novel": Entry("rlgf_cli.metrics.novel:NovelMetric", "share of n-grams that are not in the prompt"),
+        "repetition": Entry("rlgf_cli.metrics.repetition:RepetitionMetric", "repeated n-grams and loops within a text"),
+        "length": Entry("rlgf_cli.metrics.length:LengthMetric", "words, characters, ratio to the references"),
         "reward": Entry("rlgf_cli.metrics.reward:RewardMetric", "reward:SPEC, any reward; several add up to one total"),
     },
     "aggregates": {
