@@ -35,7 +35,7 @@ class MeteorMetric:
     def __init__(self, target: str | None = None) -> None:
         refuse_target(self.name, target)
         self._folder = captions.folder(self.name) / "meteor"
-        self._command = [captions.java(self.name), "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", _JAR]
+        self._command = [captions.java(self.name), "-Xmx2G", "-jar", _JAR]
         if not (self._folder / _JAR).is_file():
             raise UserError(
                 "METEOR's program is not in the package pycocoevalcap",
