@@ -48,11 +48,10 @@ class MeteorMetric:
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
         groups, counts = written_references(examples)
-        scored = [i for i, group in enumerate(groups) if group]
-        found, corpus = self._scores([groups[i] for i in scored], [texts[i] for i in scored])
-        values: list[float | None] = [None] * len(texts)
-        for i, value in zip(scored, found, strict=True):
-            values[i] = value
+        scored = [(group, text) for group, text in zip(groups, texts, strict=True) if group]
+        found, corpus = self._scores([group for group, _ in scored], [text for _, text in scored])
+        each = iter(found)
+        values = [next(each) if group else None for group in groups]
         settings = f"meteor=1.5,pycocoevalcap={version('pycocoevalcap')},lang=en,norm=yes,references=max"
         return MetricResult(
             {"score": values}, signature(self.name, settings, examples), counts, whole={"corpus": corpus}
