@@ -147,6 +147,16 @@ def test_an_aggregate_of_many_sums_is_that_of_each(pairs, data):
             assert together[i, j] == pytest.approx(float(aggregate(sums[i, j])), abs=1e-9)
 
 
+def test_long_texts_without_any_match():
+    assert_equal_to_the_api([Example("x", "p", ("a b c d e",)), Example("y", "p", ("a b",))], ["1 2 3 4 5 6", "7 8"])
+
+
+@pytest.mark.parametrize("other", [(3, 0, 0), (0, 3, 0), (0, 0, 0), (3, 3, 0), (4, 3, 2)])
+def test_orders_that_text_or_reference_lacks_do_not_count_in_chrf(other):
+    row = [5, 4, 2, *other] * 3
+    assert float(load("aggregates", "chrf")(np.array(row))) == pytest.approx(CHRF()._compute_f_score(row))
+
+
 def test_an_interval_is_that_of_sacrebleu_on_resampled_texts():
     """A bootstrap over rows is a bootstrap over texts: each resample scored whole by sacrebleu."""
     examples, texts = made_up(40)

@@ -103,11 +103,12 @@ class TestFixedFrequencies:
 
 @needs_java
 class TestWords:
-    def test_java_words_are_those_of_the_package(self):
+    def test_java_words_are_those_of_the_package(self, monkeypatch):
         texts = ['A dog (brown) runs. "Hi," he said -- it\'s fun...', "", "naïve cats’ e-mail", "two\nlines", " ", "?"]
         written = {i: [{"caption": text.replace("\n", " ")}] for i, text in enumerate(texts) if text.strip()}
         package = PTBTokenizer().tokenize(written)
         expected = [package[i][0] if i in written else "" for i in range(len(texts))]
+        monkeypatch.setenv("LC_ALL", "C")
         assert captions.tokenizer("cider", "ptb")[0](texts) == expected
         assert "naïve" in expected[2]
 

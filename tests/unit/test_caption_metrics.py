@@ -107,6 +107,7 @@ class TestSpice:
         [
             ("sys.exit('Exception in thread \"main\" java.lang.NoClassDefFoundError: x\\n\\tat y')", "NoClassDefFound"),
             ("", "failed with code 0"),
+            (f"{SPICE}\nsys.exit(3)", "failed with code 3"),
             (SPICE.replace("for p in pairs", "for p in pairs[1:]"), "scored 1 of 2"),
             (SPICE.replace('"All"', '"Some"'), "something else than scores: KeyError"),
         ],

@@ -39,9 +39,7 @@ class CiderMetric:
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
         groups, counts = written_references(examples)
-        scored = [i for i, group in enumerate(groups) if group]
-        found = self._cider.scores([groups[i] for i in scored], [texts[i] for i in scored])
-        values: list[float | None] = [None] * len(texts)
-        for i, value in zip(scored, found, strict=True):
-            values[i] = value
+        scored = [(group, text) for group, text in zip(groups, texts, strict=True) if group]
+        found = iter(self._cider.scores([group for group, _ in scored], [text for _, text in scored]))
+        values = [next(found) if group else None for group in groups]
         return MetricResult({"score": values}, signature(self.name, self._cider.settings, examples), counts)

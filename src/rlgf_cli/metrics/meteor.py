@@ -35,7 +35,7 @@ class MeteorMetric:
     def __init__(self, target: str | None = None) -> None:
         refuse_target(self.name, target)
         self._folder = captions.folder(self.name) / "meteor"
-        self._command = [captions.java(self.name), "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", _JAR]
+        self._command = [captions.java(self.name), "-Xmx2G", "-jar", _JAR]
         if not (self._folder / _JAR).is_file():
             raise UserError(
                 "METEOR's program is not in the package pycocoevalcap",
@@ -48,11 +48,10 @@ class MeteorMetric:
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
         groups, counts = written_references(examples)
-        scored = [i for i, group in enumerate(groups) if group]
-        found, corpus = self._scores([groups[i] for i in scored], [texts[i] for i in scored])
-        values: list[float | None] = [None] * len(texts)
-        for i, value in zip(scored, found, strict=True):
-            values[i] = value
+        scored = [(group, text) for group, text in zip(groups, texts, strict=True) if group]
+        found, corpus = self._scores([group for group, _ in scored], [text for _, text in scored])
+        each = iter(found)
+        values = [next(each) if group else None for group in groups]
         settings = f"meteor=1.5,pycocoevalcap={version('pycocoevalcap')},lang=en,norm=yes,references=max"
         return MetricResult(
             {"score": values}, signature(self.name, settings, examples), counts, whole={"corpus": corpus}

@@ -49,14 +49,13 @@ class SpiceMetric:
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
         groups, counts = written_references(examples)
-        values: list[float | None] = [None] * len(texts)
         pairs = [
             {"image_id": i, "test": _line(texts[i]), "refs": [_line(reference) for reference in group]}
             for i, group in enumerate(groups)
             if group
         ]
-        for i, value in self._scores(pairs).items():
-            values[i] = value
+        found = self._scores(pairs)
+        values = [found.get(i) for i in range(len(texts))]
         settings = f"spice=1.0,corenlp=3.6.0,pycocoevalcap={version('pycocoevalcap')},lang=en,references=union"
         return MetricResult({"score": values}, signature(self.name, settings, examples), counts)
 

@@ -66,7 +66,7 @@ def tokenizer(scorer: str, kind: Tokenizer) -> tuple[Tokenize, str]:
     """The tokenizer and the text by which signatures name it. Raises UserError where it lacks something."""
     punctuation = frozenset(module(scorer, "tokenizer.ptbtokenizer").PUNCTUATIONS)
     if kind == "ptb":
-        command = [java(scorer), "-Dfile.encoding=UTF-8", "-cp", str(folder(scorer) / _JAR)]
+        command = [java(scorer), "-cp", str(folder(scorer) / _JAR)]
         return (lambda texts: _ptb(command, texts, punctuation)), "ptb(corenlp-3.4.1)"
     remembered = lru_cache(maxsize=50_000)(lambda text: treebank(text, punctuation))
     return (lambda texts: [remembered(text) for text in texts]), f"treebank(rule={_RULE},nltk={version('nltk')})"
@@ -94,7 +94,7 @@ def _ptb(command: Sequence[str], texts: Sequence[str], punctuation: frozenset[st
     The package's own wrapper writes into its folder and takes a crash for an empty answer.
     """
     lines = [" ".join(text.split()) for text in texts]
-    options = ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
+    options = ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     written = [line for line in lines if line]  # an empty line would shift those behind it where it is the last
     if not written:
         return lines
