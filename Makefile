@@ -9,7 +9,7 @@ TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help venv demo demo-evidence test test-full lint format types docs bench-help bench-guide bench-speed bench-learning \
-	bench-restarts clean
+	bench-restarts bench-significance clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -53,6 +53,9 @@ bench-speed: venv  ## training iterations against TRL 1.12.0's PPOTrainer; makes
 
 bench-learning: .venv/.test  ## AggreVaTeD's variants on a task whose levels are known exactly, five seeds (two minutes)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/learning.py
+
+bench-significance: .venv/.test  ## what the tests of rlgf compare promise, in simulations (ten minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/significance.py
 
 bench-restarts: venv  ## restart curricula and the guide gate on the demo's task, three seeds (45 minutes)
 	$(BIN)/python benchmarks/restarts.py

@@ -8,9 +8,11 @@ import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from sacrebleu.metrics import BLEU
+from sacrebleu.significance import PairedTest
 
 from conftest import toy_examples
 from rlgf_cli.metrics.aggregates import mean
@@ -59,6 +61,15 @@ def p_values(pairs: Pairs, aggregate: Aggregate, *, resamples: int, seed: int = 
     }
 
 
+class OfSeeds(NamedTuple):
+    """A simulated comparison of two ways of training that are equally good, and its difference's standard deviation."""
+
+    estimate: Estimate
+    first: Seeds
+    second: Seeds
+    sd: float
+
+
 def of_seeds(
     rng: np.random.Generator,
     seeds: tuple[int, int],
@@ -68,22 +79,24 @@ def of_seeds(
     prompts: int,
     resamples: int,
     level: float = 0.95,
-) -> list[tuple[Estimate, Seeds, Seeds]]:
+) -> list[OfSeeds]:
     """Comparisons of two equally good ways of training. Seeds have ``share`` of the difference's variance.
 
     A figure is a ratio of sums (texts have different weights). Besides the seeds' own effect there are one of prompts
-    that is shared by all, one of prompts per system, and noise of its own for every text.
+    that is shared by all, one of prompts per system, and noise of its own for every text. A single seed is a given
+    model, and has no effect that varies.
     """
     first, second = seeds
     per_system, per_text = 0.5, 0.7  # standard deviations
     by_prompts = (2 * per_system**2 + per_text**2 * (1 / first + 1 / second)) / prompts
-    seed_sd = np.sqrt(share / (1 - share) * by_prompts / (1 / first + 1 / second))
+    vary = np.array([count > 1 for count in seeds])
+    seed_sd = vary * np.sqrt(share / (1 - share) * by_prompts / (vary / seeds).sum())
     system = np.repeat([0, 1], seeds)
     scores = (
         rng.normal(0, 1, (trials, 1, prompts))
         + rng.normal(0, per_system, (trials, 2, prompts))[:, system]
         + rng.normal(0, per_text, (trials, len(system), prompts))
-        + rng.normal(0, seed_sd, (trials, len(system), 1))
+        + rng.normal(0, 1, (trials, len(system), 1)) * seed_sd[system][:, None]
     )
     rows = as_rows(scores) * rng.uniform(0.8, 1.2, (trials, len(system), prompts, 1))
     flat = rows.reshape(trials * len(system), prompts, 2)
@@ -92,15 +105,14 @@ def of_seeds(
     found = []
     for i in range(trials):
         a, b = Seeds(figures[i, :first], draws[i, :first]), Seeds(figures[i, first:], draws[i, first:])
-        found.append((estimate(a, b, prompts=prompts, level=level), a, b))
+        sd = float(np.sqrt(by_prompts / (1 - share)))
+        found.append(OfSeeds(estimate(a, b, prompts=prompts, level=level), a, b, sd))
     return found
 
 
 def bleu_rows(texts: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """sacrebleu's statistics: lengths of text and reference, n-grams that match, n-grams; n = 1 to 4. [n, 10]"""
-    most = max(map(len, references))
-    streams = [[row[i] if i < len(row) else None for row in references] for i in range(most)]
-    return np.asarray(BLEU(force=True)._extract_corpus_statistics(texts, streams), dtype=float)
+    return np.asarray(BLEU(force=True)._extract_corpus_statistics(texts, streams_of(references)), dtype=float)
 
 
 def bleu(sums: np.ndarray) -> np.ndarray:
@@ -108,6 +120,25 @@ def bleu(sums: np.ndarray) -> np.ndarray:
     length, reference, matches, ngrams = sums[..., 0], sums[..., 1], sums[..., 2:6], sums[..., 6:]
     precision = np.exp(np.log(matches / ngrams).mean(axis=-1))
     return np.asarray(100 * precision * np.exp(np.minimum(0, 1 - reference / length)))
+
+
+def streams_of(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """References as sacrebleu takes them: the first of every text, the second, ..."""
+    return [[row[i] if i < len(row) else None for row in references] for i in range(max(map(len, references)))]
+
+
+def sacrebleu_says(
+    a: Sequence[str], b: Sequence[str], references: Sequence[Sequence[str]], resamples: int
+) -> dict[str, tuple[float, float, float]]:
+    """Its paired tests (seed 12345): "bs" and "ar" -> both scores and the p-value."""
+    found = {}
+    for test in ("bs", "ar"):
+        metric = BLEU(force=True)  # the texts end in " .", and that is meant
+        named = [("a", a), ("b", b)]
+        _, scores = PairedTest(named, {"BLEU": metric}, streams_of(references), test, n_samples=resamples)()
+        first, second = scores["BLEU"]
+        found[test] = (first.score, second.score, second.p_value)
+    return found
 
 
 def toy_texts(count: int, keep: tuple[float, float]) -> tuple[list[str], list[str], list[list[str]]]:

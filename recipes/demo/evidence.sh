@@ -33,3 +33,11 @@ for seed in $seeds; do
     rlgf compare "PPO=$out/ppo" "SFT=$out/sft" "PPO++=$out/ppopp" "AggreVaTeD=$out/aggrevated" "LOLS=$out/lols" \
         "D2LOLS=$out/d2lols" --metrics score -o "$out/ppo_table.json"
 done
+
+all() { # the runs of one name, with commas between
+    printf "$root/seed_%s/$1\n" $seeds | paste -sd ,
+}
+echo
+echo "all seeds, differences to PPO"
+rlgf compare "PPO=$(all ppo)" "SFT=$(all sft)" "PPO++=$(all ppopp)" "AggreVaTeD=$(all aggrevated)" "LOLS=$(all lols)" \
+    "D2LOLS=$(all d2lols)" --metrics score -o "$root/ppo_table.json"

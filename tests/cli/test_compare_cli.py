@@ -12,6 +12,7 @@ import pytest
 
 from rlgf_cli import registry
 from rlgf_cli.artifacts.jsonl import read_examples
+from rlgf_cli.cli import numbers
 from rlgf_cli.metrics.aggregates import mean
 from rlgf_cli.metrics.bootstrap import mean_interval, paired_interval, resampled
 from rlgf_cli.metrics.significance import Seeds, bootstrap_p, estimate, holm, p_value, randomised
@@ -51,16 +52,19 @@ class TestTable:
         poor, same, good = evaluated("poor", 0.4), evaluated("same", 0.4), evaluated("good", 0.9)
         result = run_cli("compare", poor, same.parent, f"the best={good}", "--metrics", "rouge.rougeL")
         assert result.exit_code == 0, result.stderr
-        head, _, _, base, second, third, _, footer, note = result.stdout.splitlines()
+        head, _, _, base, second, third, _, footer, note, few = result.stdout.splitlines()
         assert head == "rouge.rougeL (n = 40)"
         assert base.startswith("| poor") and second.startswith("| same") and third.startswith("| the best")
         assert [row.rstrip("| ").endswith("***") for row in (base, second, third)] == [False, False, True]
         assert "<0.0001 |  <0.0002 | ***" in third
         assert "10000 resamples, seed 0" in footer and "Holm over 2 tests" in footer
         assert "these trained models" in note and "not of another training" in note
+        assert few.startswith("40 prompts are few")
+        exact = run_cli("compare", poor, good, "--metrics", "rouge.rougeL", "--test", "randomisation").stdout
+        assert "approximate randomisation" in exact and "are few" not in exact
 
     def test_json_holds_the_paired_bootstrap(self, evaluated, tmp_path, run_cli):
-        base, other = evaluated("base", 0.5), evaluated("other", 0.8)
+        base, other = evaluated("base", 0.5), evaluated("other", 0.6)
         out = tmp_path / "comparison.json"
         result = run_cli("compare", base, other, "--json", "-o", out, "--level", 0.9, "--resamples", 2000, "--seed", 3)
         assert result.exit_code == 0, result.stderr
@@ -82,6 +86,7 @@ class TestTable:
         assert difference["p_bootstrap"] == bootstrap_p(null[0] - null[1], np.array(difference["value"]))
         null = randomised(rows[0][None], rows[1], mean, resamples=2000, seed=3)
         assert difference["p_randomisation"] == p_value(null, np.array([difference["value"]]))[0]
+        assert 0.001 < difference["p_randomisation"] < 0.9
         differences = [figure["rows"][1]["difference"] for figure in found["figures"].values()]
         assert [d["p_holm"] for d in differences] == holm([d["p_bootstrap"] for d in differences])
 
@@ -315,6 +320,23 @@ class TestMarkdown:
         assert refused.exit_code == 2 and "exclude each other" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("p", "smallest", "shown"),
+    [
+        (0.0384, 1e-4, "0.0384"),
+        (1 / 10_001, 1 / 10_001, "<0.0001"),
+        (12 / 10_001, 12 / 10_001, "<0.0012"),
+        (5 / 701, 5 / 701, "<0.0072"),
+        (1 / 501, 1 / 501, "<0.002"),
+        (3e-9, 0.0, "<0.0001"),
+        (1.0, 1.2, "1.0000"),
+        (None, 1e-4, "-"),
+    ],
+)
+def test_how_a_p_value_looks(p, smallest, shown):
+    assert numbers.p_value(p, smallest) == shown
+
+
 class TestSettings:
     def test_other_decoding_and_other_data_are_told(self, evaluated, run_cli):
         a, b = evaluated("a", 0.5), evaluated("b", 0.5)
@@ -412,7 +434,7 @@ class TestRefused:
         number = re.compile(r'"coverage": [\d.]+')
         refused(predictions, "", "the file holds no predictions")
         refused(predictions, number.sub('"coverage": NaN', good[predictions]), "NaN is not JSON")
-        refused(predictions, number.sub('"coverage": 1e999', good[predictions]), "is not finite")
+        refused(predictions, number.sub('"coverage": 1e999', good[predictions]), "coverage of 'toy-0-0' is not finite")
         refused(predictions, number.sub('"other": 1', good[predictions], count=1), "'toy-0-0' has no score coverage")
         refused(predictions, number.sub('"coverage": null', good[predictions]), "no prompt has a value of coverage")
         refused(predictions, lines[0] + good[predictions], "the id 'toy-0-0' is empty or here twice")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def number(value: float | None, *, signed: bool = False) -> str:
     """Four decimals; ``-`` where there is no number."""
@@ -27,7 +29,8 @@ def p_value(p: float | None, smallest: float) -> str:
     if p is None:
         return "-"
     if p < 1 and p <= smallest * (1 + 1e-9):
-        return f"<{smallest:.1g}"
+        unit = 10.0 ** (math.floor(math.log10(smallest)) - 1)  # two digits, rounded up: what is said must hold
+        return f"<{math.ceil(smallest / unit) * unit:.2g}"
     return "<0.0001" if p < 0.00005 else f"{p:.4f}"
 
 

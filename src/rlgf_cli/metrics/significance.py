@@ -55,7 +55,7 @@ def estimate(system: Seeds, base: Seeds | None = None, *, prompts: int, level: f
 
 
 def bootstrap_p(differences: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """Two-sided p-value of the paired bootstrap (Riezler and Maxwell 2005, figure 2): ``differences`` [..., resamples]
+    """Two-sided p-value of the paired bootstrap (Riezler and Maxwell 2005): ``differences`` [..., resamples]
     of resampled prompts, ``observed`` [...].
 
     The null distribution is the bootstrap's, moved to 0 by its own mean. sacrebleu moves the distribution of the
@@ -65,7 +65,7 @@ def bootstrap_p(differences: np.ndarray, observed: np.ndarray) -> np.ndarray:
 
 
 def p_value(null: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """``(1 + #{|null| >= |observed|}) / (1 + resamples)`` (Davison and Hinkley 1997, section 4.2): never 0, and 1 for
+    """``(1 + #{|null| >= |observed|}) / (1 + resamples)`` (Davison and Hinkley 1997, chapter 4): never 0, and 1 for
     equal systems. ``null`` [..., resamples], ``observed`` [...]; ties count as exceeding.
     """
     return np.asarray((1 + _reaches(null, observed).sum(axis=-1)) / (1 + null.shape[-1]))

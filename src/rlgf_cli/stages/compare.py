@@ -27,6 +27,9 @@ from rlgf_cli.metrics.significance import (
     smallest_seed_p,
 )
 
+_FEW_PROMPTS = 50
+"""Below it the bootstrap calls noise significant noticeably too often (docs/significance.md)."""
+
 
 @dataclass
 class Comparison:
@@ -78,7 +81,7 @@ def run(resolved: Resolved[CompareConfig], *, existing: Existing = "refuse") -> 
             else:
                 comparison.figures[name] = _compare(systems, name, table, config, bar.update)
     _correct(comparison)
-    _note_figures_as_one(comparison)
+    _note_figures(comparison)
     if config.output is not None:
         manifest = claim_file(config.output, "compare", existing=existing, seed=config.seed)
         with manifest.running():
@@ -387,8 +390,12 @@ def _notes(systems: Sequence[System]) -> list[str]:
     return notes
 
 
-def _note_figures_as_one(comparison: Comparison) -> None:
+def _note_figures(comparison: Comparison) -> None:
     names = [name for name, figure in comparison.figures.items() if figure["aggregate"] is None]
     if names:
         why = "a figure of the set as one, which no choice of prompts can be computed for: no interval, no test"
         comparison.tests["notes"].append(f"{', '.join(names)}: {why}")
+    fewest = min(figure["n"] for figure in comparison.figures.values())
+    if fewest < _FEW_PROMPTS and comparison.tests["test"] == "bootstrap":
+        why = "the bootstrap's intervals are narrow and its p-values small; --test randomisation is exact"
+        comparison.tests["notes"].append(f"{fewest} prompts are few: {why}")
