@@ -40,6 +40,7 @@ BUILTIN: dict[str, dict[str, Entry]] = {
             "classifier:PATH, probability of a label (positive)",
         ),
         "rm": Entry("rlgf_cli.rewards.classifier:RewardModelReward", "rm:PATH, a reward model's scalar score"),
+        "judge": Entry("rlgf_cli.rewards.judge:JudgeReward", "judge:GUIDE, an LLM's rating of the text, 0 to 1"),
         "length": Entry("rlgf_cli.rewards.shape:LengthPenalty", "penalty for leaving a range of words (<= 0)"),
         "repetition": Entry("rlgf_cli.rewards.shape:RepetitionPenalty", "minus the share of repeated n-grams"),
     },
@@ -48,9 +49,15 @@ BUILTIN: dict[str, dict[str, Entry]] = {
         "bertscore": Entry("rlgf_cli.metrics.bertscore:BertScoreMetric", "BERTScore F1 (bert-score)"),
         "coverage": Entry("rlgf_cli.metrics.coverage:CoverageMetric", "share of the concepts that the text holds"),
         "length": Entry("rlgf_cli.metrics.length:LengthMetric", "words per text"),
+        "judge": Entry(
+            "rlgf_cli.metrics.judge:JudgeMetric",
+            "judge:GUIDE, win rate against references or another system, as an LLM judges, in both orders",
+        ),
+        "perplexity": Entry("rlgf_cli.metrics.perplexity:PerplexityMetric", "perplexity:PATH, under a language model"),
         "reward": Entry("rlgf_cli.metrics.reward:RewardMetric", "reward:SPEC, any reward; several add up to one total"),
     },
     "aggregates": {
+        "exp_mean": Entry("rlgf_cli.metrics.aggregates:exp_mean", "e to the power of the mean"),
         "mean": Entry("rlgf_cli.metrics.aggregates:mean", "sum of values by their number"),
     },
     "tasks": {

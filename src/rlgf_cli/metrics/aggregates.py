@@ -12,3 +12,8 @@ import numpy as np
 def mean(sums: np.ndarray) -> np.ndarray:
     """Rows of ``[value, 1]``: sum of values by their number."""
     return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+def exp_mean(sums: np.ndarray) -> np.ndarray:
+    """Rows of ``[value, count]``: e to the power of sum by count. Perplexity, where a value is in nats."""
+    return np.asarray(np.exp(sums[..., 0] / sums[..., 1]))

@@ -10,6 +10,7 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example, Reward, Score
 from rlgf_cli.rewards.base import check_examples, counts_of, signature_of
 from rlgf_cli.rewards.checked import score_checked
+from rlgf_cli.rewards.judge import Judge, judges_of
 from rlgf_cli.rewards.python import PythonReward
 from rlgf_cli.rewards.workers import WorkersReward
 
@@ -35,6 +36,10 @@ class SumReward:
     @property
     def counts(self) -> dict[str, int]:
         return {f"{name}.{key}": n for name, _, part in self.parts for key, n in counts_of(part).items()}
+
+    @property
+    def judges(self) -> list[Judge]:
+        return [judge for _, _, part in self.parts for judge in judges_of(part)]
 
     def check(self, examples: Sequence[Example]) -> None:
         for _, _, part in self.parts:
