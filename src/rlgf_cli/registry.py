@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,8 +115,15 @@ def build(kind: str, spec: str, params: Mapping[str, Any], **offered: Any) -> An
 
     The parameters after the first are its config keys: unknown ones are refused with the nearest known ones,
     values are checked against their annotations. ``offered`` values are passed where the class takes them
-    and ``params`` does not give them.
+    and ``params`` does not give them. A package that is not installed is a UserError.
     """
+    try:
+        return _build(kind, spec, params, offered)
+    except ImportError as error:
+        raise missing_package(error, f"the {kind[:-1]} {spec!r}") from error
+
+
+def _build(kind: str, spec: str, params: Mapping[str, Any], offered: Mapping[str, Any]) -> Any:
     name, _, target = spec.partition(":")
     made = load(kind, name)
     accepted = dict(list(inspect.signature(made, eval_str=True).parameters.items())[1:])
@@ -126,6 +134,21 @@ def build(kind: str, spec: str, params: Mapping[str, Any], **offered: Any) -> An
             raise UserError(f"unknown parameter {key!r} of the {kind[:-1]} {spec!r}", hint=hint)
         values[key] = _checked(value, accepted[key], f"the parameter {key!r} of the {kind[:-1]} {spec!r}")
     return made(target or None, **values)
+
+
+def missing_package(error: ImportError, what: str) -> Exception:
+    """The letter about a package that ``what`` needs and cannot be imported; a defect of our own stays as it is."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "rlgf_cli"):
+        return error
+    try:
+        needs = metadata.requires("rlgf-cli") or []
+    except metadata.PackageNotFoundError:
+        needs = []
+    plain = re.compile(re.escape(package).replace("_", "[-_.]") + r"\b[^;]*; *extra *== *\"([\w-]+)\"", re.IGNORECASE)
+    extra = next((match[1] for match in map(plain.match, needs) if match and match[1] not in ("test", "dev")), None)
+    wanted = f"'rlgf-cli[{extra}]'" if extra else package
+    return UserError(f"{what} needs the package {package!r}: {error}", hint=f"pip install {wanted}")
 
 
 def _checked(value: Any, parameter: inspect.Parameter, what: str) -> Any:

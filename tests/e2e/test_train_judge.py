@@ -134,6 +134,20 @@ def test_a_spent_budget_ends_the_run_and_resume_goes_on_where_it_was(train, tmp_
     assert run_json(tmp_path / "run")["spend"]["calls"] == run_json(tmp_path / "whole")["spend"]["calls"]
 
 
+def test_a_budget_that_is_spent_in_the_held_out_evaluation_costs_no_row(train, tmp_path, examples_file):
+    more = ["--eval-data", examples_file, "--set", "eval.limit=4", "--set", "eval.every=1", "--save-steps", 1]
+    with FakeOpenAI(rating(words)) as server:
+        assert train(server.url, *more, out="whole", mode="live").exit_code == 0
+        whole = rows(tmp_path / "whole")
+        last_of_the_step = whole[0]["guide/calls"] - 1
+        stopped = train(server.url, *more, "--max-calls", last_of_the_step, mode="live", concurrency=1)
+        assert stopped.exit_code == 3 and rows(tmp_path / "run") == [], stopped.stderr
+        resumed = train(server.url, *more, "--max-calls", 100, "--resume", mode="live", concurrency=1)
+        assert resumed.exit_code == 0, resumed.stderr
+    figures = ("step", "score/mean", "eval/score", "reward/sum")
+    assert [[row[f] for f in figures] for row in rows(tmp_path / "run")] == [[row[f] for f in figures] for row in whole]
+
+
 def test_guide_and_judge_are_paid_from_one_budget(train, tmp_path):
     def plan(n: int, request: Any) -> Reply:
         return rating(words)(n, request) if "Rating" in request.prompt else Reply(text="the cat sees it")

@@ -329,10 +329,12 @@ def _loop(
         group.main_does(lambda: keeper.begin(resumed=resumed, track=track))
         alarms.replay(keeper.rows)
         while trainer.state.step < config.max_steps:
+            begun = trainer.state.step
             try:
                 row, episodes = trainer.step()
-            except StoppedEarly:  # the step was not begun, as far as the state goes
-                keeper.checkpoint()
+            except StoppedEarly:
+                if trainer.state.step == begun:  # else a judge stopped in the evaluation, and the step has no row yet
+                    keeper.checkpoint()
                 raise
             row |= merge_spend(group.gather(spend_row(paid)))
             group.main_does(partial(keeper.row, row, episodes))
