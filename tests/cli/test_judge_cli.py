@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from conftest import Result, write_rows
 from fake_openai import FakeOpenAI, Plan, Reply, Request
 from judging import longer, texts_in, verdict
+from rlgf_cli import console
 
 ROWS = [
     {"id": f"e{i}", "prompt": f"prompt {i}", "references": [f"reference {i} is this long"]} for i in range(6)
@@ -98,6 +101,21 @@ def test_what_two_verdicts_come_to(judged, tmp_path, first, second, score, agree
     with FakeOpenAI(verdict(rule)) as server:
         judged(server.url, "-L", 1)
     assert values(tmp_path / "out") == [score] and values(tmp_path / "out", "judge.consistent") == [agree]
+
+
+def test_its_progress_is_shown(judged, monkeypatch):
+    shown: list[tuple[str, int | None, int]] = []
+
+    @contextlib.contextmanager
+    def progress(label: str, total: int | None) -> Iterator[Any]:
+        done: list[int] = []
+        yield SimpleNamespace(update=done.append)
+        shown.append((label, total, sum(done)))
+
+    monkeypatch.setattr(console, "progress", progress)
+    with FakeOpenAI(verdict(longer)) as server:
+        assert judged(server.url)[0].exit_code == 0
+    assert shown == [("scoring: judge", 6, 6)]
 
 
 class TestCache:
