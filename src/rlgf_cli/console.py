@@ -1,4 +1,4 @@
-"""Results go to stdout, everything else to stderr. Progress bars appear on a terminal only."""
+"""Results go to stdout, everything else to stderr. Progress bars appear on a terminal, lines of progress elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -50,12 +51,6 @@ def log(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def log_plain(text: str) -> None:
-    """A line of progress, where stderr is no terminal and no bar is shown."""
-    if not sys.stderr.isatty():
-        log(text)
-
-
 def warn(text: str) -> None:
     """Something that the person should know and that does not stop the run."""
     log(f"warning: {text}")
@@ -66,6 +61,8 @@ _screen: Any = None
 _COLOURS = {"guide": "cyan", "policy": "yellow"}
 _SHOWN = 600
 """Characters of a text that are shown at most."""
+_EVERY_S = 30.0
+"""Seconds between two lines of progress, at first."""
 
 
 def authored(head: str, segments: Sequence[tuple[str, str]], tail: str) -> None:
@@ -118,6 +115,47 @@ class _Silent:
         pass
 
 
+class _Lines:
+    """Where there is no terminal: now and then a line with rate and time left.
+
+    The first one comes after :data:`_EVERY_S`. They are that far apart for ten minutes, and later a twentieth of the
+    time that has passed: a long run has some hundred. ``milestones``: at each such part of the whole there is one too.
+    """
+
+    def __init__(self, label: str, total: int | None, done: int, milestones: int, clock: Callable[[], float]) -> None:
+        self._label, self._total, self._milestones, self._clock = label, total, milestones, clock
+        self._begun_with = self._done = done
+        self._part = self._part_of(done)
+        self._note = ""
+        self._began = self._said = clock()
+
+    def _part_of(self, done: int) -> int:
+        return done * self._milestones // self._total if self._total else 0
+
+    def update(self, steps: int = 1, note: str = "") -> None:
+        self._done += steps
+        self._note = note or self._note
+        now = self._clock()
+        part = self._part_of(self._done)
+        if part == self._part and now - self._said < max(_EVERY_S, (now - self._began) / 20):
+            return
+        self._said, self._part = now, part
+        rate = (self._done - self._begun_with) / max(now - self._began, 1e-9)
+        facts = [f"{rate:.3g}/s"] if rate else []
+        if self._total is not None and rate:
+            facts.append(f"{_span((self._total - self._done) / rate)} left")
+        whole = "" if self._total is None else f"/{self._total}"
+        shown = f" ({', '.join(facts)})" if facts else ""
+        log(f"{self._label} {self._done}{whole}{shown}{'  ' + self._note if self._note else ''}")
+
+
+def _span(seconds: float) -> str:
+    """A time for a person, in one unit."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 class _Bar:
     def __init__(self, bar: Any, task: Any) -> None:
         self._bar, self._task = bar, task
@@ -128,19 +166,40 @@ class _Bar:
 
 
 @contextmanager
-def progress(label: str, total: int | None) -> Iterator[Progress]:
-    """A progress bar with rate and time left on stderr; silent where stderr is no terminal."""
-    if _muted or not sys.stderr.isatty():
+def progress(
+    label: str,
+    total: int | None,
+    *,
+    done: int = 0,
+    milestones: int = 0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Progress]:
+    """A progress bar with rate and time left on stderr; lines now and then where stderr is no terminal.
+
+    ``total`` None: nobody knows. ``done``: steps of an earlier session, which are no part of the rate. ``milestones``:
+    into how many parts the lines are to divide the whole, besides the time. ``clock`` gives seconds.
+    """
+    if _muted:
         yield _Silent()
         return
+    if not sys.stderr.isatty():
+        yield _Lines(label, total, done, milestones, clock)
+        return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:.3g}/s")
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        Rate(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
@@ -148,7 +207,7 @@ def progress(label: str, total: int | None) -> Iterator[Progress]:
     _screen = Console(stderr=True)
     try:
         with RichProgress(*columns, console=_screen) as bar:
-            yield _Bar(bar, bar.add_task(label, total=total, note=""))
+            yield _Bar(bar, bar.add_task(label, total=total, completed=done, note=""))
     finally:
         _screen = None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ BUILTIN: dict[str, dict[str, Entry]] = {
             "classifier:PATH, probability of a label (positive)",
         ),
         "rm": Entry("rlgf_cli.rewards.classifier:RewardModelReward", "rm:PATH, a reward model's scalar score"),
+        "judge": Entry("rlgf_cli.rewards.judge:JudgeReward", "judge:GUIDE, an LLM's rating of the text, 0 to 1"),
         "length": Entry("rlgf_cli.rewards.shape:LengthPenalty", "penalty for leaving a range of words (<= 0)"),
         "repetition": Entry("rlgf_cli.rewards.shape:RepetitionPenalty", "minus the share of repeated n-grams"),
     },
@@ -60,9 +62,15 @@ BUILTIN: dict[str, dict[str, Entry]] = {
         "novel": Entry("rlgf_cli.metrics.novel:NovelMetric", "share of n-grams that are not in the prompt"),
         "repetition": Entry("rlgf_cli.metrics.repetition:RepetitionMetric", "repeated n-grams and loops within a text"),
         "length": Entry("rlgf_cli.metrics.length:LengthMetric", "words, characters, ratio to the references"),
+        "judge": Entry(
+            "rlgf_cli.metrics.judge:JudgeMetric",
+            "judge:GUIDE, win rate against references or another system, as an LLM judges, in both orders",
+        ),
+        "perplexity": Entry("rlgf_cli.metrics.perplexity:PerplexityMetric", "perplexity:PATH, under a language model"),
         "reward": Entry("rlgf_cli.metrics.reward:RewardMetric", "reward:SPEC, any reward; several add up to one total"),
     },
     "aggregates": {
+        "exp_mean": Entry("rlgf_cli.metrics.aggregates:exp_mean", "e to the power of the mean"),
         "mean": Entry("rlgf_cli.metrics.aggregates:mean", "sum of values by their number"),
         "bleu": Entry("rlgf_cli.metrics.aggregates:bleu", "corpus BLEU of n-gram counts, exponential smoothing"),
         "chrf": Entry("rlgf_cli.metrics.aggregates:chrf", "corpus chrF2 or chrF2++ of n-gram counts"),
@@ -121,8 +129,15 @@ def build(kind: str, spec: str, params: Mapping[str, Any], **offered: Any) -> An
 
     The parameters after the first are its config keys: unknown ones are refused with the nearest known ones,
     values are checked against their annotations. ``offered`` values are passed where the class takes them
-    and ``params`` does not give them.
+    and ``params`` does not give them. A package that is not installed is a UserError.
     """
+    try:
+        return _build(kind, spec, params, offered)
+    except ImportError as error:
+        raise missing_package(error, f"the {kind[:-1]} {spec!r}") from error
+
+
+def _build(kind: str, spec: str, params: Mapping[str, Any], offered: Mapping[str, Any]) -> Any:
     name, _, target = spec.partition(":")
     made = load(kind, name)
     accepted = dict(list(inspect.signature(made, eval_str=True).parameters.items())[1:])
@@ -133,6 +148,21 @@ def build(kind: str, spec: str, params: Mapping[str, Any], **offered: Any) -> An
             raise UserError(f"unknown parameter {key!r} of the {kind[:-1]} {spec!r}", hint=hint)
         values[key] = _checked(value, accepted[key], f"the parameter {key!r} of the {kind[:-1]} {spec!r}")
     return made(target or None, **values)
+
+
+def missing_package(error: ImportError, what: str) -> Exception:
+    """The letter about a package that ``what`` needs and cannot be imported; a defect of our own stays as it is."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "rlgf_cli"):
+        return error
+    try:
+        needs = metadata.requires("rlgf-cli") or []
+    except metadata.PackageNotFoundError:
+        needs = []
+    plain = re.compile(re.escape(package).replace("_", "[-_.]") + r"\b[^;]*; *extra *== *\"([\w-]+)\"", re.IGNORECASE)
+    extra = next((match[1] for match in map(plain.match, needs) if match and match[1] not in ("test", "dev")), None)
+    wanted = f"'rlgf-cli[{extra}]'" if extra else package
+    return UserError(f"{what} needs the package {package!r}: {error}", hint=f"pip install {wanted}")
 
 
 def _checked(value: Any, parameter: inspect.Parameter, what: str) -> Any:

@@ -25,8 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "models": BOTTOM | {"functional"},
     "guides": BOTTOM | {"models"},
     "tasks": BOTTOM,
-    "rewards": BOTTOM | {"models"},
-    "metrics": BOTTOM | {"models", "rewards"},
+    "rewards": BOTTOM | {"models", "guides"},  # a judge is asked as a guide is
+    "metrics": BOTTOM | {"functional", "models", "rewards"},
     "training": BOTTOM | {"models", "functional"},
     "console": {"errors"},
     "stages": BOTTOM | MIDDLE | {"console"},

@@ -9,6 +9,7 @@ from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.metrics.base import check_examples
 from rlgf_cli.metrics.make import compute_figures, make_metrics
 from rlgf_cli.protocols import Example, MetricResult
+from rlgf_cli.rewards.base import listen
 
 EXAMPLES = [
     Example("a", "cat mat", ("the cat sat on the mat", "a cat"), {"concepts": ["cat", "mat"]}),
@@ -80,6 +81,20 @@ class TestFigures:
     def test_empty_texts_are_scored(self):
         found, _ = figures("rouge", "coverage", "length", "reward:rouge", texts=["", "\n"])
         assert all(figure.values == [0.0, 0.0] for figure in found.values())
+
+
+class TestProgress:
+    def test_a_text_is_done_when_all_rewards_that_tell_have_scored_it(self, tiny_classifier):
+        part = PartConfig(name=f"reward:classifier:{tiny_classifier}", params={"batch_size": 2})
+        (metric,) = make_metrics([part, PartConfig(name="reward:coverage"), part], device="cpu")
+        told: list[int] = []
+        assert listen(metric, told.append)
+        metric.compute([Example(str(i), "p") for i in range(5)], ["the cat"] * 5)
+        assert sum(told) == 5 and told == [1, 1, 0, 1, 1, 1]  # after 2, 4, 5 of ten scores, and 7, 9, 10
+
+    def test_one_that_does_not_tell_is_not_asked_to(self):
+        (metric,) = make_metrics([PartConfig(name="length")])
+        assert not listen(metric, print)
 
 
 class TestSkipped:

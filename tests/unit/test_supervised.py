@@ -131,7 +131,7 @@ def test_lines_where_there_is_no_terminal() -> None:
 
         def update(self, steps: int = 1, note: str = "") -> None: ...
 
-    with watch.Reporter("sft", lambda label, total: Bar(), said.append) as reporter:
+    with watch.Reporter("sft", lambda label, total, done: Bar(), said.append) as reporter:
         reporter.start(0, 1000)
         for step in range(1, 1001):
             reporter.row({"step": step, "loss": 1.0})

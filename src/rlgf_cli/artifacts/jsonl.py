@@ -8,6 +8,7 @@ import gzip
 import io
 import itertools
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +27,7 @@ R = TypeVar("R", bound=Record)
 def open_bytes(path: Path) -> IO[bytes]:
     """Open a file for reading; ``.gz`` is unpacked. A missing file or a folder is a UserError."""
     if path.is_dir():
-        raise UserError("it is a folder; a JSONL file is needed", where=str(path))
+        raise UserError("it is a folder; a JSONL file is needed", where=str(path), hint="name the file in it")
     if not path.is_file():
         raise UserError("no such file", where=str(path), hint="check the path; paths are relative to where rlgf runs")
     return cast("IO[bytes]", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
@@ -41,17 +42,19 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
             for number, line in enumerate(lines, 1):
                 yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"not a whole gzip file: {error}", where=f"{path}:{number + 1}") from None
+        hint = "it was cut off, or is not packed: copy it once more, or take .gz from its name"
+        raise UserError(f"not a whole gzip file: {error}", where=f"{path}:{number + 1}", hint=hint) from None
 
 
 def parse_object(line: bytes, where: str) -> dict[str, Any]:
     """One line as a JSON object that can be written again: no NaN, no half of a surrogate pair."""
     try:
-        value = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
         if b"\\ud" in line.lower():
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 text: {error.reason} at byte {error.start + 1}", where=where) from None
+        hint = "save the file as UTF-8, for example: iconv -f LATIN1 -t UTF-8 OLD > NEW"
+        raise UserError(f"not UTF-8 text: {error.reason} at byte {error.start + 1}", where=where, hint=hint) from None
     except UnicodeEncodeError:
         hint = "a text was cut inside a character: cut off its end, or drop the line"
         raise UserError("half of a surrogate pair is no text", where=where, hint=hint) from None
@@ -62,14 +65,26 @@ def parse_object(line: bytes, where: str) -> dict[str, Any]:
             hint="every line must be one JSON object; rlgf prepare --check lists all bad lines",
         ) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"this line is not JSON that can be used: {error}", where=where) from None
+        hint = "a value that is not known is null; NaN and infinity are no numbers in JSON"
+        raise UserError(f"this line is not JSON that can be used: {error}", where=where, hint=hint) from None
     if not isinstance(value, dict):
-        raise UserError(f"this line holds a {type(value).__name__}, not a JSON object", where=where)
+        raise UserError(
+            f"this line holds a {type(value).__name__}, not a JSON object",
+            where=where,
+            hint="every line must be one JSON object",
+        )
     return value
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    """A number with a point or an exponent; 1e999 would be read as infinity."""
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text} is too large for a number")
+    return number
 
 
 def read_objects(path: str | Path, *, torn_tail: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -103,7 +118,7 @@ def parse_record(kind: type[R], value: Mapping[str, Any], where: str) -> R:
         elif first["type"] in ("string_too_short", "string_pattern_mismatch"):
             message, hint = f"the field {field!r} is empty", "drop the record or fill the field"
         else:
-            message, hint = f"the field {field!r}: {first['msg'].lower()}", None
+            message, hint = f"the field {field!r}: {first['msg'].lower()}", f"it holds {str(first['input'])[:60]!r}"
         raise UserError(message, where=where, hint=hint) from None
 
 
@@ -148,7 +163,7 @@ def read_examples(path: str | Path, *, limit: int | None = None, need_references
         lines[record.id] = number
         examples.append(record.to_example())
     if not examples:
-        raise UserError("the file holds no records", where=str(path))
+        raise UserError("the file holds no records", where=str(path), hint='one per line: {"prompt": "..."}')
     return examples
 
 

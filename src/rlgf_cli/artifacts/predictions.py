@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlgf_cli.artifacts.jsonl import parse_record, read_objects
+from rlgf_cli.artifacts.jsonl import id_twice, parse_record, read_objects
 from rlgf_cli.artifacts.records import PredictionRecord
 from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example, FinishReason
@@ -44,7 +44,9 @@ def read_predictions(path: str | Path) -> tuple[list[tuple[int, PredictionRecord
                 hint=f"this line has: {', '.join(sorted(value)) or 'nothing'}",
             )
         if not isinstance(value[key], str):
-            raise UserError(f"the field {key!r} is {value[key]!r}, not a text", where=where)
+            raise UserError(
+                f"the field {key!r} is {value[key]!r}, not a text", where=where, hint='a text may be empty: ""'
+            )
         if value.get("prefix"):
             raise UserError(
                 "this text continues a prefix; only whole texts can be scored",
@@ -56,7 +58,9 @@ def read_predictions(path: str | Path) -> tuple[list[tuple[int, PredictionRecord
             continue
         records.append((number, parse_record(PredictionRecord, {**value, "prediction": value[key]}, where)))
     if not records:
-        raise UserError("the file holds no predictions", where=str(path))
+        raise UserError(
+            "the file holds no predictions", where=str(path), hint='one per line: {"id": "...", "text": "..."}'
+        )
     return records, counts
 
 
@@ -68,7 +72,7 @@ def answers_alone(path: str | Path) -> tuple[list[Answer], dict[str, int]]:
     for number, record in records:
         name = record.id or f"line-{number}"
         if name in lines:
-            raise UserError(f"the id {name!r} is here twice (first on line {lines[name]})", where=f"{path}:{number}")
+            raise id_twice(name, lines[name], f"{path}:{number}")
         lines[name] = number
         example = Example(name, record.prompt, tuple(record.references))
         answers.append(Answer(example, record.prediction, record.finish_reason))

@@ -50,6 +50,8 @@ def evaluate(
             rich_help_panel=EVAL,
         ),
     ] = None,
+    max_cost_usd: options.MaxCost = None,
+    max_calls: options.MaxCalls = None,
     temperature: Annotated[
         float | None,
         typer.Option("--temperature", help="0 (the default) is greedy.", rich_help_panel=GENERATION),
@@ -105,6 +107,8 @@ def evaluate(
         "output": output,
         "limit": limit,
         "on_missing": on_missing,
+        "budget.max_cost_usd": max_cost_usd,
+        "budget.max_calls": max_calls,
         "decoding.temperature": temperature,
         "decoding.top_k": top_k,
         "decoding.top_p": top_p,

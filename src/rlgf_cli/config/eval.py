@@ -17,6 +17,7 @@ from rlgf_cli.config.common import (
     Strict,
     TextConfig,
 )
+from rlgf_cli.config.guide import BudgetConfig
 
 
 class EvalDecodingConfig(DecodingConfig):
@@ -41,7 +42,8 @@ class IntervalConfig(Strict):
 class EvalConfig(StageConfig):
     """``model`` writes the texts, or ``predictions`` holds them. ``output`` is MODEL/eval by default.
 
-    ``device`` is for the model and the scorers alike, unless ``model.device`` says otherwise.
+    ``device`` is for the model and the scorers alike, unless ``model.device`` says otherwise. ``budget`` holds for all
+    judges together.
     """
 
     output: str = ""
@@ -56,6 +58,7 @@ class EvalConfig(StageConfig):
     decoding: EvalDecodingConfig = Field(default_factory=EvalDecodingConfig)
     lengths: LengthConfig = Field(default_factory=LengthConfig)
     interval: IntervalConfig = Field(default_factory=IntervalConfig)
+    budget: BudgetConfig = Field(default_factory=BudgetConfig)
 
     @model_validator(mode="after")
     def _check(self) -> EvalConfig:

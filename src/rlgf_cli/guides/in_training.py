@@ -12,6 +12,7 @@ from rlgf_cli.artifacts.jsonl import example_records
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
+from rlgf_cli.guides.accounts import spend_together
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.estimate import Plan, estimate
 from rlgf_cli.guides.make import describe, make_live_guide
@@ -68,12 +69,13 @@ def covered_prompts(
     return prompts, covered
 
 
-def spend_row(guide: Guide | None) -> dict[str, Any]:
-    """What a guide elsewhere was asked and paid so far, for the step's row."""
-    if not isinstance(guide, LiveGuide) or not guide.abilities.remote:
+def spend_row(paid: Sequence[LiveGuide]) -> dict[str, Any]:
+    """What guides elsewhere, the reward's judges among them, were asked and paid so far, for the step's row."""
+    remote = [guide for guide in paid if guide.abilities.remote]
+    if not remote:
         return {}
-    spend = guide.meter.to_json()
-    row = {"guide/calls": spend["calls"], "guide/cached": spend["cached"], "guide/mended": guide.counts.total()}
+    spend, mended = spend_together(remote), sum(guide.counts.total() for guide in remote)
+    row = {"guide/calls": spend["calls"], "guide/cached": spend["cached"], "guide/mended": mended}
     return row | ({} if spend["charged_usd"] is None else {"guide/usd": spend["charged_usd"]})
 
 

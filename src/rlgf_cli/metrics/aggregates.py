@@ -14,6 +14,11 @@ def mean(sums: np.ndarray) -> np.ndarray:
     return np.asarray(sums[..., 0] / sums[..., 1])
 
 
+def exp_mean(sums: np.ndarray) -> np.ndarray:
+    """Rows of ``[value, count]``: e to the power of sum by count. Perplexity, where a value is in nats."""
+    return np.asarray(np.exp(sums[..., 0] / sums[..., 1]))
+
+
 def bleu(sums: np.ndarray) -> np.ndarray:
     """Corpus BLEU, 0 to 100, of rows ``[sys_len, ref_len, correct_1..4, total_1..4]`` (Papineni et al. 2002, 2.3).
 

@@ -96,9 +96,12 @@ def compute_figures(
     """Run one metric; returns its figures by full name and what it counted.
 
     Raises RlgfError where the metric breaks its promise: a wrong number of values, or one that is not
-    finite. Raises UserError where a figure has no value at all.
+    finite. Raises UserError where a figure has no value at all, or a package is missing.
     """
-    result = metric.compute(examples, texts)
+    try:
+        result = metric.compute(examples, texts)
+    except ImportError as error:  # of what a metric imports when it needs it
+        raise registry.missing_package(error, f"the metric {metric.name!r}") from error
     made = [
         *((key, Figure(result.signature, values=list(values))) for key, values in result.values.items()),
         *((key, Figure(result.signature, corpus=corpus)) for key, corpus in result.corpus.items()),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlgf_cli.config.common import Parts
 from rlgf_cli.metrics.base import signature
 from rlgf_cli.protocols import Example, MetricResult, Score
-from rlgf_cli.rewards.base import check_examples, counts_of
+from rlgf_cli.rewards.base import check_examples, counts_of, listen
 from rlgf_cli.rewards.checked import score_checked
+from rlgf_cli.rewards.judge import Judge
 from rlgf_cli.rewards.make import make_reward
 from rlgf_cli.rewards.python import PythonReward
 
@@ -23,6 +24,25 @@ class RewardMetric:
 
     def __init__(self, parts: Parts, *, device: str = "auto") -> None:
         self.reward = make_reward(parts, device=device)
+        self.on_rows = lambda n: None
+
+    @property
+    def judges(self) -> list[Judge]:
+        return self.reward.judges
+
+    @property
+    def on_rows(self) -> Callable[[int], None]:
+        return self._on_rows
+
+    @on_rows.setter
+    def on_rows(self, told: Callable[[int], None]) -> None:
+        """A text is done when all parts that tell have scored it; where none does, all texts are at the end."""
+        self._on_rows, self._done = told, 0
+        self._telling = sum(listen(part.reward, self._hear) for _, part in self.reward.parts)
+
+    def _hear(self, scores: int) -> None:
+        before, self._done = self._done, self._done + scores
+        self._on_rows(self._done // self._telling - before // self._telling)
 
     def check(self, examples: Sequence[Example]) -> None:
         check_examples(self.reward, examples)

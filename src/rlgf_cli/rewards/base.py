@@ -2,12 +2,13 @@
 
 A reward needs ``name`` and ``score``. It may also have ``signature`` (a text that fixes how its numbers come
 about), ``check(examples)`` (raises UserError where an example lacks what it needs) and ``counts`` (things
-that happened and should be seen, such as truncated texts). Rewards from other packages can leave them out.
+that happened and should be seen, such as truncated texts). One that takes long may have ``on_rows``, a function that
+it tells of every n texts that are done. Rewards from other packages can leave them out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlgf_cli.errors import UserError
@@ -29,6 +30,14 @@ def check_examples(reward: Reward, examples: Sequence[Example]) -> None:
 def counts_of(reward: Reward) -> Mapping[str, int]:
     """What the reward counted so far."""
     return dict(getattr(reward, "counts", {}))
+
+
+def listen(scorer: Any, on_rows: Callable[[int], None]) -> bool:
+    """Have a reward or metric tell ``on_rows`` of its progress. Returns whether it does."""
+    tells = hasattr(scorer, "on_rows")
+    if tells:
+        scorer.on_rows = on_rows
+    return tells
 
 
 def refuse_target(name: str, target: str | None) -> None:

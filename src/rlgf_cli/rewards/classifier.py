@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -46,6 +46,7 @@ class _SequenceScorer:
         self.include_prompt = include_prompt
         self.batch_size = batch_size
         self.counts = {"truncated": 0}
+        self.on_rows: Callable[[int], None] = lambda n: None
         self.model, self.tokenizer = _load(path)
         self.model.to(pick_device(device)).eval()
         self.max_tokens = _limit(path, self.model, self.tokenizer, max_tokens)
@@ -71,6 +72,7 @@ class _SequenceScorer:
                 attention_mask=padded["attention_mask"].to(self.model.device),
             )
             found[batch] = out.logits.float().cpu()
+            self.on_rows(len(batch))
         return found
 
     def _encode(self, example: Example, text: str) -> list[int]:

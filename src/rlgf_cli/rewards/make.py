@@ -12,6 +12,7 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example, Reward, Score
 from rlgf_cli.rewards.base import check_examples, counts_of, signature_of
 from rlgf_cli.rewards.checked import score_checked
+from rlgf_cli.rewards.judge import Judge, judges_of
 from rlgf_cli.rewards.python import PythonReward
 from rlgf_cli.rewards.workers import WorkersReward
 
@@ -72,6 +73,10 @@ class SumReward:
     def counts(self) -> dict[str, int]:
         counts = {f"{name}.{key}": n for name, part in self.parts for key, n in counts_of(part.reward).items()}
         return counts | {f"{name}.clipped": n for name, n in self._clipped.items()}
+
+    @property
+    def judges(self) -> list[Judge]:
+        return [judge for _, part in self.parts for judge in judges_of(part.reward)]
 
     def check(self, examples: Sequence[Example]) -> None:
         for _, part in self.parts:

@@ -301,12 +301,12 @@ class _Collection:
 
 
 class _Watch:
-    """The progress line: how much, how fast, what it cost so far."""
+    """The progress bar, told a few times a second: how much, and what it cost so far."""
 
     def __init__(self, collection: _Collection, bar: console.Progress) -> None:
         self._collection = collection
         self._bar = bar
-        self._started = self._said = self._logged = time.monotonic()
+        self._said = time.monotonic()
         self._steps = 0
 
     def done(self, steps: int) -> None:
@@ -314,20 +314,12 @@ class _Watch:
         now = time.monotonic()
         if now - self._said < 0.2:
             return
-        self._bar.update(self._steps, self._note(now))
+        self._bar.update(self._steps, self._note())
         self._steps, self._said = 0, now
-        if now - self._logged > 30:
-            self._logged = now
-            done = self._collection.new + self._collection.skipped
-            console.log_plain(f"{done} of {self._wanted} texts, {self._note(now)}")
 
-    @property
-    def _wanted(self) -> int:
-        return self._collection.held.count() * self._collection.config.samples
-
-    def _note(self, now: float) -> str:
+    def _note(self) -> str:
         collection = self._collection
-        parts = [f"{collection.new / max(now - self._started, 1e-3):.1f}/s"]
+        parts = []
         spend, cap = collection.guide.meter.to_json(), collection.config.budget.max_cost_usd
         if spend["charged_usd"]:
             parts.append(f"${spend['charged_usd']:.4f}" + (f" of {cap:g}" if cap is not None else ""))

@@ -22,6 +22,7 @@ from rlgf_cli.artifacts.records import SCHEMA_VERSION
 from rlgf_cli.config.doctor import DoctorConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import UserError
+from rlgf_cli.guides.accounts import charge_together, closing_all
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.exam import Exam
 from rlgf_cli.guides.findings import CHECKS
@@ -35,6 +36,7 @@ from rlgf_cli.protocols import Check, Completion, Example, GuideAbilities, Guide
 from rlgf_cli.rewards.base import check_examples
 from rlgf_cli.rewards.checked import score_checked
 from rlgf_cli.rewards.exam import Texts, examine_reward
+from rlgf_cli.rewards.judge import judges_of
 from rlgf_cli.rewards.make import SumReward, make_reward
 from rlgf_cli.training import probe
 from rlgf_cli.training.credit import CreditSettings, annotate, assign
@@ -81,17 +83,20 @@ def run(resolved: Resolved[DoctorConfig]) -> Diagnosis:
         check_examples(reward, examples)
     torch.manual_seed(config.seed)
     loaded = add_lora(load(config.model, text=config.text, for_training=True), config.lora)
-    exam = _exam(config, few, loaded)
-    checks = [prompts(config, loaded, examples)]
-    if encoded := _fitting(config, loaded, few):
-        checks += _policy(config, spec, loaded, encoded, reward, exam)
+    account, judges = f"doctor {uuid.uuid4().hex}", [judge.guide for judge in judges_of(reward)]
+    with closing_all(judges):
+        charge_together(judges, account, config.budget)
+        exam = _exam(config, few, loaded, account)
+        checks = [prompts(config, loaded, examples)]
+        if encoded := _fitting(config, loaded, few):
+            checks += _policy(config, spec, loaded, encoded, reward, exam)
     if exam is not None:
         checks += [check for look in CHECKS if (check := look(exam)) is not None]
     return Diagnosis(config.model.name, config.guide.name if config.guide else None, config.data, len(few), checks)
 
 
-def _exam(config: DoctorConfig, examples: Sequence[Example], loaded: Loaded) -> Exam | None:
-    """The guide's texts for the prompts: read, or asked for."""
+def _exam(config: DoctorConfig, examples: Sequence[Example], loaded: Loaded, account: str) -> Exam | None:
+    """The guide's texts for the prompts: read, or asked for and charged to ``account``."""
     if config.guide is None:
         return None
     guide = make_guide(config.guide, seed=config.seed)
@@ -105,7 +110,7 @@ def _exam(config: DoctorConfig, examples: Sequence[Example], loaded: Loaded) -> 
     with contextlib.closing(guide):
         guide.notify = console.warn
         guide.check(examples, limit)
-        guide.charge_to(f"doctor {uuid.uuid4().hex}", config.budget)
+        guide.charge_to(account, config.budget)
         calls = len(examples) * (2 if guide.abilities.continues else 1)
         console.log(f"asking {guide.name} at most {calls} times for {len(examples)} prompts")
         with console.progress("guide", calls) as bar:

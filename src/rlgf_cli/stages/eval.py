@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,14 @@ from rlgf_cli.artifacts.rundir import Existing, RunDir, parent_of
 from rlgf_cli.config.eval import EvalConfig, IntervalConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import UserError
+from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
+from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.metrics.base import check_examples
 from rlgf_cli.metrics.bootstrap import Interval, interval
 from rlgf_cli.metrics.make import Figure, compute_figures, make_metrics
 from rlgf_cli.protocols import Example, Metric
+from rlgf_cli.rewards.base import listen
+from rlgf_cli.rewards.judge import judges_of
 
 if TYPE_CHECKING:
     from rlgf_cli.models.load import Loaded
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
 
 COMMAND = "eval"
 PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
-_FREE = ("metrics", "interval.level", "interval.resamples", "on_missing")
+_FREE = ("metrics", "interval.level", "interval.resamples", "on_missing", "budget.max_cost_usd", "budget.max_calls")
 """Config keys that may differ when an evaluation is resumed: they do not change the texts."""
 
 
@@ -57,8 +62,27 @@ def run(resolved: Resolved[EvalConfig], *, existing: Existing = "refuse") -> Eva
     answers, counts = ([], {}) if model is not None else _given(config)
     examples = model.examples if model is not None else [answer.example for answer in answers]
     metrics = make_metrics(config.metrics, device=config.device)
-    for metric in metrics:
-        check_examples(metric, examples)
+    guides = [judge.guide for metric in metrics for judge in judges_of(metric)]
+    with closing_all(guides):
+        for guide in guides:
+            guide.notify = console.warn
+            guide.check_budget(config.budget)
+        for metric in metrics:
+            check_examples(metric, examples)
+        return _evaluate(resolved, existing, model, answers, counts, metrics, guides)
+
+
+def _evaluate(
+    resolved: Resolved[EvalConfig],
+    existing: Existing,
+    model: _Model | None,
+    answers: list[Answer],
+    counts: dict[str, int],
+    metrics: Sequence[Metric],
+    guides: Sequence[LiveGuide],
+) -> EvalResult:
+    """Claim the output folder, and write what the checked inputs give. ``guides`` are those that judge."""
+    config = resolved.config
     parents = {
         "dataset": parent_of(config.data) if config.data else None,
         "model": (parent_of(config.model.name) or {"path": config.model.name}) if config.model else None,
@@ -73,7 +97,8 @@ def run(resolved: Resolved[EvalConfig], *, existing: Existing = "refuse") -> Eva
             run_dir.manifest.save(device=str(model.loaded.device))
             answers, counts = stored or model.answer(), model.counts
             jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, {}))
-        figures, noted = _score(metrics, answers)
+        with _books(guides, run_dir, config):
+            figures, noted = _score(metrics, answers)
         entries = {name: _entry(figure, config.interval, config.seed, len(answers)) for name, figure in figures.items()}
         scores = {
             "schema_version": SCHEMA_VERSION,
@@ -86,6 +111,7 @@ def run(resolved: Resolved[EvalConfig], *, existing: Existing = "refuse") -> Eva
                 **config.interval.model_dump(),
             },
             **parents,
+            **({"spend": run_dir.manifest.data["spend"]} if guides else {}),
         }
         jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, figures))
         jsonl.write_json(run_dir.file(SCORES), scores)
@@ -179,13 +205,44 @@ def _score(metrics: Sequence[Metric], answers: Sequence[Answer]) -> tuple[dict[s
     figures: dict[str, Figure] = {}
     noted: dict[str, int] = {}
     for metric in metrics:
-        console.log(f"scoring {len(texts)} texts: {metric.name}")
-        found, counts = compute_figures(metric, examples, texts)
+        with _watched(metric, len(texts)):
+            found, counts = compute_figures(metric, examples, texts)
         if clash := sorted(set(found) & set(figures)):
             raise UserError(f"two metrics give the figure {clash[0]!r}", hint="leave one of them out")
         figures.update(found)
         noted.update(counts)
     return figures, noted
+
+
+@contextlib.contextmanager
+def _watched(metric: Metric, texts: int) -> Iterator[None]:
+    """Say what is done, show how far it is where the metric tells, and let judges end at Ctrl-C with what they have."""
+    console.log(f"scoring {texts} texts: {metric.name}")
+    with contextlib.ExitStack() as stack:
+        if hasattr(metric, "on_rows"):
+            listen(metric, stack.enter_context(console.progress(f"scoring: {metric.name}", texts)).update)
+        if judges := judges_of(metric):
+            stop = stack.enter_context(console.interruptible("waiting for the answers that are on their way"))
+            for judge in judges:
+                judge.stop = stop.is_set
+        yield
+
+
+@contextlib.contextmanager
+def _books(guides: Sequence[LiveGuide], run_dir: RunDir, config: EvalConfig) -> Iterator[None]:
+    """The judges charge the run; however the scoring ends, its manifest says what they cost."""
+    if not guides:
+        yield
+        return
+    manifest = run_dir.manifest
+    charge_together(guides, manifest.data["run_id"], config.budget, manifest.data["spend"])
+    try:
+        yield
+    finally:
+        spend = spend_together(guides)
+        manifest.save(spend=spend, judges=[guide.provenance() for guide in guides])
+        cost = "" if spend["charged_usd"] is None else f", {spend['charged_usd']:.4f} USD charged"
+        console.log(f"judges: {spend['calls']} calls, {spend['cached']} answers from the cache{cost}")
 
 
 def _entry(figure: Figure, config: IntervalConfig, seed: int, texts: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.tasks.builtin import Task
 from rlgf_cli.tasks.mapping import ColumnMap, Draft, draft, lookup
 from rlgf_cli.tasks.sources import Row, Rows, hub_splits, is_local, local_splits
+
+_SHOWN_EACH = 1000
+"""Rows after which the progress is shown anew."""
 
 
 @dataclass
@@ -102,7 +105,7 @@ def _read(name: str, rows: Rows, config: PrepareConfig, task: Task | None) -> Sp
     seen: dict[tuple[str, ...], str] = {}
     ids: dict[str, str] = {}
     first_error: UserError | None = None
-    for number, row in enumerate(rows()):
+    for number, row in enumerate(_counted(rows(), f"reading {name}")):
         split.counts["rows"] += 1
         try:
             made = reader.read(row)
@@ -137,6 +140,15 @@ def _read(name: str, rows: Rows, config: PrepareConfig, task: Task | None) -> Sp
     if not split.drafts:
         raise first_error or UserError(f"the split {name!r} holds no examples", hint=_why_empty(split.counts, task))
     return split
+
+
+def _counted(rows: Iterable[Row], label: str) -> Iterator[Row]:
+    """The rows, with their progress shown. Nobody knows how many there are; a row is quick, a bar's update is not."""
+    with console.progress(label, None) as bar:
+        for number, row in enumerate(rows, 1):
+            yield row
+            if number % _SHOWN_EACH == 0:
+                bar.update(_SHOWN_EACH)
 
 
 def _why_empty(counts: Mapping[str, int], task: Task | None) -> str | None:

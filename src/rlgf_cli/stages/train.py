@@ -21,6 +21,7 @@ from rlgf_cli.config.guide import TRANSPORT
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly
+from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.in_training import (
     check_guide,
@@ -44,6 +45,7 @@ from rlgf_cli.models.server import PolicyServer
 from rlgf_cli.protocols import Guide
 from rlgf_cli.rewards.base import check_examples
 from rlgf_cli.rewards.checked import score_checked
+from rlgf_cli.rewards.judge import judges_of
 from rlgf_cli.rewards.make import SumReward, make_reward
 from rlgf_cli.training import probe, timing, trackers
 from rlgf_cli.training.alarms import Alarms
@@ -153,8 +155,10 @@ def _load(config: TrainConfig, spec: AlgorithmSpec, processes: int) -> _Inputs:
     counts["dropped"] = len(examples) - counts["skipped"] - len(prompts)
     if (check := getattr(guide, "check", None)) is not None:
         check([p.example for p in prompts], config.lengths.max_new_tokens)
-    if isinstance(guide, LiveGuide):
-        guide.check_budget(config.budget)
+    for paid in _paid(guide, reward):
+        paid.notify = console.warn
+        paid.several = processes > 1
+        paid.check_budget(config.budget)
     held_out_prompts = encode_prompts(loaded, held_out, config.lengths)[0] if held_out else []
     return _Inputs(loaded, guide, reward, prompts, held_out_prompts, covered, counts)
 
@@ -169,7 +173,8 @@ def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group, pr
         return RunDir.claim(config.output, "train", existing=existing, seed=config.seed)
 
     run_dir = group.main_does(claim)
-    with _closing(guide), run_dir.running() if run_dir is not None else nullcontext() as folder:
+    paid = _paid(guide, inputs.reward)
+    with closing_all([guide, *paid]), run_dir.running() if run_dir is not None else nullcontext() as folder:
 
         def begin() -> tuple[str, dict[str, Any]]:
             assert folder is not None
@@ -181,13 +186,11 @@ def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group, pr
             return folder.manifest.data["run_id"], folder.manifest.data["spend"]
 
         books = group.tell(group.main_does(begin))
-        if isinstance(guide, LiveGuide) and books is not None:
-            guide.notify = console.warn
-            guide.several = group.size > 1
+        if paid and books is not None:
             run_id, spend = books
-            group.agree(lambda: guide.charge_to(run_id, config.budget, spend))
+            group.agree(lambda: charge_together(paid, run_id, config.budget, spend))
         trainer = _trainer(config, spec, inputs, group)
-        summary = _loop(trainer, config, folder, existing, profile)
+        summary = _loop(trainer, config, folder, existing, profile, paid)
         summary |= {k: n for k, n in inputs.counts.items() if n}
         weights = group.whole(loaded.model.state_dict()) if group.lockstep else None
 
@@ -218,14 +221,10 @@ def dry_run(resolved: Resolved[TrainConfig]) -> dict[str, Any]:
     return training_estimate(config)
 
 
-@contextmanager
-def _closing(guide: Guide | None) -> Iterator[None]:
-    """Let a guide give back its connections at the end, however that comes."""
-    try:
-        yield
-    finally:
-        if (close := getattr(guide, "close", None)) is not None:
-            close()
+def _paid(guide: Guide | None, reward: SumReward | None) -> list[LiveGuide]:
+    """All who write for the run and are paid: its guide, where that is a live one, and the judges of its reward."""
+    judges = [judge.guide for judge in judges_of(reward)]
+    return [guide, *judges] if isinstance(guide, LiveGuide) else judges
 
 
 def _report(counts: dict[str, int], config: TrainConfig) -> None:
@@ -308,30 +307,36 @@ def _trainer(
 
 
 def _loop(
-    trainer: Trainer, config: TrainConfig, folder: RunDir | None, existing: Existing, profile: bool
+    trainer: Trainer,
+    config: TrainConfig,
+    folder: RunDir | None,
+    existing: Existing,
+    profile: bool,
+    paid: Sequence[LiveGuide],
 ) -> dict[str, Any]:
     """Run the steps, write rows, samples and checkpoints; Ctrl-C ends after the step it came in."""
-    group, guide, output = trainer.group, trainer.roller.guide, Path(config.output)
+    group, output = trainer.group, Path(config.output)
     resumed = existing == "resume" and resume_from(output / "checkpoints", trainer, log=console.log, warn=console.warn)
     alarms = Alarms(may_end=config.lengths.min_new_tokens < config.lengths.max_new_tokens)
     with (
-        _books(guide, folder, group),
+        _books(paid, trainer.roller.guide, folder, group),
         Keeper(folder, config, trainer) as keeper,
         _profiled(keeper, trainer, config) if profile else nullcontext(),
         console.interruptible("finishing this step and saving") as stop,
         trackers.tracker(config.report_to, tracked(folder, config, trainer.state.step)) as track,
-        console.progress(trainer.spec.name, config.max_steps) as bar,
+        console.progress(trainer.spec.name, config.max_steps, done=trainer.state.step, milestones=20) as bar,
     ):
         group.main_does(lambda: keeper.begin(resumed=resumed, track=track))
         alarms.replay(keeper.rows)
-        bar.update(trainer.state.step)
         while trainer.state.step < config.max_steps:
+            begun = trainer.state.step
             try:
                 row, episodes = trainer.step()
-            except StoppedEarly:  # the step was not begun, as far as the state goes
-                keeper.checkpoint()
+            except StoppedEarly:
+                if trainer.state.step == begun:  # else a judge stopped in the evaluation, and the step has no row yet
+                    keeper.checkpoint()
                 raise
-            row |= merge_spend(group.gather(spend_row(guide)))
+            row |= merge_spend(group.gather(spend_row(paid)))
             group.main_does(partial(keeper.row, row, episodes))
             if keeper.wants_samples(row["step"]):
                 _show(row["step"], episodes[: config.rollout.show_count], trainer.model.loaded)
@@ -346,8 +351,6 @@ def _loop(
                 stopped = f"stopped after step {step}; the state is saved"
                 raise shared(Interrupted(stopped, hint="--resume goes on from there"))
             bar.update(1, note(row))
-            if step % max(1, config.max_steps // 20) == 0:
-                console.log_plain(f"step {step}/{config.max_steps}  {note(row)}")
     if held := alarms.summary(trainer.state.step):
         console.warn(held)
     if folder is None:
@@ -379,8 +382,8 @@ def _show_profile(rows: Sequence[dict[str, Any]], last_save: float, config: Trai
 
 
 @contextmanager
-def _books(guide: Guide | None, folder: RunDir | None, group: Group) -> Iterator[None]:
-    """However the loop ends, the manifest says whose texts were used and what they cost."""
+def _books(paid: Sequence[LiveGuide], guide: Guide | None, folder: RunDir | None, group: Group) -> Iterator[None]:
+    """However the loop ends, the manifest says whose texts were used, who judged, and what they cost."""
     together = False  # whether all processes end here, and can tell what theirs were
     try:
         yield
@@ -389,11 +392,14 @@ def _books(guide: Guide | None, folder: RunDir | None, group: Group) -> Iterator
         together = error.shared
         raise
     finally:
-        if isinstance(guide, LiveGuide):
-            for told in (group if together else ALONE).gather((group.rank, guide.meter.cached, guide.models)):
-                rank, cached, models = told
+        for writer in paid:
+            for rank, cached, models in (group if together else ALONE).gather(
+                (group.rank, writer.meter.cached, writer.models)
+            ):
                 if rank != group.rank:
-                    guide.meter.cached += cached
-                    guide.models.update(models)
-            if folder is not None:
-                folder.manifest.save(spend=guide.meter.to_json(), guide=guide.provenance())
+                    writer.meter.cached += cached
+                    writer.models.update(models)
+        if paid and folder is not None:
+            told = {"guide": guide.provenance()} if isinstance(guide, LiveGuide) else {}
+            judges = [judge.provenance() for judge in paid if judge is not guide]
+            folder.manifest.save(spend=spend_together(paid), **told, **({"judges": judges} if judges else {}))

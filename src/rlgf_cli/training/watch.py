@@ -76,7 +76,7 @@ def mean_loss(rows: list[dict[str, Any]]) -> float:
 class Reporter:
     """What a person sees of the training: a bar on a terminal, some twenty lines elsewhere.
 
-    ``progress(label, total)`` and ``log(text)`` are the console's; this layer knows no console.
+    ``progress(label, total, done=n)`` and ``log(text)`` are the console's; this layer knows no console.
     """
 
     lines = 20
@@ -97,8 +97,7 @@ class Reporter:
 
     def start(self, done: int, total: int) -> None:
         self._total = total
-        self._bar = self._stack.enter_context(self._progress(self.label, total))
-        self._bar.update(done)
+        self._bar = self._stack.enter_context(self._progress(self.label, total, done=done))
 
     def step(self) -> None:
         self._bar.update(1)

@@ -1,0 +1,143 @@
+"""Perplexity of the texts under a language model.
+
+``perplexity`` is that of the whole set: e to the power of (sum of the texts' negative log-likelihoods / sum of their
+tokens). ``perplexity.nll`` is the mean over texts of each text's nats per token. The text's own tokens count, the
+prompt's do not, and neither does an end-of-text token: a text may have been cut, and not every file says so.
+
+The text stands behind the prompt in the checkpoint's stored format, tokenised apart from it as everywhere in rlgf.
+``condition: none`` leaves the prompt out: then the first token is predicted from the tokenizer's BOS, or from EOS where
+it has none (as GPT-2's training texts begin). A text without tokens has no perplexity; it is skipped
+(``without_tokens``). Where prompt and text are longer than the model's positions, the prompt loses its beginning, down
+to half of the positions (``prompts_cut``), and then the text its end (``texts_cut``). An encoder-decoder has positions
+for each: what is too long loses its end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from rlgf_cli.artifacts.rundir import parent_of
+from rlgf_cli.config.common import Dtype, ModelConfig, TextConfig
+from rlgf_cli.errors import UserError
+from rlgf_cli.functional.logprobs import chosen_logprobs
+from rlgf_cli.metrics.base import signature
+from rlgf_cli.models.forward import TokenBatch, response_forward
+from rlgf_cli.models.load import Loaded, autocast, load
+from rlgf_cli.protocols import CorpusFigure, Example, MetricResult
+
+Row = tuple[list[int], list[int]]
+"""Ids of what stands before a text, and of the text."""
+
+
+class PerplexityMetric:
+    """``perplexity:PATH``, a causal or an encoder-decoder checkpoint.
+
+    ``template`` and ``response_prefix`` replace what is stored with it; a plain hub model has neither, and most want
+    ``response_prefix: " "``.
+    """
+
+    name = "perplexity"
+
+    def __init__(
+        self,
+        path: str | None = None,
+        *,
+        condition: Literal["prompt", "none"] = "prompt",
+        template: str | None = None,
+        response_prefix: str | None = None,
+        batch_size: Annotated[int, Field(ge=1)] = 16,
+        dtype: Dtype = "float32",
+        device: str = "auto",
+    ) -> None:
+        if path is None:
+            raise UserError(f"{self.name!r} needs a checkpoint", hint="write perplexity:PATH")
+        if template is not None and "{prompt}" not in template:
+            raise UserError(f"the metric {self.name!r}: the template must hold {{prompt}}")
+        text = TextConfig(template=template, response_prefix=response_prefix)
+        self.loaded: Loaded = load(ModelConfig(name=path, dtype=dtype, device=device), text=text)
+        if condition == "none" and self.loaded.encoder_decoder:
+            raise UserError(
+                "an encoder-decoder gives a text no probability without a prompt",
+                where=path,
+                hint="condition: prompt, or a causal model",
+            )
+        self.condition, self.batch_size = condition, batch_size
+        self.on_rows: Callable[[int], None] = lambda n: None
+        weights = (parent_of(path) or {}).get("sha256")
+        form = hashlib.sha256(repr(self.loaded.text).encode()).hexdigest()[:12]
+        self._settings = (
+            f"model={Path(path).name if weights else path}{',sha256=' + weights[:12] if weights else ''}"
+            f",dtype={str(self.loaded.dtype).removeprefix('torch.')},text={form},condition={condition},eos=no"
+        )
+
+    def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
+        counts: Counter[str] = Counter()
+        rows = [self._row(e, text, counts) for e, text in zip(examples, texts, strict=True)]
+        sums = self.nll(rows)
+        statistics = [(s, float(len(ids))) if ids else None for s, (_, ids) in zip(sums, rows, strict=True)]
+        return MetricResult(
+            {"nll": [None if row is None else row[0] / row[1] for row in statistics]},
+            signature(self.name, self._settings, examples),
+            dict(counts),
+            {"score": CorpusFigure(statistics, "exp_mean")},
+        )
+
+    @torch.no_grad()
+    def nll(self, rows: Sequence[Row]) -> list[float]:
+        """The texts' negative log-likelihoods in nats, each a sum over its tokens; 0 for none."""
+        found = [0.0] * len(rows)
+        written = sorted((i for i, (_, ids) in enumerate(rows) if ids), key=lambda i: sum(map(len, rows[i])))
+        self.on_rows(len(rows) - len(written))
+        for at in range(0, len(written), self.batch_size):
+            some = written[at : at + self.batch_size]
+            for i, value in zip(some, self._batch([rows[i] for i in some]), strict=True):
+                found[i] = value
+            self.on_rows(len(some))
+        return found
+
+    def _batch(self, rows: Sequence[Row]) -> list[float]:
+        loaded = self.loaded
+        batch = TokenBatch.build(
+            [before for before, _ in rows],
+            [ids for _, ids in rows],
+            pad_id=loaded.pad_id,
+            encoder_decoder=loaded.encoder_decoder,
+            device=loaded.device,
+        )
+        real = torch.arange(batch.response_ids.shape[1], device=loaded.device) < batch.lengths.unsqueeze(-1)
+        with autocast(loaded.device, loaded.dtype):
+            logits, _ = response_forward(loaded.model, batch, real)
+        assert logits is not None
+        chosen = chosen_logprobs(logits.float(), batch.response_ids[real])  # in the order of the rows
+        return [-float(part.double().sum()) for part in chosen.split(batch.lengths.tolist())]
+
+    def _row(self, example: Example, text: str, counts: Counter[str]) -> Row:
+        """What the model sees of one text, cut to its positions."""
+        loaded, limit = self.loaded, self.loaded.max_positions
+        ids = loaded.text.encode_response(loaded.tokenizer, text) if text.strip() else []
+        counts["without_tokens"] += not ids
+        before = self._before(example)
+        if limit is None or not ids:
+            return before, ids
+        # the last token of a decoder's text is predicted and never read
+        room = limit if loaded.encoder_decoder else max(limit - len(ids) + 1, limit // 2)
+        if len(before) > room:
+            counts["prompts_cut"] += 1
+            before = before[:room] if loaded.encoder_decoder else before[-room:]
+        left = limit if loaded.encoder_decoder else limit - len(before) + 1
+        counts["texts_cut"] += len(ids) > left
+        return before, ids[:left]
+
+    def _before(self, example: Example) -> list[int]:
+        loaded = self.loaded
+        if self.condition == "prompt":
+            return loaded.text.encode_prompt(loaded.tokenizer, example.prompt, loaded.encoder_decoder)
+        start = loaded.tokenizer.bos_token_id
+        return [loaded.eos_id if start is None else start]
