@@ -9,7 +9,7 @@ TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help venv demo demo-evidence test test-full lint format types docs bench-help bench-guide bench-speed bench-learning \
-	bench-restarts clean
+	bench-restarts bench-metrics clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -56,6 +56,9 @@ bench-learning: .venv/.test  ## AggreVaTeD's variants on a task whose levels are
 
 bench-restarts: venv  ## restart curricula and the guide gate on the demo's task, three seeds (45 minutes)
 	$(BIN)/python benchmarks/restarts.py
+
+bench-metrics: .venv/.test  ## ROUGE against rouge-score's loop, BERTScore against pair by pair (five minutes)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/metrics.py
 
 clean:  ## remove .venv and what the tools leave
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
