@@ -9,7 +9,7 @@ TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help venv demo demo-evidence test test-full lint format types docs bench-help bench-guide bench-speed bench-learning \
-	bench-restarts bench-significance clean
+	bench-restarts bench-significance bench-metrics clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -59,6 +59,9 @@ bench-significance: .venv/.test  ## what the tests of rlgf compare promise, in s
 
 bench-restarts: venv  ## restart curricula and the guide gate on the demo's task, three seeds (45 minutes)
 	$(BIN)/python benchmarks/restarts.py
+
+bench-metrics: .venv/.test  ## ROUGE against rouge-score's loop, BERTScore against pair by pair (five minutes)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/metrics.py
 
 clean:  ## remove .venv and what the tools leave
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from rlgf_cli.config.common import PartConfig
+from rlgf_cli.config.common import PartConfig, Parts
 from rlgf_cli.errors import UserError
 from rlgf_cli.metrics.make import compute_figures, make_metrics
 from rlgf_cli.protocols import Example, Score
@@ -135,6 +138,22 @@ def test_the_letter_of_a_recipe_says_where(tmp_path, run_cli):
     result = run_cli("eval", "--predictions", "x.jsonl", "-c", recipe, "-o", tmp_path / "out")
     assert result.exit_code == 2
     assert "low (1) must be below high (0)" in result.stderr and "recipe.yaml:2" in result.stderr
+
+
+def blocks_of_the_page(language: str) -> list[str]:
+    page = Path(__file__).parents[2] / "docs" / "rewards.md"
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_examples_of_the_page(tmp_path):
+    (recipe,) = blocks_of_the_page("yaml")
+    parts = TypeAdapter(Parts).validate_python(yaml.safe_load(recipe)["reward"])
+    assert normalisation(parts[-1]) == Normalisation(1.5, 2.0, (-3.0, 3.0))
+    assert make_reward(parts[:-1]).score([Example("a", "p", ("x",))], ["x " * 30])[0].parts["length"] == -10
+    (function,) = blocks_of_the_page("python")
+    (tmp_path / "rewards.py").write_text(function)
+    reward = make_reward([PartConfig(name=f"{tmp_path}/rewards.py:score")])
+    assert reward.score([Example("a", "p", ("a b",))], ["a b"])[0].value == 0.7
 
 
 def test_rlgf_eval(tmp_path, run_cli):

@@ -8,7 +8,8 @@ METRICS: dict[str, str] = {
     "episodes": "episodes of this step",
     "score/mean": "mean score of the episodes (what the reward returned, less missing_eos_penalty)",
     "score/std": "standard deviation of the scores",
-    "score/part/*": "mean of each part of the reward, before its weight, over the episodes that have it",
+    "score/part/*": "mean of each part of the reward, before its weight, over the episodes that have it; a part with "
+    "shift, scale or clip is there raw and as NAME.normalised, with the share of clipped scores as NAME.clipped",
     "reward/sum": "mean over episodes of the summed per-token rewards: the tensor that the advantages were made of",
     "length/mean": "response tokens per episode, EOS included",
     "length/truncated": "share of episodes that ended at the limit, without EOS",
