@@ -166,6 +166,12 @@ class TestReading:
         assert ("max_steps", "40", "flag") in given_ and ("kl.coef", "0.02") in defaults
         assert not {key for key, *_ in given_} & {key for key, _ in defaults}
 
+    def test_what_differs_leaves_out_the_defaults_of_a_guide_that_only_some_have(self, tmp_path):
+        guided = {"algorithm.name": "ppo++", "guide.name": "g.jsonl", "kl": 0.3}
+        systems = [System("a", [run_of(tmp_path, "a")]), System("b", [run_of(tmp_path, "b", flags=guided, seed=1)])]
+        rows_ = dict(tables.differing(systems))
+        assert rows_ == {"algorithm.name": ["ppo", "ppo++"], "guide.name": ["–", "g.jsonl"], "kl.coef": ["0.02", "0.3"]}
+
 
 class TestTexts:
     def test_what_a_browser_would_obey_or_hide_is_seen(self):

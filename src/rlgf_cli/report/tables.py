@@ -222,11 +222,18 @@ def guide_file_spend(run: Run) -> tuple[str, dict[str, Any]] | None:
 
 
 def differing(systems: Sequence[System]) -> list[tuple[str, list[str]]]:
-    """Config keys of the trainings whose values differ between systems, with each system's value."""
+    """Config keys of the trainings whose values differ between systems, with each system's value.
+
+    The defaults of a section that only some of them have (a guide's) are left out.
+    """
     configs = [dict(leaves(system.first.values)) for system in systems]
-    keys = dict.fromkeys(key for config in configs for key in config if key not in _PER_RUN)
-    rows = [(key, [compact(config[key]) if key in config else "–" for config in configs]) for key in keys]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]
+    given = {key for system in systems for key, *_ in config_rows(system.first)[0]}
+    rows = []
+    for key in dict.fromkeys(key for config in configs for key in config if key not in _PER_RUN):
+        told = {compact(config[key]) for config in configs if key in config}
+        if len(told) > 1 or (key in given and any(key not in config for config in configs)):
+            rows.append((key, [compact(config[key]) if key in config else "–" for config in configs]))
+    return rows
 
 
 def unlike_seeds(system: System) -> list[str]:
