@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole pipeline on a task made here: data, starting policy and guide, guide text, five algorithms, evaluation, table.
+# The whole pipeline on a task made here: data, starting policy and guide, guide text, five algorithms, evaluation, table, report.
 #   bash recipes/demo/run.sh [FOLDER] [SEED]
 # Two processes run side by side, one thread each; about five minutes on two cores. Logs are in FOLDER/log.
 set -euo pipefail
@@ -54,6 +54,10 @@ done | both
 echo
 rlgf compare "SFT=$out/sft" "guide=$out/guide" "PPO=$out/ppo" "PPO++=$out/ppopp" "AggreVaTeD=$out/aggrevated" \
     "LOLS=$out/lols" "D2LOLS=$out/d2lols" -o "$out/table.json"
+echo
+echo "== report: all of it on one page" >&2
+rlgf report "SFT=$out/sft" "guide=$out/guide" "PPO=$out/ppo" "PPO++=$out/ppopp" "AggreVaTeD=$out/aggrevated" \
+    "LOLS=$out/lols" "D2LOLS=$out/d2lols" --comparison "$out/table.json" --title "The demonstration" -o "$out/report.html"
 echo
 echo "made in $((SECONDS - started)) s:"
 find "$out" -maxdepth 2 \( -name '*.jsonl' -o -name 'table.json' -o -name 'eval' -o -name 'model.safetensors' \) | sort

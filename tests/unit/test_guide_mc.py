@@ -271,5 +271,6 @@ def test_the_loop_scores_all_texts_in_one_call_and_logs_both_sides(tiny_gpt2: Pa
         assert row["tokens/learned"] == sum(e.cut - e.action_start for e in episodes if e.sides) > 0
         assert calls.pop() == 8 + sum(len(e.branches) for e in episodes) and not calls
         assert "loss/value_guide" not in row and row["update/skipped"] < 1
-        record = next(e for e in episodes if e.branches).to_record()
+        record = next(e for e in episodes if e.branches).to_record(loaded)
+        assert "".join(segment["text"] for segment in record["segments"]).strip() == record["text"].strip() != ""
         assert set(record["branches"][0]) == {"side", "ids", "text", "finished", "score"}

@@ -28,14 +28,15 @@ ALLOWED: dict[str, set[str]] = {
     "rewards": BOTTOM | {"models", "guides"},  # a judge is asked as a guide is
     "metrics": BOTTOM | {"functional", "models", "rewards"},
     "training": BOTTOM | {"models", "functional"},
+    "report": BOTTOM,
     "console": {"errors"},
-    "stages": BOTTOM | MIDDLE | {"console"},
+    "stages": BOTTOM | MIDDLE | {"report", "console"},
     "cli": BOTTOM | MIDDLE | {"stages", "console"},
 }
 """Which part may import which. A part may always import itself, but stages not each other."""
 
 HEAVY = {"torch", "transformers", "trl", "datasets", "accelerate", "peft", "bert_score", "openai"}
-SLOW_FOR_HELP = {*HEAVY, "pydantic", "numpy", "yaml"}
+SLOW_FOR_HELP = {*HEAVY, "pydantic", "numpy", "yaml", "matplotlib", "jinja2"}
 
 
 def module_name(path: Path, root: Path) -> str:

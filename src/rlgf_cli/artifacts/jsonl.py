@@ -176,11 +176,23 @@ def dump_line(value: BaseModel | Mapping[str, Any]) -> str:
 @contextlib.contextmanager
 def atomic_text(path: str | Path) -> Iterator[io.TextIOBase]:
     """Write a file under a temporary name and rename it when the block ends well; else leave nothing."""
+    with _atomic(path, "w", encoding="utf-8", newline="\n") as stream:
+        yield cast("io.TextIOBase", stream)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with _atomic(path, "wb") as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def _atomic(path: str | Path, mode: str, **how: str) -> Iterator[IO[Any]]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+        with temporary.open(mode, **how) as stream:  # type: ignore[call-overload]
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

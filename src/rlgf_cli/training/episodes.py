@@ -123,13 +123,17 @@ class Episode:
         after = [self.value, *(b.value for b in self.branches if b.side == "after")]
         return fmean(before), fmean(after)
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self, loaded: Any) -> dict[str, Any]:
         """A line of ``rollouts/step_N.jsonl``: segment by segment, with authors."""
+        texts = [text for _, text in segment_texts(self, loaded)]
         record = {
             "schema_version": 1,
             "id": self.example.id,
             "prompt": self.example.prompt,
-            "segments": [{"author": author, "ids": ids} for author, ids in self.segments],
+            "segments": [
+                {"author": author, "text": text, "ids": ids}
+                for (author, ids), text in zip(self.segments, texts, strict=True)
+            ],
             "text": self.text,
             "cut": self.cut,
             "finished": self.finished,

@@ -53,7 +53,8 @@ class Keeper:
         self.rows.append(row)
         self._track(row)
         if self.wants_samples(row["step"]):
-            samples = [e.to_record() for e in episodes[: self.config.rollout.save_count]]
+            loaded = self.trainer.model.loaded
+            samples = [e.to_record(loaded) for e in episodes[: self.config.rollout.save_count]]
             write_jsonl(self.folder.file("rollouts") / f"step_{row['step']}.jsonl", samples)
 
     def wants_samples(self, step: int) -> bool:

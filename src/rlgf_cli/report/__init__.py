@@ -1,0 +1,1 @@
+"""One HTML page of runs and evaluations: folders to plain data, to plots, to a page."""

@@ -1,0 +1,324 @@
+"""The page: everything that a report holds, and the template that it goes into."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from rlgf_cli import __version__
+from rlgf_cli.config.report import ReportConfig
+from rlgf_cli.errors import UserError, did_you_mean
+from rlgf_cli.report import figures, tables, texts
+from rlgf_cli.report.draw import DARK, LIGHT, Look, Plot
+from rlgf_cli.report.plots import Styled
+from rlgf_cli.report.read import Evaluation, evaluation_of
+from rlgf_cli.report.systems import (
+    FEW_SEEDS,
+    Level,
+    System,
+    curves_of,
+    guide_level,
+    passing_step,
+    score_figure,
+    start_level,
+)
+
+HELD_OUT, TRAINING = "eval/score", "score/mean"
+_MARKS = {
+    "o": "M14 2a4 4 0 1 0 .01 0z", "s": "M10 2h8v8h-8z", "^": "M14 1l5 9h-10z", "D": "M14 1l5 5-5 5-5-5z",
+    "v": "M14 11l5-9h-10z", "P": "M12 1h4v3h3v4h-3v3h-4v-3h-3v-4h3z",
+    "X": "M10 1l4 3 4-3 1 2-3 3 3 3-1 2-4-3-4 3-1-2 3-3-3-3z",
+    "*": "M14 0l1.6 4h4.2l-3.4 2.6 1.3 4.2-3.7-2.6-3.7 2.6 1.3-4.2-3.4-2.6h4.2z",
+}  # fmt: skip
+
+
+@dataclass
+class Sources:
+    """What a report is made of. ``given``: the evaluated guide and start that the runs' configs name, where they are
+    not among the systems themselves."""
+
+    systems: list[System]
+    config: ReportConfig
+    comparison: tables.Compared | None = None
+    guide_file: Path | None = None
+    guide: Evaluation | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What curves are held against: a guide's and a start's level per system, by label."""
+
+    guides: Mapping[str, Level]
+    starts: Mapping[str, Level]
+
+    @property
+    def all(self) -> list[Level]:
+        """Each once; where there are several of a kind, with their folders' names."""
+        found = []
+        for kind, levels in (("guide", self.guides), ("start", self.starts)):
+            distinct = {level.evaluation.folder.resolve(): level for level in levels.values()}
+            for level in distinct.values():
+                name = kind if len(distinct) == 1 else f"{kind}: {_run_name(level.evaluation)}"
+                found.append(Level(name, level.evaluation, level.figure))
+        return found
+
+
+def levels(systems: Sequence[System], guide: Evaluation | None) -> Levels:
+    """The levels of every trained system. A system without a guide of its own has the report's only one."""
+    guides: dict[str, Level] = {}
+    starts: dict[str, Level] = {}
+    for system in systems:
+        for run in system.trained[:1]:
+            figure = score_figure(run, guide) if guide is not None else None
+            level = Level("guide", guide, figure) if guide is not None and figure else guide_level(run)
+            if level is not None:
+                guides[system.label] = level
+            if (start := start_level(run)) is not None:
+                starts[system.label] = start
+    distinct = {level.evaluation.folder.resolve(): level for level in guides.values()}
+    if len(distinct) == 1:
+        for system in systems:
+            if system.trained:
+                guides.setdefault(system.label, next(iter(distinct.values())))
+    return Levels(guides, starts)
+
+
+@dataclass(frozen=True)
+class Page:
+    """The HTML and the plots in it."""
+
+    html: str
+    plots: Sequence[Plot]
+
+
+def build(sources: Sources) -> Page:
+    """The page of a report."""
+    config, systems = sources.config, sources.systems
+    styled = [Styled(system, Look.of(i)) for i, system in enumerate(systems)]
+    found = levels(systems, sources.guide)
+    rows = tables.scored_rows([(s.system, s.look) for s in styled])
+    rows += _found_rows(rows, found)
+    columns = tables.columns(rows)
+    main = _main_figure(config, systems, rows, [column.figure for column in columns])
+    columns.sort(key=lambda column: column.figure != main)
+    drawn = figures.drawn(styled, found.all, rows, main)
+    prompts, common = _prompts(sources, rows, main)
+    trained = [system for system in systems if system.trained]
+    samples = [(s, texts.samples(s.system.trained[0])) for s in styled if s.system.trained]
+    shared = _shared(trained or systems)
+    view: dict[str, Any] = {
+        "title": config.title or _title(systems),
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "version": __version__,
+        "light": LIGHT,
+        "dark": DARK,
+        "marks": _MARKS,
+        "overview": [_overview(s, found, main, shared) for s in styled],
+        "shared": shared,
+        "levels": found.all,
+        "held_out": HELD_OUT,
+        "drawn": drawn,
+        "rows": rows,
+        "columns": columns,
+        "main": main,
+        "data_notes": tables.data_notes(rows),
+        "comparison": sources.comparison,
+        "prompts": prompts,
+        "common": common,
+        "config": config,
+        "samples": samples,
+        "opened": next((s.system.label for s, steps in samples if texts.guided(steps)), None),
+        "spend": _spend(systems),
+        "differing": tables.differing(trained) if len(trained) > 1 else [],
+        "trained": trained,
+        "configs": [(s, tables.config_rows(s.system.first)) for s in styled if s.system.first.values],
+        "environment": tables.environment([run for system in systems for run in system.runs]),
+        "warned": [
+            (system, run, tables.warned(run)) for system in systems for run in system.runs if tables.warned(run)
+        ],
+        "notes": [*sources.notes, *_notes(systems)],
+        "few_seeds": FEW_SEEDS,
+    }
+    return Page(_environment().get_template("template.html").render(view), drawn.plots)
+
+
+def _environment() -> jinja2.Environment:
+    """Everything is escaped; only the plots are put in as they are."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("rlgf_cli.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(number=number, moment=moment, signed=lambda v: number(v, signed=True), p=p_value)
+    made.filters.update(brief=brief, visible=texts.visible, duration=duration, count=count)
+    return made
+
+
+def number(value: float | None, *, signed: bool = False) -> str:
+    """Three decimals, one from 100 on; a dash where there is no number."""
+    if value is None:
+        return "–"
+    digits = 1 if abs(value) >= 100 else 3
+    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+
+
+def p_value(value: float | None) -> str:
+    """Four decimals, never 0."""
+    return "–" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def count(value: float | None) -> str:
+    """A whole number with separators; a dash where it is not known."""
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def brief(path: str) -> str:
+    """The end of a long path; other texts as they are."""
+    head, _, name = path.rpartition("/")
+    return path if len(path) <= 16 or not head else f"…/{name}"
+
+
+def moment(text: str | None) -> str:
+    """A time of a manifest, as people write it."""
+    return "–" if not text else text.replace("T", " ").replace("+00:00", " UTC")
+
+
+def duration(seconds: float | None) -> str:
+    """Hours, minutes, seconds."""
+    if not seconds:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _title(systems: Sequence[System]) -> str:
+    names = [texts.visible(system.label) for system in systems]
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _run_name(evaluation: Evaluation) -> str:
+    return evaluation.folder.parent.name if evaluation.name == "eval" else evaluation.name
+
+
+def _found_rows(rows: Sequence[tables.Scored], found: Levels) -> list[tables.Scored]:
+    """Rows for the levels' evaluations that no row has yet."""
+    have = {evaluation.folder.resolve() for row in rows for evaluation in row.evaluations}
+    looks = {"guide": Look("guide", "D", "-"), "start": Look("start", "s", "-")}
+    return [
+        tables.Scored(level.name, looks[level.name.partition(":")[0]], [level.evaluation], given=False)
+        for level in found.all
+        if level.evaluation.folder.resolve() not in have
+    ]
+
+
+def _main_figure(
+    config: ReportConfig, systems: Sequence[System], rows: Sequence[tables.Scored], known: Sequence[str]
+) -> str | None:
+    """The figure that is shown first."""
+    if config.score is not None:
+        if config.score not in known:
+            raise UserError(f"no evaluation has the figure {config.score!r}", hint=did_you_mean(config.score, known))
+        return config.score
+    for run in (run for system in systems for run in system.trained):
+        for evaluation in (evaluation for row in rows for evaluation in row.evaluations):
+            if (figure := score_figure(run, evaluation)) is not None:
+                return figure
+    return known[0] if known else None
+
+
+def _shared(systems: Sequence[System]) -> list[tuple[str, str]]:
+    """What all of the systems have in common."""
+    told = [tables.about(system) for system in systems]
+    return [pair for pair in told[0] if all(pair in other for other in told)]
+
+
+def _overview(styled: Styled, found: Levels, main: str | None, shared: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The row of a system in the table on top."""
+    system = styled.system
+    guide = found.guides.get(system.label)
+    held_out = curves_of(system, HELD_OUT)
+    evaluations = [run.evaluation for run in system.runs if run.evaluation is not None]
+    evaluated = [e.figures[main]["value"] for e in evaluations if main is not None and main in e.figures]
+    return {
+        "styled": styled,
+        "about": [pair for pair in tables.about(system) if pair not in shared],
+        "seeds": [run.seed for run in system.runs],
+        "statuses": [run.status() for run in system.runs],
+        "missing": [(run, run.missing) for run in system.runs if run.missing],
+        "started": [run.manifest.get("started") for run in system.runs],
+        "seconds": [run.manifest.get("seconds") for run in system.runs],
+        "written": [run.written for run in system.runs],
+        "running": [run.manifest.get("status") == "running" for run in system.runs],
+        "last": [float(curve.values[-1]) for curve in held_out],
+        "evaluated": math.fsum(evaluated) / len(evaluated) if evaluated else None,
+        "guide": guide,
+        "passes": [passing_step(curve, guide.value) for curve in held_out] if guide is not None else None,
+    }
+
+
+def _prompts(sources: Sources, rows: Sequence[tables.Scored], main: str | None) -> tuple[list[texts.Prompt], int]:
+    shown = [(row.label, row.look, row.evaluations[0]) for row in rows if row.evaluations[0].records]
+    guide: dict[str, str] = {}
+    if sources.guide_file is not None and shown:
+        guide = texts.guide_texts(sources.guide_file, shown[0][2].records)
+        if not guide:
+            sources.notes.append(f"{sources.guide_file} has no text for any of the evaluated prompts.")
+    config = sources.config
+    prompts, common = texts.side_by_side(shown, guide, figure=main, count=config.texts, seed=config.seed)
+    if len(shown) > 1 and not common:
+        sources.notes.append("The evaluations have no prompt in common, so no texts stand side by side.")
+    return prompts, common
+
+
+def _spend(systems: Sequence[System]) -> list[tuple[str, Any, dict[str, Any]]]:
+    rows: list[tuple[str, Any, dict[str, Any]]] = []
+    files: dict[str, dict[str, Any]] = {}
+    for system in systems:
+        for run in system.trained:
+            rows.append((system.label, run.seed, tables.spend(run)))
+            if (file := tables.guide_file_spend(run)) is not None:
+                files[file[0]] = file[1]
+    return rows + [(f"{path} (collect-guide)", None, told) for path, told in files.items()]
+
+
+def _notes(systems: Sequence[System]) -> list[str]:
+    notes = []
+    for system in systems:
+        if keys := tables.unlike_seeds(system):
+            notes.append(
+                f"The runs of {system.label} differ in more than their seed: {', '.join(keys)}. "
+                "They share a label, so they are shown as seeds of one system."
+            )
+        steps = {run.step for run in system.trained}
+        if len(steps) > 1:
+            notes.append(
+                f"The runs of {system.label} have come to different steps ({', '.join(map(str, sorted(steps)))}); "
+                "their mean ends with the shortest."
+            )
+        if len({run.seed for run in system.trained}) < len(system.trained):
+            notes.append(f"Two runs of {system.label} have the same seed.")
+    return notes
+
+
+def guide_sources(name: str) -> tuple[Evaluation | None, Path | None]:
+    """``--guide``: an evaluation where it is a folder (or lies in one that has scores), else a file of texts."""
+    path = Path(name)
+    if path.is_dir():
+        if (evaluation := evaluation_of(path)) is None:
+            raise UserError(
+                "there is no evaluation in it", where=name, hint="run `rlgf eval` on it first, or name a guide.jsonl"
+            )
+        return evaluation, None
+    if not path.is_file():
+        raise UserError("no such file or folder", where=name, hint="--guide takes a guide.jsonl or an evaluated folder")
+    return None, path

@@ -1,0 +1,229 @@
+"""Runs as systems: seeds of one system together, their curves, and the levels that they are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlgf_cli.artifacts import jsonl
+from rlgf_cli.errors import UserError
+from rlgf_cli.report.read import Curve, Evaluation, Run, evaluation_of, leaves
+
+FEW_SEEDS = 5
+"""Below this many seeds a band is from the lowest to the highest of them, from there on the standard deviation."""
+
+
+@dataclass
+class System:
+    """What one line, one row and one colour stand for: the runs of one label, which differ in their seed."""
+
+    label: str
+    runs: list[Run]
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+    @property
+    def trained(self) -> list[Run]:
+        """Its runs of ``rlgf train``."""
+        return [run for run in self.runs if run.command == "train"]
+
+
+@dataclass(frozen=True)
+class Band:
+    """A figure's mean over seeds: ``mean``, ``low`` and ``high`` [n] at ``steps`` [n], each point of ``width`` rows.
+
+    ``seeds`` are the seeds' own curves at the same steps. ``low`` and ``high`` are None for one seed.
+    """
+
+    steps: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray | None
+    high: np.ndarray | None
+    seeds: Sequence[Curve]
+    width: int
+
+
+@dataclass(frozen=True)
+class Level:
+    """A level that curves are held against: a figure of an evaluation, and how it is called."""
+
+    name: str
+    evaluation: Evaluation
+    figure: str
+
+    @property
+    def value(self) -> float:
+        return float(self.evaluation.figures[self.figure]["value"])
+
+
+def split_label(text: str) -> tuple[str | None, Path]:
+    """``name=folder``; a folder whose own name has a = in it is taken as it is."""
+    label, equals, folder = text.partition("=")
+    if equals and label and not Path(text).exists():
+        return label, Path(folder)
+    return None, Path(text)
+
+
+def group(named: Sequence[tuple[str | None, Run]]) -> list[System]:
+    """The systems in the order in which they are named first.
+
+    Runs of one label are seeds of one system. Of those without a label, trainings whose configs differ in the seed
+    and in folders alone are one system; the others are called by their folder. Raises UserError for one folder twice
+    and for a label that stands for runs of different commands.
+    """
+    seen: dict[Path, str] = {}
+    for _, run in named:
+        if (resolved := run.folder.resolve()) in seen:
+            raise UserError("this folder is named twice", where=str(run.folder), hint="leave one of them out")
+        seen[resolved] = ""
+    systems: dict[tuple[str, Any], System] = {}
+    for label, run in named:
+        key = ("label", label) if label else ("config", _alike(run))
+        systems.setdefault(key, System(label or "", [])).runs.append(run)
+    found = list(systems.values())
+    for system in found:
+        if len({run.command for run in system.runs}) > 1:
+            commands = ", ".join(sorted({run.command for run in system.runs}))
+            raise UserError(
+                f"the system {system.label!r} has runs of different commands: {commands}",
+                hint="give them different names",
+            )
+    _name(found)
+    return found
+
+
+def _alike(run: Run) -> Any:
+    """Equal for runs that are seeds of one system: the config without its seed, and of paths the last part alone."""
+    if run.command != "train" or not run.values:
+        return str(run.folder.resolve())
+    kept = {key: value for key, value in leaves(run.values) if key not in ("seed", "output")}
+    return repr(sorted((key, Path(v).name if isinstance(v, str) and "/" in v else repr(v)) for key, v in kept.items()))
+
+
+def _name(systems: Sequence[System]) -> None:
+    """Labels for the systems that have none: the algorithm where several runs share it, else the folder."""
+    taken = {system.label for system in systems if system.label}
+    free = [system for system in systems if not system.label]
+    wanted = {id(s): algorithm(s.first) or "" if len(s.runs) > 1 else folder_label(s.first.folder) for s in free}
+    for system in free:
+        label = wanted[id(system)]
+        if not label or label in taken or list(wanted.values()).count(label) > 1:
+            label = str(system.first.folder)
+        system.label = label
+
+
+def folder_label(folder: Path) -> str:
+    """A folder's name; for ``run/eval`` the run's."""
+    resolved = folder.resolve()
+    return resolved.parent.name if resolved.name == "eval" else resolved.name
+
+
+def algorithm(run: Run) -> str | None:
+    """The name of the algorithm that a run trains with."""
+    section = run.values.get("algorithm")
+    name = section.get("name") if isinstance(section, Mapping) else section
+    return str(name) if name else None
+
+
+def thinned(curve: Curve, width: int) -> Curve:
+    """Means of ``width`` consecutive points, at their mean step; the last group may be smaller."""
+    if width <= 1 or not len(curve):
+        return curve
+    starts = np.arange(0, len(curve), width)
+    sizes = np.diff(np.append(starts, len(curve)))
+    return Curve(np.add.reduceat(curve.steps, starts) / sizes, np.add.reduceat(curve.values, starts) / sizes)
+
+
+def band(curves: Sequence[Curve], most: int) -> Band:
+    """Mean over seeds at the steps that all of them have, thinned to at most ``most`` points."""
+    common = curves[0].steps
+    for curve in curves[1:]:
+        common = np.intersect1d(common, curve.steps)
+    width = max(1, -(-max(map(len, curves)) // max(1, most)))
+    shared = [thinned(Curve(common, c.values[np.isin(c.steps, common)]), width) for c in curves]
+    seeds = [thinned(curve, width) for curve in curves]
+    values = np.stack([curve.values for curve in shared])  # [seeds, n]
+    mean = values.mean(axis=0)
+    if len(curves) == 1:
+        return Band(shared[0].steps, mean, None, None, seeds, width)
+    if len(curves) < FEW_SEEDS:
+        low, high = values.min(axis=0), values.max(axis=0)
+    else:
+        deviation = values.std(axis=0, ddof=1)
+        low, high = mean - deviation, mean + deviation
+    return Band(shared[0].steps, mean, low, high, seeds, width)
+
+
+def curves_of(system: System, figure: str) -> list[Curve]:
+    """The figure's curve of each training run that has one."""
+    return [run.curves[figure] for run in system.trained if len(run.curves.get(figure, ()))]
+
+
+def passing_step(curve: Curve, level: float) -> int | None:
+    """The first step from which on every point is above ``level``, up to the last one; None where the last is not."""
+    above = curve.values > level
+    if not len(above) or not above[-1]:
+        return None
+    below = np.flatnonzero(~above)
+    return int(curve.steps[below[-1] + 1 if len(below) else 0])
+
+
+def score_figure(run: Run, evaluation: Evaluation) -> str | None:
+    """The figure of an evaluation that is the score that the run was trained on; None where there is none.
+
+    It is ``reward.total`` where the metrics ``reward:SPEC`` are the parts of the run's reward, or the figure of the
+    same Python function or metric where the reward is one part of weight 1.
+    """
+    parts = run.values.get("reward") or []
+    judged = [
+        {**part, "name": str(part["name"]).partition(":")[2]}
+        for part in evaluation.metrics
+        if str(part["name"]).startswith("reward:")
+    ]
+    if judged and judged == list(parts) and "reward.total" in evaluation.figures:
+        return "reward.total"
+    if len(parts) != 1 or parts[0] not in list(evaluation.metrics) or parts[0].get("weight", 1) != 1:
+        return None
+    name = str(parts[0]["name"])
+    figure = name.rpartition(":")[2] if ".py:" in name else name
+    return figure if figure in evaluation.figures else None
+
+
+def start_level(run: Run) -> Level | None:
+    """The level of the model that the run started from, where that was evaluated with the run's reward."""
+    model = run.values.get("model")
+    name = model.get("name") if isinstance(model, Mapping) else model
+    return _level("start", run, Path(str(name))) if name else None
+
+
+def guide_level(run: Run) -> Level | None:
+    """The level of the run's guide, where that is a checkpoint that was evaluated with the run's reward.
+
+    Of a guide file, the guide is the one that its manifest names.
+    """
+    guide = run.values.get("guide")
+    name = str(guide.get("name")) if isinstance(guide, Mapping) else None
+    if name and Path(name).is_file():
+        manifest = Path(f"{name}.run.json")
+        made = jsonl.read_json(manifest).get("guide") if manifest.is_file() else None
+        name = str(made.get("guide")) if isinstance(made, Mapping) else None
+    return _level("guide", run, Path(name.removeprefix("hf:"))) if name else None
+
+
+def _level(name: str, run: Run, folder: Path) -> Level | None:
+    evaluation = evaluation_of(folder) if folder.is_dir() and not _made_anew(run, folder) else None
+    figure = score_figure(run, evaluation) if evaluation is not None else None
+    return Level(name, evaluation, figure) if evaluation is not None and figure is not None else None
+
+
+def _made_anew(run: Run, folder: Path) -> bool:
+    """Whether the folder holds another run than the one that ``run`` noted among its inputs."""
+    noted = {parent.get("path"): parent.get("run_id") for parent in run.manifest.get("parents") or ()}
+    now = jsonl.read_json(folder / "run.json").get("run_id") if (folder / "run.json").is_file() else None
+    return noted.get(str(folder), now) != now
