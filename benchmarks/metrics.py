@@ -2,12 +2,12 @@
 
     python benchmarks/metrics.py [--prompts 10000] [--bertscore-prompts 100] [--rounds 3] [--limit 1.8]
 
-The two sides run in turn in one process, the first of each round last in the next, on equal texts, and their values
-are compared: a ratio of wrong values is none (BERTScore's may be 1e-3 apart: batches differ). Both use one core. Wall
-and CPU seconds are medians over rounds, ratios are taken round by round. Texts are the words of real ones in a shuffled
-order, so that no text comes twice and nothing is won by remembering: summaries of DialogSum where RLGF_REAL_DATA names
-the folder of real data, else sentences of Python's own documentation. Exit code 1 where ROUGE's median wall ratio is
-below the limit.
+The two sides run in turn in one process, the first of each round last in the next, on equal texts, and their
+values are compared: a ratio of wrong values is none. (BERTScore's may be 1e-3 apart: its batches differ.) Both use
+one core. Wall and CPU seconds are medians over rounds, ratios are taken round by round. Texts are the words of real
+ones in a shuffled order, so that no text comes twice and nothing is won by remembering: summaries of DialogSum where
+RLGF_REAL_DATA names the folder of real data, else sentences of Python's own documentation. Exit code 1 where ROUGE's
+median wall ratio is below the limit.
 """
 
 from __future__ import annotations
