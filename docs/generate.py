@@ -28,6 +28,7 @@ from rlgf_cli.config.loader import field_model
 from rlgf_cli.config.merge import MergeConfig
 from rlgf_cli.config.prepare import PrepareConfig
 from rlgf_cli.config.sft import SftConfig
+from rlgf_cli.config.sweep import SweepConfig
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.config.train_reward import TrainRewardConfig
 from rlgf_cli.training.alarms import ALARMS
@@ -44,6 +45,7 @@ STAGES: dict[str, type[Strict]] = {
     "train": TrainConfig,
     "eval": EvalConfig,
     "compare": CompareConfig,
+    "sweep": SweepConfig,
     "generate": GenerateConfig,
     "merge": MergeConfig,
 }

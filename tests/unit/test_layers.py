@@ -28,8 +28,9 @@ ALLOWED: dict[str, set[str]] = {
     "rewards": BOTTOM | {"models", "guides"},  # a judge is asked as a guide is
     "metrics": BOTTOM | {"functional", "models", "rewards"},
     "training": BOTTOM | {"models", "functional"},
+    "sweep": BOTTOM | {"guides"},
     "console": {"errors"},
-    "stages": BOTTOM | MIDDLE | {"console"},
+    "stages": BOTTOM | MIDDLE | {"console", "sweep"},
     "cli": BOTTOM | MIDDLE | {"stages", "console"},
 }
 """Which part may import which. A part may always import itself, but stages not each other."""

@@ -31,6 +31,7 @@ COMMANDS: dict[str, Target] = {
     "train": Target("train:train", "Train a policy with reinforcement learning, alone or with a guide."),
     "eval": Target("eval:evaluate", "Score a model or predictions."),
     "compare": Target("compare:compare", "Compare evaluations."),
+    "sweep": Target("sweep:sweep", "Train a grid of runs and compare them."),
     "generate": Target("generate:generate", "Generate text from a checkpoint."),
     "merge": Target("merge:merge", "Merge LoRA into plain weights."),
     "cache": Target("cache:cache", "Look after the cache of guide texts."),
