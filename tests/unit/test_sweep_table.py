@@ -82,6 +82,7 @@ def test_a_baseline_that_is_missing_is_named_and_not_left_out():
     built = tables.build({"SFT": AGAINST_SFT}, SYSTEMS, baselines=["x|<b>", "SFT"], level=0.95)
     assert tables.columns(built)[:5] == ["system", "seeds", "bleu", "p vs x|<b>", "p vs SFT"]
     assert tables.cells(built, built.rows[0])[:5] == ["ppo", "2", "0.4000 [0.3800, 0.4200]", "missing", "0.2500"]
+    assert tables.cells(built, built.rows[2])[:5] == ["x|<b>", "0 of 3", "missing", "–", "missing"]
 
 
 def test_csv_holds_the_numbers_in_full(built):
