@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from conftest import guide_rows, toy_examples, write_rows
+from fake_openai import FakeOpenAI
 from rlgf_cli.sweep import work
 
 SERVER = Path(__file__).parents[1] / "fork_server.py"
@@ -268,6 +269,29 @@ def test_ctrl_c_lets_the_runs_save_and_goes_on(world):
     assert done.exit_code == 0, done.stderr
     for seed in (0, 1):
         assert f"resuming from step {saved[seed]}" in (world.out / f"logs/ppo/seed_{seed}.log").read_text()
+
+
+def test_one_budget_for_all_runs(world, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789abcdef")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with FakeOpenAI() as server:
+        prices = {"usd_per_million_input": 1000, "usd_per_million_output": 1000}
+        world.recipe["base"]["guide"] = {"name": "openai:m", "base_url": server.url, **prices}
+        world.recipe["grid"] = {"alg": ["ppo++"], "seed": [0, 1]}
+        world.recipe["baselines"] = ["SFT"]
+        stopped = world.sweep("--budget-usd", 0.1)
+        assert stopped.exit_code == 3, stopped.stderr
+        told = json.loads((world.out / "sweep.json").read_text())
+        charged = [world.manifest(f"ppo++/seed_{seed}")["spend"]["charged_usd"] or 0.0 for seed in (0, 1)]
+        assert 0 < told["spent_usd"] == pytest.approx(sum(charged)) and told["spent_usd"] <= 0.1
+        assert world.manifest(".")["status"] == "stopped" and "raise budget_usd" in stopped.stderr
+        asked = len(server.requests)
+        done = world.sweep("--budget-usd", 5, "--resume")
+        assert done.exit_code == 0, done.stderr
+        spend = [world.manifest(f"ppo++/seed_{seed}")["spend"] for seed in (0, 1)]
+        assert asked < len(server.requests) == sum(one["calls"] for one in spend)
+        spent = json.loads((world.out / "sweep.json").read_text())["spent_usd"]
+        assert spent == pytest.approx(sum(one["charged_usd"] for one in spend)) and told["spent_usd"] < spent <= 5
 
 
 def test_a_sweep_at_work_is_left_alone(world):

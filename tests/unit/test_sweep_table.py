@@ -26,7 +26,7 @@ def row(system: str, value: float, half: float | None, p: float | None = None, s
 
 def comparison(base: str, **figures: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "schema_version": 1, "base": base,
+        "schema_version": 1, "base": base, "tests": {"notes": ["said of both", f"said of {base}"]},
         "figures": {k: {"n": 40, "n_skipped": 0, "aggregate": "mean", "rows": rows} for k, rows in figures.items()},
     }  # fmt: skip
 
@@ -69,6 +69,7 @@ def test_markdown(built):
     assert "- Bold in bleu: the highest mean, ppo++; no other interval reaches into it." in lines
     assert "- Missing: x\\|<b>: seed 1 failed: a <bad> \\| line" in lines
     assert "- Missing: x\\|<b>: seed 2 waiting" in lines
+    assert [line for line in lines if "said of" in line] == ["- said of both", "- said of ppo", "- said of SFT"]
 
 
 def test_the_highest_mean_is_marked_with_whose_intervals_reach_into_its_own():

@@ -36,12 +36,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """``sizes[figure]`` is how many examples it is a mean of; ``level`` that of the intervals."""
+    """``sizes[figure]`` is how many examples it is a mean of; ``level`` that of the intervals; ``remarks`` what
+    ``rlgf compare`` says of its tests."""
 
     rows: Sequence[Row]
     sizes: Mapping[str, int]
     baselines: Sequence[str]
     level: float
+    remarks: Sequence[str] = ()
 
     @property
     def figures(self) -> list[str]:
@@ -73,7 +75,9 @@ def build(
     rows = [
         Row(label, seeds[label], planned, tuple(missing), found[label]) for label, (planned, missing) in systems.items()
     ]
-    return Table(rows, {figure: told["n"] for figure, told in first["figures"].items()}, list(baselines), level)
+    sizes = {figure: told["n"] for figure, told in first["figures"].items()}
+    remarks = dict.fromkeys(note for told in comparisons.values() for note in told["tests"]["notes"])
+    return Table(rows, sizes, list(baselines), level, list(remarks))
 
 
 def _difference(comparison: Mapping[str, Any], figure: str, label: str) -> Mapping[str, Any] | None:
@@ -143,6 +147,7 @@ def notes(table: Table) -> list[str]:
             f"the intervals of {', '.join(near)} reach into its own" if near else "no other interval reaches into it"
         )
         lines.append(f"Bold in {figure}: the highest mean, {best}; {reach}.")
+    lines += table.remarks
     lines += [f"Missing: {row.system}: {why}" for row in table.rows for why in row.missing]
     return lines
 
