@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rlgf_cli.artifacts.jsonl import read_json
 from rlgf_cli.artifacts.resume import refuse_changed
 from rlgf_cli.config import eval as eval_config
@@ -169,15 +171,18 @@ def _add_system(plan: Plan, label: str, seed: int | None, folder: str, where: st
 def _evaluation(plan: Plan, output: Path, kind: str, what: str) -> Step:
     resolved = resolve(EvalConfig, layers=[plan.evaluation], flags={kind: what, "output": str(output)})
     plan.evaluations[output] = resolved
-    wanted = {key: resolved.to_json()["values"][key.partition(".")[0]] for key in eval_config.FREE_ON_RESUME}
+    wanted = {key.partition(".")[0] for key in eval_config.FREE_ON_RESUME}
 
     def is_done() -> bool:
         """Whether it is there, and with the metrics that are wanted now."""
         stored = output / "config.resolved.json"
         if status_of(output) != "done" or not stored.is_file():
             return False
-        values = read_json(stored)["values"]
-        return all(values.get(key.partition(".")[0]) == value for key, value in wanted.items())
+        try:  # keys that an older rlgf did not have stand at their defaults
+            before = EvalConfig.model_validate(read_json(stored)["values"])
+        except ValidationError:
+            return False
+        return all(getattr(before, key) == getattr(resolved.config, key) for key in wanted)
 
     words = ("eval", "-c", str(plan.output / EVAL), f"--{kind}", what, "-o", str(output))
     return Step(words, output, is_done)
