@@ -257,7 +257,7 @@ class _Reporter:
         over = sum(n for state, n in counts.items() if state not in ("waiting", "running"))
         where = f"[{over}/{len(self.cells)}] {cell.title}"
         if cell.state == "running" and (step := cell.next_step()) is not None:
-            console.log_plain(f"{where}: {step.words[0]}")
+            console.log(f"{where}: {step.words[0]}")
         elif cell.state == "done":
             console.log(f"{where}: done in {cell.seconds:.0f} s{self._time_left()}")
         elif cell.state != "waiting":

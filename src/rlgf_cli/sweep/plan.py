@@ -171,7 +171,7 @@ def _add_system(plan: Plan, label: str, seed: int | None, folder: str, where: st
 def _evaluation(plan: Plan, output: Path, kind: str, what: str) -> Step:
     resolved = resolve(EvalConfig, layers=[plan.evaluation], flags={kind: what, "output": str(output)})
     plan.evaluations[output] = resolved
-    wanted = {key.partition(".")[0] for key in eval_config.FREE_ON_RESUME}
+    wanted = {key.partition(".")[0] for key in eval_config.FREE_ON_RESUME} - {"budget"}
 
     def is_done() -> bool:
         """Whether it is there, and with the metrics that are wanted now."""
