@@ -29,6 +29,7 @@ from rlgf_cli.config.merge import MergeConfig
 from rlgf_cli.config.prepare import PrepareConfig
 from rlgf_cli.config.report import ReportConfig
 from rlgf_cli.config.sft import SftConfig
+from rlgf_cli.config.sweep import SweepConfig
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.config.train_reward import TrainRewardConfig
 from rlgf_cli.training.alarms import ALARMS
@@ -46,6 +47,7 @@ STAGES: dict[str, type[Strict]] = {
     "eval": EvalConfig,
     "compare": CompareConfig,
     "report": ReportConfig,
+    "sweep": SweepConfig,
     "generate": GenerateConfig,
     "merge": MergeConfig,
 }

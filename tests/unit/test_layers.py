@@ -29,8 +29,9 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": BOTTOM | {"functional", "models", "rewards"},
     "training": BOTTOM | {"models", "functional"},
     "report": BOTTOM,
+    "sweep": BOTTOM | {"guides"},
     "console": {"errors"},
-    "stages": BOTTOM | MIDDLE | {"report", "console"},
+    "stages": BOTTOM | MIDDLE | {"report", "sweep", "console"},
     "cli": BOTTOM | MIDDLE | {"stages", "console"},
 }
 """Which part may import which. A part may always import itself, but stages not each other."""

@@ -16,6 +16,8 @@ import pytest
 from rlgf_cli.cli import commands
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.config.scratch import ScratchConfig, read_scratch
+from rlgf_cli.config.sweep import SweepConfig
+from rlgf_cli.sweep.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
@@ -34,6 +36,7 @@ STAGES = {
     "collect_guide": "collect_guide:CollectGuideConfig",
     "train": "train:TrainConfig",
     "eval": "eval:EvalConfig",
+    "sweep": "sweep:SweepConfig",
 }
 GIVEN: dict[str, dict[str, Any]] = {
     "prepare": {"output": "out"},
@@ -42,6 +45,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "collect_guide": {"output": "out.jsonl", "data": "train.jsonl", "guide.name": "hf:guide"},
     "train": {"output": "out", "data": "train.jsonl", "model.name": "sft", "guide.name": "hf:guide"},
     "eval": {"output": "out", "data": "test.jsonl", "model.name": "sft"},
+    "sweep": {"output": "out"},
 }
 """What the scripts give with flags."""
 
@@ -91,6 +95,23 @@ def test_models_come_from_the_environment(monkeypatch):
     assert config("sft", RECIPES / "tldr/sft.yaml").model.name == "other/model"
     monkeypatch.delenv("RLGF_TLDR_MODEL")
     assert config("sft", RECIPES / "tldr/sft.yaml").model.name == "EleutherAI/gpt-j-6b"
+
+
+def test_the_demos_sweep_has_the_points_that_it_promises(tmp_path, monkeypatch):
+    for name in ("sft", "guide", "data"):
+        (tmp_path / name).mkdir()
+    for name in ("train", "test"):
+        (tmp_path / "data" / f"{name}.jsonl").write_text('{"prompt": "a"}\n')
+    monkeypatch.setenv("RLGF_DEMO", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    plan = make_plan(resolve(SweepConfig, files=[RECIPES / "demo/sweep.yaml"], flags={"output": "out"}))
+    assert len(plan.trainings) == 15 and plan.found.folded == 3 and plan.baselines == ["ppo", "SFT"]
+    assert plan.systems == [
+        "ppo", "ppo++, rollin_prob 0.5", "ppo++, rollin_prob 0.8", "aggrevated, rollin_prob 0.5",
+        "aggrevated, rollin_prob 0.8", "SFT", "guide",
+    ]  # fmt: skip
+    for training in plan.trainings.values():
+        assert training.config.max_steps == 200 and training.config.kl.coef == 0.02
 
 
 # --- the scripts ---------------------------------------------------------------------------------------------------

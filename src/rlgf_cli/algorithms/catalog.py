@@ -179,11 +179,16 @@ def summaries() -> dict[str, str]:
     return {name: inspect.getdoc(make) or "" for name, make in CATALOG.items()}
 
 
-def build(name: str, parameters: Mapping[str, Any]) -> AlgorithmSpec:
-    """The named algorithm with the given parameters; what it does not take is refused with what it does take."""
+def parameters_of(name: str) -> list[str]:
+    """What the named algorithm takes."""
     if name not in CATALOG:
         raise UserError(f"unknown algorithm {name!r}", hint=did_you_mean(name, CATALOG))
-    taken = list(inspect.signature(CATALOG[name]).parameters)
+    return list(inspect.signature(CATALOG[name]).parameters)
+
+
+def build(name: str, parameters: Mapping[str, Any]) -> AlgorithmSpec:
+    """The named algorithm with the given parameters; what it does not take is refused with what it does take."""
+    taken = parameters_of(name)
     for key in parameters:
         if key not in taken:
             hint = f"{name} takes {', '.join(taken)}" if taken else f"{name} takes no parameters"

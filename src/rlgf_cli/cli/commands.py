@@ -32,6 +32,7 @@ COMMANDS: dict[str, Target] = {
     "eval": Target("eval:evaluate", "Score a model or predictions."),
     "compare": Target("compare:compare", "Compare evaluations."),
     "report": Target("report:report", "Show runs and evaluations on one HTML page."),
+    "sweep": Target("sweep:sweep", "Train a grid of runs and compare them."),
     "generate": Target("generate:generate", "Generate text from a checkpoint."),
     "merge": Target("merge:merge", "Merge LoRA into plain weights."),
     "cache": Target("cache:cache", "Look after the cache of guide texts."),

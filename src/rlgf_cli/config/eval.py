@@ -19,6 +19,16 @@ from rlgf_cli.config.common import (
 )
 from rlgf_cli.config.guide import BudgetConfig
 
+FREE_ON_RESUME = (
+    "metrics",
+    "interval.level",
+    "interval.resamples",
+    "on_missing",
+    "budget.max_cost_usd",
+    "budget.max_calls",
+)
+"""Keys that may differ when an evaluation is resumed: they do not change the texts."""
+
 
 class EvalDecodingConfig(DecodingConfig):
     """As ``decoding`` elsewhere, but greedy unless a temperature is given."""

@@ -6,6 +6,7 @@ Precedence: flag > ``--set`` > later ``--config`` > earlier ``--config`` > defau
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import types
@@ -27,12 +28,25 @@ _SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
 _FLAG = "flag"
 
 
+@dataclass(frozen=True)
+class Layer:
+    """Values of one source, unchecked. ``places``: dotted key -> ``file:line``; a key without one is of ``source``."""
+
+    values: dict[str, Any]
+    source: str
+    places: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass
 class Resolved(Generic[C]):
-    """A checked config, with ``origins``: dotted key -> where its value came from (defaults are left out)."""
+    """A checked config, with ``origins``: dotted key -> where its value came from (defaults are left out).
+
+    ``places`` has all keys that files hold, sections and list items included, as ``file:line``.
+    """
 
     config: C
     origins: dict[str, str] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """What ``config.resolved.json`` holds: ``{"values": nested, "origins": {dotted key: origin}}``."""
@@ -48,19 +62,18 @@ def resolve(
     kind: type[C],
     *,
     files: Sequence[str | Path] = (),
+    layers: Sequence[Layer] = (),
     sets: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
 ) -> Resolved[C]:
-    """Merge all sources and check the result.
+    """Merge all sources and check the result. ``layers`` are laid over the files.
 
     ``flags`` maps dotted keys to values; ``None`` means "not given". Raises UserError that names the key,
     where it was written, and the nearest key that exists.
     """
     merged = _Merged(kind)
-    for file in files:
-        tree, lines = _read_yaml(Path(file))
-        merged.add(tree, str(file), lines)
-        merged.places.update({key: f"{file}:{line}" for key, line in lines.items()})
+    for layer in (*map(read_layer, files), *layers):
+        merged.lay(layer)
     for text in sets:
         key, equals, raw = text.partition("=")
         if not equals or not key.strip():
@@ -71,9 +84,34 @@ def resolve(
         if value is not None:
             merged.add(_tree(key, value), _FLAG)
     try:
-        return Resolved(kind.model_validate(merged.values), merged.origins)
+        return Resolved(kind.model_validate(merged.values), merged.origins, merged.places)
     except ValidationError as error:
         raise _letter(kind, error, merged) from None
+
+
+def merge(kind: type[Strict], layers: Sequence[Layer], source: str) -> Layer:
+    """Layers of a config laid over each other, unchecked."""
+    merged = _Merged(kind)
+    for layer in layers:
+        merged.lay(layer)
+    return Layer(merged.values, source, merged.places)
+
+
+def one_key(kind: type[Strict], dotted: str, value: Any, place: str) -> Layer:
+    """A layer that holds one key."""
+    dotted = _spell(kind, dotted)
+    return Layer(_tree(dotted, value), place, dict.fromkeys(_upwards(dotted), place))
+
+
+def as_set(dotted: str, value: Any) -> str:
+    """``key=value`` as ``--set`` reads it back."""
+    plain = isinstance(value, str) and _scalar(value) == value
+    return f"{dotted}={value if plain else json.dumps(value, ensure_ascii=False)}"
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """Values as a file that :func:`read_layer` reads back."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Merged:
@@ -85,12 +123,17 @@ class _Merged:
         self.origins: dict[str, str] = {}
         self.places: dict[str, str] = {}
 
-    def add(self, tree: dict[str, Any], source: str, lines: Mapping[str, int] | None = None) -> None:
+    def lay(self, layer: Layer) -> None:
+        """Lay a layer over the values."""
+        self.add(layer.values, layer.source, layer.places)
+        self.places.update(layer.places)
+
+    def add(self, tree: dict[str, Any], source: str, places: Mapping[str, str] | None = None) -> None:
         """Lay a tree over the values. What it replaces loses its origin."""
         tree = _expand_shorthand(self.kind, tree)
         self._merge(self.values, tree, "", source)
         for key in _leaves(tree):
-            self.origins[key] = self.places[key] = _line_of(key, lines or {}, source)
+            self.origins[key] = self.places[key] = _place_of(key, places or {}, source)
 
     def _merge(self, base: dict[str, Any], update: Mapping[str, Any], prefix: str, source: str) -> None:
         for name, value in update.items():
@@ -134,8 +177,9 @@ def _spell(kind: type[Strict], dotted: str) -> str:
     return ".".join(spelled)
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def read_layer(file: str | Path) -> Layer:
     """The mapping in a YAML file and the line of every dotted key."""
+    path = Path(file)
     if not path.is_file():
         raise UserError("no such config file", where=str(path))
     try:
@@ -148,12 +192,13 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"not YAML: {error}".splitlines()[0], where=str(path)) from None
     if tree is None:
-        return {}, {}
+        return Layer({}, str(file))
     if not isinstance(tree, dict):
         raise UserError("a config file holds keys and values at its top", where=f"{path}:1")
     lines: dict[str, int] = {}
     _note_lines(node, "", lines, path)
-    return _fill_variables(tree, path, lines, ""), lines
+    places = {key: f"{file}:{line}" for key, line in lines.items()}
+    return Layer(_fill_variables(tree, str(file), places, ""), str(file), places)
 
 
 class _Loader(yaml.SafeLoader):
@@ -169,6 +214,13 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes the texts which ``_Loader`` would read as numbers."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def _scalar(raw: str) -> Any:
@@ -198,12 +250,12 @@ def _note_lines(node: Any, prefix: str, lines: dict[str, int], path: Path) -> No
             _note_lines(item, f"{prefix}{i}.", lines, path)
 
 
-def _fill_variables(value: Any, path: Path, lines: Mapping[str, int], key: str) -> Any:
+def _fill_variables(value: Any, file: str, places: Mapping[str, str], key: str) -> Any:
     """``${NAME}`` and ``${NAME:-default}`` in strings come from the environment."""
     if isinstance(value, dict):
-        return {k: _fill_variables(v, path, lines, f"{key}.{k}".strip(".")) for k, v in value.items()}
+        return {k: _fill_variables(v, file, places, f"{key}.{k}".strip(".")) for k, v in value.items()}
     if isinstance(value, list):
-        return [_fill_variables(v, path, lines, f"{key}.{i}".strip(".")) for i, v in enumerate(value)]
+        return [_fill_variables(v, file, places, f"{key}.{i}".strip(".")) for i, v in enumerate(value)]
     if not isinstance(value, str):
         return value
 
@@ -211,14 +263,14 @@ def _fill_variables(value: Any, path: Path, lines: Mapping[str, int], key: str) 
         if _SECRET.search(match[1]):
             raise UserError(
                 f"${{{match[1]}}} would write a secret into the run's files",
-                where=_line_of(key, lines, str(path)),
+                where=_place_of(key, places, file),
                 hint="leave it out: keys are read from the environment where they are used",
             )
         found = os.environ.get(match[1], match[2])
         if found is None:
             raise UserError(
                 f"the environment variable {match[1]} is not set",
-                where=_line_of(key, lines, str(path)),
+                where=_place_of(key, places, file),
                 hint=f"export {match[1]}=..., or give the value as a flag",
             )
         return found
@@ -226,8 +278,8 @@ def _fill_variables(value: Any, path: Path, lines: Mapping[str, int], key: str) 
     return _VARIABLE.sub(fill, value)
 
 
-def _line_of(key: str, lines: Mapping[str, int], file: str) -> str:
-    return next((f"{file}:{lines[k]}" for k in _upwards(key) if k in lines), file)
+def _place_of(key: str, places: Mapping[str, str], source: str) -> str:
+    return next((places[k] for k in _upwards(key) if k in places), source)
 
 
 def _upwards(key: str) -> Iterator[str]:

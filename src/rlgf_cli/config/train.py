@@ -19,8 +19,22 @@ from rlgf_cli.config.common import (
     Strict,
     TextConfig,
 )
-from rlgf_cli.config.guide import BudgetConfig, GuideConfig
+from rlgf_cli.config.guide import TRANSPORT, BudgetConfig, GuideConfig
 from rlgf_cli.errors import UserError
+
+FREE_ON_RESUME = {
+    "step0",
+    "eval.every",
+    "rollout.save_every",
+    "rollout.show_count",
+    "budget.max_cost_usd",
+    "budget.max_calls",
+    "save_best",
+    "parallel.num_processes",
+    "parallel.strategy",
+    *(f"guide.{key}" for key in TRANSPORT),
+}
+"""Keys that may differ when a run is resumed: they do not change the policy."""
 
 
 class AlgorithmConfig(Strict):

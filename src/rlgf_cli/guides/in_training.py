@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlgf_cli import noise
-from rlgf_cli.algorithms.spec import AlgorithmSpec, Regime
+from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.artifacts.jsonl import example_records
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.config.train import TrainConfig
@@ -15,24 +15,12 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.guides.accounts import spend_together
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.estimate import Plan, estimate
-from rlgf_cli.guides.make import describe, make_live_guide
+from rlgf_cli.guides.make import check_guide, describe, make_live_guide
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Guide, GuideRequest
 
 _LOOKED_AT = 200
 """Prompts whose length stands for all in an estimate."""
-
-
-def check_guide(config: GuideConfig, spec: AlgorithmSpec) -> None:
-    """Hold the guide's abilities against what the algorithm asks of it; no model is loaded, no server called."""
-    abilities = describe(config)
-    if spec.needs_live_guide and not (abilities.live and abilities.continues):
-        why = "only has recorded text" if not abilities.live else "cannot go on from a partial text"
-        raise UserError(
-            f"{spec.name} has the guide finish what the policy began, and this guide {why}",
-            where=config.name,
-            hint="use a live guide (hf:PATH, openai:MODEL), or ppo++, grpo++, rloo++ or bc-guide with recorded text",
-        )
 
 
 def share_of(config: GuideConfig, processes: int) -> GuideConfig:

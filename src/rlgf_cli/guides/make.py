@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlgf_cli import registry
+from rlgf_cli.algorithms.spec import AlgorithmSpec
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.guides import aliases
@@ -50,6 +51,18 @@ def describe(config: GuideConfig) -> GuideAbilities:
     """What the guide can do, without loading a model or calling a server. Raises UserError."""
     kind = kind_of(config.name)
     return RecordedGuide.abilities if kind == RECORDED else _live_kind(kind).describe(config)
+
+
+def check_guide(config: GuideConfig, spec: AlgorithmSpec) -> None:
+    """Hold the guide's abilities against what the algorithm asks of it; no model is loaded, no server called."""
+    abilities = describe(config)
+    if spec.needs_live_guide and not (abilities.live and abilities.continues):
+        why = "only has recorded text" if not abilities.live else "cannot go on from a partial text"
+        raise UserError(
+            f"{spec.name} has the guide finish what the policy began, and this guide {why}",
+            where=config.name,
+            hint="use a live guide (hf:PATH, openai:MODEL), or ppo++, grpo++, rloo++ or bc-guide with recorded text",
+        )
 
 
 def make_guide(config: GuideConfig, *, seed: int) -> Guide:

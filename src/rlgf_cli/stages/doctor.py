@@ -26,8 +26,7 @@ from rlgf_cli.guides.accounts import charge_together, closing_all
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.exam import Exam
 from rlgf_cli.guides.findings import CHECKS
-from rlgf_cli.guides.in_training import check_guide
-from rlgf_cli.guides.make import describe, make_guide
+from rlgf_cli.guides.make import check_guide, describe, make_guide
 from rlgf_cli.guides.recorded import RecordedGuide
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.load import Loaded, add_lora, load

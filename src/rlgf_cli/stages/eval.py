@@ -17,7 +17,7 @@ from rlgf_cli.artifacts.predictions import Answer, answers_alone, answers_to
 from rlgf_cli.artifacts.records import SCHEMA_VERSION, PredictionRecord
 from rlgf_cli.artifacts.resume import refuse_changed, refuse_used
 from rlgf_cli.artifacts.rundir import Existing, RunDir, parent_of
-from rlgf_cli.config.eval import EvalConfig, IntervalConfig
+from rlgf_cli.config.eval import FREE_ON_RESUME, EvalConfig, IntervalConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 COMMAND = "eval"
 PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
-_FREE = ("metrics", "interval.level", "interval.resamples", "on_missing", "budget.max_cost_usd", "budget.max_calls")
-"""Config keys that may differ when an evaluation is resumed: they do not change the texts."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def run(resolved: Resolved[EvalConfig], *, existing: Existing = "refuse") -> Eva
     _refuse_own_input(config)
     refuse_used(config.output, COMMAND, existing)
     if existing == "resume":
-        refuse_changed(config.output, resolved.to_json(), free=_FREE)
+        refuse_changed(config.output, resolved.to_json(), free=FREE_ON_RESUME)
     model = _Model(config) if config.model is not None else None
     answers, counts = ([], {}) if model is not None else _given(config)
     examples = model.examples if model is not None else [answer.example for answer in answers]

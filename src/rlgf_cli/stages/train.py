@@ -17,14 +17,12 @@ from rlgf_cli.artifacts import resume
 from rlgf_cli.artifacts.jsonl import read_examples, read_objects
 from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.common import DecodingConfig
-from rlgf_cli.config.guide import TRANSPORT
 from rlgf_cli.config.loader import Resolved
-from rlgf_cli.config.train import TrainConfig
+from rlgf_cli.config.train import FREE_ON_RESUME, TrainConfig
 from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly
 from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.in_training import (
-    check_guide,
     covered_prompts,
     merge_spend,
     planned_calls,
@@ -33,7 +31,7 @@ from rlgf_cli.guides.in_training import (
     spend_row,
     training_estimate,
 )
-from rlgf_cli.guides.make import make_guide
+from rlgf_cli.guides.make import check_guide, make_guide
 from rlgf_cli.models import hub
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.card import write_card
@@ -99,13 +97,7 @@ def _check(resolved: Resolved[TrainConfig], existing: Existing) -> dict[str, Any
     if (done := resume.finished_result(config.output, existing)) is not None:
         return done
     if existing == "resume":
-        free = {"step0", "eval.every", "rollout.save_every", "budget.max_cost_usd", "budget.max_calls"}
-        free |= (
-            {"save_best", "rollout.show_count"}
-            | {f"guide.{key}" for key in TRANSPORT}
-            | {"parallel.num_processes", "parallel.strategy"}
-        )
-        resume.refuse_changed(config.output, resolved.to_json(), free=free)
+        resume.refuse_changed(config.output, resolved.to_json(), free=FREE_ON_RESUME)
     if config.guide is not None and spec.needs_guide:
         check_guide(config.guide, spec)
         if (each := max(regime.guide_calls for regime in spec.regimes)) > 1:

@@ -1,0 +1,281 @@
+"""The runs of a sweep as processes of their own: started, watched, interrupted, and what is to be said of each.
+
+Stages meet on disk alone, so a run's ``run.json`` decides what is left to do, and one run's crash is its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any, Literal
+
+import psutil
+
+from rlgf_cli.artifacts.jsonl import read_json
+from rlgf_cli.artifacts.rundir import now
+from rlgf_cli.sweep.purse import Purse
+
+RLGF = [sys.executable, "-m", "rlgf_cli"]
+"""What every command begins with: the rlgf of this interpreter."""
+POLL_S = 0.1
+_KILL_S = 60.0
+"""How long interrupted runs have to save themselves when the sweep itself must end."""
+
+State = Literal["waiting", "running", "done", "failed", "stopped", "interrupted"]
+
+
+def status_of(folder: Path) -> str | None:
+    """How a run folder's run ended (``run.json``), None where there is none."""
+    run_json = folder / "run.json"
+    return read_json(run_json).get("status") if run_json.is_file() else None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a cell: its words behind ``rlgf``, the run folder it makes, and whether that is all there.
+
+    ``paid``: its guide costs money, ``cap`` dollars at most by its own config. ``iterations``: of a training.
+    """
+
+    words: tuple[str, ...]
+    folder: Path
+    is_done: Callable[[], bool]
+    paid: bool = False
+    cap: float | None = None
+    iterations: int = 0
+
+    def command(self) -> str:
+        return shlex.join(["rlgf", *self.words])
+
+
+@dataclass
+class Cell:
+    """One run of the table: a system with one seed. ``runs``: ids of its runs, for the guide's books."""
+
+    system: str
+    seed: int | None
+    name: str
+    steps: Sequence[Step]
+    log: Path
+    state: State = "waiting"
+    said: str = ""
+    seconds: float = 0.0
+    began: str | None = None
+    ended: str | None = None
+    runs: set[str] = field(default_factory=set)
+
+    @property
+    def title(self) -> str:
+        return self.system if self.seed is None else f"{self.system}, seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its evaluation, which is its last step."""
+        return self.steps[-1].folder
+
+    @property
+    def is_done(self) -> bool:
+        return all(step.is_done() for step in self.steps)
+
+    def next_step(self) -> Step | None:
+        return next((step for step in self.steps if not step.is_done()), None)
+
+    def iterations_done(self) -> int:
+        """Iterations of its training that are written down."""
+        return sum(step.iterations if step.is_done() else rows(step.folder) for step in self.steps if step.iterations)
+
+
+def rows(folder: Path) -> int:
+    """How many rows a training run has written."""
+    metrics = folder / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
+
+
+class Child:
+    """A running command of a cell, with all that it says at the end of the cell's log."""
+
+    def __init__(self, cell: Cell, step: Step, more: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.cell, self.step, self.interrupts = cell, step, 0
+        self.began = time.monotonic()
+        words = [*step.words, *more]
+        cell.log.parent.mkdir(parents=True, exist_ok=True)
+        with cell.log.open("ab") as log:
+            log.write(f"$ {shlex.join(['rlgf', *words])}\n".encode())
+            log.flush()
+            self._from = log.tell()
+            # a session of its own: Ctrl-C reaches the sweep, and through it each run once
+            self.process = subprocess.Popen(
+                [*RLGF, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def interrupt(self) -> None:
+        self.interrupts += 1
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+
+    def letter(self) -> str:
+        """The first line of its error; the last line that it said where it ended without one."""
+        with self.cell.log.open("rb") as log:
+            log.seek(self._from)
+            said = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        kinds = ("error: ", "stopped: ", "interrupted: ")
+        found = next((line for line in said if line.startswith(kinds)), said[-1] if said else "it said nothing")
+        code = self.process.returncode
+        killed = f"killed by {signal.Signals(-code).name}; " if code is not None and code < 0 else ""
+        return killed + found.removeprefix("error: ").removeprefix("stopped: ")
+
+
+def environment(jobs: int) -> dict[str, str]:
+    """What the runs are started with: several of them share the cores, unless the user has said how."""
+    given = dict(os.environ)
+    if jobs > 1:
+        given.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    return given
+
+
+def strangers(folders: Iterable[Path]) -> dict[Path, psutil.Process]:
+    """Processes that write to these folders and are not ours: what a killed sweep left running."""
+    wanted = {str(folder): folder for folder in folders}
+    here = str(Path.cwd())
+    found: dict[Path, psutil.Process] = {}
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+            output = next((words[n + 1] for n, word in enumerate(words[:-1]) if word == "-o"), None)
+            if output in wanted and process.cwd() == here and process.status() != psutil.STATUS_ZOMBIE:
+                found[wanted[output]] = process
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def work(
+    cells: Sequence[Cell],
+    *,
+    jobs: int,
+    purse: Purse,
+    stop: Event,
+    changed: Callable[[Cell], None],
+    tick: Callable[[Sequence[Cell]], None],
+) -> None:
+    """Run the cells' steps, ``jobs`` at once, until all are done or have failed, or ``stop`` is set.
+
+    ``changed`` is told of every cell whose state changes, ``tick`` ten times a second of those at work. A cell that a
+    share of the budget stopped is tried again when the others have left it more. However this ends, no child is left.
+    """
+    queue = deque(cell for cell in cells if cell.state != "done")
+    shared = environment(jobs)
+    children: list[Child] = []
+
+    def start(cell: Cell) -> None:
+        step = cell.next_step()
+        if step is None:
+            cell.state, cell.ended = "done", now()
+        else:
+            more = ["--resume"] if status_of(step.folder) is not None else []
+            if step.paid and purse.total is not None:
+                purse.settle(cell.name, cell.runs)
+                sharers = min(jobs - len(children), len(queue) + 1)
+                lent = purse.lend(cell.name, sharers)
+                more += ["--max-cost-usd", f"{lent if step.cap is None else min(lent, step.cap):.9f}"]
+            cell.state, cell.began, cell.said = "running", cell.began or now(), ""
+            children.append(Child(cell, step, more, shared))
+        changed(cell)
+
+    def finish(child: Child) -> None:
+        cell, code = child.cell, child.process.returncode
+        cell.seconds = round(cell.seconds + time.monotonic() - child.began, 1)
+        if child.step.paid:
+            note_run(cell, child.step)
+            purse.settle(cell.name, cell.runs)
+        if code == 0 and child.step.is_done():
+            cell.state = "waiting"
+            queue.appendleft(cell)
+            return
+        ended: dict[int, State] = {3: "stopped", 130: "interrupted"}
+        cell.state, cell.said, cell.ended = ended.get(code, "failed"), child.letter(), now()
+        changed(cell)
+
+    try:
+        while queue or children:
+            for child in [child for child in children if child.process.poll() is not None]:
+                children.remove(child)
+                finish(child)
+            if stop.is_set():
+                for child in children:
+                    if not child.interrupts:
+                        child.interrupt()
+                if not children:
+                    break
+            else:
+                while queue and len(children) < jobs:
+                    start(queue.popleft())
+                if not queue and not children:
+                    queue.extend(cell for cell in cells if cell.state == "stopped" and purse.has_more(cell.name))
+                    continue
+            for child in children:
+                if child.step.paid:
+                    note_run(child.cell, child.step)
+            tick([child.cell for child in children])
+            time.sleep(POLL_S)
+    finally:
+        _end(children)
+
+
+def note_run(cell: Cell, step: Step) -> None:
+    """Remember a run's id as long as it is there: what it was charged counts, whatever becomes of its folder."""
+    run_json = step.folder / "run.json"
+    if run_json.is_file():
+        cell.runs.add(read_json(run_json)["run_id"])
+
+
+def _end(children: Sequence[Child]) -> None:
+    """Interrupt what still runs, which happens where the sweep itself is stopped at once, and wait for it."""
+    for child in children:
+        child.interrupt()
+    until = time.monotonic() + _KILL_S
+    for child in children:
+        try:
+            child.process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            child.process.wait()
+
+
+def summary(cells: Sequence[Cell]) -> dict[str, int]:
+    """How many cells are in which state."""
+    counts: dict[str, int] = {}
+    for cell in cells:
+        counts[cell.state] = counts.get(cell.state, 0) + 1
+    return counts
+
+
+def as_json(cell: Cell) -> dict[str, Any]:
+    """A cell as ``sweep.json`` has it."""
+    return {
+        "system": cell.system,
+        "seed": cell.seed,
+        "name": cell.name,
+        "state": cell.state,
+        "said": cell.said,
+        "began": cell.began,
+        "ended": cell.ended,
+        "seconds": cell.seconds,
+        "runs": sorted(cell.runs),
+        "commands": [step.command() for step in cell.steps],
+        "log": str(cell.log),
+    }
