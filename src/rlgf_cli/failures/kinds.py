@@ -7,7 +7,8 @@ keep the good text's length where they can: a reward model should learn what is 
 
 After Solway, "Reinforcement Learning without Human Feedback for Last Mile Fine-Tuning of Large Language Models"
 (arXiv 2408.16753), which names random tokens, coherent but irrelevant text, shuffled text and repetition. The other
-kinds and all the details are ours.
+kinds and all the details are ours. Kinds whose last word is any word take the good text's end mark half of the time,
+so that a missing full stop does not give them away.
 """
 
 from __future__ import annotations
@@ -24,38 +25,55 @@ from rlgf_cli.failures.pieces import sentences, words
 from rlgf_cli.protocols import Example
 
 _TRIES = 8
-_NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
-_NAME = re.compile(r"#\w+#|(?<![.!?]\s)(?<!^)\b[A-Z][\w'’]+(?:\s[A-Z][\w'’]+)*")
-"""A name: a tag such as #Person1#, or capitalised words that do not begin a sentence."""
+_NUMBER = re.compile(r"(?<!\w)\d+(?:[.,:]\d+)*(?!\w)")
+_NAME = re.compile(r"#\w+#|\b[^\W\d_a-z][^\W_]*\b")
+"""What may be a name: a tag such as #Person1#, or a word that begins with a capital."""
+_LOWER = re.compile(r"\b[a-z][^\W_]*\b")
+_PRONOUNS = {"i"}
+_MARKS = ".!?,;:…\"'”’"
 
 
 class Corpus:
     """What other examples offer: their references and words, the numbers and names in them."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
-        self.texts = [(e.id, reference) for e in examples for reference in e.references]
-        self._by_length = sorted(range(len(self.texts)), key=lambda i: len(words(self.texts[i][1])))
-        self._lengths = [len(words(self.texts[i][1])) for i in self._by_length]
+        self._examples = examples
+        self._texts = [(e.id, reference) for e in examples for reference in e.references]
+        self._texts.sort(key=lambda pair: len(words(pair[1])))  # stable: equal lengths keep the order of the data
+        self._lengths = [len(words(text)) for _, text in self._texts]
 
     @cached_property
     def vocabulary(self) -> list[str]:
-        return sorted({word for _, text in self.texts for word in words(text)})
+        return sorted({word for _, text in self._texts for word in words(text)})
 
     @cached_property
     def numbers(self) -> list[str]:
-        return sorted({found for _, text in self.texts for found in _NUMBER.findall(text)})
+        return sorted({found for _, text in self._texts for found in _NUMBER.findall(text)})
 
     @cached_property
     def names(self) -> list[str]:
-        return sorted({found for _, text in self.texts for found in _NAME.findall(text)})
+        return sorted({found for _, text in self._texts for found in self.names_in(text)})
+
+    @cached_property
+    def _common(self) -> set[str]:
+        """Words that also occur in lower case: a capital does not make them a name."""
+        texts = [text for _, text in self._texts] + [e.prompt for e in self._examples]
+        return {word for text in texts for word in _LOWER.findall(text)} | _PRONOUNS
+
+    def names_in(self, text: str) -> list[str]:
+        return [text[begin:end] for begin, end in self.name_spans(text)]
+
+    def name_spans(self, text: str) -> list[tuple[int, int]]:
+        """Where the names of a text stand."""
+        return [m.span() for m in _NAME.finditer(text) if m.group().lower() not in self._common]
 
     def other(self, example: Example, length: int, rng: np.random.Generator) -> str | None:
         """Another example's reference of about ``length`` words; None where there is no other example."""
         around = bisect_left(self._lengths, length)
-        for reach in (20, 200, len(self.texts)):
-            low, high = max(0, around - reach), min(len(self.texts), around + reach)
+        for reach in (20, 200, len(self._texts)):
+            low, high = max(0, around - reach), min(len(self._texts), around + reach)
             for _ in range(_TRIES):
-                id_, text = self.texts[self._by_length[int(rng.integers(low, high))]]
+                id_, text = self._texts[int(rng.integers(low, high))]
                 if id_ != example.id and text not in example.references:
                     return text
         return None
@@ -82,7 +100,7 @@ def random_words(case: Case, rng: np.random.Generator) -> str | None:
     found = list(case.words)
     for i in _some(len(found), case.severity, rng):
         found[i] = case.corpus.vocabulary[int(rng.integers(len(case.corpus.vocabulary)))]
-    return " ".join(found)
+    return _ended(found, case, rng)
 
 
 def irrelevant(case: Case, rng: np.random.Generator) -> str | None:
@@ -99,15 +117,18 @@ def shuffled_words(case: Case, rng: np.random.Generator) -> str | None:
     values = [found[i] for i in moved]
     for i, k in zip(moved, rng.permutation(len(moved)), strict=True):
         found[i] = values[int(k)]
-    return " ".join(found)
+    return _ended(found, case, rng)
 
 
 def shuffled_sentences(case: Case, rng: np.random.Generator) -> str | None:
     """The same sentences in another order; needs two."""
     parts = [part.strip() for part in sentences(case.good)]
-    if len(parts) < 2:
+    if len(set(parts)) < 2:
         return None
-    return " ".join(parts[int(i)] for i in rng.permutation(len(parts)))
+    order = rng.permutation(len(parts))
+    if [parts[int(i)] for i in order] == parts:
+        order = np.roll(order, 1)
+    return " ".join(parts[int(i)] for i in order)
 
 
 def repetition(case: Case, rng: np.random.Generator) -> str | None:
@@ -122,7 +143,7 @@ def repetition(case: Case, rng: np.random.Generator) -> str | None:
     times = max(4, -(-(count - start) // size))
     if rng.random() < 0.5:
         times += int(rng.integers(0, 1 + round(case.severity * count / size)))
-    return " ".join(head + unit * times)
+    return _ended(head + unit * times, case, rng)
 
 
 def cut_off(case: Case, rng: np.random.Generator) -> str | None:
@@ -132,7 +153,7 @@ def cut_off(case: Case, rng: np.random.Generator) -> str | None:
         return None
     most = max(1, round(0.8 * case.severity * count))
     kept = count - int(rng.integers(1, min(most, count - 2) + 1))
-    return " ".join(case.words[:kept]).rstrip(".!?,;:…\"'”’")
+    return " ".join(case.words[:kept]).rstrip(_MARKS)
 
 
 def run_on(case: Case, rng: np.random.Generator) -> str | None:
@@ -154,22 +175,20 @@ def copied_input(case: Case, rng: np.random.Generator) -> str | None:
         starts.append(starts[-1] + len(words(sentence)))
     fitting = [start for start in starts[:-1] if start + min(count, len(given)) <= len(given)] or [0]
     start = fitting[int(rng.integers(len(fitting)))]
-    return " ".join(given[start : start + count])
+    return _ended(given[start : start + count], case, rng)
 
 
 def swapped_facts(case: Case, rng: np.random.Generator) -> str | None:
     """Numbers and names replaced by others of the same type, from the prompt where it has one; severity: the share."""
     spans = sorted(
-        [(m.span(), m.group(), "number") for m in _NUMBER.finditer(case.good)]
-        + [(m.span(), m.group(), "name") for m in _NAME.finditer(case.good)]
+        [(m.span(), "number") for m in _NUMBER.finditer(case.good)]
+        + [(span, "name") for span in case.corpus.name_spans(case.good)]
     )
     spans = [s for i, s in enumerate(spans) if i == 0 or s[0][0] >= spans[i - 1][0][1]]
-    if not spans:
-        return None
     text, swapped = case.good, False
-    for i in sorted(_some(len(spans), case.severity, rng), reverse=True):
-        (begin, end), old, kind = spans[i]
-        new = _another(case, old, kind, rng)
+    for i in reversed(_some(len(spans), case.severity, rng)):
+        (begin, end), kind = spans[i]
+        new = _another(case, case.good[begin:end], kind, rng)
         if new is not None:
             text, swapped = text[:begin] + new + text[end:], True
     return text if swapped else None
@@ -177,16 +196,25 @@ def swapped_facts(case: Case, rng: np.random.Generator) -> str | None:
 
 def _another(case: Case, old: str, kind: str, rng: np.random.Generator) -> str | None:
     """Another number or name: of the prompt, else of the references; a tag for a tag."""
-    pattern, pool = (_NUMBER, case.corpus.numbers) if kind == "number" else (_NAME, case.corpus.names)
+    given = _NUMBER.findall(case.example.prompt) if kind == "number" else case.corpus.names_in(case.example.prompt)
     tag = old.startswith("#")
-    near = sorted({n for n in pattern.findall(case.example.prompt) if n != old and n.startswith("#") == tag})
+    near = sorted({new for new in given if new != old and new.startswith("#") == tag})
     if near:
         return near[int(rng.integers(len(near)))]
+    pool = case.corpus.numbers if kind == "number" else case.corpus.names
     for _ in range(_TRIES if pool else 0):
         new = pool[int(rng.integers(len(pool)))]
         if new != old and new.startswith("#") == tag:
             return new
     return None
+
+
+def _ended(found: list[str], case: Case, rng: np.random.Generator) -> str:
+    """The words as a text, half of the time with the good text's ending in place of their own."""
+    text = " ".join(found)
+    if rng.random() < 0.5:
+        return text
+    return text.rstrip(_MARKS) + case.good[len(case.good.rstrip(_MARKS)) :]
 
 
 def _some(count: int, share: float, rng: np.random.Generator, *, least: int = 1) -> list[int]:

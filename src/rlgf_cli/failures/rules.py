@@ -30,7 +30,7 @@ class Written:
 
 COPIED_WORDS = 12
 COPIED_SHARE = 0.8
-LONG_RATIO = 2.0
+LONG_RATIO = 1.5
 REPEATED_SHARE = 0.4
 
 
@@ -59,7 +59,7 @@ def copied(written: Written) -> bool:
 
 
 def overlong(written: Written) -> bool:
-    """More than twice as many words as its longest reference."""
+    """More than 1.5 times as many words as its longest reference."""
     return written.reference_words is not None and len(written.words) > LONG_RATIO * written.reference_words
 
 
