@@ -25,7 +25,9 @@ from rlgf_cli.config.doctor import DoctorConfig
 from rlgf_cli.config.eval import EvalConfig
 from rlgf_cli.config.generate import GenerateConfig
 from rlgf_cli.config.loader import field_model
+from rlgf_cli.config.make_negatives import MakeNegativesConfig
 from rlgf_cli.config.merge import MergeConfig
+from rlgf_cli.config.postprocess import PostprocessConfig
 from rlgf_cli.config.prepare import PrepareConfig
 from rlgf_cli.config.report import ReportConfig
 from rlgf_cli.config.sft import SftConfig
@@ -42,9 +44,11 @@ STAGES: dict[str, type[Strict]] = {
     "sft": SftConfig,
     "collect-guide": CollectGuideConfig,
     "doctor": DoctorConfig,
+    "make-negatives": MakeNegativesConfig,
     "train-reward": TrainRewardConfig,
     "train": TrainConfig,
     "eval": EvalConfig,
+    "postprocess": PostprocessConfig,
     "compare": CompareConfig,
     "report": ReportConfig,
     "sweep": SweepConfig,

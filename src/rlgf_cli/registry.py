@@ -1,8 +1,8 @@
 """Names of rewards, metrics, aggregates, tasks and guides, and where their code lives.
 
 A builtin is a ``"module:attribute"`` string that is imported when it is used, so that listing names
-imports nothing heavy. Other packages add names through the entry-point groups ``rlgf.rewards``,
-``rlgf.metrics``, ``rlgf.aggregates``, ``rlgf.tasks`` and ``rlgf.guides``; the same name twice is an error.
+imports nothing heavy. Other packages add names through entry-point groups, ``rlgf.`` and the kind
+(``rlgf.rewards``); the same name twice is an error.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ BUILTIN: dict[str, dict[str, Entry]] = {
         "cider": Entry("rlgf_cli.metrics.cider:CiderMetric", "CIDEr-D (pycocoevalcap; extra captions)"),
         "meteor": Entry("rlgf_cli.metrics.meteor:MeteorMetric", "METEOR 1.5 (pycocoevalcap; extra captions, Java)"),
         "spice": Entry("rlgf_cli.metrics.spice:SpiceMetric", "SPICE (pycocoevalcap; extra captions, Java, its models)"),
+        "rouge_adjusted": Entry(
+            "rlgf_cli.metrics.rouge_adjusted:AdjustedRougeMetric",
+            "ROUGE F1 times exp(1 - max(n/m, m/n)) of the lengths",
+        ),
+        "failures": Entry("rlgf_cli.metrics.failures:FailuresMetric", "share of texts that break a rule of form"),
         "bertscore": Entry("rlgf_cli.metrics.bertscore:BertScoreMetric", "BERTScore F1 (bert-score)"),
         "coverage": Entry("rlgf_cli.metrics.coverage:CoverageMetric", "share of the concepts that the text holds"),
         "distinct": Entry("rlgf_cli.metrics.distinct:DistinctMetric", "distinct-1, -2, -3 per text and of the set"),
@@ -74,6 +79,17 @@ BUILTIN: dict[str, dict[str, Entry]] = {
         "mean": Entry("rlgf_cli.metrics.aggregates:mean", "sum of values by their number"),
         "bleu": Entry("rlgf_cli.metrics.aggregates:bleu", "corpus BLEU of n-gram counts, exponential smoothing"),
         "chrf": Entry("rlgf_cli.metrics.aggregates:chrf", "corpus chrF2 or chrF2++ of n-gram counts"),
+    },
+    "failures": {
+        "random_words": Entry("rlgf_cli.failures.kinds:random_words", "words of the references in any order"),
+        "irrelevant": Entry("rlgf_cli.failures.kinds:irrelevant", "another example's reference"),
+        "shuffled_words": Entry("rlgf_cli.failures.kinds:shuffled_words", "the good text's words in another order"),
+        "shuffled_sentences": Entry("rlgf_cli.failures.kinds:shuffled_sentences", "its sentences in another order"),
+        "repetition": Entry("rlgf_cli.failures.kinds:repetition", "it gets stuck in a loop of 1 to 8 words"),
+        "cut_off": Entry("rlgf_cli.failures.kinds:cut_off", "it stops in the middle"),
+        "run_on": Entry("rlgf_cli.failures.kinds:run_on", "it goes on past its end with something else"),
+        "copied_input": Entry("rlgf_cli.failures.kinds:copied_input", "words of the prompt as they stand there"),
+        "swapped_facts": Entry("rlgf_cli.failures.kinds:swapped_facts", "numbers and names replaced by others"),
     },
     "tasks": {
         "commongen": Entry("rlgf_cli.tasks.builtin:COMMONGEN", "concept words to a sentence"),

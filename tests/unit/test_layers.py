@@ -9,7 +9,7 @@ import pytest
 
 SRC = Path(__file__).parents[2] / "src"
 BOTTOM = {"errors", "protocols", "noise", "registry", "algorithms", "artifacts", "config", "__version__"}
-MIDDLE = {"functional", "models", "guides", "tasks", "rewards", "metrics", "training"}
+MIDDLE = {"failures", "functional", "models", "guides", "tasks", "rewards", "metrics", "training"}
 
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
@@ -21,12 +21,13 @@ ALLOWED: dict[str, set[str]] = {
     "algorithms": {"errors"},
     "artifacts": {"errors", "protocols", "__version__"},
     "config": {"errors", "algorithms", "artifacts"},
+    "failures": {"errors", "protocols", "noise"},
     "functional": set(),
     "models": BOTTOM | {"functional"},
     "guides": BOTTOM | {"models"},
     "tasks": BOTTOM,
-    "rewards": BOTTOM | {"models", "guides"},  # a judge is asked as a guide is
-    "metrics": BOTTOM | {"functional", "models", "rewards"},
+    "rewards": BOTTOM | {"failures", "models", "guides"},  # a judge is asked as a guide is
+    "metrics": BOTTOM | {"failures", "functional", "models", "rewards"},
     "training": BOTTOM | {"models", "functional"},
     "report": BOTTOM,
     "sweep": BOTTOM | {"guides"},

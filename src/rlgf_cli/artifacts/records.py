@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
@@ -40,6 +40,22 @@ class LabelledRecord(Record):
 
     text: NonEmptyText
     label: int | str
+
+
+class FailureRecord(Record):
+    """A line of ``rlgf make-negatives``: a bad text of a kind, or a good one (kind ``reference``).
+
+    ``reference`` is the good text that the bad one was made from; ``rules`` are those that an on-policy text broke.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    prompt: str
+    text: str
+    label: Literal["good", "bad"]
+    kind: str
+    reference: str
+    rules: list[str] = Field(default_factory=list)
 
 
 class GuideRecord(Record):

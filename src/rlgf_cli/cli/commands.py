@@ -27,9 +27,17 @@ COMMANDS: dict[str, Target] = {
         "Buy a guide's text once and keep it: prompts in, one JSONL line per text out.",
     ),
     "doctor": Target("doctor:doctor", "Check what you would train with: model, data, reward and guide."),
+    "make-negatives": Target(
+        "make_negatives:make_negatives",
+        "Make bad texts of many kinds from good ones, to train a reward model on.",
+    ),
     "train-reward": Target("train_reward:train_reward", "Train a classifier as a reward."),
     "train": Target("train:train", "Train a policy with reinforcement learning, alone or with a guide."),
     "eval": Target("eval:evaluate", "Score a model or predictions."),
+    "postprocess": Target(
+        "postprocess:postprocess",
+        "Mend texts by rules: cut loops, unfinished sentences and what follows an end mark.",
+    ),
     "compare": Target("compare:compare", "Compare evaluations."),
     "report": Target("report:report", "Show runs and evaluations on one HTML page."),
     "sweep": Target("sweep:sweep", "Train a grid of runs and compare them."),

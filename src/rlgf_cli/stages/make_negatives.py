@@ -1,0 +1,156 @@
+"""``rlgf make-negatives``: prompts and references in, labelled failures out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlgf_cli import console, registry
+from rlgf_cli.artifacts.jsonl import read_examples, read_records, write_jsonl
+from rlgf_cli.artifacts.records import FailureRecord, GeneratedRecord
+from rlgf_cli.artifacts.resume import refuse_own_input
+from rlgf_cli.artifacts.rundir import Existing, claim_file
+from rlgf_cli.config.loader import Resolved
+from rlgf_cli.config.make_negatives import KindConfig, MakeNegativesConfig
+from rlgf_cli.errors import UserError
+from rlgf_cli.failures.make import GOOD, ON_POLICY, Spoiler, Tally, spoil
+from rlgf_cli.failures.pieces import words
+from rlgf_cli.failures.rules import Written, flags
+from rlgf_cli.protocols import Example
+
+COMMAND = "make-negatives"
+
+
+@dataclass(frozen=True)
+class MakeNegativesResult:
+    """The file, and the summary that its manifest holds."""
+
+    path: Path
+    summary: dict[str, Any]
+
+
+def run(resolved: Resolved[MakeNegativesConfig], *, existing: Existing = "refuse") -> MakeNegativesResult:
+    """Write the labelled texts, whole or not at all. All inputs are read and checked before the file is claimed."""
+    config = resolved.config
+    path = Path(config.output)
+    refuse_own_input(config.output, config.data, config.samples)
+    examples = read_examples(config.data, limit=config.limit)
+    spoilers = [_spoiler(kind) for kind in config.kinds]
+    bare = sum(not example.references for example in examples)
+    if bare == len(examples):
+        raise UserError(
+            "no example has a reference", where=config.data, hint='failures are made from "references": [...]'
+        )
+    if len(examples) < 2:
+        raise UserError(
+            "one example is not enough", where=config.data, hint="several kinds need the texts of other examples"
+        )
+    samples = _samples(config, examples) if config.samples else {}
+    tally = Tally()
+    policy: Counter[str] = Counter()
+    manifest = claim_file(path, COMMAND, existing=existing, seed=config.seed)
+    manifest.data["config"] = resolved.to_json()
+    with manifest.running():
+        manifest.add_parent(config.data)
+        manifest.add_parent(config.samples)
+        rows = write_jsonl(path, _records(config, examples, spoilers, samples, tally, policy))
+        if not tally.made and not policy["made"]:
+            path.unlink()
+            raise UserError("no kind of failure could be made of this data", where=config.data)
+        summary = {
+            "rows": rows,
+            "good": rows - sum(tally.made.values()) - policy["made"],
+            "without_references": bare,
+            **tally.to_json(),
+        }
+        if config.samples:
+            summary["on_policy"] = {key: policy[key] for key in ("made", "no_rule_broken", "left_over")}
+        manifest.save(result=summary)
+    return MakeNegativesResult(path, summary)
+
+
+def _spoiler(kind: KindConfig) -> Spoiler:
+    if registry.is_python_target(kind.name):
+        made, name = registry.load_python_target(kind.name), kind.name.rpartition(":")[2]
+    else:
+        made, name = registry.load("failures", kind.name), kind.name
+    return Spoiler(name, made, kind.weight, (kind.severity[0], kind.severity[1]))
+
+
+def _records(
+    config: MakeNegativesConfig,
+    examples: Sequence[Example],
+    spoilers: Sequence[Spoiler],
+    samples: Mapping[str, Sequence[GeneratedRecord]],
+    tally: Tally,
+    policy: Counter[str],
+) -> Iterator[FailureRecord]:
+    """The rows in the data's order: of each reference the good text, then its failures; then the policy's own."""
+    made = spoil(examples, spoilers, per_reference=config.per_reference, seed=config.seed, tally=tally)
+    following = next(made, None)
+    with console.progress("make-negatives", len(examples)) as bar:
+        for example in examples:
+            for k, good in enumerate(example.references):
+                if config.good:
+                    yield _record(example, k, good, GOOD, good)
+                while following is not None and following[0] is example and following[1] == k:
+                    yield _record(example, k, good, following[3], following[4])
+                    following = next(made, None)
+            if example.references:
+                yield from _own_failures(config, example, samples.get(example.id, ()), policy)
+            bar.update()
+
+
+def _record(example: Example, k: int, good: str, kind: str, text: str) -> FailureRecord:
+    return FailureRecord(
+        id=f"{example.id}/{kind}/{k}",
+        prompt=example.prompt,
+        text=text,
+        label="good" if kind == GOOD else "bad",
+        kind=kind,
+        reference=good,
+    )
+
+
+def _own_failures(
+    config: MakeNegativesConfig, example: Example, samples: Sequence[GeneratedRecord], policy: Counter[str]
+) -> Iterator[FailureRecord]:
+    longest = max(len(words(reference)) for reference in example.references)
+    taken = 0
+    for sample in samples:
+        broken = flags(Written(example.prompt, sample.prediction, longest, sample.finish_reason))
+        if not broken or not sample.prediction.strip():  # an empty text teaches nothing that its length does not say
+            policy["no_rule_broken"] += 1
+        elif taken == config.samples_per_prompt:
+            policy["left_over"] += 1
+        else:
+            record = _record(example, sample.sample_index, example.references[0], ON_POLICY, sample.prediction)
+            record.rules = broken
+            policy["made"] += 1
+            taken += 1
+            yield record
+
+
+def _samples(config: MakeNegativesConfig, examples: Sequence[Example]) -> dict[str, list[GeneratedRecord]]:
+    """The policy's texts by the id of their example."""
+    assert config.samples is not None
+    prompts = {example.id: example.prompt for example in examples}
+    found: dict[str, list[GeneratedRecord]] = {}
+    unknown = 0
+    for record in read_records(config.samples, GeneratedRecord):
+        if prompts.get(record.id) != record.prompt:
+            unknown += 1
+        else:
+            found.setdefault(record.id, []).append(record)
+    if not found:
+        raise UserError(
+            "none of these texts answers a prompt of the data",
+            where=config.samples,
+            hint=f"rlgf generate --data {config.data} makes them",
+        )
+    if unknown:
+        console.warn(f"{config.samples}: {unknown} texts answer no prompt of the data and are passed over")
+    return found

@@ -1,0 +1,59 @@
+"""``rlgf postprocess``: a predictions.jsonl in, another one with mended texts out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlgf_cli.artifacts.jsonl import write_jsonl
+from rlgf_cli.artifacts.predictions import read_predictions
+from rlgf_cli.artifacts.records import PredictionRecord
+from rlgf_cli.artifacts.resume import refuse_own_input
+from rlgf_cli.artifacts.rundir import Existing, claim_file
+from rlgf_cli.config.loader import Resolved
+from rlgf_cli.config.postprocess import PostprocessConfig
+from rlgf_cli.failures.mend import mend
+
+COMMAND = "postprocess"
+
+
+@dataclass(frozen=True)
+class PostprocessResult:
+    """The file, and the summary that its manifest holds."""
+
+    path: Path
+    summary: dict[str, Any]
+
+
+def run(resolved: Resolved[PostprocessConfig], *, existing: Existing = "refuse") -> PostprocessResult:
+    """Mend every text and write the records without their scores: they were those of other texts."""
+    config = resolved.config
+    path = Path(config.output)
+    refuse_own_input(config.output, config.predictions)
+    read, counts = read_predictions(config.predictions)
+    changed: Counter[str] = Counter()
+    texts = 0
+    records: list[PredictionRecord] = []
+    for _, record in read:
+        mended, by = mend(record.prediction, config.rules, config.max_words or 0)
+        changed.update(by)
+        texts += bool(by)
+        # a mended text has the end that it was given: how the first one ended says nothing of it
+        ended = None if by else record.finish_reason
+        update: dict[str, Any] = {"prediction": mended, "finish_reason": ended, "scores": {}, "statistics": {}}
+        records.append(record.model_copy(update=update))
+    manifest = claim_file(path, COMMAND, existing=existing)
+    manifest.data["config"] = resolved.to_json()
+    with manifest.running():
+        manifest.add_parent(config.predictions)
+        write_jsonl(path, records)
+        summary = {
+            "records": len(records),
+            "changed": texts,
+            "rules": {name: changed[name] for name in config.rules},
+            **{key: n for key, n in counts.items() if n},
+        }
+        manifest.save(result=summary)
+    return PostprocessResult(path, summary)
