@@ -118,7 +118,7 @@ class TestClassifier:
         assert "'positive'" in (caught.value.hint or "")
         with pytest.raises(UserError, match="no label 2"):
             ClassifierReward(str(tiny_classifier), label=2)
-        with pytest.raises(UserError, match="no classification head"):
+        with pytest.raises(UserError, match="no head that scores texts"):
             ClassifierReward(str(tiny_gpt2))
         with pytest.raises(UserError, match="no model checkpoint"):
             ClassifierReward(str(tmp_path))

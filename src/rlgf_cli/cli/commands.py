@@ -27,7 +27,7 @@ COMMANDS: dict[str, Target] = {
         "Buy a guide's text once and keep it: prompts in, one JSONL line per text out.",
     ),
     "doctor": Target("doctor:doctor", "Check what you would train with: model, data, reward and guide."),
-    "train-reward": Target("train_reward:train_reward", "Train a classifier as a reward."),
+    "train-reward": Target("train_reward:train_reward", "Train a classifier or a reward model."),
     "train": Target("train:train", "Train a policy with reinforcement learning, alone or with a guide."),
     "eval": Target("eval:evaluate", "Score a model or predictions."),
     "compare": Target("compare:compare", "Compare evaluations."),
