@@ -19,6 +19,7 @@ from rlgf_cli.models import classification, scratch
 from rlgf_cli.protocols import Example
 from rlgf_cli.rewards.classifier import RewardModelReward
 from rlgf_cli.stages import train_reward
+from rlgf_cli.training import pairwise
 
 
 def bert(folder: Path) -> Path:
@@ -98,6 +99,17 @@ def test_the_first_loss_is_that_of_the_pairs_one_by_one(tmp_path: Path, architec
     assert first["accuracy"] == pytest.approx(sum(float(c > r) for c, r in both) / 30)
 
 
+def test_dropout_is_the_models_own(tmp_path: Path) -> None:
+    described = read_scratch(describe(tmp_path, dropout=0.25))
+    model, tokenizer = scratch.build_classifier(described, name="x", texts=["a b"], labels=["reward"], seed=0)
+    flags = {"model": "x", "data": "x", "output": "x", "objective": "pairwise", "model.device": "cpu"}
+    config = resolve(TrainRewardConfig, flags=flags).config
+    rows = [([1], [2])] * 4
+    trainer = pairwise.make_trainer(config, model, tokenizer, tmp_path, rows, rows, torch.device("cpu"))
+    dropouts = {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert dropouts == {0.25}
+
+
 def test_rows_of_make_negatives_are_pairs(run_cli: Any, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "train.jsonl", negatives(60))
     arguments = ("--objective", "pairwise", "--model", describe(tmp_path), "--data", data, *FAST)
@@ -118,6 +130,7 @@ def test_pairs_without_a_prompt_under_other_names(run_cli: Any, tmp_path: Path) 
     rows = [
         {"a": {"b": f"good film {i}"}, "c": [f"a bad film and more of it {i}"], "meta": {"k": 7}} for i in range(20)
     ]
+    rows.insert(0, {"a": {"b": "one film"}, "c": ["one  film"], "meta": {"k": 8}})
     data = write_rows(tmp_path / "train.jsonl", rows)
     names = ("--chosen-key", "a.b", "--rejected-key", "c.0", "--kind-key", "meta.k")
     arguments = ("--objective", "pairwise", *names, "--model", describe(tmp_path), "--data", data, *FAST)
@@ -127,7 +140,8 @@ def test_pairs_without_a_prompt_under_other_names(run_cli: Any, tmp_path: Path) 
     assert (
         "words alone tells good texts from bad ones (all AUC 0.00" in shown.stderr and "kind 7 AUC 0.00" in shown.stderr
     )
-    assert "include_prompt: false" in shown.stderr
+    assert "include_prompt: false" in shown.stderr and "the same tokens to this model" in shown.stderr
+    assert json.loads((tmp_path / "rm/run.json").read_text())["result"]["same_tokens"] == 1
     evaluation = json.loads((tmp_path / "rm/evaluation.json").read_text())
     assert evaluation["length_matched_auc"] is None and evaluation["length_matched_pairs"] == 0
 
