@@ -99,8 +99,9 @@ def test_the_first_loss_is_that_of_the_pairs_one_by_one(tmp_path: Path, architec
     assert first["accuracy"] == pytest.approx(sum(float(c > r) for c, r in both) / 30)
 
 
-def test_dropout_is_the_models_own(tmp_path: Path) -> None:
-    described = read_scratch(describe(tmp_path, dropout=0.25))
+def test_dropout_is_the_models_own_and_its_tokens_the_tokenizers(tmp_path: Path) -> None:
+    """Special tokens that differ would be aligned by the trainer too, with a warning to the user."""
+    described = read_scratch(describe(tmp_path, "distilbert", dropout=0.25))
     model, tokenizer = scratch.build_classifier(described, name="x", texts=["a b"], labels=["reward"], seed=0)
     flags = {"model": "x", "data": "x", "output": "x", "objective": "pairwise", "model.device": "cpu"}
     config = resolve(TrainRewardConfig, flags=flags).config
@@ -108,6 +109,7 @@ def test_dropout_is_the_models_own(tmp_path: Path) -> None:
     trainer = pairwise.make_trainer(config, model, tokenizer, tmp_path, rows, rows, torch.device("cpu"))
     dropouts = {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)}
     assert dropouts == {0.25}
+    assert model.config.eos_token_id == tokenizer.eos_token_id is not None
 
 
 def test_rows_of_make_negatives_are_pairs(run_cli: Any, tmp_path: Path) -> None:

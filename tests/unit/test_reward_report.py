@@ -70,6 +70,14 @@ def test_pairs() -> None:
     assert (cut["length_matched_auc"], cut["length_matched_pairs"]) == (1.0, 1)
 
 
+def test_the_table_has_a_row_for_all_and_for_every_kind() -> None:
+    header, rows = reward_report.table(pairs_report())
+    assert header[:3] == ["kind", "n", "accuracy"] and header[-2:] == ["longer chosen", "mean score"]
+    assert rows[0] == ["all", "3", "0.500", "0.417", "1.000", "0.583", "0.500", "1.000"]
+    assert [row[0] for row in rows] == ["all", "cut", "loop", "(chosen)"]
+    assert rows[3] == ["(chosen)", "2", "-", "-", "-", "-", "-", "0.750"]
+
+
 @pytest.mark.parametrize(("good", "bad"), [([20, 30, 40], [4, 5, 6]), ([4, 5, 6], [20, 30, 40])])
 def test_length_that_tells_is_told(good: list[int], bad: list[int]) -> None:
     warning = reward_report.length_warning(pairs_report(chosen_words=good, rejected_words=bad))
@@ -89,7 +97,7 @@ def test_length_that_says_nothing_is_not_told() -> None:
 
 def test_names_that_look_like_formulas_are_drawn(tmp_path: Any) -> None:
     logits = np.array([[0, 1], [1, 0.0]])
-    report = reward_report.of_classifier(logits, np.array([1, 0]), ["$a_", "$b^"], [r"$\frac", "$x"], [1, 2])
+    report = reward_report.of_classifier(logits, np.array([1, 0]), ["$a_", "$b^"], [r"$\frac$", "$x"], [1, 2])
     reward_plots.write(tmp_path / "plots", report)
     assert sorted(p.name for p in (tmp_path / "plots").iterdir()) == ["calibration.png", "confusion.png", "scores.png"]
 

@@ -25,6 +25,7 @@ _COLUMNS = {
     "auc": "AUC",
     "length_matched_auc": "AUC, equal length",
     "length_auc": "AUC of length",
+    "length_accuracy": "longer chosen",
     "mean_score": "mean score",
 }
 
@@ -141,16 +142,16 @@ def _calibrated(probability: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
 
 def table(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: all held-out texts, then every kind."""
-    rows = [["all", *_cells(evaluation)]]
-    rows += [[kind, *_cells(figures)] for kind, figures in evaluation["kinds"].items()]
+    columns = {name: title for name, title in _COLUMNS.items() if name in evaluation}
+    rows = [("all", evaluation), *evaluation["kinds"].items()]
     if "chosen" in evaluation:
-        rows.append(["(chosen)", *_cells(evaluation["chosen"])])
-    return ["kind", *_COLUMNS.values()], rows
+        rows.append(("(chosen)", evaluation["chosen"]))
+    cells = [[kind, *(_cell(figures.get(name)) for name in columns)] for kind, figures in rows]
+    return ["kind", *columns.values()], cells
 
 
-def _cells(figures: Mapping[str, Any]) -> list[str]:
-    values = [figures.get(name) for name in _COLUMNS]
-    return ["-" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values]
+def _cell(value: float | int | None) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def length_warning(evaluation: Mapping[str, Any]) -> str | None:

@@ -40,6 +40,9 @@ def make_trainer(
     TRL would add an EOS to texts, which not every tokenizer has and the reward does not, drop long pairs, and switch
     dropout off: here the tokens are those that the reward reads, and dropout is the model's own.
     """
+    for name in ("bos_token_id", "eos_token_id"):  # as the trainer does, which warns of it
+        if (token := getattr(tokenizer, name)) is not None:
+            setattr(model.config.get_text_config(), name, token)
     arguments = supervised.training_arguments(
         RewardConfig, config, folder, device=device, dtype=DTYPES[config.model.dtype],
         max_length=None, disable_dropout=False, pad_to_multiple_of=None,
