@@ -134,7 +134,7 @@ def read_pairs(path: str, config: TrainRewardConfig) -> tuple[list[Sample], int]
                 hint="drop the record: nothing can be learned from it",
             )
         prompt = ""
-        if (key := _key(value, "prompt_key", config)) is not None:
+        if (key := _key(value, config.prompt_key, "prompt_key")) is not None:
             prompt = _text(value, key, where)
         texts = (join(prompt, chosen), join(prompt, rejected))
         words = (len(chosen.split()), len(rejected.split()))
@@ -184,14 +184,14 @@ def _text(record: Mapping[str, Any], dotted: str, where: str) -> str:
     return value
 
 
-def _key(record: Mapping[str, Any], name: str, config: TrainRewardConfig) -> str | None:
-    """The field that a config key names; None where it is null, or a default that this record does not have."""
-    key = getattr(config, name)
-    return None if key == type(config).model_fields[name].default and not _has(record, key) else key
+def _key(record: Mapping[str, Any], key: str | None, name: str) -> str | None:
+    """The field that the config key ``name`` gives; None where that is null, or a default that this record lacks."""
+    default = TrainRewardConfig.model_fields[name].default
+    return None if key is None or (key == default and not _has(record, key)) else key
 
 
 def _kind(record: Mapping[str, Any], config: TrainRewardConfig, where: str, otherwise: str) -> str:
-    key = _key(record, "kind_key", config)
+    key = _key(record, config.kind_key, "kind_key")
     return otherwise if key is None else str(_field(record, key, where))
 
 
