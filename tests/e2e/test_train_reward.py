@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from conftest import write_rows
+from reward_tasks import FAST, describe, negatives, pairs, review, reviews
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.config.scratch import read_scratch
 from rlgf_cli.config.train_reward import TrainRewardConfig
@@ -19,30 +20,7 @@ from rlgf_cli.models import scratch
 from rlgf_cli.protocols import Example
 from rlgf_cli.rewards.classifier import ClassifierReward
 from rlgf_cli.stages import train_reward
-from rlgf_cli.training import watch
-
-GOOD, BAD, REST = ["good", "great", "fine"], ["bad", "awful", "poor"], ["film", "plot", "scene", "the", "a"]
-
-
-def review(rng: random.Random, label: int) -> str:
-    words = rng.choices(REST, k=rng.randrange(3, 7))
-    words.insert(rng.randrange(len(words)), rng.choice(GOOD if label else BAD))
-    return " ".join(words)
-
-
-def reviews(count: int, seed: int = 0, names: tuple[Any, Any] = (0, 1)) -> list[dict[str, Any]]:
-    rng = random.Random(seed)
-    return [{"text": review(rng, i % 2), "label": names[i % 2]} for i in range(count)]
-
-
-def describe(tmp_path: Path, architecture: str = "gpt2", **keys: Any) -> str:
-    path = tmp_path / "small.yaml"
-    lines = {"architecture": architecture, "hidden": 32, "layers": 1, "tokenizer": "word", "max_positions": 32, **keys}
-    path.write_text("".join(f"{k}: {v}\n" for k, v in lines.items()))
-    return str(path)
-
-
-FAST = ("--max-steps", 40, "--batch-size", 16, "--learning-rate", "1e-2", "--device", "cpu")
+from rlgf_cli.training import reward_data, watch
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3", "distilbert"])
@@ -107,7 +85,8 @@ def test_prompt_and_reference_files_with_a_split(run_cli: Any, tmp_path: Path) -
     shown = run_cli(
         "train-reward", "--model", describe(tmp_path), "--data", data, *FAST, "--eval-fraction", 0.2,
         "--text-key", "prompt,references.0", "--label-key", "meta.label",
-        "--set", "label_names={'1': positive, '0': negative}", "-o", tmp_path / "clf", "--json",
+        "--set", "label_names={'1': positive, '0': negative}", "--set", "group_key=id",
+        "-o", tmp_path / "clf", "--json",
     )  # fmt: skip
     assert shown.exit_code == 0, shown.stderr
     result = json.loads(shown.stdout)
@@ -116,9 +95,9 @@ def test_prompt_and_reference_files_with_a_split(run_cli: Any, tmp_path: Path) -
     assert result["eval_accuracy"] > 0.9
     trained = resolve(TrainRewardConfig, flags={"output": "x", "model": "x", "data": str(data), "limit": 50,
                                                 "text_key": "prompt", "label_key": "meta.label"}).config  # fmt: skip
-    train, held_out, _ = train_reward._read_data(trained)
-    assert len(train) + len(held_out) == 50
-    assert not {record.where for record in train} & {record.where for record in held_out}
+    data = reward_data.read(trained)
+    assert len(data.train) + len(data.held_out) == 50
+    assert not {sample.where for sample in data.train} & {sample.where for sample in data.held_out}
 
 
 def test_texts_are_joined_and_cut_as_the_reward_does(tmp_path: Path) -> None:
@@ -131,12 +110,14 @@ def test_texts_are_joined_and_cut_as_the_reward_does(tmp_path: Path) -> None:
     data = write_rows(tmp_path / "x.jsonl", rows)
     flags = {"output": "x", "model": "x", "data": "x", "text_key": "prompt,references.0", "label_key": "y"}
     config = resolve(TrainRewardConfig, flags=flags).config
-    records = train_reward.read_labelled(str(data), config)
-    assert [r.text for r in records] == ["one two", "one two", "one two", "two"]
-    assert train_reward._labels(records, config) == ["9", "10", "a", "b"]
+    samples, _ = reward_data.read_labelled(str(data), config)
+    assert [s.texts for s in samples] == [("one two",), ("one two",), ("one two",), ("two",)]
+    assert [s.words for s in samples] == [(1,)] * 4
+    assert reward_data._labels(samples, config) == ["9", "10", "a", "b"]
 
     class Letters:
-        truncation_side = "right"
+        def __init__(self, side: str) -> None:
+            self.truncation_side = side
 
         def __call__(self, text: str, truncation: bool = False, max_length: int = 0) -> dict[str, list[int]]:
             ids = [ord(c) for c in text]
@@ -144,17 +125,38 @@ def test_texts_are_joined_and_cut_as_the_reward_does(tmp_path: Path) -> None:
                 ids = ids[:max_length] if self.truncation_side == "right" else ids[-max_length:]
             return {"input_ids": ids}
 
-    def first(joined: bool) -> str:
-        encoded, cut = train_reward._encode(Letters(), records, ["9", "10", "a", "b"], 5, joined=joined)
+    def first(side: str) -> str:
+        encoded, cut = train_reward._encode(Letters(side), samples, 5)
         assert cut == 3
-        return "".join(map(chr, encoded[0]["input_ids"]))
+        return "".join(map(chr, encoded[0][0]))
 
-    assert (first(True), first(False)) == ("e two", "one t")
+    assert (first("left"), first("right")) == ("e two", "one t")
+
+
+def test_rows_of_make_negatives(run_cli: Any, tmp_path: Path) -> None:
+    """Every prompt on one side, figures for every kind, and plots."""
+    data = write_rows(tmp_path / "train.jsonl", negatives(60))
+    arguments = ("--text-key", "prompt,text", "--model", describe(tmp_path), "--data", data, *FAST)
+    shown = run_cli("train-reward", *arguments, "-o", tmp_path / "clf", "--json")
+    assert shown.exit_code == 0, shown.stderr
+    result = json.loads(shown.stdout)
+    assert (result["examples"], result["eval_examples"], result["labels"]) == (162, 18, ["bad", "good"])
+    evaluation = json.loads((tmp_path / "clf/evaluation.json").read_text())
+    assert {name: kind["n"] for name, kind in evaluation["kinds"].items()} == {"reference": 6, "rude": 6, "turned": 6}
+    assert evaluation["kinds"]["rude"] == result["kinds"]["rude"]
+    assert evaluation["kinds"]["rude"]["auc"] > 0.9 and evaluation["kinds"]["reference"]["auc"] is None
+    assert evaluation["auc"] == result["eval_auc"] and evaluation["length_auc"] == 0.5
+    assert "words alone" not in shown.stderr and "| rude" in shown.stderr
+    for name in ("confusion", "calibration", "scores"):
+        assert (tmp_path / f"clf/plots/{name}.png").read_bytes().startswith(b"\x89PNG")
+    reward = ClassifierReward(str(tmp_path / "clf"), device="cpu")
+    good, bad = reward.score([Example("a", "film 1")] * 2, ["a great plot", "a poor plot"])
+    assert good.value > 0.5 > bad.value
 
 
 def test_a_checkpoint_gets_a_head(run_cli: Any, tmp_path: Path, tiny_gpt2: Path, tiny_classifier: Path) -> None:
     """A language model, and a classifier with another number of labels."""
-    rows = [{"text": f"the {noun} likes it", "label": noun} for noun in ("cat", "dog", "bird") for _ in range(8)]
+    rows = [{"text": f"the {noun} likes {i}", "label": noun} for noun in ("cat", "dog", "bird") for i in range(8)]
     data = write_rows(tmp_path / "train.jsonl", rows)
     for model in (tiny_gpt2, tiny_classifier):
         arguments = ("--model", model, "--data", data, "--max-steps", 2, "--device", "cpu")
@@ -166,15 +168,16 @@ def test_a_checkpoint_gets_a_head(run_cli: Any, tmp_path: Path, tiny_gpt2: Path,
         assert classifier.config.num_labels == 3 and classifier.config.pad_token_id is not None
 
 
-def test_a_killed_run_resumes_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = write_rows(tmp_path / "train.jsonl", reviews(60))
+@pytest.mark.parametrize("objective", ["classification", "pairwise"])
+def test_a_killed_run_resumes_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str) -> None:
+    rows = reviews(60) if objective == "classification" else pairs(60)
+    data = write_rows(tmp_path / "train.jsonl", rows)
     model = describe(tmp_path, dropout=0.1)
 
     def configure(output: str) -> Any:
         flags = {"model": model, "data": str(data), "max_steps": 7, "save_steps": 3, "model.device": "cpu"}
-        return resolve(
-            TrainRewardConfig, flags={"output": str(tmp_path / output), "optim.learning_rate": 1e-2, **flags}
-        )
+        flags |= {"output": str(tmp_path / output), "optim.learning_rate": 1e-2, "objective": objective}
+        return resolve(TrainRewardConfig, flags=flags)
 
     whole = train_reward.run(configure("whole"))
     plain = watch.Watch.on_step_end
@@ -193,6 +196,8 @@ def test_a_killed_run_resumes_to_the_same_end(tmp_path: Path, monkeypatch: pytes
             train_reward.run(configure("killed"))
     resumed = train_reward.run(configure("killed"), existing="resume")
     assert resumed.summary == whole.summary
+    for name in ("evaluation.json", "metrics.jsonl"):
+        assert (whole.folder / name).read_bytes() == (resumed.folder / name).read_bytes()
     first, second = (
         AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
         for folder in (whole.folder, resumed.folder)
@@ -214,11 +219,13 @@ CASES = [
     (reviews(8), ("--text-key", "prompt"), "train.jsonl:1: the field 'prompt' is missing"),
     (reviews(8), ("--label-key", "meta.label"), "train.jsonl:1: the field 'meta.label' is missing"),
     (reviews(8), ("--set", "label_names={'7': x}"), "to a label that no example has"),
-    (reviews(8), ("--objective", "pairwise"), "objective"),
-    (reviews(8), ("--max-tokens", 99), "the model reads 32"),
+    (reviews(8), ("--max-tokens", 99), "the model reads at most 32"),
     (reviews(8), ("--eval-data", "none.jsonl"), "no such file"),
     (reviews(8), ("--eval-data", "val.jsonl"), "val.jsonl:2: the label '2' is not in the training data"),
     (reviews(8), ("--load-in-4bit",), "No such option"),
+    (pairs(8), (), "--objective pairwise reads pairs"),
+    (reviews(8), ("--chosen-key", "a"), "chosen_key is not read with objective classification"),
+    ([{**row, "prompt": "x"} for row in reviews(8)], (), "those with the same prompt (or text) stay together"),
 ]
 
 

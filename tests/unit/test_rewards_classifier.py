@@ -120,7 +120,7 @@ class TestClassifier:
         assert "'positive'" in (caught.value.hint or "")
         with pytest.raises(UserError, match="no label 2"):
             ClassifierReward(str(tiny_classifier), label=2)
-        with pytest.raises(UserError, match="no classification head"):
+        with pytest.raises(UserError, match="no head that scores texts"):
             ClassifierReward(str(tiny_gpt2))
         with pytest.raises(UserError, match="no model checkpoint"):
             ClassifierReward(str(tmp_path))
@@ -142,6 +142,15 @@ class TestRewardModel:
         with pytest.raises(UserError, match="2 labels") as caught:
             RewardModelReward(str(tiny_classifier))
         assert "classifier:" in (caught.value.hint or "")
+
+    def test_a_language_model_is_told_how_it_gets_a_head(self, tiny_gpt2):
+        with pytest.raises(UserError, match="no head that scores texts") as caught:
+            RewardModelReward(str(tiny_gpt2))
+        assert "rlgf train-reward --objective pairwise" in (caught.value.hint or "")
+
+    def test_an_empty_prompt_adds_no_space(self, reward_model):
+        expected = by_hand(reward_model, TEXTS[0])[0].item()
+        assert scores(RewardModelReward(str(reward_model)), [Example("a", "")], TEXTS[:1]) == pytest.approx([expected])
 
 
 def test_rlgf_eval_takes_both_as_metrics(tiny_classifier, reward_model, tmp_path, run_cli):

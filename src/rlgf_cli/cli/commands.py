@@ -31,7 +31,7 @@ COMMANDS: dict[str, Target] = {
         "make_negatives:make_negatives",
         "Make bad texts of many kinds from good ones, to train a reward model on.",
     ),
-    "train-reward": Target("train_reward:train_reward", "Train a classifier as a reward."),
+    "train-reward": Target("train_reward:train_reward", "Train a classifier or a reward model."),
     "train": Target("train:train", "Train a policy with reinforcement learning, alone or with a guide."),
     "eval": Target("eval:evaluate", "Score a model or predictions."),
     "postprocess": Target(

@@ -14,7 +14,7 @@ from rlgf_cli.cli.options import COMMON, TEXT
 
 def train_reward(
     objective: Annotated[
-        str | None, typer.Option("--objective", help="classification.", rich_help_panel=COMMON)
+        str | None, typer.Option("--objective", help="classification or pairwise.", rich_help_panel=COMMON)
     ] = None,
     model: Annotated[
         str | None,
@@ -26,7 +26,8 @@ def train_reward(
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="JSONL with text and label.", rich_help_panel=COMMON)
+        str | None,
+        typer.Option("--data", help="JSONL with text and label, or with chosen and rejected.", rich_help_panel=COMMON),
     ] = None,
     eval_data: shared.EvalData = None,
     output: options.Output = None,
@@ -40,6 +41,19 @@ def train_reward(
     ] = None,
     label_key: Annotated[
         str | None, typer.Option("--label-key", help="Dotted field of the label.", rich_help_panel=TEXT)
+    ] = None,
+    prompt_key: Annotated[
+        str | None, typer.Option("--prompt-key", help="Dotted field of a pair's prompt.", rich_help_panel=TEXT)
+    ] = None,
+    chosen_key: Annotated[
+        str | None, typer.Option("--chosen-key", help="Dotted field of a pair's better text.", rich_help_panel=TEXT)
+    ] = None,
+    rejected_key: Annotated[
+        str | None, typer.Option("--rejected-key", help="Dotted field of a pair's worse text.", rich_help_panel=TEXT)
+    ] = None,
+    kind_key: Annotated[
+        str | None,
+        typer.Option("--kind-key", help="Dotted field of the kind of text, for the figures.", rich_help_panel=TEXT),
     ] = None,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", help="Longer texts are cut.", rich_help_panel=TEXT)
@@ -69,12 +83,12 @@ def train_reward(
     print_config: options.PrintConfig = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Train a classifier as a reward.
+    """Train a classifier or a reward model.
 
     ```
     rlgf train-reward --model gpt2 --data labelled.jsonl -o runs/clf
-    rlgf train-reward --model small.yaml --data labelled.jsonl -o runs/clf
-    rlgf train-reward --model gpt2 --data a.jsonl --label-key meta.label -o clf
+    rlgf train-reward --model small.yaml --data a.jsonl --label-key meta.label -o clf
+    rlgf train-reward --objective pairwise --model gpt2 --data pairs.jsonl -o runs/rm
     ```
     """
     flags = {
@@ -105,6 +119,10 @@ def train_reward(
         "objective": objective,
         "text_key": text_key,
         "label_key": label_key,
+        "prompt_key": prompt_key,
+        "chosen_key": chosen_key,
+        "rejected_key": rejected_key,
+        "kind_key": kind_key,
         "max_tokens": max_tokens,
         "eval_fraction": eval_fraction,
     }

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
+from rlgf_cli.config.common import Refused
 from rlgf_cli.config.supervised import SupervisedConfig
+
+_BELONGS = {
+    "classification": ("text_key", "label_key", "label_names"),
+    "pairwise": ("prompt_key", "chosen_key", "rejected_key", "center_rewards_coefficient"),
+}
+"""Keys that one objective reads and the other does not."""
 
 
 def _as_list(value: object) -> object:
@@ -14,17 +21,42 @@ def _as_list(value: object) -> object:
 
 
 class TrainRewardConfig(SupervisedConfig):
-    """A text classifier from labelled JSONL.
+    """A text classifier from labelled JSONL, or (``objective: pairwise``) a reward model from pairs of texts.
 
-    ``text_key`` and ``label_key`` are dotted paths into each record (``meta.label``, ``references.0``). Several
-    text keys are joined as the ``classifier`` reward joins prompt and response: by a space where neither side
-    has white space. ``label_names`` renames labels (``{"1": positive}``). Without ``eval_data``, the share
-    ``eval_fraction`` of every class is held out. ``max_tokens`` null: as many as the model reads.
+    Every ``*_key`` is a dotted path into each record (``meta.label``, ``references.0``). Classification: several
+    text keys are joined as the ``classifier`` reward joins prompt and response, by a space where neither side
+    has white space; ``label_names`` renames labels (``{"1": positive}``). Pairwise: records hold a prompt (or none),
+    a chosen and a rejected text; rows of ``rlgf make-negatives`` are read too, as pairs of reference and text.
+    Without ``eval_data``, about the share ``eval_fraction`` of every class is held out, all records of one prompt
+    (``group_key``) on one side. ``max_tokens`` null: as many as the model reads.
     """
 
-    objective: Literal["classification"] = "classification"
+    objective: Literal["classification", "pairwise"] = "classification"
     text_key: Annotated[list[str], BeforeValidator(_as_list)] = Field(default=["text"], min_length=1)
     label_key: str = "label"
     label_names: dict[str, str] = Field(default_factory=dict)
+    prompt_key: str | None = "prompt"
+    """null: the texts alone are read. The default may be missing from the records."""
+    chosen_key: str = "chosen"
+    rejected_key: str = "rejected"
+    center_rewards_coefficient: float = Field(0.0, ge=0)
+    """Pulls the sum of a pair's two scores to 0, so that scores lie around 0; 0.01 is usual."""
+    kind_key: str | None = "kind"
+    """What sort of text a record holds: the held-out figures are given for each. The default may be missing from the
+    records; null: the label."""
+    group_key: str | None = None
+    """What must not lie on both sides of the split. null: the prompt, or the text where there is none."""
     eval_fraction: float = Field(0.1, gt=0, lt=1)
     max_tokens: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainRewardConfig:
+        (other,) = set(_BELONGS) - {self.objective}
+        for key in _BELONGS[other]:
+            field = type(self).model_fields[key]
+            if getattr(self, key) != field.get_default(call_default_factory=True):
+                raise Refused(
+                    f"{key} is not read with objective {self.objective}",
+                    hint=f"leave it out, or give objective: {other}",
+                )
+        return self

@@ -1,8 +1,11 @@
-"""Sequence classifiers: loading any encoder or decoder with a classification head, labels included."""
+"""Sequence classifiers and reward models: any encoder or decoder with a head, and the tokens that it reads.
+
+Training and rewards both go through here, so that a reward scores the very tokens that were trained on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ from transformers.utils import logging as hf_logging
 
 from rlgf_cli.config.common import ModelConfig
 from rlgf_cli.errors import UserError
+from rlgf_cli.models.generate import pad_rows
 from rlgf_cli.models.load import check_checkpoint_name
 
 _NO_LIMIT = 1_000_000
@@ -53,16 +57,59 @@ def set_labels(architecture: Any, labels: Sequence[str]) -> None:
     architecture.num_labels = len(labels)
     architecture.id2label = dict(enumerate(labels))
     architecture.label2id = {name: i for i, name in enumerate(labels)}
-    architecture.problem_type = "single_label_classification"
+    architecture.problem_type = "single_label_classification" if len(labels) > 1 else None
 
 
-def token_limit(model: Any, tokenizer: Any) -> int | None:
-    """The most tokens that the model reads; None: any number."""
+def token_limit(model: Any, tokenizer: Any, given: int | None = None) -> int | None:
+    """The most tokens of a text that are used: what the model reads, or less where ``given`` says so; None: all.
+
+    Raises UserError where ``given`` is more than the model reads.
+    """
     known = [int(tokenizer.model_max_length)] if tokenizer.model_max_length < _NO_LIMIT else []
     config = model.config
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if positions:
+    if positions and not hasattr(config, "relative_attention_num_buckets"):
         # the RoBERTa family counts positions from pad + 1
         offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
         known.append(int(positions) - offset)
-    return min(known, default=None)
+    if given is not None and known and given > min(known):
+        raise UserError(f"max_tokens is {given}; the model reads at most {min(known)}", hint="leave max_tokens out")
+    return given if given is not None else min(known, default=None)
+
+
+def join(prompt: str, text: str) -> str:
+    """Prompt and response as one text: a space between them where neither side of the seam has white space."""
+    seam = " " if prompt and text and not prompt[-1].isspace() and not text[0].isspace() else ""
+    return prompt + seam + text
+
+
+def encode(tokenizer: Any, text: str, limit: int | None) -> tuple[list[int], bool]:
+    """A text's ids, never none, and whether it was cut, on the tokenizer's ``truncation_side``."""
+    ids = tokenizer(text)["input_ids"]
+    cut = limit is not None and len(ids) > limit
+    if cut:
+        ids = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+    # an empty text has no tokens where the tokenizer adds none of its own; the model still must see one
+    return ids or [tokenizer.pad_token_id], cut
+
+
+@torch.no_grad()
+def logits(
+    model: Any,
+    pad_id: int,
+    rows: Sequence[Sequence[int]],
+    batch_size: int,
+    on_rows: Callable[[int], object] = lambda n: None,
+) -> torch.Tensor:
+    """The head's outputs, [N, labels] float32 on the CPU, in batches of similar length, of each of which ``on_rows``
+    is told. The model is in eval mode.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    found = torch.empty(len(rows), model.config.num_labels)
+    for at in range(0, len(order), batch_size):
+        batch = order[at : at + batch_size]
+        ids, mask = pad_rows([rows[i] for i in batch], pad_id, left=False)
+        out = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+        found[batch] = out.logits.float().cpu()
+        on_rows(len(batch))
+    return found

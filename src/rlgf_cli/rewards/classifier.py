@@ -13,10 +13,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from rlgf_cli.artifacts.rundir import parent_of
 from rlgf_cli.errors import UserError, did_you_mean
+from rlgf_cli.models import classification
 from rlgf_cli.models.load import check_checkpoint_name, pick_device
 from rlgf_cli.protocols import Example, Score
-
-_SANE_LENGTH = 1_000_000  # tokenizers without a limit say 1e30
 
 
 class _SequenceScorer:
@@ -29,6 +28,8 @@ class _SequenceScorer:
     """
 
     kind: str
+    objective: str
+    """The objective of ``rlgf train-reward`` that makes such a checkpoint."""
 
     def __init__(
         self,
@@ -47,9 +48,9 @@ class _SequenceScorer:
         self.batch_size = batch_size
         self.counts = {"truncated": 0}
         self.on_rows: Callable[[int], None] = lambda n: None
-        self.model, self.tokenizer = _load(path)
+        self.model, self.tokenizer = _load(path, self.objective)
         self.model.to(pick_device(device)).eval()
-        self.max_tokens = _limit(path, self.model, self.tokenizer, max_tokens)
+        self.max_tokens = classification.token_limit(self.model, self.tokenizer, max_tokens)
         self.tokenizer.truncation_side = "left" if include_prompt else "right"
         weights = (parent_of(path) or {}).get("sha256")
         self.signature = (
@@ -58,33 +59,17 @@ class _SequenceScorer:
             f",include_prompt={'yes' if include_prompt else 'no'},max_tokens={self.max_tokens}"
         )
 
-    @torch.no_grad()
     def logits(self, examples: Sequence[Example], texts: Sequence[str]) -> torch.Tensor:
         """[N, labels], float32, on the CPU."""
-        rows = [self._encode(e, t) for e, t in zip(examples, texts, strict=True)]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        found = torch.empty(len(rows), self.model.config.num_labels)
-        for at in range(0, len(order), self.batch_size):
-            batch = order[at : at + self.batch_size]
-            padded = self.tokenizer.pad({"input_ids": [rows[i] for i in batch]}, return_tensors="pt")
-            out = self.model(
-                input_ids=padded["input_ids"].to(self.model.device),
-                attention_mask=padded["attention_mask"].to(self.model.device),
-            )
-            found[batch] = out.logits.float().cpu()
-            self.on_rows(len(batch))
-        return found
-
-    def _encode(self, example: Example, text: str) -> list[int]:
-        if self.include_prompt:
-            seam = "" if not text or example.prompt[-1:].isspace() or text[0].isspace() else " "
-            text = example.prompt + seam + text
-        ids = self.tokenizer(text)["input_ids"]
-        if self.max_tokens is not None and len(ids) > self.max_tokens:
-            self.counts["truncated"] += 1
-            ids = self.tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"]
-        # an empty text has no tokens where the tokenizer adds none of its own; the model still must see one
-        return ids or [self.tokenizer.pad_token_id]
+        rows = []
+        for example, text in zip(examples, texts, strict=True):
+            read = classification.join(example.prompt, text) if self.include_prompt else text
+            ids, cut = classification.encode(self.tokenizer, read, self.max_tokens)
+            self.counts["truncated"] += cut
+            rows.append(ids)
+        return classification.logits(
+            self.model, self.tokenizer.pad_token_id, rows, self.batch_size, on_rows=self.on_rows
+        )
 
 
 class ClassifierReward(_SequenceScorer):
@@ -96,6 +81,7 @@ class ClassifierReward(_SequenceScorer):
     """
 
     kind = "classifier"
+    objective = "classification"
 
     def __init__(
         self,
@@ -134,6 +120,7 @@ class RewardModelReward(_SequenceScorer):
     """``rm:PATH``: the single output of a reward model (``num_labels`` 1), as it is."""
 
     kind = "rm"
+    objective = "pairwise"
 
     def __init__(
         self,
@@ -158,7 +145,7 @@ class RewardModelReward(_SequenceScorer):
         return [Score(value) for value in self.logits(examples, texts)[:, 0].tolist()]
 
 
-def _load(path: str) -> tuple[Any, Any]:
+def _load(path: str, objective: str) -> tuple[Any, Any]:
     """Model and tokenizer. A head that the checkpoint lacks is an error: a fresh one gives random scores."""
     check_checkpoint_name(path)
     try:
@@ -177,9 +164,9 @@ def _load(path: str) -> tuple[Any, Any]:
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(
-            f"this checkpoint has no classification head ({missing[0]} is missing)",
+            f"this checkpoint has no head that scores texts ({missing[0]} is missing)",
             where=path,
-            hint="train one with `rlgf train-reward --objective classification`",
+            hint=f"train one with `rlgf train-reward --objective {objective}`",
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -188,24 +175,6 @@ def _load(path: str) -> tuple[Any, Any]:
     tokenizer.padding_side = "right"
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
-
-
-def _limit(path: str, model: Any, tokenizer: Any, given: int | None) -> int | None:
-    """The most tokens that the model can read; None: any number."""
-    known = []
-    if tokenizer.model_max_length < _SANE_LENGTH:
-        known.append(int(tokenizer.model_max_length))
-    config = model.config
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if positions and not hasattr(config, "relative_attention_num_buckets"):
-        # RoBERTa's family counts positions from pad + 1
-        offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-        known.append(int(positions) - offset)
-    if given is not None:
-        if known and given > min(known):
-            raise UserError(f"max_tokens is {given}; this model reads at most {min(known)}", where=path)
-        known.append(given)
-    return min(known) if known else None
 
 
 def _label_index(config: Any, label: int | str | None, path: str) -> int:

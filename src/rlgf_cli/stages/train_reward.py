@@ -1,59 +1,53 @@
-"""``rlgf train-reward``: a text classifier from labelled JSONL, to be used as ``--reward classifier:FOLDER``."""
+"""``rlgf train-reward``: a text classifier from labelled JSONL, or a reward model from pairs of texts."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import set_seed
 
-from rlgf_cli import console, noise
+from rlgf_cli import console
 from rlgf_cli.artifacts import resume
-from rlgf_cli.artifacts.jsonl import parse_record, read_objects
-from rlgf_cli.artifacts.records import LabelledRecord
+from rlgf_cli.artifacts.jsonl import write_json
+from rlgf_cli.artifacts.records import SCHEMA_VERSION
 from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.common import ModelConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.scratch import is_scratch, read_scratch
 from rlgf_cli.config.train_reward import TrainRewardConfig
-from rlgf_cli.errors import UserError, did_you_mean
-from rlgf_cli.models import hub, scratch
+from rlgf_cli.metrics import reward_plots, reward_report
+from rlgf_cli.models import classification, hub, scratch
 from rlgf_cli.models.card import write_card
-from rlgf_cli.models.classification import load_classifier, set_labels, token_limit
-from rlgf_cli.models.generate import pad_rows
-from rlgf_cli.models.load import DTYPES, pick_device
+from rlgf_cli.models.load import pick_device
 from rlgf_cli.models.memory import keep_freed_memory
-from rlgf_cli.training import supervised
+from rlgf_cli.training import labelled, reward_data, supervised
 from rlgf_cli.training.checkpoint import is_complete
+from rlgf_cli.training.reward_data import RewardData, Sample
 from rlgf_cli.training.watch import Reporter, last_checkpoint, mark_complete
 
 datasets.disable_progress_bars()
 
-
-@dataclass(frozen=True)
-class Labelled:
-    """One text with its label's name, and where it was read."""
-
-    text: str
-    label: str
-    where: str
+Rows = list[tuple[list[int], ...]]
+"""Per sample the ids of its text, or of the chosen and the rejected one."""
 
 
 @dataclass(frozen=True)
 class TrainRewardResult:
-    """Where the classifier is, and the summary that run.json holds."""
+    """Where the model is, and the summary that run.json holds."""
 
     folder: Path
     summary: dict[str, Any]
 
 
 def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse") -> TrainRewardResult:
-    """Train, score the held-out records, save the classifier at the run's root.
+    """Train, judge the model on the held-out records, save it at the run's root.
 
     All inputs are checked, the model loaded and the data tokenised before the output folder is touched.
     """
@@ -70,16 +64,23 @@ def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse")
         resume.refuse_changed(config.output, resolved.to_json())
     device = pick_device(config.model.device)
     supervised.check_settings(config, device)
-    train, held_out, labels = _read_data(config)
+    data = reward_data.read(config)
+    _tell(data)
     checkpoints = output / "checkpoints"
     start = checkpoints / "start"
-    model, tokenizer = _starting_model(config, [r.text for r in train], labels, start, existing)
+    model, tokenizer = _starting_model(config, data, start, existing)
     model.to(device)
-    limit = _limit(config, model, tokenizer)
-    rows, truncated = _encode(tokenizer, train, labels, limit, joined=len(config.text_key) > 1)
-    eval_rows, eval_truncated = _encode(tokenizer, held_out, labels, limit, joined=len(config.text_key) > 1)
-    if truncated + eval_truncated:
-        console.warn(f"texts cut to {limit} tokens: {truncated + eval_truncated}")
+    limit = classification.token_limit(model, tokenizer, config.max_tokens)
+    # what the rewards cut too: prompt and response lose their beginning, a text its end
+    tokenizer.truncation_side = "left" if data.joined else "right"
+    rows, truncated = _encode(tokenizer, data.train, limit)
+    eval_rows, eval_truncated = _encode(tokenizer, data.held_out, limit)
+    truncated += eval_truncated
+    same = sum(len(row) == 2 and row[0] == row[1] for row in rows + eval_rows)
+    if truncated:
+        console.warn(f"texts cut to {limit} tokens: {truncated}")
+    if same:
+        console.warn(f"pairs whose two texts are the same tokens to this model, and teach nothing: {same}")
 
     keep_freed_memory()
     claimed = RunDir.claim(output, "train-reward", existing=existing, seed=config.seed)
@@ -94,31 +95,37 @@ def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse")
             mark_complete(start)
         with supervised.use_cache_kept(model):
             fitted = supervised.fit(
-                _trainer(config, model, tokenizer.pad_token_id, checkpoints, rows, eval_rows, device),
+                _trainer(config, model, tokenizer, checkpoints, data, rows, eval_rows, device),
                 metrics=run_dir.file("metrics.jsonl"),
                 keep=config.save_total_limit,
                 resume=last_checkpoint(checkpoints),
                 reporter=Reporter("train-reward", console.progress, console.log),
             )
+        report = _judge(config, model.eval(), tokenizer.pad_token_id, data, eval_rows)
         summary = {
             "objective": config.objective,
             **fitted,
-            "eval_majority": max(Counter(r.label for r in held_out).values()) / len(held_out),
-            "examples": len(train),
-            "eval_examples": len(held_out),
-            "truncated": truncated + eval_truncated,
-            "labels": labels,
+            **_figures(report.evaluation),
+            **({"eval_majority": _majority(data.held_out)} if data.labels else {}),
+            "examples": len(data.train),
+            "eval_examples": len(data.held_out),
+            "passed_over": data.passed_over,
+            "truncated": truncated,
+            **({"labels": data.labels} if data.labels else {"same_tokens": same}),
         }
         run_dir.write_files(lambda folder: _save(folder, model, tokenizer))
+        run_dir.write_files(lambda folder: _save_report(folder, config, report))
         write_card(
             run_dir.file("README.md").parent,
             title=output.name,
             command="train-reward",
             base_model=config.model.name,
             data=[name for name in (config.data, config.eval_data) if name],
-            metrics={**summary, "labels": ", ".join(labels)},
+            metrics={**summary, "labels": ", ".join(data.labels) or None},
         )
+        summary["kinds"] = report.evaluation["kinds"]
         run_dir.manifest.save(result=summary)
+    _show(report, output, data)
     return _delivered(TrainRewardResult(output, summary), config)
 
 
@@ -128,192 +135,99 @@ def _delivered(result: TrainRewardResult, config: TrainRewardConfig) -> TrainRew
     return result
 
 
-def _read_data(config: TrainRewardConfig) -> tuple[list[Labelled], list[Labelled], list[str]]:
-    """Training records, held-out records and the labels' names in the order of their ids."""
-    records = read_labelled(config.data, config)[: config.limit]
-    labels = _labels(records, config)
-    if config.eval_data is None:
-        return *_split(records, config), labels
-    held_out = read_labelled(config.eval_data, config)
-    for record in held_out:
-        if record.label not in labels:
-            raise UserError(
-                f"the label {record.label!r} is not in the training data",
-                where=record.where,
-                hint=did_you_mean(record.label, labels),
-            )
-    return records, held_out, labels
+def _tell(data: RewardData) -> None:
+    if data.passed_over:
+        console.log(f"rows passed over because they are good texts alone: {data.passed_over}")
+    if data.shared:
+        some = f"{data.shared} of {len(data.held_out)}"
+        console.warn(f"held-out records whose prompt (or text) is in the training data too: {some}")
 
 
-def read_labelled(path: str, config: TrainRewardConfig) -> list[Labelled]:
-    """The texts and labels of a file, found under the config's dotted keys."""
-    found = []
-    for number, value in read_objects(path):
-        where = f"{path}:{number}"
-        text = ""
-        for key in config.text_key:
-            part = _dig(value, key, where)
-            if not isinstance(part, str):
-                raise UserError(f"{key!r} is {part!r}, not a text", where=where)
-            seam = " " if text and part and not text[-1].isspace() and not part[0].isspace() else ""
-            text += seam + part
-        label = _dig(value, config.label_key, where)
-        record = parse_record(LabelledRecord, {"text": text, "label": label}, where)
-        name = str(record.label)
-        found.append(Labelled(record.text, config.label_names.get(name, name), where))
-    if not found:
-        raise UserError("the file holds no records", where=path)
-    return found
-
-
-def _dig(record: Mapping[str, Any], dotted: str, where: str) -> Any:
-    """``meta.label`` or ``references.0`` of a record."""
-    value: Any = record
-    for part in dotted.split("."):
-        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
-            value = value[int(part)]
-        elif isinstance(value, Mapping) and part in value:
-            value = value[part]
-        else:
-            raise UserError(
-                f"the field {dotted!r} is missing",
-                where=where,
-                hint=f"this record has: {', '.join(record)}; --text-key and --label-key name other fields",
-            )
-    return value
-
-
-def _labels(records: Sequence[Labelled], config: TrainRewardConfig) -> list[str]:
-    """All label names, in the order of the raw labels: numbers by value, words by the alphabet."""
-    if len(records) < 2:
-        raise UserError(
-            "one example is not enough to train a classifier", where=config.data, hint="every class needs examples"
-        )
-    names = sorted({record.label for record in records}, key=_order(config.label_names))
-    if len(names) < 2:
-        raise UserError(
-            f"all {len(records)} examples have the label {names[0]!r}",
-            where=config.data,
-            hint="a classifier needs two classes or more; is --label-key right?",
-        )
-    unknown = sorted(set(config.label_names.values()) - set(names))
-    if unknown:
-        raise UserError(
-            f"label_names gives the name {unknown[0]!r} to a label that no example has",
-            hint=f"the data has: {', '.join(names)}",
-        )
-    return names
-
-
-def _order(names: Mapping[str, str]) -> Any:
-    raw = {name: label for label, name in names.items()}
-
-    def key(name: str) -> tuple[int, int, str]:
-        label = raw.get(name, name)
-        number = label.lstrip("-").isdigit()
-        return (0, int(label), "") if number else (1, 0, label)
-
-    return key
-
-
-def _split(records: list[Labelled], config: TrainRewardConfig) -> tuple[list[Labelled], list[Labelled]]:
-    """Hold out ``eval_fraction`` of every class, at least one where it has two; the order of the rest is kept."""
-    rng = noise.generator(config.seed, "held out")
-    out: set[int] = set()
-    for label in sorted({record.label for record in records}):
-        members = [i for i, record in enumerate(records) if record.label == label]
-        if len(members) > 1:
-            count = min(max(1, round(config.eval_fraction * len(members))), len(members) - 1)
-            out.update(int(i) for i in rng.choice(members, size=count, replace=False))
-    if not out:
-        raise UserError(
-            "no class has a second example to hold out", where=config.data, hint="give --eval-data, or more examples"
-        )
-    train = [record for i, record in enumerate(records) if i not in out]
-    return train, [records[i] for i in sorted(out)]
-
-
-def _starting_model(
-    config: TrainRewardConfig, texts: list[str], labels: list[str], start: Path, existing: Existing
-) -> tuple[Any, Any]:
+def _starting_model(config: TrainRewardConfig, data: RewardData, start: Path, existing: Existing) -> tuple[Any, Any]:
+    labels = data.labels or ["reward"]
     set_seed(config.seed)
     if not is_scratch(config.model.name):
-        return load_classifier(config.model, labels)
+        return classification.load_classifier(config.model, labels)
     described = read_scratch(config.model.name)
     if existing == "resume" and is_complete(start):
-        return load_classifier(ModelConfig(name=str(start)), labels)
+        return classification.load_classifier(ModelConfig(name=str(start)), labels)
+    texts = [text for sample in data.train for text in sample.texts]
     model, tokenizer = scratch.build_classifier(
         described, name=config.model.name, texts=texts, labels=labels, seed=config.seed
     )
-    set_labels(model.config, labels)
+    classification.set_labels(model.config, labels)
     return model, tokenizer
 
 
-def _limit(config: TrainRewardConfig, model: Any, tokenizer: Any) -> int | None:
-    most = token_limit(model, tokenizer)
-    if config.max_tokens is None:
-        return most
-    if most is not None and config.max_tokens > most:
-        raise UserError(f"max_tokens is {config.max_tokens}; the model reads {most}", hint="leave max_tokens out")
-    return config.max_tokens
-
-
-def _encode(
-    tokenizer: Any, records: Sequence[Labelled], labels: Sequence[str], limit: int | None, *, joined: bool
-) -> tuple[list[dict[str, Any]], int]:
-    """Rows for the Trainer and how many were cut. Prompt and response lose their beginning, a text its end:
-    what the ``classifier`` reward cuts too."""
-    tokenizer.truncation_side = "left" if joined else "right"
-    ids = {label: i for i, label in enumerate(labels)}
-    rows, cut = [], 0
-    for record in records:
-        tokens = tokenizer(record.text)["input_ids"]
-        if limit is not None and len(tokens) > limit:
-            cut += 1
-            tokens = tokenizer(record.text, truncation=True, max_length=limit)["input_ids"]
-        if not tokens:
-            raise UserError("this text has no tokens in the model's tokenizer", where=record.where)
-        rows.append({"input_ids": tokens, "labels": ids[record.label]})
-    return rows, cut
+def _encode(tokenizer: Any, samples: Sequence[Sample], limit: int | None) -> tuple[Rows, int]:
+    """Ids of every sample's texts, and how many texts were cut."""
+    rows, truncated = [], 0
+    for sample in samples:
+        encoded = [classification.encode(tokenizer, text, limit) for text in sample.texts]
+        truncated += sum(cut for _, cut in encoded)
+        rows.append(tuple(ids for ids, _ in encoded))
+    return rows, truncated
 
 
 def _trainer(
     config: TrainRewardConfig,
     model: Any,
-    pad_id: int,
+    tokenizer: Any,
     folder: Path,
-    rows: list[dict[str, Any]],
-    eval_rows: list[dict[str, Any]],
+    data: RewardData,
+    rows: Rows,
+    eval_rows: Rows,
     device: torch.device,
-) -> Trainer:
-    arguments = supervised.training_arguments(
-        TrainingArguments, config, folder, device=device, dtype=DTYPES[config.model.dtype],
-        remove_unused_columns=False, label_names=["labels"],
-    )  # fmt: skip
-    return Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=datasets.Dataset.from_list(rows),
-        eval_dataset=datasets.Dataset.from_list(eval_rows),
-        data_collator=_Collator(pad_id),
-        compute_loss_func=supervised.cross_entropy,
-        compute_metrics=_accuracy,
+) -> Any:
+    if not data.labels:
+        from rlgf_cli.training import pairwise  # it imports TRL
+
+        return pairwise.make_trainer(config, model, tokenizer, folder, rows, eval_rows, device)
+    train, held_out = (
+        [(ids, data.labels.index(sample.label)) for sample, (ids,) in zip(samples, encoded, strict=True)]
+        for samples, encoded in ((data.train, rows), (data.held_out, eval_rows))
     )
+    return labelled.make_trainer(config, model, tokenizer.pad_token_id, folder, train, held_out, device)
 
 
-@dataclass(frozen=True)
-class _Collator:
-    pad_id: int
+def _judge(config: TrainRewardConfig, model: Any, pad_id: int, data: RewardData, rows: Rows) -> reward_report.Report:
+    """The trained model on the held-out samples."""
+    samples = data.held_out
+    flat = [ids for row in rows for ids in row]
+    logits = classification.logits(model, pad_id, flat, config.batch_size).numpy()
+    kinds = [sample.kind for sample in samples]
+    if data.labels:
+        labels = np.array([data.labels.index(sample.label) for sample in samples])
+        return reward_report.of_classifier(logits, labels, data.labels, kinds, [s.words[0] for s in samples])
+    chosen, rejected = logits.reshape(-1, 2).T
+    chosen_words, rejected_words = zip(*(sample.words for sample in samples), strict=True)
+    return reward_report.of_pairs(chosen, rejected, [s.texts[0] for s in samples], kinds, chosen_words, rejected_words)
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        ids, mask = pad_rows([row["input_ids"] for row in rows], self.pad_id, left=False)
-        return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in rows])}
+
+def _figures(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The figures of all held-out samples as run.json names them."""
+    names = ("accuracy", "auc", "length_matched_auc", "length_auc", "brier", "expected_calibration_error")
+    return {f"eval_{name}": evaluation[name] for name in names}
 
 
-def _accuracy(prediction: Any) -> dict[str, float]:
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+def _majority(samples: Sequence[Sample]) -> float:
+    return max(Counter(sample.label for sample in samples).values()) / len(samples)
 
 
 def _save(folder: Path, model: Any, tokenizer: Any) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _save_report(folder: Path, config: TrainRewardConfig, report: reward_report.Report) -> None:
+    head = {"schema_version": SCHEMA_VERSION, "objective": config.objective}
+    write_json(folder / "evaluation.json", {**head, **report.evaluation})
+    reward_plots.write(folder / "plots", report)
+
+
+def _show(report: reward_report.Report, output: Path, data: RewardData) -> None:
+    console.log(console.table(*reward_report.table(report.evaluation)))
+    if warning := reward_report.length_warning(report.evaluation):
+        console.warn(warning)
+    alone = "" if data.joined else ", with include_prompt: false, as it read no prompts"
+    console.log(f"as a reward: {'classifier' if data.labels else 'rm'}:{output}{alone}")

@@ -1,0 +1,172 @@
+"""What a reward model is worth on held-out texts: against every kind of bad text, and against length alone.
+
+Accuracy on held-out data says little where the classes can be told by their length or where one kind of failure is
+easy: so every kind stands alone, beside what the number of words alone would have achieved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rlgf_cli.metrics import ranking
+
+LENGTH_LIMITS = (0.35, 0.65)
+"""Outside of these, the number of words alone tells good texts from bad ones well enough to be warned of (0.5: it says
+nothing, 0 or 1: everything). They are ours: a reward that follows length that far is hard to tell from one that does
+not."""
+
+_COLUMNS = {
+    "n": "n",
+    "accuracy": "accuracy",
+    "auc": "AUC",
+    "length_matched_auc": "AUC, equal length",
+    "length_auc": "AUC of length",
+    "length_accuracy": "longer chosen",
+    "mean_score": "mean score",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """``evaluation``: what evaluation.json holds. ``scores``: the scores of the texts of every kind, for the plots."""
+
+    evaluation: dict[str, Any]
+    scores: dict[str, np.ndarray]
+
+
+def of_classifier(
+    logits: np.ndarray, labels: np.ndarray, names: Sequence[str], kinds: Sequence[str], words: Sequence[int]
+) -> Report:
+    """A classifier's report. logits [N, C], labels [N] (ids), C names, N kinds and word counts.
+
+    The last label is the good one, as the ``classifier`` reward has it; texts are ranked by its log odds, and their
+    score is its probability.
+    """
+    logits = logits.astype(np.float64)
+    odds = logits[:, -1] - np.logaddexp.reduce(logits[:, :-1], axis=1)
+    probability = np.exp(-np.logaddexp(0, -odds))
+    good, predicted = labels == len(names) - 1, logits.argmax(1)
+    length, every = np.array(words), np.array(kinds)
+
+    def figures(inside: np.ndarray) -> dict[str, Any]:
+        bad = inside & ~good
+        return {
+            "n": int(inside.sum()),
+            "accuracy": float((predicted == labels)[inside].mean()),
+            **_against(odds[good], length[good], odds[bad], length[bad]),
+            "mean_score": float(probability[inside].mean()),
+        }
+
+    members = {kind: every == kind for kind in sorted(set(kinds))}
+    evaluation = {
+        "good": names[-1],
+        **figures(np.full(len(labels), True)),
+        **_calibrated(probability, good),
+        "kinds": {kind: figures(inside) for kind, inside in members.items()},
+        "confusion": {
+            "predicted": list(names),
+            "kinds": {
+                kind: np.bincount(predicted[inside], minlength=len(names)).tolist() for kind, inside in members.items()
+            },
+        },
+    }
+    return Report(evaluation, {kind: probability[inside] for kind, inside in members.items()})
+
+
+def of_pairs(
+    chosen: np.ndarray,
+    rejected: np.ndarray,
+    texts: Sequence[str],
+    kinds: Sequence[str],
+    chosen_words: Sequence[int],
+    rejected_words: Sequence[int],
+) -> Report:
+    """A reward model's report on P pairs: scores [P] and [P], the chosen texts, the rejected texts' kinds.
+
+    Accuracy is the share of pairs in the right order, a tie counting half. A chosen text that is in several pairs
+    counts once in an AUC. Calibration takes every pair in both orders: the probability that the first of the two is
+    the better one is sigmoid(difference of scores).
+    """
+    chosen, rejected = chosen.astype(np.float64), rejected.astype(np.float64)
+    once = np.unique(np.array(texts), return_index=True)[1]
+    every, good_words, bad_words = np.array(kinds), np.array(chosen_words), np.array(rejected_words)
+
+    def figures(inside: np.ndarray) -> dict[str, Any]:
+        return {
+            "n": int(inside.sum()),
+            "accuracy": _in_order(chosen[inside], rejected[inside]),
+            **_against(chosen[once], good_words[once], rejected[inside], bad_words[inside]),
+            "length_accuracy": _in_order(good_words[inside], bad_words[inside]),
+            "mean_score": float(rejected[inside].mean()),
+        }
+
+    sure = np.exp(-np.logaddexp(0, rejected - chosen))
+    members = {kind: every == kind for kind in sorted(set(kinds))}
+    evaluation = {
+        **figures(np.full(len(chosen), True)),
+        "chosen": {"n": len(once), "mean_score": float(chosen[once].mean())},
+        **_calibrated(np.concatenate([sure, 1 - sure]), np.repeat([1, 0], len(sure))),
+        "kinds": {kind: figures(inside) for kind, inside in members.items()},
+    }
+    return Report(evaluation, {"(chosen)": chosen[once], **{k: rejected[inside] for k, inside in members.items()}})
+
+
+def _against(
+    good: np.ndarray, good_words: np.ndarray, bad: np.ndarray, bad_words: np.ndarray
+) -> dict[str, float | int | None]:
+    matched, pairs = ranking.length_matched_auc(good, good_words, bad, bad_words)
+    return {
+        "auc": ranking.auc(good, bad),
+        "length_matched_auc": matched,
+        "length_matched_pairs": pairs,
+        "length_auc": ranking.auc(good_words, bad_words),
+    }
+
+
+def _in_order(high: np.ndarray, low: np.ndarray) -> float:
+    return float(((high > low) + 0.5 * (high == low)).mean())
+
+
+def _calibrated(probability: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    bins = ranking.calibration(probability, truth)
+    return {
+        "brier": ranking.brier_score(probability, truth),
+        "expected_calibration_error": ranking.expected_calibration_error(bins),
+        "calibration": bins,
+    }
+
+
+def table(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: all held-out texts, then every kind."""
+    columns = {name: title for name, title in _COLUMNS.items() if name in evaluation}
+    rows = [("all", evaluation), *evaluation["kinds"].items()]
+    if "chosen" in evaluation:
+        rows.append(("(chosen)", evaluation["chosen"]))
+    cells = [[kind, *(_cell(figures.get(name)) for name in columns)] for kind, figures in rows]
+    return ["kind", *columns.values()], cells
+
+
+def _cell(value: float | int | None) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def length_warning(evaluation: Mapping[str, Any]) -> str | None:
+    """What to say where the number of words alone tells good texts from bad ones; None where it does not."""
+    low, high = LENGTH_LIMITS
+    places = {"all": evaluation, **{f"kind {name}": f for name, f in evaluation["kinds"].items()}}
+    found = []
+    for place, figures in places.items():
+        for name, what in (("length_auc", "AUC"), ("length_accuracy", "pairs with the longer text chosen")):
+            value = figures.get(name)
+            if value is not None and not low <= value <= high:
+                found.append(f"{place} {what} {value:.2f}")
+    if not found:
+        return None
+    return (
+        f"the number of words alone tells good texts from bad ones ({'; '.join(found)}; .50 is chance): the reward may "
+        "learn length. Even out the lengths or leave such a kind out, and go by the AUC on texts of equal length"
+    )

@@ -1,0 +1,264 @@
+"""What ``rlgf train-reward`` learns from: labelled texts or pairs of texts, and what of them is held out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlgf_cli import noise
+from rlgf_cli.artifacts.jsonl import parse_record, read_objects
+from rlgf_cli.artifacts.records import LabelledRecord
+from rlgf_cli.config.train_reward import TrainRewardConfig
+from rlgf_cli.errors import UserError, did_you_mean
+from rlgf_cli.models.classification import join
+
+PAIR = "pair"
+"""The one class that all pairs belong to."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One text with its label's name, or a chosen and a rejected text (label ``pair``).
+
+    ``texts`` are what the model reads, prompt included; ``words`` counts the words of each without its prompt.
+    ``group``: samples of one group are held out together. ``joined``: there is a prompt before the text.
+    """
+
+    texts: tuple[str, ...]
+    words: tuple[int, ...]
+    label: str
+    kind: str
+    group: str
+    joined: bool
+    where: str
+
+
+@dataclass(frozen=True)
+class RewardData:
+    """Training and held-out samples, the labels in the order of their ids (none: pairs), and what was passed over.
+
+    ``shared``: how many held-out samples belong to a group that is in the training data too.
+    """
+
+    train: list[Sample]
+    held_out: list[Sample]
+    labels: list[str]
+    passed_over: int
+    shared: int
+
+    @property
+    def joined(self) -> bool:
+        return any(sample.joined for sample in self.train)
+
+
+def read(config: TrainRewardConfig) -> RewardData:
+    """Read and check all records, and split them. Raises UserError with the line of what cannot be learned from."""
+    pairwise = config.objective == "pairwise"
+    take = read_pairs if pairwise else read_labelled
+    samples, passed_over = take(config.data, config)
+    samples = samples[: config.limit]
+    if len(samples) < 2:
+        raise UserError(
+            f"one {PAIR} is not enough to train a reward model"
+            if pairwise
+            else "one example is not enough to train a classifier",
+            where=config.data,
+            hint="one part is learned from and another one held out" if pairwise else "every class needs examples",
+        )
+    labels = [] if pairwise else _labels(samples, config)
+    if config.eval_data is None:
+        return RewardData(*split(samples, config), labels, passed_over, 0)
+    held_out, more = take(config.eval_data, config)
+    for sample in held_out:
+        if labels and sample.label not in labels:
+            raise UserError(
+                f"the label {sample.label!r} is not in the training data",
+                where=sample.where,
+                hint=did_you_mean(sample.label, labels),
+            )
+    known = {sample.group for sample in samples}
+    return RewardData(samples, held_out, labels, passed_over + more, sum(s.group in known for s in held_out))
+
+
+def read_labelled(path: str, config: TrainRewardConfig) -> tuple[list[Sample], int]:
+    """The texts and labels of a file, found under the config's dotted keys; none is passed over."""
+    found = []
+    for number, value in read_objects(path):
+        where = f"{path}:{number}"
+        parts = [_text(value, key, where) for key in config.text_key]
+        text = ""
+        for part in parts:
+            text = join(text, part)
+        record = parse_record(LabelledRecord, {"text": text, "label": _field(value, config.label_key, where)}, where)
+        label = config.label_names.get(str(record.label), str(record.label))
+        kind = _kind(value, config, where, label)
+        group = _group(value, config, where, parts[0])
+        found.append(Sample((text,), (len(parts[-1].split()),), label, kind, group, len(parts) > 1, where))
+    if not found:
+        raise UserError("the file holds no records", where=path)
+    return found, 0
+
+
+def read_pairs(path: str, config: TrainRewardConfig) -> tuple[list[Sample], int]:
+    """The pairs of a file, and how many rows hold none.
+
+    A row with ``label``, ``text`` and ``reference`` instead of a chosen text is one of ``rlgf make-negatives``: where
+    its label is ``bad`` the reference was chosen and the text rejected; a ``good`` one alone is no pair.
+    """
+    found, passed_over = [], 0
+    for number, value in read_objects(path):
+        where = f"{path}:{number}"
+        if not _has(value, config.chosen_key) and "label" in value:
+            if value["label"] not in ("good", "bad"):
+                raise UserError(
+                    f"the label {value['label']!r} is neither good nor bad, and there is no {config.chosen_key!r}",
+                    where=where,
+                    hint="pairs have chosen and rejected; --objective classification learns labels",
+                )
+            if value["label"] == "good":
+                passed_over += 1
+                continue
+            chosen_key, rejected_key = "reference", "text"
+        else:
+            chosen_key, rejected_key = config.chosen_key, config.rejected_key
+        chosen, rejected = _text(value, chosen_key, where), _text(value, rejected_key, where)
+        if not chosen.strip():
+            raise UserError(f"the field {chosen_key!r} is empty", where=where, hint="drop the record or fill the field")
+        if chosen == rejected:
+            raise UserError(
+                f"{chosen_key!r} and {rejected_key!r} are the same text",
+                where=where,
+                hint="drop the record: nothing can be learned from it",
+            )
+        prompt = ""
+        if (key := _key(value, config.prompt_key, "prompt_key")) is not None:
+            prompt = _text(value, key, where)
+        texts = (join(prompt, chosen), join(prompt, rejected))
+        words = (len(chosen.split()), len(rejected.split()))
+        kind = _kind(value, config, where, "rejected")
+        group = _group(value, config, where, prompt or chosen)
+        found.append(Sample(texts, words, PAIR, kind, group, bool(prompt), where))
+    if not found:
+        raise UserError(
+            f"the file holds no pairs: all {passed_over} rows are good" if passed_over else "the file holds no records",
+            where=path,
+            hint="a pair has a chosen and a rejected text; of rlgf make-negatives, a row with the label bad",
+        )
+    return found, passed_over
+
+
+def _has(record: Mapping[str, Any], dotted: str) -> bool:
+    try:
+        _field(record, dotted, "")
+    except UserError:
+        return False
+    return True
+
+
+def _field(record: Mapping[str, Any], dotted: str, where: str) -> Any:
+    """``meta.label`` or ``references.0`` of a record."""
+    value: Any = record
+    for part in dotted.split("."):
+        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        elif isinstance(value, Mapping) and part in value:
+            value = value[part]
+        else:
+            pairs = {"chosen", "rejected"} <= set(record)
+            raise UserError(
+                f"the field {dotted!r} is missing",
+                where=where,
+                hint=f"this record has: {', '.join(record)}; "
+                + ("--objective pairwise reads pairs" if pairs else "--text-key, --label-key ... name other fields"),
+            )
+    return value
+
+
+def _text(record: Mapping[str, Any], dotted: str, where: str) -> str:
+    value = _field(record, dotted, where)
+    if not isinstance(value, str):
+        raise UserError(f"{dotted!r} is {value!r}, not a text", where=where)
+    return value
+
+
+def _key(record: Mapping[str, Any], key: str | None, name: str) -> str | None:
+    """The field that the config key ``name`` gives; None where that is null, or a default that this record lacks."""
+    default = TrainRewardConfig.model_fields[name].default
+    return None if key is None or (key == default and not _has(record, key)) else key
+
+
+def _kind(record: Mapping[str, Any], config: TrainRewardConfig, where: str, otherwise: str) -> str:
+    key = _key(record, config.kind_key, "kind_key")
+    return otherwise if key is None else str(_field(record, key, where))
+
+
+def _group(record: Mapping[str, Any], config: TrainRewardConfig, where: str, otherwise: str) -> str:
+    """What must not lie on both sides: the named field, else the prompt, else the text."""
+    if config.group_key is not None:
+        return json.dumps(_field(record, config.group_key, where))
+    prompt = record.get("prompt")
+    return prompt if isinstance(prompt, str) and prompt else otherwise
+
+
+def _labels(samples: Sequence[Sample], config: TrainRewardConfig) -> list[str]:
+    """All label names, in the order of the raw labels: numbers by value, words by the alphabet."""
+    names = sorted({sample.label for sample in samples}, key=_order(config.label_names))
+    if len(names) < 2:
+        raise UserError(
+            f"all {len(samples)} examples have the label {names[0]!r}",
+            where=config.data,
+            hint="a classifier needs two classes or more; is --label-key right?",
+        )
+    unknown = sorted(set(config.label_names.values()) - set(names))
+    if unknown:
+        raise UserError(
+            f"label_names gives the name {unknown[0]!r} to a label that no example has",
+            hint=f"the data has: {', '.join(names)}",
+        )
+    return names
+
+
+def _order(names: Mapping[str, str]) -> Any:
+    raw = {name: label for label, name in names.items()}
+
+    def key(name: str) -> tuple[int, int, str]:
+        label = raw.get(name, name)
+        number = label.lstrip("-").isdigit()
+        return (0, int(label), "") if number else (1, 0, label)
+
+    return key
+
+
+def split(samples: list[Sample], config: TrainRewardConfig) -> tuple[list[Sample], list[Sample]]:
+    """Hold out about ``eval_fraction`` of every class, at least one where it has two; the order is kept.
+
+    Whole groups are held out, in random order, while one of their classes has too few: no group lies on both sides,
+    and no class loses its last training sample.
+    """
+    left = Counter(sample.label for sample in samples)
+    wanted = {label: min(max(1, round(config.eval_fraction * n)), n - 1) for label, n in left.items()}
+    if not any(wanted.values()):
+        raise UserError(
+            "no class has a second example to hold out", where=config.data, hint="give --eval-data, or more examples"
+        )
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.group, []).append(sample)
+    names, out = list(groups), set()
+    for i in noise.generator(config.seed, "held out").permutation(len(names)):
+        inside = Counter(sample.label for sample in groups[names[i]])
+        if any(wanted[label] > 0 for label in inside) and all(left[label] > n for label, n in inside.items()):
+            out.add(names[i])
+            left.subtract(inside)
+            for label, n in inside.items():
+                wanted[label] -= n
+    if not out:
+        raise UserError(
+            "no example can be held out: those with the same prompt (or text) stay together",
+            where=config.data,
+            hint="give --eval-data, or name a field that tells the examples apart: --set group_key=id",
+        )
+    return [s for s in samples if s.group not in out], [s for s in samples if s.group in out]
