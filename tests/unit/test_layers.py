@@ -9,7 +9,7 @@ import pytest
 
 SRC = Path(__file__).parents[2] / "src"
 BOTTOM = {"errors", "protocols", "noise", "registry", "algorithms", "artifacts", "config", "__version__"}
-MIDDLE = {"functional", "models", "guides", "tasks", "rewards", "metrics", "training"}
+MIDDLE = {"functional", "models", "guides", "tasks", "failures", "rewards", "metrics", "training"}
 
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
@@ -25,7 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "models": BOTTOM | {"functional"},
     "guides": BOTTOM | {"models"},
     "tasks": BOTTOM,
-    "rewards": BOTTOM | {"models"},
+    "failures": {"errors", "protocols", "noise"},
+    "rewards": BOTTOM | {"models", "failures"},
     "metrics": BOTTOM | {"models", "rewards"},
     "training": BOTTOM | {"models", "functional"},
     "console": {"errors"},

@@ -110,12 +110,23 @@ class OptimConfig(Strict):
 
 
 class PartConfig(Strict):
-    """One scorer: its name (``rouge``, ``classifier:PATH``, ``file.py:fn``), weight and own parameters."""
+    """One scorer: its name (``rouge``, ``classifier:PATH``, ``file.py:fn``), weight and own parameters.
+
+    In training the weight can move from ``weight_start`` to ``weight`` over the first ``weight_steps`` iterations.
+    """
 
     scalar_key: ClassVar[str | None] = "name"
     name: str
     weight: float = 1.0
+    weight_start: float | None = None
+    weight_steps: int | None = Field(None, ge=1)
     params: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_ramp(self) -> PartConfig:
+        if (self.weight_start is None) != (self.weight_steps is None):
+            raise ValueError("weight_start and weight_steps go together")
+        return self
 
 
 def as_parts(value: Any, key: str = "name") -> Any:

@@ -11,6 +11,7 @@ from rlgf_cli.protocols import Example, Reward, Score
 from rlgf_cli.rewards.base import check_examples, counts_of, signature_of
 from rlgf_cli.rewards.checked import score_checked
 from rlgf_cli.rewards.python import PythonReward
+from rlgf_cli.rewards.ramp import Ramp, ramp
 from rlgf_cli.rewards.workers import WorkersReward
 
 
@@ -19,18 +20,41 @@ class SumReward:
 
     ``Score.parts`` holds each part's raw (unweighted) score under its name, and what the part itself logs
     under ``name.key``. A name that comes again gets ``#2``, ``#3``, ... behind it.
+
+    A weight can be a :class:`Ramp`, and a part can have ``at(step)``, which gives it as it is in that iteration, and
+    ``moves``, whether that ever changes. The sum itself scores with what all these end at; :meth:`at` gives the sum of
+    an iteration.
     """
 
-    def __init__(self, parts: Sequence[tuple[float, Reward]]) -> None:
+    def __init__(self, parts: Sequence[tuple[float | Ramp, Reward]]) -> None:
         if not parts:
             raise ValueError("a sum of no rewards")
         names = unique_names(part.name for _, part in parts)
-        self.parts = [(name, weight, part) for name, (weight, part) in zip(names, parts, strict=True)]
-        self.name = "+".join(n if w == 1 else f"{w:g}*{n}" for n, w, _ in self.parts)
+        ramps = [weight if isinstance(weight, Ramp) else Ramp(weight) for weight, _ in parts]
+        self.parts = [(name, weight, part) for name, weight, (_, part) in zip(names, ramps, parts, strict=True)]
+        self.name = "+".join(n if w.end == 1 else f"{w.end:g}*{n}" for n, w, _ in self.parts)
 
     @property
     def signature(self) -> str:
-        return " + ".join(f"{weight:g}*[{signature_of(part)}]" for _, weight, part in self.parts)
+        return " + ".join(f"{weight}*[{signature_of(part)}]" for _, weight, part in self.parts)
+
+    @property
+    def moves(self) -> bool:
+        """Whether what a text scores depends on the iteration."""
+        return any(weight.moves or getattr(part, "moves", False) for _, weight, part in self.parts)
+
+    def at(self, step: int) -> SumReward:
+        """The sum as it is in iteration ``step``, counted from 0. It shares the parts that do not move."""
+        return SumReward(
+            [
+                (weight.at(step), part.at(step) if getattr(part, "moves", False) else part)  # type: ignore[attr-defined]
+                for _, weight, part in self.parts
+            ]
+        )
+
+    def moving_weights(self, step: int) -> dict[str, float]:
+        """The weights in iteration ``step`` of the parts whose weight moves."""
+        return {name: weight.at(step) for name, weight, _ in self.parts if weight.moves}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -56,7 +80,7 @@ class SumReward:
         logged: list[dict[str, float]] = [{} for _ in texts]
         for name, weight, part in self.parts:
             for i, score in enumerate(score_checked(part, examples, texts)):
-                totals[i] += weight * score.value
+                totals[i] += weight.end * score.value
                 logged[i][name] = score.value
                 logged[i].update({f"{name}.{key}": value for key, value in score.parts.items()})
         return [Score(total, parts) for total, parts in zip(totals, logged, strict=True)]
@@ -71,12 +95,13 @@ def make_reward(parts: Parts, *, device: str = "auto", workers: int = 0) -> SumR
     """
     if not parts:
         raise UserError("no reward was given", hint="for example --reward rouge; `rlgf ls rewards` lists them")
-    made: list[tuple[float, Reward]] = []
+    made: list[tuple[float | Ramp, Reward]] = []
     for part in parts:
+        weight = ramp(part.weight, part.weight_start, part.weight_steps)
         if registry.is_python_target(part.name):
-            made.append((part.weight, _python(part, workers)))
+            made.append((weight, _python(part, workers)))
         else:
-            made.append((part.weight, registry.build("rewards", part.name, part.params, device=device)))
+            made.append((weight, registry.build("rewards", part.name, part.params, device=device)))
     return SumReward(made)
 
 

@@ -29,6 +29,8 @@ from rlgf_cli.training.timing import Clock
 from rlgf_cli.training.update import StepData, UpdateSettings, update
 
 Scorer = Callable[[Sequence[Example], Sequence[str]], list[Score]]
+ScorerAt = Callable[[int], tuple[Scorer, dict[str, float]]]
+"""What scores in an iteration (counted from 0), and the figures that say how, for its row."""
 HORIZON_MEMORY = 0.9
 """Weight of the past in the running mean of response lengths."""
 
@@ -65,7 +67,10 @@ class KLSettings:
 
 @dataclass
 class Trainer:
-    """All that an iteration needs. ``prompts`` are visited epoch by epoch, each epoch in an order of its own."""
+    """All that an iteration needs. ``prompts`` are visited epoch by epoch, each epoch in an order of its own.
+
+    ``scorer_at``: for a reward that moves, what takes the place of ``scorer`` in an iteration.
+    """
 
     spec: AlgorithmSpec
     model: ActorCritic
@@ -83,6 +88,7 @@ class Trainer:
     missing_eos_penalty: float
     critic_warmup_steps: int
     eval_every: int
+    scorer_at: ScorerAt | None = None
     evaluate: Evaluate | None = None
     examine: Examine | None = None
     group: Group = ALONE
@@ -96,6 +102,9 @@ class Trainer:
         step = self.state.step
         self.clock.begin()
         regime = self.spec.regime_at(step, noise.uniforms(1, self.seed, "regime", step)[0])
+        moving: dict[str, float] = {}
+        if self.scorer_at is not None:
+            self.scorer, moving = self.scorer_at(step)
         if (server := self.roller.server) is not None:
             with self.clock.timed("sync"):
                 self.group.main_does(server.send)
@@ -114,7 +123,12 @@ class Trainer:
                 step=step,
                 group=self.group,
             )
-        row: dict[str, Any] = {"step": step + 1, **self._figures(regime, episodes, batch, notes, credit), **losses}
+        row: dict[str, Any] = {
+            "step": step + 1,
+            **self._figures(regime, episodes, batch, notes, credit),
+            **moving,
+            **losses,
+        }
         row["lr"] = self.scheduler.get_last_lr()[0]
         row["update/policy_frozen"] = float(settings.policy_frozen)
         if notes is not None and credit is not None:

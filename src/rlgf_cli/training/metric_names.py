@@ -9,6 +9,7 @@ METRICS: dict[str, str] = {
     "score/mean": "mean score of the episodes (what the reward returned, less missing_eos_penalty)",
     "score/std": "standard deviation of the scores",
     "score/part/*": "mean of each part of the reward, before its weight, over the episodes that have it",
+    "score/weight/*": "the weight of each part whose weight moves (weight_steps), as it was in this step",
     "reward/sum": "mean over episodes of the summed per-token rewards: the tensor that the advantages were made of",
     "length/mean": "response tokens per episode, EOS included",
     "length/truncated": "share of episodes that ended at the limit, without EOS",
