@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from rlgf_cli import registry
 from rlgf_cli.config.common import PartConfig, Parts
@@ -103,6 +104,14 @@ def make_reward(parts: Parts, *, device: str = "auto", workers: int = 0) -> SumR
         else:
             made.append((weight, registry.build("rewards", part.name, part.params, device=device)))
     return SumReward(made)
+
+
+def scorer_at(
+    reward: SumReward, step: int
+) -> tuple[Callable[[Sequence[Example], Sequence[str]], list[Score]], dict[str, float]]:
+    """What scores in iteration ``step``, checked, and the weights that move, as figures for its row."""
+    weights = {f"score/weight/{name}": weight for name, weight in reward.moving_weights(step).items()}
+    return partial(score_checked, reward.at(step)), weights
 
 
 def _python(part: PartConfig, workers: int) -> Reward:

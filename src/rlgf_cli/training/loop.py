@@ -21,6 +21,7 @@ from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.credit import Credit, CreditSettings, Notes, annotate, assign, sampler_gap
 from rlgf_cli.training.distributed import ALONE, Group
+from rlgf_cli.training.divergence import Evaluation, watch
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch, written
 from rlgf_cli.training.gate import Gate, own_scores
 from rlgf_cli.training.restarts import Restarts, values_along
@@ -50,9 +51,9 @@ class Examine(Protocol):
 
 
 class Evaluate(Protocol):
-    """Figures of the policy alone on held-out prompts."""
+    """The policy alone on held-out prompts."""
 
-    def __call__(self) -> dict[str, float]: ...
+    def __call__(self) -> Evaluation: ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class KLSettings:
 class Trainer:
     """All that an iteration needs. ``prompts`` are visited epoch by epoch, each epoch in an order of its own.
 
-    ``scorer_at``: for a reward that moves, what takes the place of ``scorer`` in an iteration.
+    ``scorer_at``: for a reward that moves, what takes the place of ``scorer`` in an iteration. ``patience``: held-out
+    evaluations in a row that diverge before the run counts as diverged.
     """
 
     spec: AlgorithmSpec
@@ -90,6 +92,7 @@ class Trainer:
     eval_every: int
     scorer_at: ScorerAt | None = None
     evaluate: Evaluate | None = None
+    patience: int = 2
     examine: Examine | None = None
     group: Group = ALONE
     clock: Clock = field(init=False)
@@ -139,7 +142,8 @@ class Trainer:
         self._advance(episodes, credit, row)
         if self.evaluate is not None and self.state.step % self.eval_every == 0:
             with self.clock.timed("eval"), self.group.gathered(self.model):
-                row |= self.evaluate()
+                found = self.evaluate()
+            row |= self._compared(found)
             self._note_best(row)
         row |= self.clock.lap()
         return row, episodes
@@ -265,6 +269,20 @@ class Trainer:
             state.own_scores = own_scores(state.own_scores, episodes)
         state.step += 1
         self.scheduler.step()
+
+    def _compared(self, found: Evaluation) -> dict[str, float]:
+        """The figures of a held-out evaluation, and of how it stands to those before it."""
+        figures = dict(found.figures)
+        if found.watched is not None:
+            state = self.state
+            state.watched, more = watch(state.watched, found, step=state.step, patience=self.patience)
+            figures |= more
+        return figures
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the last held-out evaluations, as many as ``patience`` says, all diverged."""
+        return self.state.watched.streak >= self.patience
 
     def _note_best(self, row: dict[str, Any]) -> None:
         """Remember the best held-out score and its step; of equal ones the first."""
