@@ -7,11 +7,10 @@ figure. An evaluation diverges where, against the evaluation with the best watch
 - the mean score is higher, and so it is for more prompts than chance explains.
 
 Chance is a sign test over prompts (Dixon and Mood 1946): where a text of now and one of then are equally good, either
-is the better one with probability 1/2; ties say nothing. The score's test has the level ``LEVEL``. Of the watched
-figure the best of all earlier evaluations was chosen, which is a lucky one, and a run has many evaluations: the k-th
-one is tested at ``RISK / (k (k - 1)^2)``. It is compared with one of k - 1 earlier ones, and these levels, times
-k - 1, sum to ``RISK`` over all k: while the watched quality stays what it is, a run of any length has such an
-evaluation with probability ``RISK`` at most.
+is the better one with probability 1/2; ties say nothing. Of the watched figure the best of the k - 1 evaluations before
+the k-th one was chosen, which is a lucky one, so that it is tested at ``RISK / (k - 1)`` (Bonferroni): while the
+watched quality stays what it is, an evaluation diverges with probability ``RISK`` at most, whatever the score does.
+That several must do so in a row keeps the risk of a whole run near that (a test simulates it).
 """
 
 from __future__ import annotations
@@ -22,10 +21,8 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 RISK = 0.05
-LEVEL = 0.05
 FEWEST = 20
-"""Held-out prompts below which a run is warned: with 20, even a fall on all of them is too little from the 39th
-evaluation on."""
+"""Held-out prompts below which a run is warned: a fall on 16 of 20 is no finding any more in the tenth evaluation."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,8 @@ def watch(before: Watched, now: Evaluation, *, step: int, patience: int) -> tupl
     diverges = (
         lower.mean < 0
         and higher.mean > 0
-        and sign_test(lower.falls, lower.rises) <= RISK / (count * (count - 1) ** 2)
-        and sign_test(higher.rises, higher.falls) <= LEVEL
+        and sign_test(lower.falls, lower.rises) <= RISK / (count - 1)
+        and sign_test(higher.rises, higher.falls) <= RISK
     )
     streak = before.streak + 1 if diverges else 0
     figures |= {
@@ -97,10 +94,14 @@ class Change:
     def between(cls, before: Mapping[str, float], now: Mapping[str, float]) -> Change:
         differences = [now[key] - before[key] for key in before if key in now]
         mean = fmean(differences) if differences else 0.0
-        return cls(mean, sum(d > 0 for d in differences), sum(d < 0 for d in differences))
+        return cls(mean, sum(1 for d in differences if d > 0), sum(1 for d in differences if d < 0))
 
 
 def sign_test(hits: int, misses: int) -> float:
     """The probability of ``hits`` or more heads in ``hits + misses`` throws of a fair coin."""
     count = hits + misses
-    return sum(math.comb(count, k) for k in range(hits, count + 1)) / 2**count
+    ways = total = math.comb(count, hits)
+    for k in range(hits, count):
+        ways = ways * (count - k) // (k + 1)
+        total += ways
+    return total / 2**count

@@ -51,7 +51,7 @@ def evaluator(
             return Evaluation(figures, scores)
         values = group.tell(group.main_does(lambda: watched(examples, texts)))
         assert values is not None
-        seen = {e.id: value for e, value in zip(examples, values, strict=True) if value is not None}
+        seen = {e.id: float(value) for e, value in zip(examples, values, strict=True) if value is not None}
         return Evaluation(figures, scores, seen)
 
     return evaluate
