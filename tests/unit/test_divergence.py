@@ -103,6 +103,11 @@ def test_a_score_that_rises_for_a_few_is_not_higher() -> None:
     assert diverged(course([flat(0, 0.5), now], patience=1)[0]) == [None, 0]
 
 
+def test_a_score_that_rises_by_a_hair_and_falls_far_is_not_higher() -> None:
+    now = evaluation([0.01] * 19 + [-9], [0.1] * 20)
+    assert diverged(course([flat(0, 0.5), now], patience=1)[0]) == [None, 0]
+
+
 def test_prompts_are_paired_by_their_names() -> None:
     """In another order, and with prompts that only one side could score."""
     now = evaluation([1] * 20, [v / 20 for v in range(20)])
