@@ -34,6 +34,7 @@ BUILTIN: dict[str, dict[str, Entry]] = {
         "rouge1": Entry("rlgf_cli.rewards.rouge:Rouge1Reward", "ROUGE-1 F1, best reference"),
         "rouge2": Entry("rlgf_cli.rewards.rouge:Rouge2Reward", "ROUGE-2 F1, best reference"),
         "rougeL": Entry("rlgf_cli.rewards.rouge:RougeLReward", "ROUGE-L F1, best reference"),
+        "bertscore": Entry("rlgf_cli.rewards.bertscore:BertScoreReward", "BERTScore F1, best reference (bert-score)"),
         "coverage": Entry("rlgf_cli.rewards.coverage:CoverageReward", "share of the concepts that the text holds"),
         "classifier": Entry(
             "rlgf_cli.rewards.classifier:ClassifierReward",
@@ -49,7 +50,11 @@ BUILTIN: dict[str, dict[str, Entry]] = {
         "rouge": Entry("rlgf_cli.metrics.rouge:RougeMetric", "ROUGE-1, -2, -L, -Lsum F1 (rouge-score)"),
         "bertscore": Entry("rlgf_cli.metrics.bertscore:BertScoreMetric", "BERTScore F1 (bert-score)"),
         "coverage": Entry("rlgf_cli.metrics.coverage:CoverageMetric", "share of the concepts that the text holds"),
-        "length": Entry("rlgf_cli.metrics.length:LengthMetric", "words per text"),
+        "distinct": Entry("rlgf_cli.metrics.distinct:DistinctMetric", "distinct-1, -2, -3 per text and of the set"),
+        "self_bleu": Entry("rlgf_cli.metrics.self_bleu:SelfBleuMetric", "BLEU of each text against all others"),
+        "novel": Entry("rlgf_cli.metrics.novel:NovelMetric", "share of n-grams that are not in the prompt"),
+        "repetition": Entry("rlgf_cli.metrics.repetition:RepetitionMetric", "repeated n-grams and loops within a text"),
+        "length": Entry("rlgf_cli.metrics.length:LengthMetric", "words, characters, ratio to the references"),
         "reward": Entry("rlgf_cli.metrics.reward:RewardMetric", "reward:SPEC, any reward; several add up to one total"),
     },
     "aggregates": {

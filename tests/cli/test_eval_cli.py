@@ -115,7 +115,8 @@ class TestResume:
         resumed = run_cli(*arguments, "--metrics", "length", "--resume")
         assert resumed.exit_code == 0 and "4 texts are there already" in resumed.stderr
         assert [p["prediction"] for p in rows_of(out / "predictions.jsonl")] == [row["prediction"] for row in rows]
-        assert list(json.loads((out / "scores.json").read_text())["metrics"]) == ["length.words"]
+        found = json.loads((out / "scores.json").read_text())["metrics"]
+        assert list(found) == ["length.words", "length.characters", "length.ratio"]
 
     def test_texts_of_other_weights_or_other_data_are_not_kept(self, tiny_gpt2, examples_file, tmp_path, run_cli):
         import torch

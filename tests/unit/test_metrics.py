@@ -15,6 +15,7 @@ EXAMPLES = [
     Example("b", "dog run", ("dogs are running",)),
 ]
 TEXTS = ["a cat", "the dog runs"]
+LENGTHS = ["length.words", "length.characters", "length.ratio"]
 
 
 def figures(*specs: str | dict, examples=EXAMPLES, texts=TEXTS):
@@ -49,7 +50,7 @@ class TestFigures:
         found, _ = figures(
             "reward:coverage", "length", {"name": "reward:length", "weight": 0.5, "params": {"max_words": 2}}
         )
-        assert list(found) == ["reward.total", "reward.coverage", "reward.length", "length.words"]
+        assert list(found) == ["reward.total", "reward.coverage", "reward.length", *LENGTHS]
         assert found["reward.coverage"].values == [0.5, 1.0]
         assert found["reward.total"].values == [0.5, 0.5]
 

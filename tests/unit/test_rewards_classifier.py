@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -140,3 +142,26 @@ class TestRewardModel:
         with pytest.raises(UserError, match="2 labels") as caught:
             RewardModelReward(str(tiny_classifier))
         assert "classifier:" in (caught.value.hint or "")
+
+
+def test_rlgf_eval_takes_both_as_metrics(tiny_classifier, reward_model, tmp_path, run_cli):
+    rows = [
+        {"id": example.id, "prompt": example.prompt, "text": text}
+        for example, text in zip(EXAMPLES, TEXTS, strict=True)
+    ]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = f"reward:classifier:{tiny_classifier},reward:rm:{reward_model}"
+    arguments = ["--predictions", tmp_path / "texts.jsonl", "--metrics", names, "--device", "cpu"]
+    result = run_cli("eval", *arguments, "-o", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)["metrics"]
+    positive = sum(scores(ClassifierReward(str(tiny_classifier), device="cpu"))) / len(TEXTS)
+    scalar = sum(scores(RewardModelReward(str(reward_model), device="cpu"))) / len(TEXTS)
+    assert found["reward.classifier"]["value"] == pytest.approx(positive, abs=1e-6)
+    assert found["reward.rm"]["value"] == pytest.approx(scalar, abs=1e-6)
+    assert found["reward.total"]["value"] == pytest.approx(positive + scalar, abs=1e-6)
+    assert positive != pytest.approx(scalar, abs=1e-3)
+    for folder in (tiny_classifier, reward_model):
+        weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        of_all = hashlib.sha256(weights.encode()).hexdigest()  # of the folder's one weights file
+        assert f"model={folder.name},sha256={of_all[:12]}" in found["reward.total"]["signature"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -112,7 +113,9 @@ class OptimConfig(Strict):
 class PartConfig(Strict):
     """One scorer: its name (``rouge``, ``classifier:PATH``, ``file.py:fn``), weight and own parameters.
 
-    In training the weight can move from ``weight_start`` to ``weight`` over the first ``weight_steps`` iterations.
+    A reward's score counts as ``clip((score - shift) / scale, low, high)`` where ``shift``, ``scale`` or ``clip: [low,
+    high]`` are given. In training the weight can move from ``weight_start`` to ``weight`` over the first
+    ``weight_steps`` iterations.
     """
 
     scalar_key: ClassVar[str | None] = "name"
@@ -120,10 +123,17 @@ class PartConfig(Strict):
     weight: float = 1.0
     weight_start: float | None = None
     weight_steps: int | None = Field(None, ge=1)
+    shift: float = Field(0.0, allow_inf_nan=False)
+    scale: float = Field(1.0, gt=0, allow_inf_nan=False)
+    clip: list[float] | None = None
     params: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _check_ramp(self) -> PartConfig:
+    def _check(self) -> PartConfig:
+        if self.clip is not None and (len(self.clip) != 2 or not all(map(math.isfinite, self.clip))):
+            raise ValueError("clip is a list of two numbers, [low, high]")
+        if self.clip is not None and self.clip[0] >= self.clip[1]:
+            raise ValueError(f"clip: low ({self.clip[0]:g}) must be below high ({self.clip[1]:g})")
         if (self.weight_start is None) != (self.weight_steps is None):
             raise ValueError("weight_start and weight_steps go together")
         return self

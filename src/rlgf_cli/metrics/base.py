@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example, Metric
@@ -11,6 +11,11 @@ from rlgf_cli.protocols import Example, Metric
 def signature(metric: str, settings: str, examples: Sequence[Example]) -> str:
     """``metric|settings|n=N``: two values may be compared where their signatures are equal."""
     return "|".join(part for part in (metric, settings, f"n={len(examples)}") if part)
+
+
+def scored_only(values: Mapping[str, Sequence[float | None]]) -> Mapping[str, Sequence[float | None]]:
+    """The figures that some example has a value of; all of them where none has, so that the refusal names one."""
+    return {key: column for key, column in values.items() if any(v is not None for v in column)} or values
 
 
 def check_examples(metric: Metric, examples: Sequence[Example]) -> None:

@@ -11,7 +11,7 @@ from rlgf_cli.config.common import PartConfig, Parts
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.metrics.reward import FunctionMetric, RewardMetric
 from rlgf_cli.protocols import CorpusFigure, Example, Metric
-from rlgf_cli.rewards.make import unique_names
+from rlgf_cli.rewards.make import normalisation, unique_names
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def make_metrics(parts: Parts, *, device: str = "auto") -> list[Metric]:
 
     All ``reward:SPEC`` entries form one weighted sum, as the ``reward`` section of ``rlgf train`` does; their
     weights count. A metric named twice gets ``#2``. Raises UserError for unknown names and parameters, and
-    for a weight on anything but a reward.
+    for a weight, shift, scale or clip on anything but a reward.
     """
     if not parts:
         raise UserError("no metric was given", hint="for example --metrics rouge; `rlgf ls metrics` lists them")
@@ -58,6 +58,11 @@ def make_metrics(parts: Parts, *, device: str = "auto") -> list[Metric]:
             continue
         if part.weight != 1 or part.weight_steps is not None:
             raise UserError(f"the metric {part.name!r} takes no weight", hint="only reward:SPEC entries are summed")
+        if normalisation(part) is not None:
+            raise UserError(
+                f"the metric {part.name!r} takes no shift, scale or clip",
+                hint="only reward:SPEC entries are normalised",
+            )
         if registry.is_python_target(part.name):
             metrics.append(FunctionMetric(part.name, part.params))
         else:

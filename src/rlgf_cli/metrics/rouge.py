@@ -36,9 +36,7 @@ class RougeMetric:
             self._rouge.f1(example.references, text) if example.references else None
             for example, text in zip(examples, texts, strict=True)
         ]
-        wordless = sum(
-            bool(e.references) and not any(self._rouge.tokenizer.tokenize(r) for r in e.references) for e in examples
-        )
+        wordless = sum(bool(e.references) and not any(map(self._rouge.lines, e.references)) for e in examples)
         return MetricResult(
             {kind: [row[kind] if row is not None else None for row in rows] for kind in TYPES},
             signature(self.name, f"{self._rouge.settings},lsum=newline", examples),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from rlgf_cli import registry
 from rlgf_cli.config.common import PartConfig, Parts
@@ -16,75 +18,132 @@ from rlgf_cli.rewards.ramp import Ramp, ramp
 from rlgf_cli.rewards.workers import WorkersReward
 
 
+@dataclass(frozen=True)
+class Normalisation:
+    """``clip((score - shift) / scale, low, high)``; ``bounds`` None: nothing is clipped."""
+
+    shift: float = 0.0
+    scale: float = 1.0
+    bounds: tuple[float, float] | None = None
+
+    def apply(self, score: float) -> tuple[float, bool]:
+        """The normalised score, and whether it was clipped."""
+        moved = (score - self.shift) / self.scale
+        if self.bounds is None:
+            return moved, False
+        low, high = self.bounds
+        return min(max(moved, low), high), not low <= moved <= high
+
+    def describe(self, score: str) -> str:
+        """The formula, for signatures."""
+        moved = f"({score} - {self.shift!r}) / {self.scale!r}"
+        return f"clip({moved}, {self.bounds[0]!r}, {self.bounds[1]!r})" if self.bounds else moved
+
+
+class Part(NamedTuple):
+    """A term of the sum. ``normalise`` None: the reward's score as it is."""
+
+    weight: float | Ramp
+    reward: Reward
+    normalise: Normalisation | None = None
+
+
 class SumReward:
-    """``sum_i weight_i * part_i``.
+    """``sum_i weight_i * normalise_i(part_i)``.
 
     ``Score.parts`` holds each part's raw (unweighted) score under its name, and what the part itself logs
-    under ``name.key``. A name that comes again gets ``#2``, ``#3``, ... behind it.
+    under ``name.key``. A part that is normalised has ``name.normalised`` besides, and ``name.clipped`` (1 where it
+    was) where it has bounds; ``counts`` says how many were clipped. A name that comes again gets ``#2``, ``#3``, ...
+    behind it.
 
     A weight can be a :class:`Ramp`, and a part can have ``at(step)``, which gives it as it is in that iteration, and
     ``moves``, whether that ever changes. The sum itself scores with what all these end at; :meth:`at` gives the sum of
     an iteration.
     """
 
-    def __init__(self, parts: Sequence[tuple[float | Ramp, Reward]]) -> None:
+    def __init__(self, parts: Sequence[Part | tuple[float | Ramp, Reward]]) -> None:
         if not parts:
             raise ValueError("a sum of no rewards")
-        names = unique_names(part.name for _, part in parts)
-        ramps = [weight if isinstance(weight, Ramp) else Ramp(weight) for weight, _ in parts]
-        self.parts = [(name, weight, part) for name, weight, (_, part) in zip(names, ramps, parts, strict=True)]
-        self.name = "+".join(n if w.end == 1 else f"{w.end:g}*{n}" for n, w, _ in self.parts)
+        made = [Part(*part) for part in parts]
+        names = unique_names(part.reward.name for part in made)
+        self.parts = list(zip(names, made, strict=True))
+        self._weights = {n: w if isinstance(w := part.weight, Ramp) else Ramp(w) for n, part in self.parts}
+        self.name = "+".join(n if w.end == 1 else f"{w.end:g}*{n}" for n, w in self._weights.items())
+        self._clipped = {name: 0 for name, part in self.parts if part.normalise and part.normalise.bounds}
 
     @property
     def signature(self) -> str:
-        return " + ".join(f"{weight}*[{signature_of(part)}]" for _, weight, part in self.parts)
+        return " + ".join(f"{self._weights[name]}*{_described(part)}" for name, part in self.parts)
 
     @property
     def moves(self) -> bool:
         """Whether what a text scores depends on the iteration."""
-        return any(weight.moves or getattr(part, "moves", False) for _, weight, part in self.parts)
+        return any(w.moves for w in self._weights.values()) or any(_moves(part.reward) for _, part in self.parts)
 
     def at(self, step: int) -> SumReward:
-        """The sum as it is in iteration ``step``, counted from 0. It shares the parts that do not move."""
-        return SumReward(
+        """The sum as it is in iteration ``step``, counted from 0. It shares the parts that do not move, and counts."""
+        now = SumReward(
             [
-                (weight.at(step), part.at(step) if getattr(part, "moves", False) else part)  # type: ignore[attr-defined]
-                for _, weight, part in self.parts
+                Part(
+                    self._weights[name].at(step),
+                    part.reward.at(step) if _moves(part.reward) else part.reward,  # type: ignore[attr-defined]
+                    part.normalise,
+                )
+                for name, part in self.parts
             ]
         )
+        now._clipped = self._clipped
+        return now
 
     def moving_weights(self, step: int) -> dict[str, float]:
         """The weights in iteration ``step`` of the parts whose weight moves."""
-        return {name: weight.at(step) for name, weight, _ in self.parts if weight.moves}
+        return {name: weight.at(step) for name, weight in self._weights.items() if weight.moves}
 
     @property
     def counts(self) -> dict[str, int]:
-        return {f"{name}.{key}": n for name, _, part in self.parts for key, n in counts_of(part).items()}
+        counts = {f"{name}.{key}": n for name, part in self.parts for key, n in counts_of(part.reward).items()}
+        return counts | {f"{name}.clipped": n for name, n in self._clipped.items()}
 
     def check(self, examples: Sequence[Example]) -> None:
-        for _, _, part in self.parts:
-            check_examples(part, examples)
+        for _, part in self.parts:
+            check_examples(part.reward, examples)
 
     @property
     def expects(self) -> bool:
         """Whether a part can begin with texts before it is asked for their scores."""
-        return any(hasattr(part, "expect") for _, _, part in self.parts)
+        return any(hasattr(part.reward, "expect") for _, part in self.parts)
 
     def expect(self, examples: Sequence[Example], texts: Sequence[str]) -> None:
         """Let parts that can begin with texts that the next :meth:`score` will be asked for."""
-        for _, _, part in self.parts:
-            if (expect := getattr(part, "expect", None)) is not None:
+        for _, part in self.parts:
+            if (expect := getattr(part.reward, "expect", None)) is not None:
                 expect(examples, texts)
 
     def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
         totals = [0.0] * len(texts)
         logged: list[dict[str, float]] = [{} for _ in texts]
-        for name, weight, part in self.parts:
-            for i, score in enumerate(score_checked(part, examples, texts)):
-                totals[i] += weight.end * score.value
+        for name, part in self.parts:
+            for i, score in enumerate(score_checked(part.reward, examples, texts)):
+                counted = score.value
                 logged[i][name] = score.value
                 logged[i].update({f"{name}.{key}": value for key, value in score.parts.items()})
+                if part.normalise is not None:
+                    counted, clipped = part.normalise.apply(score.value)
+                    logged[i][f"{name}.normalised"] = counted
+                    if name in self._clipped:
+                        logged[i][f"{name}.clipped"] = float(clipped)
+                        self._clipped[name] += clipped
+                totals[i] += self._weights[name].end * counted
         return [Score(total, parts) for total, parts in zip(totals, logged, strict=True)]
+
+
+def _moves(reward: Reward) -> bool:
+    return bool(getattr(reward, "moves", False))
+
+
+def _described(part: Part) -> str:
+    signature = f"[{signature_of(part.reward)}]"
+    return part.normalise.describe(signature) if part.normalise else signature
 
 
 def make_reward(parts: Parts, *, device: str = "auto", workers: int = 0) -> SumReward:
@@ -96,14 +155,21 @@ def make_reward(parts: Parts, *, device: str = "auto", workers: int = 0) -> SumR
     """
     if not parts:
         raise UserError("no reward was given", hint="for example --reward rouge; `rlgf ls rewards` lists them")
-    made: list[tuple[float | Ramp, Reward]] = []
+    made: list[Part] = []
     for part in parts:
-        weight = ramp(part.weight, part.weight_start, part.weight_steps)
         if registry.is_python_target(part.name):
-            made.append((weight, _python(part, workers)))
+            reward = _python(part, workers)
         else:
-            made.append((weight, registry.build("rewards", part.name, part.params, device=device)))
+            reward = registry.build("rewards", part.name, part.params, device=device)
+        weight = ramp(part.weight, part.weight_start, part.weight_steps)
+        made.append(Part(weight, reward, normalisation(part)))
     return SumReward(made)
+
+
+def normalisation(part: PartConfig) -> Normalisation | None:
+    """What a part's ``shift``, ``scale`` and ``clip`` say; None where they change nothing."""
+    found = Normalisation(part.shift, part.scale, (part.clip[0], part.clip[1]) if part.clip else None)
+    return found if found != Normalisation() else None
 
 
 def scorer_at(

@@ -1,33 +1,36 @@
-"""ROUGE F1 against the best reference, with the ``rouge-score`` package's own numbers."""
+"""ROUGE F1 against the best reference, with the ``rouge-score`` package's own numbers.
+
+The package tokenises and matches. What is done here instead: words' stems and texts' words are remembered (in
+training the same references come again and again), a text's n-grams are counted once for all its pairs, and the
+length of a longest common subsequence is found a row of the table at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from typing import ClassVar
 
 from nltk.stem.porter import PorterStemmer
-from rouge_score import tokenize
-from rouge_score.rouge_scorer import RougeScorer
+from rouge_score import rouge_scorer, scoring, tokenize
 
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.rewards.base import refuse_target, require_references
 
 
-class CachedTokenizer:
-    """rouge-score's tokenizer (lower case, a-z and 0-9 only, Porter stems of words over 3 letters).
-
-    It remembers stems and texts: in training the same references come again and again, and the stemmer is
-    most of ROUGE's time.
+@dataclass(frozen=True)
+class Prepared:
+    """A text as ROUGE reads it: its words, their n-grams by n, the bit mask of each word's places, and the words of
+    each line that has any (ROUGE-Lsum's sentences).
     """
 
-    def __init__(self, stemmer: bool) -> None:
-        self._stemmer = _CachedStemmer() if stemmer else None
-        self.tokenize = lru_cache(maxsize=50_000)(self._tokenize)
-
-    def _tokenize(self, text: str) -> list[str]:
-        return tokenize.tokenize(text, self._stemmer)
+    words: Sequence[str]
+    grams: Mapping[int, Counter[tuple[str, ...]]]
+    places: Mapping[str, int]
+    lines: Sequence[Sequence[str]]
 
 
 class _CachedStemmer:
@@ -36,20 +39,76 @@ class _CachedStemmer:
 
 
 class BestRouge:
-    """F1 of each ROUGE type; with several references the best one, chosen for each type by itself."""
+    """F1 of each ROUGE type; with several references the best one, chosen for each type by itself.
+
+    ``types``: ``rouge1`` to ``rouge9``, ``rougeL``, ``rougeLsum``.
+    """
 
     def __init__(self, types: Sequence[str], *, stemmer: bool) -> None:
         self.types = tuple(types)
-        self.tokenizer = CachedTokenizer(stemmer)
-        self._scorer = RougeScorer(list(types), tokenizer=self.tokenizer)
+        self._orders = sorted(int(kind[5:]) for kind in types if kind[5:].isdigit())
+        self._stemmer = _CachedStemmer() if stemmer else None
+        self.lines = lru_cache(maxsize=50_000)(self._lines)
         self.settings = f"rouge-score={version('rouge-score')},stemmer={'yes' if stemmer else 'no'},references=max"
 
     def f1(self, references: Sequence[str], text: str) -> dict[str, float]:
         """``{type: F1}``. An empty text has F1 0; no references are a ValueError."""
         if not references:
             raise ValueError("ROUGE needs a reference")
-        scores = self._scorer.score_multi(list(references), text)
-        return {kind: float(scores[kind].fmeasure) for kind in self.types}
+        prediction = self._prepared(text)
+        found = [self._scores(self._prepared(reference), prediction) for reference in references]
+        return {kind: max(scores[kind] for scores in found) for kind in self.types}
+
+    def _lines(self, text: str) -> list[list[str]]:
+        """The words of each line that has any: lower-cased runs of a-z and 0-9, those of over 3 letters stemmed."""
+        return [words for line in text.split("\n") if (words := tokenize.tokenize(line, self._stemmer))]
+
+    def _prepared(self, text: str) -> Prepared:
+        lines = self.lines(text)
+        words = [word for line in lines for word in line]
+        grams = {n: Counter(zip(*(words[i:] for i in range(n)), strict=False)) for n in self._orders}
+        places: dict[str, int] = {}
+        for i, word in enumerate(words):
+            places[word] = places.get(word, 0) | 1 << i
+        return Prepared(words, grams, places, lines)
+
+    def _scores(self, reference: Prepared, prediction: Prepared) -> dict[str, float]:
+        scores = {f"rouge{n}": _ngrams_f1(reference.grams[n], prediction.grams[n]) for n in self._orders}
+        one_line = len(reference.lines) <= 1 and len(prediction.lines) <= 1
+        if "rougeL" in self.types or ("rougeLsum" in self.types and one_line):
+            scores["rougeL"] = _lcs_f1(reference, prediction)
+        if "rougeLsum" in self.types:
+            scores["rougeLsum"] = (
+                scores["rougeL"]  # the union of one subsequence
+                if one_line
+                else float(rouge_scorer._summary_level_lcs(reference.lines, prediction.lines).fmeasure)
+            )
+        return scores
+
+
+def _ngrams_f1(reference: Counter[tuple[str, ...]], prediction: Counter[tuple[str, ...]]) -> float:
+    return float(rouge_scorer._score_ngrams(reference, prediction).fmeasure)
+
+
+def _lcs_f1(reference: Prepared, prediction: Prepared) -> float:
+    if not reference.words or not prediction.words:
+        return 0.0
+    length = lcs_length(prediction.words, reference.places, len(reference.words))
+    return float(scoring.fmeasure(length / len(prediction.words), length / len(reference.words)))
+
+
+def lcs_length(words: Sequence[str], places: Mapping[str, int], size: int) -> int:
+    """Length of the longest common subsequence of ``words`` and a text of ``size`` words.
+
+    Bit i of ``places[word]`` says that the text's word i is ``word``. A row of the usual table grows by at most 1 from
+    cell to cell, so it is held as bits, cleared where it grows, and a whole row is one addition (Hyyro 2004,
+    "Bit-parallel LCS-length computation revisited").
+    """
+    row = (1 << size) - 1
+    for word in words:
+        if (here := row & places.get(word, 0)) != 0:
+            row = (row + here) | (row - here)
+    return size - (row & (1 << size) - 1).bit_count()
 
 
 class RougeReward:

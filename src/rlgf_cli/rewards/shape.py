@@ -191,5 +191,10 @@ class RepetitionPenalty:
 
 def repeated_share(tokens: Sequence[str], n: int) -> float:
     """``1 - distinct n-grams / n-grams``; 0 where there is no n-gram."""
-    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    grams = ngrams(tokens, n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """All n-grams in order, repeated ones too."""
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
