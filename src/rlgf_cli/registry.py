@@ -47,6 +47,8 @@ BUILTIN: dict[str, dict[str, Entry]] = {
         "judge": Entry("rlgf_cli.rewards.judge:JudgeReward", "judge:GUIDE, an LLM's rating of the text, 0 to 1"),
         "length": Entry("rlgf_cli.rewards.shape:LengthPenalty", "penalty for leaving a range of words (<= 0)"),
         "repetition": Entry("rlgf_cli.rewards.shape:RepetitionPenalty", "minus the share of repeated n-grams"),
+        "ending": Entry("rlgf_cli.rewards.shape:EndingPenalty", "-1 for a text that does not end in an end mark"),
+        "failures": Entry("rlgf_cli.rewards.shape:FailuresPenalty", "minus the number of failures found by rule"),
     },
     "metrics": {
         "rouge": Entry("rlgf_cli.metrics.rouge:RougeMetric", "ROUGE-1, -2, -L, -Lsum F1 (rouge-score)"),

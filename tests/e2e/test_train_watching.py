@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from conftest import Result, toy_examples, write_rows
 from rlgf_cli.stages import train as stage
 from rlgf_cli.training import best, trackers
+from rlgf_cli.training.divergence import Evaluation
 from rlgf_cli.training.loop import Trainer
 from rlgf_cli.training.timing import ALWAYS
 from runs import assert_figures, rows_of
@@ -135,7 +136,7 @@ def test_samples_are_not_shown_to_who_does_not_want_them(train: Train, quiet: st
 def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
     """Held-out scores as they are given, one evaluation after the other."""
     left = list(scores)
-    monkeypatch.setattr(stage, "evaluator", lambda *_, **__: lambda: {"eval/score": left.pop(0), "eval/length": 1.0})
+    monkeypatch.setattr(stage, "evaluator", lambda *_, **__: lambda: Evaluation({"eval/score": left.pop(0)}, {}))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_no_best_policy_without_held_out_prompts_or_where_it_is_not_wanted(train
 def test_overwriting_a_run_that_was_killed_takes_its_best_policy_along(train: Train, tmp_path: Path) -> None:
     held_out = ["--eval-data", tmp_path / "train.jsonl", "--set", "eval.every=2"]
     assert train(*held_out).exit_code == 0
-    put_away = best._old(tmp_path / "run/checkpoints")
+    put_away = best._old(tmp_path / "run/best", tmp_path / "run/checkpoints")
     (tmp_path / "run/best").rename(put_away)  # killed between the renames
     assert train("--overwrite").exit_code == 0
     assert not (tmp_path / "run/best").exists() and not put_away.exists()

@@ -69,6 +69,15 @@ def mixture(guides: float) -> Rows:
     return rows(40, lambda n: {"rollin/tokens": 4.0, "length/horizon": 9.0} if n % 2 else {"rollin/tokens": guides})
 
 
+def watched(*diverged: float) -> Rows:
+    """An evaluation in every row from the second on, which the first one cannot be held against."""
+    first, more = {"eval/watch": 0.5}, {"eval/watch_best_step": 1, "eval/watch_change": -0.1, "eval/score_change": 2.0}
+    return rows(
+        1 + len(diverged),
+        lambda n: {"eval/score": 1.0, **first, **({} if n == 0 else {**more, "eval/diverged": diverged[n - 1]})},
+    )
+
+
 TRIPPED: list[tuple[str, str, int, Rows]] = [
     ("roll-ins", "shrinking-roll-ins", 13, roll_ins(1.9)),
     ("kl", "negative-kl", 7, kl(-0.02, 0.0001)),
@@ -84,6 +93,7 @@ TRIPPED: list[tuple[str, str, int, Rows]] = [
     ("truncated", "truncated", 7, lengths(0.9)),
     ("constant", "constant-reward", 7, scores(0.0)),
     ("constant but for rounding", "constant-reward", 7, scores(1e-14, mean=0.7)),
+    ("watched", "gamed-reward", 3, watched(0, 1, 1)),
     ("groups that agree", "constant-reward", 5, rows(6, lambda n: {"advantage/std": 0.0})),
 ]
 QUIET: list[tuple[str, Rows]] = [
@@ -101,6 +111,7 @@ QUIET: list[tuple[str, Rows]] = [
     ("truncated, half", lengths(0.5)),
     ("truncated, too few steps", lengths(1.0, steps=4)),
     ("sparse", scores(1e-3)),
+    ("watched, a fall that did not last", watched(0, 0, 0)),
     ("constant, too few steps", scores(0.0, steps=4)),
     ("no policy gradient", rows(60, lambda n: {"loss/likelihood": 2.0, "score/std": 0.1, "score/mean": 0})),
 ]  # fmt: skip
@@ -145,3 +156,11 @@ def test_a_resumed_run_counts_as_an_undisturbed_one_and_says_nothing_twice() -> 
         again.replay(given[:at])
         assert [again(row) for row in given[at:]] == expected[at:]
         assert again.counts == whole.counts
+
+
+def test_a_gamed_reward_is_told_with_its_numbers() -> None:
+    alarms = Alarms()
+    (said,) = [text for row in watched(0, 1) for text in alarms(row)]
+    assert (
+        "since step 1 the held-out texts' score rose by 2, to 1, and their watched figure fell by 0.1, to 0.5" in said
+    )

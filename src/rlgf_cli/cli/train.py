@@ -40,6 +40,20 @@ def train(
         str | None,
         typer.Option("--eval-data", help="Held-out prompts, scored along the way.", rich_help_panel=COMMON),
     ] = None,
+    watch: Annotated[
+        str | None,
+        typer.Option(
+            "--watch", help="A figure of the held-out texts to hold against the score.", rich_help_panel=COMMON
+        ),
+    ] = None,
+    stop_on_divergence: Annotated[
+        bool | None,
+        typer.Option(
+            "--stop-on-divergence/--no-stop-on-divergence",
+            help="End where the score rises and --watch falls; keep the best model by --watch.",
+            rich_help_panel=COMMON,
+        ),
+    ] = None,
     output: options.Output = None,
     config: options.Config = None,
     set_: options.Set = None,
@@ -237,6 +251,8 @@ def train(
         "budget.max_calls": max_calls,
         "data": data,
         "eval.data": eval_data,
+        "watch.name": watch,
+        "watch.stop": stop_on_divergence,
         "reward": reward,
         "output": output,
         "seed": seed,

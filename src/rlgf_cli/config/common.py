@@ -114,12 +114,15 @@ class PartConfig(Strict):
     """One scorer: its name (``rouge``, ``classifier:PATH``, ``file.py:fn``), weight and own parameters.
 
     A reward's score counts as ``clip((score - shift) / scale, low, high)`` where ``shift``, ``scale`` or ``clip: [low,
-    high]`` are given.
+    high]`` are given. In training the weight can move from ``weight_start`` to ``weight`` over the first
+    ``weight_steps`` iterations.
     """
 
     scalar_key: ClassVar[str | None] = "name"
     name: str
     weight: float = 1.0
+    weight_start: float | None = None
+    weight_steps: int | None = Field(None, ge=1)
     shift: float = Field(0.0, allow_inf_nan=False)
     scale: float = Field(1.0, gt=0, allow_inf_nan=False)
     clip: list[float] | None = None
@@ -131,6 +134,8 @@ class PartConfig(Strict):
             raise ValueError("clip is a list of two numbers, [low, high]")
         if self.clip is not None and self.clip[0] >= self.clip[1]:
             raise ValueError(f"clip: low ({self.clip[0]:g}) must be below high ({self.clip[1]:g})")
+        if (self.weight_start is None) != (self.weight_steps is None):
+            raise ValueError("weight_start and weight_steps go together")
         return self
 
 

@@ -165,6 +165,22 @@ class EvalConfig(Strict):
     limit: int | None = Field(200, ge=1)
 
 
+class WatchConfig(Strict):
+    """A second figure of the held-out texts, which nobody trains on (docs/lastmile.md).
+
+    ``name``: a reward, or a metric and, where it has several, the ``figure``. Where the score rises and the figure
+    falls for ``patience`` evaluations in a row, that is said; with ``stop`` it ends the run, whose model is then the
+    one with the best watched figure.
+    """
+
+    scalar_key: ClassVar[str | None] = "name"
+    name: str
+    figure: str | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+    patience: int = Field(2, ge=1)
+    stop: bool = False
+
+
 class ParallelConfig(Strict):
     """Several processes, one per device. ``num_processes`` null: as many as the launcher started. ``strategy``: ``ddp``
     holds all states on every device, ``fsdp`` a shard of them (FSDP2)."""
@@ -179,7 +195,8 @@ class TrainConfig(StageConfig):
 
     ``step0``: what a truth that is broken before the first update does (see docs/doctor.md). ``reward_workers``:
     processes in which each Python function of the reward scores, one text at a time; 0: in the training's own.
-    ``save_best``: with ``eval.data``, keep the policy with the best held-out score in ``<output>/best``.
+    ``save_best``: with ``eval.data``, keep the policy with the best held-out score in ``<output>/best``, and with
+    ``watch`` the one with the best watched figure in ``<output>/best_watched``.
     """
 
     reward_needed: ClassVar[bool] = True
@@ -200,6 +217,7 @@ class TrainConfig(StageConfig):
     aux: AuxConfig = AuxConfig()
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
+    watch: WatchConfig | None = None
     parallel: ParallelConfig = ParallelConfig()
     max_steps: int = Field(100, ge=1)
     gradient_checkpointing: bool = False
@@ -235,4 +253,19 @@ class TrainConfig(StageConfig):
                 f"ppo.minibatch_size ({self.ppo.minibatch_size}) is larger than "
                 f"rollout.episodes ({self.rollout.episodes})"
             )
+        if self.watch is not None:
+            self._check_watch(self.watch)
         return self
+
+    def _check_watch(self, watch: WatchConfig) -> None:
+        if self.eval.data is None:
+            raise Refused("watch looks at held-out texts, and there is no held-out data", "give --eval-data")
+        if not self.reward:
+            raise Refused("watch holds a figure against the reward, and there is none", "give --reward, or no --watch")
+        if watch.figure is None and watch.name in {part.name for part in self.reward}:
+            raise Refused(
+                f"the watched figure {watch.name!r} is trained on: it rises with the score",
+                "watch another one",
+            )
+        if watch.stop and not self.save_best:
+            raise Refused("watch.stop goes back to the best policy, and save_best: false keeps none", "leave one out")

@@ -56,7 +56,7 @@ def make_metrics(parts: Parts, *, device: str = "auto") -> list[Metric]:
             if not any(isinstance(metric, RewardMetric) for metric in metrics):
                 metrics.append(RewardMetric(rewards, device=device))
             continue
-        if part.weight != 1:
+        if part.weight != 1 or part.weight_steps is not None:
             raise UserError(f"the metric {part.name!r} takes no weight", hint="only reward:SPEC entries are summed")
         if normalisation(part) is not None:
             raise UserError(

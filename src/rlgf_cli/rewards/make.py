@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from rlgf_cli import registry
@@ -14,6 +15,7 @@ from rlgf_cli.rewards.base import check_examples, counts_of, signature_of
 from rlgf_cli.rewards.checked import score_checked
 from rlgf_cli.rewards.judge import Judge, judges_of
 from rlgf_cli.rewards.python import PythonReward
+from rlgf_cli.rewards.ramp import Ramp, ramp
 from rlgf_cli.rewards.workers import WorkersReward
 
 
@@ -42,7 +44,7 @@ class Normalisation:
 class Part(NamedTuple):
     """A term of the sum. ``normalise`` None: the reward's score as it is."""
 
-    weight: float
+    weight: float | Ramp
     reward: Reward
     normalise: Normalisation | None = None
 
@@ -54,20 +56,49 @@ class SumReward:
     under ``name.key``. A part that is normalised has ``name.normalised`` besides, and ``name.clipped`` (1 where it
     was) where it has bounds; ``counts`` says how many were clipped. A name that comes again gets ``#2``, ``#3``, ...
     behind it.
+
+    A weight can be a :class:`Ramp`, and a part can have ``at(step)``, which gives it as it is in that iteration, and
+    ``moves``, whether that ever changes. The sum itself scores with what all these end at; :meth:`at` gives the sum of
+    an iteration.
     """
 
-    def __init__(self, parts: Sequence[Part | tuple[float, Reward]]) -> None:
+    def __init__(self, parts: Sequence[Part | tuple[float | Ramp, Reward]]) -> None:
         if not parts:
             raise ValueError("a sum of no rewards")
         made = [Part(*part) for part in parts]
         names = unique_names(part.reward.name for part in made)
         self.parts = list(zip(names, made, strict=True))
-        self.name = "+".join(n if part.weight == 1 else f"{part.weight:g}*{n}" for n, part in self.parts)
+        self._weights = {n: w if isinstance(w := part.weight, Ramp) else Ramp(w) for n, part in self.parts}
+        self.name = "+".join(n if w.end == 1 else f"{w.end:g}*{n}" for n, w in self._weights.items())
         self._clipped = {name: 0 for name, part in self.parts if part.normalise and part.normalise.bounds}
 
     @property
     def signature(self) -> str:
-        return " + ".join(f"{part.weight:g}*{_described(part)}" for _, part in self.parts)
+        return " + ".join(f"{self._weights[name]}*{_described(part)}" for name, part in self.parts)
+
+    @property
+    def moves(self) -> bool:
+        """Whether what a text scores depends on the iteration."""
+        return any(w.moves for w in self._weights.values()) or any(_moves(part.reward) for _, part in self.parts)
+
+    def at(self, step: int) -> SumReward:
+        """The sum as it is in iteration ``step``, counted from 0. It shares the parts that do not move, and counts."""
+        now = SumReward(
+            [
+                Part(
+                    self._weights[name].at(step),
+                    part.reward.at(step) if _moves(part.reward) else part.reward,  # type: ignore[attr-defined]
+                    part.normalise,
+                )
+                for name, part in self.parts
+            ]
+        )
+        now._clipped = self._clipped
+        return now
+
+    def moving_weights(self, step: int) -> dict[str, float]:
+        """The weights in iteration ``step`` of the parts whose weight moves."""
+        return {name: weight.at(step) for name, weight in self._weights.items() if weight.moves}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -107,8 +138,12 @@ class SumReward:
                     if name in self._clipped:
                         logged[i][f"{name}.clipped"] = float(clipped)
                         self._clipped[name] += clipped
-                totals[i] += part.weight * counted
+                totals[i] += self._weights[name].end * counted
         return [Score(total, parts) for total, parts in zip(totals, logged, strict=True)]
+
+
+def _moves(reward: Reward) -> bool:
+    return bool(getattr(reward, "moves", False))
 
 
 def _described(part: Part) -> str:
@@ -131,7 +166,8 @@ def make_reward(parts: Parts, *, device: str = "auto", workers: int = 0) -> SumR
             reward = _python(part, workers)
         else:
             reward = registry.build("rewards", part.name, part.params, device=device)
-        made.append(Part(part.weight, reward, normalisation(part)))
+        weight = ramp(part.weight, part.weight_start, part.weight_steps)
+        made.append(Part(weight, reward, normalisation(part)))
     return SumReward(made)
 
 
@@ -139,6 +175,14 @@ def normalisation(part: PartConfig) -> Normalisation | None:
     """What a part's ``shift``, ``scale`` and ``clip`` say; None where they change nothing."""
     found = Normalisation(part.shift, part.scale, (part.clip[0], part.clip[1]) if part.clip else None)
     return found if found != Normalisation() else None
+
+
+def scorer_at(
+    reward: SumReward, step: int
+) -> tuple[Callable[[Sequence[Example], Sequence[str]], list[Score]], dict[str, float]]:
+    """What scores in iteration ``step``, checked, and the weights that move, as figures for its row."""
+    weights = {f"score/weight/{name}": weight for name, weight in reward.moving_weights(step).items()}
+    return partial(score_checked, reward.at(step)), weights
 
 
 def _python(part: PartConfig, workers: int) -> Reward:

@@ -19,7 +19,7 @@ from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.common import DecodingConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.train import FREE_ON_RESUME, TrainConfig
-from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly
+from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
 from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.in_training import (
@@ -32,30 +32,31 @@ from rlgf_cli.guides.in_training import (
     training_estimate,
 )
 from rlgf_cli.guides.make import check_guide, make_guide
+from rlgf_cli.metrics.per_text import PerText, per_text
 from rlgf_cli.models import hub
-from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.card import write_card
 from rlgf_cli.models.load import Loaded, add_lora, load, save
 from rlgf_cli.models.memory import keep_freed_memory
-from rlgf_cli.models.prompts import Encoded, encode_prompts, reference_length
-from rlgf_cli.models.seams import same_tokens
-from rlgf_cli.models.server import PolicyServer
-from rlgf_cli.protocols import Guide
+from rlgf_cli.models.prompts import Encoded, encode_prompts
+from rlgf_cli.protocols import Example, Guide
 from rlgf_cli.rewards.base import check_examples
 from rlgf_cli.rewards.checked import score_checked
 from rlgf_cli.rewards.judge import judges_of
-from rlgf_cli.rewards.make import SumReward, make_reward
-from rlgf_cli.training import probe, timing, trackers
+from rlgf_cli.rewards.make import SumReward, make_reward, scorer_at
+from rlgf_cli.training import best, timing, trackers
 from rlgf_cli.training.alarms import Alarms
-from rlgf_cli.training.checkpoint import TrainerState
-from rlgf_cli.training.credit import CreditSettings
+from rlgf_cli.training.build import make_trainer
 from rlgf_cli.training.distributed import ALONE, Group, join, shared
+from rlgf_cli.training.divergence import FEWEST
 from rlgf_cli.training.episodes import Episode, segment_texts
 from rlgf_cli.training.held_out import evaluator
-from rlgf_cli.training.keeping import Keeper, note, resume_from, summary_of, tracked
-from rlgf_cli.training.loop import KLSettings, Trainer
-from rlgf_cli.training.rollout import Roller, Sampling
-from rlgf_cli.training.update import UpdateSettings, make_optimizer, make_scheduler
+from rlgf_cli.training.keeping import WATCHED, Keeper, note, resume_from, summary_of, tracked
+from rlgf_cli.training.loop import Trainer
+
+_EARLY = (
+    "the run ended at step {diverged_at} of {max_steps}: the watched figure fell while the score rose. "
+    "Its model is that of step {model_step}, which had the best watched figure ({model_watched:.4g})"
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse", profi
         console.mute()
     if (done := group.tell(group.main_does(lambda: _check(resolved, existing)))) is not None:
         console.log(f"{config.output} is done already")
+        if "diverged_at" in done:
+            console.log(_EARLY.format(**done, max_steps=config.max_steps))
         if profile and group.main:
             rows = [row for _, row in read_objects(Path(config.output, "metrics.jsonl"))]
             _show_profile(rows, 0.0, config)
@@ -97,7 +100,9 @@ def _check(resolved: Resolved[TrainConfig], existing: Existing) -> dict[str, Any
     if (done := resume.finished_result(config.output, existing)) is not None:
         return done
     if existing == "resume":
-        resume.refuse_changed(config.output, resolved.to_json(), free=FREE_ON_RESUME)
+        # when it looked is part of what a watch saw
+        free = FREE_ON_RESUME - ({"eval.every"} if config.watch is not None else set())
+        resume.refuse_changed(config.output, resolved.to_json(), free=free)
     if config.guide is not None and spec.needs_guide:
         check_guide(config.guide, spec)
         if (each := max(regime.guide_calls for regime in spec.regimes)) > 1:
@@ -122,6 +127,7 @@ class _Inputs:
     reward: SumReward | None
     prompts: list[Encoded]
     held_out: list[Encoded]
+    watched: PerText | None
     covered: frozenset[str] | None
     counts: dict[str, int]
 
@@ -135,6 +141,12 @@ def _load(config: TrainConfig, spec: AlgorithmSpec, processes: int) -> _Inputs:
     if reward is not None:
         check_examples(reward, examples)
         check_examples(reward, held_out)
+        if reward.moves and any(regime.gate for regime in spec.regimes):
+            raise UserError(
+                "algorithm.gate compares scores of different iterations, and this reward moves",
+                hint="leave gate out, or weight_steps and steps of the reward",
+            )
+    watched = _watched(config, held_out)
     keep_freed_memory()
     torch.manual_seed(config.seed)  # a fresh adapter is the one thing that starts at random
     loaded = add_lora(load(config.model, text=config.text, for_training=True), config.lora)
@@ -152,7 +164,17 @@ def _load(config: TrainConfig, spec: AlgorithmSpec, processes: int) -> _Inputs:
         paid.several = processes > 1
         paid.check_budget(config.budget)
     held_out_prompts = encode_prompts(loaded, held_out, config.lengths)[0] if held_out else []
-    return _Inputs(loaded, guide, reward, prompts, held_out_prompts, covered, counts)
+    return _Inputs(loaded, guide, reward, prompts, held_out_prompts, watched, covered, counts)
+
+
+def _watched(config: TrainConfig, held_out: Sequence[Example]) -> PerText | None:
+    """What scores the watched figure; checked on the held-out examples before anything is written."""
+    watch = config.watch
+    if watch is None:
+        return None
+    if len(held_out) < FEWEST:
+        console.warn(f"{len(held_out)} held-out prompts are few: a watched figure that falls is hard to tell from luck")
+    return per_text(watch.name, held_out, figure=watch.figure, params=watch.params, device=config.model.device)
 
 
 def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group, profile: bool) -> dict[str, Any]:
@@ -181,14 +203,17 @@ def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group, pr
         if paid and books is not None:
             run_id, spend = books
             group.agree(lambda: charge_together(paid, run_id, config.budget, spend))
-        trainer = _trainer(config, spec, inputs, group)
+        trainer = _trainer(config, inputs, group)
         summary = _loop(trainer, config, folder, existing, profile, paid)
         summary |= {k: n for k, n in inputs.counts.items() if n}
         weights = group.whole(loaded.model.state_dict()) if group.lockstep else None
 
         def finish() -> None:
             assert folder is not None
-            folder.write_files(lambda target: save(target, loaded, weights=weights))
+            if "diverged_at" in summary:
+                folder.write_files(lambda target: best.copy(folder.path / WATCHED, target))
+            else:
+                folder.write_files(lambda target: save(target, loaded, weights=weights))
             use = trainer.roller.use
             write_card(
                 folder.file("README.md").parent,
@@ -235,66 +260,31 @@ def _report(counts: dict[str, int], config: TrainConfig) -> None:
         )
 
 
-def _trainer(
-    config: TrainConfig,
-    spec: AlgorithmSpec,
-    inputs: _Inputs,
-    group: Group,
-) -> Trainer:
+def _trainer(config: TrainConfig, inputs: _Inputs, group: Group) -> Trainer:
     """The loop's objects from the config."""
-    loaded, prompts, reward, guide = inputs.loaded, inputs.prompts, inputs.reward, inputs.guide
-    model = ActorCritic(loaded, spec.critics, mode=config.ppo.critic, with_reference=spec.uses_reference)
-    if config.gradient_checkpointing:
-        model.enable_checkpointing()
-    group.spread(model)
-    group.prepare(model)
-    optimizer = make_optimizer(model.trainable(), config.optim.learning_rate, config.optim.weight_decay)
-    scheduler = make_scheduler(optimizer, config.optim, config.max_steps)
-    sampling = Sampling.of(config.rollout, config.lengths)
-    roller = Roller(
-        loaded,
-        sampling,
-        config.seed,
-        guide=guide,
-        covered=inputs.covered,
-        whole_words=guide is not None and not same_tokens(getattr(guide, "tokenizer", None), loaded.tokenizer),
-        server=group.agree(lambda: PolicyServer.connect(config.rollout.vllm, loaded, sends=group.main))
-        if config.rollout.vllm.url
-        else None,
-        expect=reward.expect if reward is not None and reward.expects else None,
-    )
+    reward, loaded = inputs.reward, inputs.loaded
     scorer = None if reward is None else partial(score_checked, reward)
-    ppo = config.ppo
-    return Trainer(
-        spec=spec,
-        model=model,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        prompts=prompts,
-        roller=roller,
+    return make_trainer(
+        config,
+        loaded,
+        inputs.prompts,
+        group,
+        guide=inputs.guide,
+        covered=inputs.covered,
         scorer=scorer,
-        credit=CreditSettings.of(ppo),
-        update=UpdateSettings.of(ppo, config.aux, config.optim),
-        kl=KLSettings(config.kl.in_reward, config.kl.adaptive, config.kl.target, config.kl.horizon),
-        state=TrainerState(kl_coef=config.kl.coef, horizon=reference_length(loaded, prompts, sampling.max_new_tokens)),
-        seed=config.seed,
-        episodes=config.rollout.episodes,
-        missing_eos_penalty=config.rollout.missing_eos_penalty,
-        critic_warmup_steps=ppo.critic_warmup_steps,
-        eval_every=config.eval.every,
+        scorer_at=partial(scorer_at, reward) if reward is not None and reward.moves else None,
+        expect=reward.expect if reward is not None and reward.expects else None,
         evaluate=evaluator(
             loaded,
             inputs.held_out,
-            scorer,
+            scorer,  # a reward that moves, as it ends: held-out scores of different steps are compared
             DecodingConfig(temperature=config.rollout.temperature, batch_size=config.rollout.batch_size),
             config.lengths,
             seed=config.seed,
             group=group,
+            watched=inputs.watched,
         ),
-        examine=probe.examiner(
-            model, sampling, seed=config.seed, warn=console.warn if config.step0 == "warn" else None
-        ),
-        group=group,
+        warn=console.warn,
     )
 
 
@@ -320,7 +310,7 @@ def _loop(
     ):
         group.main_does(lambda: keeper.begin(resumed=resumed, track=track))
         alarms.replay(keeper.rows)
-        while trainer.state.step < config.max_steps:
+        while trainer.state.step < config.max_steps and not keeper.ends_early():
             begun = trainer.state.step
             try:
                 row, episodes = trainer.step()
@@ -337,7 +327,8 @@ def _loop(
             keeper.save_best()
             step = trainer.state.step
             interrupted = group.any(stop.is_set())
-            if step % config.save_steps == 0 or step == config.max_steps or interrupted:
+            last = step == config.max_steps or keeper.ends_early()
+            if step % config.save_steps == 0 or last or interrupted:
                 keeper.checkpoint()
             if interrupted:
                 stopped = f"stopped after step {step}; the state is saved"
@@ -347,8 +338,11 @@ def _loop(
         console.warn(held)
     if folder is None:
         return {}
+    early = keeper.early_end()
+    if early:
+        console.warn(_EARLY.format(**early, max_steps=config.max_steps))
     warned = {f"warning/{name}": count for name, count in alarms.counts.items()}
-    return summary_of(keeper.rows, trainer) | keeper.best() | warned
+    return summary_of(keeper.rows, trainer, early.get("model_step")) | keeper.best() | early | warned
 
 
 def _show(step: int, episodes: Sequence[Episode], loaded: Loaded) -> None:

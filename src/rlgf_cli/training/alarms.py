@@ -146,6 +146,17 @@ def _constant_reward(seen: History) -> str | None:
     return None
 
 
+def _gamed_reward(seen: History) -> str | None:
+    row = seen.row
+    if not row.get("eval/diverged"):
+        return None
+    return (
+        f"since step {row['eval/watch_best_step']} the held-out texts' score rose by {row['eval/score_change']:.3g}, "
+        f"to {row['eval/score']:.3g}, and their watched figure fell by {-row['eval/watch_change']:.3g}, "
+        f"to {row['eval/watch']:.3g}: the reward no longer pays for what you want"
+    )
+
+
 ALARMS: dict[str, Alarm] = {
     "shrinking-roll-ins": Alarm(
         _shrinking_roll_ins,
@@ -201,6 +212,17 @@ ALARMS: dict[str, Alarm] = {
             "the start never succeeds: a guide's roll-in (ppo++), an easier reward or a better start",
             "the reward does not look at the text, or is saturated (rlgf doctor --reward ...)",
             "a policy that writes one text for everything (policy/entropy)",
+        ),
+    ),
+    "gamed-reward": Alarm(
+        _gamed_reward,
+        "with `--watch`: for watch.patience evaluations in a row the watched figure is below its best, and the score "
+        "above that step's, on more held-out prompts than chance explains (docs/lastmile.md)",
+        (
+            "the reward can be had without what it stands for: read rollouts/, and give it the parts that it lacks "
+            "(length, repetition, ending, failures)",
+            "kl.coef is too small for how far the policy goes",
+            "the watched figure does not see what the policy learned: look at texts before you believe either",
         ),
     ),
 }

@@ -1,6 +1,7 @@
 """``<run>/best``: the policy with the best held-out score so far, as a checkpoint that from_pretrained loads.
 
-It is made and put away below ``checkpoints/``, which goes with the run; rotation looks at neither.
+``<run>/best_watched`` is the one with the best watched figure (see training.divergence). Such a folder is made and put
+away below ``checkpoints/``, which goes with the run; rotation looks at neither.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def keep(
 
     A kill between the two renames leaves the former one in ``workshop``, from where :func:`mend` puts it back.
     """
-    new, old = _new(workshop), _old(workshop)
+    new, old = _new(folder, workshop), _old(folder, workshop)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
@@ -50,10 +51,10 @@ def keep(
 
 def mend(folder: Path, workshop: Path) -> None:
     """Finish what a kill interrupted: ``folder`` is then the new one or the former one, and nothing else is left."""
-    old = _old(workshop)
+    old = _old(folder, workshop)
     if old.is_dir() and not folder.is_dir():
         old.replace(folder)
-    for left in (old, _new(workshop)):
+    for left in (old, _new(folder, workshop)):
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -62,9 +63,14 @@ def read(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / NOTE) if (folder / NOTE).is_file() else None
 
 
-def _new(workshop: Path) -> Path:
-    return workshop / ".best.new"
+def copy(folder: Path, target: Path) -> None:
+    """Copy what is kept into the folder ``target``, without its note."""
+    shutil.copytree(folder, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(NOTE))
 
 
-def _old(workshop: Path) -> Path:
-    return workshop / ".best.old"
+def _new(folder: Path, workshop: Path) -> Path:
+    return workshop / f".{folder.name}.new"
+
+
+def _old(folder: Path, workshop: Path) -> Path:
+    return workshop / f".{folder.name}.old"

@@ -20,6 +20,7 @@ from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.models import load as loading
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.training.distributed import ALONE, Group
+from rlgf_cli.training.divergence import Watched
 
 
 @dataclass
@@ -28,7 +29,8 @@ class TrainerState:
 
     ``horizon``: recent mean response length, from which the policy's cut is drawn; ``critic_steps``: steps in which
     each critic was fitted; ``guide_uses``/``guide_texts``: see GuideUse; ``own_scores``/``guide_scores``: see Gate;
-    ``best_step``, ``best_score``: the step with the best held-out score so far (None: there was none yet).
+    ``best_step``, ``best_score``: the step with the best held-out score so far (None: there was none yet);
+    ``watched``: see training.divergence.
     """
 
     step: int = 0
@@ -41,6 +43,12 @@ class TrainerState:
     best_score: float | None = None
     own_scores: dict[str, float] = field(default_factory=dict)
     guide_scores: dict[str, float] = field(default_factory=dict)
+    watched: Watched = field(default_factory=Watched)
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> TrainerState:
+        """What ``asdict`` gave, read back."""
+        return cls(**{**saved, "watched": Watched(**saved.get("watched", {}))})
 
 
 @dataclass(frozen=True)
@@ -149,7 +157,7 @@ def restore(
             hint="resume with the same config",
         ) from None
     scheduler.load_state_dict(saved["scheduler"])
-    return TrainerState(**read_json(folder / "state.json"))
+    return TrainerState.from_json(read_json(folder / "state.json"))
 
 
 _NONE = "__none__"

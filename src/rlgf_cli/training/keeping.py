@@ -16,6 +16,9 @@ from rlgf_cli.training.guide_use import GuideUse
 from rlgf_cli.training.loop import Trainer
 from rlgf_cli.training.trackers import Track, Tracked
 
+WATCHED = "best_watched"
+"""The folder of the policy with the best watched figure."""
+
 
 class Keeper:
     """The rows so far and the way to disk; a process without a folder keeps the rows and writes nothing."""
@@ -43,7 +46,8 @@ class Keeper:
         write_jsonl(metrics, self.rows)
         self._out, self._track = Appender(metrics), track
         if self.config.save_best and self.trainer.evaluate is not None:
-            best.mend(self.folder.file("best"), self.folder.file("checkpoints"))
+            for name in ("best", WATCHED) if self.config.watch is not None else ("best",):
+                best.mend(self.folder.file(name), self.folder.file("checkpoints"))
 
     def row(self, row: dict[str, Any], episodes: Sequence[Episode]) -> None:
         """A step's row, and some of its episodes."""
@@ -63,23 +67,41 @@ class Keeper:
         return every > 0 and (step - 1) % every == 0
 
     def save_best(self) -> None:
-        """Keep the policy of this step where it is the best one. All processes come here, and one writes.
+        """Keep the policy of this step where it is the best one, by its score or by the watched figure. All processes
+        come here, and one writes.
 
         Before the checkpoint: a state never tells of a best policy that was not on disk.
         """
         trainer, folder, state = self.trainer, self.folder, self.trainer.state
-        if not self.config.save_best or state.best_step != state.step or state.best_score is None:
+        found = {"best": (state.best_step, state.best_score), WATCHED: (state.watched.step, state.watched.best)}
+        scores = {name: score for name, (at, score) in found.items() if at == state.step and score is not None}
+        if not self.config.save_best or not scores:
             return
-        score, loaded = state.best_score, trainer.model.loaded
+        loaded = trainer.model.loaded
         with trainer.clock.timed("save"):
             weights = trainer.group.whole(loaded.model.state_dict()) if trainer.group.lockstep else None
 
             def write() -> None:
                 assert folder is not None
                 workshop = folder.file("checkpoints")
-                best.keep(folder.file("best"), loaded, step=state.step, score=score, workshop=workshop, weights=weights)
+                for name, score in scores.items():
+                    best.keep(
+                        folder.file(name), loaded, step=state.step, score=score, workshop=workshop, weights=weights
+                    )
 
             trainer.group.main_does(write)
+
+    def ends_early(self) -> bool:
+        """Whether the run is to end here because its score and the watched figure went apart."""
+        return self.config.watch is not None and self.config.watch.stop and self.trainer.diverged
+
+    def early_end(self) -> dict[str, Any]:
+        """What the result says of a run that ended so: at which step, and which one's policy is its model."""
+        if self.folder is None or not self.ends_early():
+            return {}
+        kept = best.read(self.folder.path / WATCHED)
+        assert kept is not None
+        return {"diverged_at": self.trainer.state.step, "model_step": kept["step"], "model_watched": kept["score"]}
 
     def checkpoint(self) -> None:
         """Save the state. All processes come here; one writes, and the others wait until it is on disk."""
@@ -157,19 +179,29 @@ def resume_from(
 
 def note(row: dict[str, Any]) -> str:
     """The few figures that a person watches."""
-    shown = {"score": "score/mean", "eval": "eval/score", "kl": "kl/episode", "length": "length/mean"}
+    shown = {
+        "score": "score/mean",
+        "eval": "eval/score",
+        "watch": "eval/watch",
+        "kl": "kl/episode",
+        "length": "length/mean",
+    }
     return "  ".join(f"{label} {row[key]:.3f}" for label, key in shown.items() if key in row)
 
 
-def summary_of(rows: Sequence[dict[str, Any]], trainer: Trainer) -> dict[str, Any]:
-    """What run.json and the model card say of the run: its last tenth, and the held-out score where it was taken."""
-    tail = rows[-max(1, len(rows) // 10) :]
-    found: dict[str, Any] = {"algorithm": trainer.spec.name, "steps": trainer.state.step}
+def summary_of(rows: Sequence[dict[str, Any]], trainer: Trainer, model_step: int | None = None) -> dict[str, Any]:
+    """What run.json and the model card say of the run: its last tenth, and the held-out score where it was taken; up to
+    ``model_step``, where the model is that of an earlier step."""
+    steps = trainer.state.step if model_step is None else model_step
+    known = [row for row in rows if row["step"] <= steps]
+    tail = known[-max(1, len(known) // 10) :]
+    found: dict[str, Any] = {"algorithm": trainer.spec.name, "steps": steps}
     for key in ("score/mean", "kl/episode", "length/mean"):
         if values := [row[key] for row in tail if key in row]:
             found[key] = fmean(values)
-    if held_out := [row["eval/score"] for row in rows if "eval/score" in row]:
-        found["eval/score"] = held_out[-1]
+    for key in ("eval/score", "eval/watch"):
+        if held_out := [row[key] for row in known if key in row]:
+            found[key] = held_out[-1]
     found["episodes"] = sum(row["episodes"] for row in rows)
     if trainer.roller.guide is not None:
         found["guide/requests"] = sum(row.get("guide/requests", 0) for row in rows)

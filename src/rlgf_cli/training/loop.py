@@ -21,6 +21,7 @@ from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.credit import Credit, CreditSettings, Notes, annotate, assign, sampler_gap
 from rlgf_cli.training.distributed import ALONE, Group
+from rlgf_cli.training.divergence import Evaluation, watch
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch, written
 from rlgf_cli.training.gate import Gate, own_scores
 from rlgf_cli.training.restarts import Restarts, values_along
@@ -29,6 +30,8 @@ from rlgf_cli.training.timing import Clock
 from rlgf_cli.training.update import StepData, UpdateSettings, update
 
 Scorer = Callable[[Sequence[Example], Sequence[str]], list[Score]]
+ScorerAt = Callable[[int], tuple[Scorer, dict[str, float]]]
+"""What scores in an iteration (counted from 0), and the figures that say how, for its row."""
 HORIZON_MEMORY = 0.9
 """Weight of the past in the running mean of response lengths."""
 
@@ -48,9 +51,9 @@ class Examine(Protocol):
 
 
 class Evaluate(Protocol):
-    """Figures of the policy alone on held-out prompts."""
+    """The policy alone on held-out prompts."""
 
-    def __call__(self) -> dict[str, float]: ...
+    def __call__(self) -> Evaluation: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,11 @@ class KLSettings:
 
 @dataclass
 class Trainer:
-    """All that an iteration needs. ``prompts`` are visited epoch by epoch, each epoch in an order of its own."""
+    """All that an iteration needs. ``prompts`` are visited epoch by epoch, each epoch in an order of its own.
+
+    ``scorer_at``: for a reward that moves, what takes the place of ``scorer`` in an iteration. ``patience``: held-out
+    evaluations in a row that diverge before the run counts as diverged.
+    """
 
     spec: AlgorithmSpec
     model: ActorCritic
@@ -83,7 +90,9 @@ class Trainer:
     missing_eos_penalty: float
     critic_warmup_steps: int
     eval_every: int
+    scorer_at: ScorerAt | None = None
     evaluate: Evaluate | None = None
+    patience: int = 2
     examine: Examine | None = None
     group: Group = ALONE
     clock: Clock = field(init=False)
@@ -96,6 +105,9 @@ class Trainer:
         step = self.state.step
         self.clock.begin()
         regime = self.spec.regime_at(step, noise.uniforms(1, self.seed, "regime", step)[0])
+        moving: dict[str, float] = {}
+        if self.scorer_at is not None:
+            self.scorer, moving = self.scorer_at(step)
         if (server := self.roller.server) is not None:
             with self.clock.timed("sync"):
                 self.group.main_does(server.send)
@@ -114,7 +126,12 @@ class Trainer:
                 step=step,
                 group=self.group,
             )
-        row: dict[str, Any] = {"step": step + 1, **self._figures(regime, episodes, batch, notes, credit), **losses}
+        row: dict[str, Any] = {
+            "step": step + 1,
+            **self._figures(regime, episodes, batch, notes, credit),
+            **moving,
+            **losses,
+        }
         row["lr"] = self.scheduler.get_last_lr()[0]
         row["update/policy_frozen"] = float(settings.policy_frozen)
         if notes is not None and credit is not None:
@@ -125,7 +142,8 @@ class Trainer:
         self._advance(episodes, credit, row)
         if self.evaluate is not None and self.state.step % self.eval_every == 0:
             with self.clock.timed("eval"), self.group.gathered(self.model):
-                row |= self.evaluate()
+                found = self.evaluate()
+            row |= self._compared(found)
             self._note_best(row)
         row |= self.clock.lap()
         return row, episodes
@@ -251,6 +269,20 @@ class Trainer:
             state.own_scores = own_scores(state.own_scores, episodes)
         state.step += 1
         self.scheduler.step()
+
+    def _compared(self, found: Evaluation) -> dict[str, float]:
+        """The figures of a held-out evaluation, and of how it stands to those before it."""
+        figures = dict(found.figures)
+        if found.watched is not None:
+            state = self.state
+            state.watched, more = watch(state.watched, found, step=state.step, patience=self.patience)
+            figures |= more
+        return figures
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the last held-out evaluations, as many as ``patience`` says, all diverged."""
+        return self.state.watched.streak >= self.patience
 
     def _note_best(self, row: dict[str, Any]) -> None:
         """Remember the best held-out score and its step; of equal ones the first."""

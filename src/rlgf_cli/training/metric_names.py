@@ -10,6 +10,7 @@ METRICS: dict[str, str] = {
     "score/std": "standard deviation of the scores",
     "score/part/*": "mean of each part of the reward, before its weight, over the episodes that have it; a part with "
     "shift, scale or clip is there raw and as NAME.normalised, with the share of clipped scores as NAME.clipped",
+    "score/weight/*": "the weight of each part whose weight moves (weight_steps), as it was in this step",
     "reward/sum": "mean over episodes of the summed per-token rewards: the tensor that the advantages were made of",
     "length/mean": "response tokens per episode, EOS included",
     "length/truncated": "share of episodes that ended at the limit, without EOS",
@@ -55,8 +56,14 @@ METRICS: dict[str, str] = {
     "guide/cached": "texts that came from the cache since the run was started or resumed",
     "guide/mended": "repairs of the guide's answers since then (a repeated prefix, quotes, chatter, a missing space)",
     "guide/usd": "US dollars charged so far",
-    "eval/score": "mean score of the policy alone on held-out prompts, sampled",
+    "eval/score": "mean score of the policy alone on held-out prompts, sampled; of a reward that moves, as it ends",
     "eval/length": "mean words of those texts",
+    "eval/watch": "mean of the watched figure of those texts (watch)",
+    "eval/watch_best_step": "the earlier step with the best watched figure, which this one is compared with",
+    "eval/watch_change": "mean difference, prompt by prompt, of the watched figure from that step's",
+    "eval/score_change": "the same of the score",
+    "eval/diverged": "1 where, for watch.patience evaluations in a row, the watched figure fell while the score rose "
+    "(docs/lastmile.md)",
     "time/rollout": "seconds spent on writing episodes, without the guide",
     "time/guide": "seconds spent on waiting for the guide; 0 where it was not asked",
     "time/sync": "seconds spent on sending the weights to a vLLM server",

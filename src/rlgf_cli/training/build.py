@@ -1,0 +1,83 @@
+"""From the config of a run to the objects of its loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rlgf_cli.config.train import TrainConfig
+from rlgf_cli.models.actor_critic import ActorCritic
+from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.prompts import Encoded, reference_length
+from rlgf_cli.models.seams import same_tokens
+from rlgf_cli.models.server import PolicyServer
+from rlgf_cli.protocols import Example, Guide
+from rlgf_cli.training import probe
+from rlgf_cli.training.checkpoint import TrainerState
+from rlgf_cli.training.credit import CreditSettings
+from rlgf_cli.training.distributed import Group
+from rlgf_cli.training.loop import Evaluate, KLSettings, Scorer, ScorerAt, Trainer
+from rlgf_cli.training.rollout import Roller, Sampling
+from rlgf_cli.training.update import UpdateSettings, make_optimizer, make_scheduler
+
+
+def make_trainer(
+    config: TrainConfig,
+    loaded: Loaded,
+    prompts: Sequence[Encoded],
+    group: Group,
+    *,
+    guide: Guide | None,
+    covered: frozenset[str] | None,
+    scorer: Scorer | None,
+    scorer_at: ScorerAt | None,
+    expect: Callable[[Sequence[Example], Sequence[str]], None] | None,
+    evaluate: Evaluate | None,
+    warn: Callable[[str], None],
+) -> Trainer:
+    """The loop at its first step. ``covered``: ids of the prompts that the guide has a text for; None: all.
+
+    ``warn`` is told of a broken truth of step 0 where that should not end the run.
+    """
+    spec, ppo = config.algorithm.spec(), config.ppo
+    model = ActorCritic(loaded, spec.critics, mode=ppo.critic, with_reference=spec.uses_reference)
+    if config.gradient_checkpointing:
+        model.enable_checkpointing()
+    group.spread(model)
+    group.prepare(model)
+    optimizer = make_optimizer(model.trainable(), config.optim.learning_rate, config.optim.weight_decay)
+    sampling = Sampling.of(config.rollout, config.lengths)
+    roller = Roller(
+        loaded,
+        sampling,
+        config.seed,
+        guide=guide,
+        covered=covered,
+        whole_words=guide is not None and not same_tokens(getattr(guide, "tokenizer", None), loaded.tokenizer),
+        server=group.agree(lambda: PolicyServer.connect(config.rollout.vllm, loaded, sends=group.main))
+        if config.rollout.vllm.url
+        else None,
+        expect=expect,
+    )
+    return Trainer(
+        spec=spec,
+        model=model,
+        optimizer=optimizer,
+        scheduler=make_scheduler(optimizer, config.optim, config.max_steps),
+        prompts=prompts,
+        roller=roller,
+        scorer=scorer,
+        credit=CreditSettings.of(ppo),
+        update=UpdateSettings.of(ppo, config.aux, config.optim),
+        kl=KLSettings(config.kl.in_reward, config.kl.adaptive, config.kl.target, config.kl.horizon),
+        state=TrainerState(kl_coef=config.kl.coef, horizon=reference_length(loaded, prompts, sampling.max_new_tokens)),
+        seed=config.seed,
+        episodes=config.rollout.episodes,
+        missing_eos_penalty=config.rollout.missing_eos_penalty,
+        critic_warmup_steps=ppo.critic_warmup_steps,
+        eval_every=config.eval.every,
+        scorer_at=scorer_at,
+        evaluate=evaluate,
+        patience=config.watch.patience if config.watch is not None else 1,
+        examine=probe.examiner(model, sampling, seed=config.seed, warn=warn if config.step0 == "warn" else None),
+        group=group,
+    )
