@@ -74,6 +74,31 @@ def test_small_recipe(name, tmp_path):
     assert any(row["regime"].startswith("guide") for row in guided)
 
 
+@pytest.mark.slow
+@pytest.mark.realdata
+@real_data
+@pytest.mark.parametrize("task", ["dialogsum", "scitldr"])
+def test_the_small_last_mile_recipe(task, tmp_path):
+    """From real data to the table of raw, mended and trained texts; a second call finds all of it done."""
+    out = tmp_path / task
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "RLGF_QUICK": "1", "OMP_NUM_THREADS": "1"}
+    command = ["bash", ROOT / "recipes" / "lastmile" / "small.sh", task, out, "3"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    logs = "".join(log.read_text(encoding="utf-8")[-500:] for log in sorted((out / "log").glob("*")))
+    assert done.returncode == 0, done.stderr + logs
+    table = json_of(out / "table.json")
+    assert list(table["systems"]) == ["SFT", "SFT mended", "guide", "PPO", "PPO++"]
+    assert {"failures.any", "rouge_adjusted.rougeL", "reward.rm"} <= set(table["figures"])
+    kinds = {json.loads(line)["kind"] for line in (out / "negatives.jsonl").read_text(encoding="utf-8").splitlines()}
+    assert {"reference", "on_policy", "cut_off"} <= kinds
+    assert "on_policy" in json_of(out / "rm" / "evaluation.json")["kinds"]
+    assert (out / "report.html").stat().st_size > 10_000
+    weights = (out / "ppo" / "model.safetensors").stat().st_mtime_ns
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+    assert (out / "ppo" / "model.safetensors").stat().st_mtime_ns == weights
+
+
 @pytest.mark.parametrize("algorithm", ["ppo", "ppo++", "aggrevated"])
 def test_the_papers_commongen_settings_on_a_tiny_model(
     run_cli, tmp_path, monkeypatch, tiny_t5, examples_file, algorithm

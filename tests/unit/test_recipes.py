@@ -37,6 +37,8 @@ STAGES = {
     "train": "train:TrainConfig",
     "eval": "eval:EvalConfig",
     "sweep": "sweep:SweepConfig",
+    "generate": "generate:GenerateConfig",
+    "make_negatives": "make_negatives:MakeNegativesConfig",
 }
 GIVEN: dict[str, dict[str, Any]] = {
     "prepare": {"output": "out"},
@@ -46,6 +48,8 @@ GIVEN: dict[str, dict[str, Any]] = {
     "train": {"output": "out", "data": "train.jsonl", "model.name": "sft", "guide.name": "hf:guide"},
     "eval": {"output": "out", "data": "test.jsonl", "model.name": "sft"},
     "sweep": {"output": "out"},
+    "generate": {"model.name": "sft", "data": "train.jsonl", "output": "texts.jsonl"},
+    "make_negatives": {"output": "negatives.jsonl", "data": "train.jsonl"},
 }
 """What the scripts give with flags."""
 
