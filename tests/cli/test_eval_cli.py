@@ -118,6 +118,16 @@ class TestResume:
         found = json.loads((out / "scores.json").read_text())["metrics"]
         assert list(found) == ["length.words", "length.characters", "length.ratio"]
 
+    def test_a_failed_metric_does_not_lose_what_was_scored_before(self, tiny_gpt2, examples_file, tmp_path, run_cli):
+        function = tmp_path / "mine.py"
+        function.write_text("def f(text): return 1 / 0")
+        out = tmp_path / "out"
+        arguments = ["eval", "--model", tiny_gpt2, "--data", examples_file, "-o", out, "-L", 4, *GENERATE]
+        assert run_cli(*arguments, "--metrics", "rouge,bleu").exit_code == 0
+        before = (out / "predictions.jsonl").read_bytes(), (out / "scores.json").read_bytes()
+        assert run_cli(*arguments, "--metrics", f"rouge,{function}:f", "--resume").exit_code == 1
+        assert ((out / "predictions.jsonl").read_bytes(), (out / "scores.json").read_bytes()) == before
+
     def test_texts_of_other_weights_or_other_data_are_not_kept(self, tiny_gpt2, examples_file, tmp_path, run_cli):
         import torch
         from safetensors.torch import load_file, save_file

@@ -94,7 +94,8 @@ def _evaluate(
         if model is not None:
             run_dir.manifest.save(device=str(model.loaded.device))
             answers, counts = stored or model.answer(), model.counts
-            jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, {}))
+            if stored is None:  # else they are there, with the scores that scores.json tells of
+                jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, {}))
         with _books(guides, run_dir, config):
             figures, noted = _score(metrics, answers)
         entries = {name: _entry(figure, config.interval, config.seed, len(answers)) for name, figure in figures.items()}
