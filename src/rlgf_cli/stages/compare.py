@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -219,11 +220,11 @@ def _about_tests(systems: Sequence[System], config: CompareConfig) -> dict[str, 
         "correction": "holm",
         "family": "every test of a system against the base, over all figures of this comparison",
         "family_size": 0,
-        "notes": _notes(systems),
+        "notes": _notes(systems, resamples),
     }
 
 
-def _notes(systems: Sequence[System]) -> list[str]:
+def _notes(systems: Sequence[System], resamples: int) -> list[str]:
     """What the numbers speak of, and what they cannot say."""
     base = len(systems[0].evaluations)
     counts = {system.label: len(system.evaluations) for system in systems}
@@ -232,7 +233,10 @@ def _notes(systems: Sequence[System]) -> list[str]:
         return [
             "one seed each: this speaks of these trained models on other prompts like these, not of another training"
         ]
-    notes = ["several seeds: intervals over other prompts and other seeds (components of variance, Student's t)"]
+    notes = [
+        "several seeds: intervals, and p of the bootstrap test, over other prompts and other seeds (components of "
+        "variance, Student's t); randomisation deals the seeds anew"
+    ]
     if single:
         notes.append(f"one seed: {', '.join(single)}; taken as that one model, not as a way of training")
         uneven = [label for label, count in list(counts.items())[1:] if (count == 1) != (base == 1)]
@@ -242,6 +246,8 @@ def _notes(systems: Sequence[System]) -> list[str]:
             )
     pairs = dict.fromkeys((count, base) for count in list(counts.values())[1:] if count > 1 and base > 1)
     for first, second in pairs:
+        if math.comb(first + second, first) > resamples:
+            continue  # drawn, not counted: 1 / (1 + resamples) is the smallest p-value, as of every test
         smallest = smallest_seed_p(first, second)
         notes.append(f"dealing {first} and {second} seeds anew gives no p-value below {smallest:.2g}")
     return notes
@@ -252,6 +258,8 @@ def _note_figures(comparison: Comparison) -> None:
     if names:
         why = "a figure of the set as one, which no choice of prompts can be computed for: no interval, no test"
         comparison.tests["notes"].append(f"{', '.join(names)}: {why}")
+    if all(len(folders) > 1 for folders in comparison.systems.values()):
+        return  # Student's t knows how few they are
     fewest = min(figure["n"] for figure in comparison.figures.values())
     if fewest < _FEW_PROMPTS and comparison.tests["test"] == "bootstrap":
         why = "the bootstrap's intervals are narrow and its p-values small; --test randomisation is exact"
