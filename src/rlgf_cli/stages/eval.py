@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from rlgf_cli.artifacts.resume import refuse_changed, refuse_used
 from rlgf_cli.artifacts.rundir import Existing, RunDir, parent_of
 from rlgf_cli.config.eval import FREE_ON_RESUME, EvalConfig, IntervalConfig
 from rlgf_cli.config.loader import Resolved
-from rlgf_cli.errors import UserError
+from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.metrics.base import check_examples
@@ -98,7 +99,9 @@ def _evaluate(
                 jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, {}))
         with _books(guides, run_dir, config):
             figures, noted = _score(metrics, answers)
-        entries = {name: _entry(figure, config.interval, config.seed, len(answers)) for name, figure in figures.items()}
+        entries = {
+            name: _entry(name, figure, config.interval, config.seed, len(answers)) for name, figure in figures.items()
+        }
         scores = {
             "schema_version": SCHEMA_VERSION,
             "metrics": entries,
@@ -244,7 +247,7 @@ def _books(guides: Sequence[LiveGuide], run_dir: RunDir, config: EvalConfig) -> 
         console.log(f"judges: {spend['calls']} calls, {spend['cached']} answers from the cache{cost}")
 
 
-def _entry(figure: Figure, config: IntervalConfig, seed: int, texts: int) -> dict[str, Any]:
+def _entry(name: str, figure: Figure, config: IntervalConfig, seed: int, texts: int) -> dict[str, Any]:
     """A figure as scores.json has it. A figure of the set as one has no interval."""
     about = {"aggregate": figure.aggregate, "signature": figure.signature}
     if figure.whole is not None:
@@ -253,7 +256,12 @@ def _entry(figure: Figure, config: IntervalConfig, seed: int, texts: int) -> dic
     scored = [row for row in figure.rows if row is not None]
     aggregate = registry.load("aggregates", figure.aggregate)
     rows = np.asarray(scored, dtype=np.float64)
-    found = interval(rows, aggregate, level=config.level, resamples=config.resamples, seed=seed)
+    with np.errstate(all="ignore"):  # what is not finite is refused below
+        found = interval(rows, aggregate, level=config.level, resamples=config.resamples, seed=seed)
+    if not all(math.isfinite(bound) for bound in found if bound is not None):
+        raise RlgfError(
+            f"the figure {name} is not finite, or its interval is not: {list(found)}", hint="leave this metric out"
+        )
     return {**found._asdict(), "n": len(scored), "n_skipped": texts - len(scored), **about}
 
 
