@@ -278,7 +278,7 @@ class TestBadInput:
     def test_the_input_is_not_overwritten(self, copies, examples_file, run_cli):
         before = copies.read_text()
         result = run_cli("eval", "--predictions", copies, "--data", examples_file, "-o", copies.parent)
-        assert result.exit_code == 2 and "lies in the output folder" in result.stderr
+        assert result.exit_code == 2 and "this input lies in the output" in result.stderr
         assert copies.read_text() == before
 
     def test_top_k_without_a_temperature_would_do_nothing(self, tiny_gpt2, examples_file, tmp_path, run_cli):

@@ -16,7 +16,7 @@ from rlgf_cli import console, registry
 from rlgf_cli.artifacts import jsonl
 from rlgf_cli.artifacts.predictions import Answer, answers_alone, answers_to
 from rlgf_cli.artifacts.records import SCHEMA_VERSION, PredictionRecord
-from rlgf_cli.artifacts.resume import refuse_changed, refuse_used
+from rlgf_cli.artifacts.resume import refuse_changed, refuse_own_input, refuse_used
 from rlgf_cli.artifacts.rundir import Existing, RunDir, parent_of
 from rlgf_cli.config.eval import FREE_ON_RESUME, EvalConfig, IntervalConfig
 from rlgf_cli.config.loader import Resolved
@@ -53,7 +53,7 @@ def run(resolved: Resolved[EvalConfig], *, existing: Existing = "refuse") -> Eva
     scored: where a metric fails, or more metrics are wanted, ``resume`` scores them again as they are.
     """
     config = resolved.config
-    _refuse_own_input(config)
+    refuse_own_input(config.output, config.predictions, config.data)
     refuse_used(config.output, COMMAND, existing)
     if existing == "resume":
         refuse_changed(config.output, resolved.to_json(), free=FREE_ON_RESUME)
@@ -194,12 +194,6 @@ def _stored_answers(run_dir: RunDir, model: _Model, parent: Mapping[str, Any] | 
         raise UserError("these texts are not for this data", where=str(path), hint="--overwrite writes new ones")
     console.log(f"{len(records)} texts are there already; they are scored as they are")
     return [Answer(e, records[e.id].prediction, records[e.id].finish_reason) for e in model.examples]
-
-
-def _refuse_own_input(config: EvalConfig) -> None:
-    for path in (config.predictions, config.data):
-        if path is not None and Path(path).resolve().parent == Path(config.output).resolve():
-            raise UserError("this input lies in the output folder", where=path, hint="choose another -o")
 
 
 def _score(metrics: Sequence[Metric], answers: Sequence[Answer]) -> tuple[dict[str, Figure], dict[str, int]]:
