@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -262,10 +263,20 @@ class TestSeeds:
         assert difference["p_bootstrap"] == pytest.approx(p)
         assert difference["p_randomisation"] == pytest.approx(0.1)
         notes = " ".join(found["tests"]["notes"])
-        assert (
-            "other prompts and other seeds" in notes
-            and "dealing 3 and 3 seeds anew gives no p-value below 0.1" in notes
-        )
+        assert "p of the bootstrap test, over other prompts and other seeds" in notes
+        assert "dealing 3 and 3 seeds anew gives no p-value below 0.1" in notes
+        assert "prompts are few" not in notes
+        shown = run_cli("compare", *commas).stdout
+        assert "paired bootstrap, of seeds Student's t, two-sided" in shown
+        assert "permutation of the seeds" in run_cli("compare", *commas, "--test", "randomisation").stdout
+
+    def test_a_bound_is_told_where_every_dealing_is_counted(self, trained, tmp_path, run_cli):
+        given = []
+        for name, folders in trained.items():
+            copies = [shutil.copytree(folders[n % 3], tmp_path / f"copy_{name}_{n}") for n in range(5)]
+            given.append(f"{name}={','.join(map(str, copies))}")
+        assert "dealing 5 and 5 seeds" in run_cli("compare", *given, "--resamples", 252).stdout
+        assert "dealing 5 and 5 seeds" not in run_cli("compare", *given, "--resamples", 251).stdout
 
     def test_one_model_against_several_trainings(self, trained, run_cli):
         result = run_cli("compare", trained["a"][0], f"b={','.join(map(str, trained['b']))}", "--json")
@@ -434,7 +445,7 @@ class TestRefused:
         number = re.compile(r'"coverage": [\d.]+')
         refused(predictions, "", "the file holds no predictions")
         refused(predictions, number.sub('"coverage": NaN', good[predictions]), "NaN is not JSON")
-        refused(predictions, number.sub('"coverage": 1e999', good[predictions]), "coverage of 'toy-0-0' is not finite")
+        refused(predictions, number.sub('"coverage": 1e999', good[predictions]), "1e999 is too large for a number")
         refused(predictions, number.sub('"other": 1', good[predictions], count=1), "'toy-0-0' has no score coverage")
         refused(predictions, number.sub('"coverage": null', good[predictions]), "no prompt has a value of coverage")
         refused(predictions, lines[0] + good[predictions], "the id 'toy-0-0' is empty or here twice")

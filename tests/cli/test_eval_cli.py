@@ -118,6 +118,16 @@ class TestResume:
         found = json.loads((out / "scores.json").read_text())["metrics"]
         assert list(found) == ["length.words", "length.characters", "length.ratio"]
 
+    def test_a_failed_metric_does_not_lose_what_was_scored_before(self, tiny_gpt2, examples_file, tmp_path, run_cli):
+        function = tmp_path / "mine.py"
+        function.write_text("def f(text): return 1 / 0")
+        out = tmp_path / "out"
+        arguments = ["eval", "--model", tiny_gpt2, "--data", examples_file, "-o", out, "-L", 4, *GENERATE]
+        assert run_cli(*arguments, "--metrics", "rouge,bleu").exit_code == 0
+        before = (out / "predictions.jsonl").read_bytes(), (out / "scores.json").read_bytes()
+        assert run_cli(*arguments, "--metrics", f"rouge,{function}:f", "--resume").exit_code == 1
+        assert ((out / "predictions.jsonl").read_bytes(), (out / "scores.json").read_bytes()) == before
+
     def test_texts_of_other_weights_or_other_data_are_not_kept(self, tiny_gpt2, examples_file, tmp_path, run_cli):
         import torch
         from safetensors.torch import load_file, save_file
@@ -268,7 +278,7 @@ class TestBadInput:
     def test_the_input_is_not_overwritten(self, copies, examples_file, run_cli):
         before = copies.read_text()
         result = run_cli("eval", "--predictions", copies, "--data", examples_file, "-o", copies.parent)
-        assert result.exit_code == 2 and "lies in the output folder" in result.stderr
+        assert result.exit_code == 2 and "this input lies in the output" in result.stderr
         assert copies.read_text() == before
 
     def test_top_k_without_a_temperature_would_do_nothing(self, tiny_gpt2, examples_file, tmp_path, run_cli):

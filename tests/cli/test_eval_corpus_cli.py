@@ -80,7 +80,9 @@ def test_a_corpus_metric_of_another_package(arguments, tmp_path, run_cli, monkey
         "        figure = CorpusFigure(rows, 'ratio')\n"
         "        return MetricResult({}, f'ratio|rule=1|n={len(texts)}', corpus={'score': figure})\n\n"
         "def ratio(sums):\n"
-        "    return sums[..., 0] / sums[..., 1]\n"
+        "    return sums[..., 0] / sums[..., 1]\n\n"
+        "def endless(sums):\n"
+        "    return sums[..., 0] / (0 * sums[..., 1])\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     points = [
@@ -97,3 +99,7 @@ def test_a_corpus_metric_of_another_package(arguments, tmp_path, run_cli, monkey
     lengths = np.array([record.statistics["ratio"] for record in records])
     assert entry["value"] == pytest.approx(lengths[:, 0].sum() / lengths[:, 1].sum())
     assert entry["low"] < entry["value"] < entry["high"] and entry["aggregate"] == "ratio"
+    points[1] = metadata.EntryPoint("ratio", "rlgf_test_ratio:endless", "rlgf.aggregates")
+    failed = run_cli(*arguments[:-1], tmp_path / "endless", "--metrics", "ratio")
+    assert failed.exit_code == 1 and "error: the figure ratio is not finite" in failed.stderr, failed.stderr
+    assert "Warning" not in failed.stderr and not (tmp_path / "endless" / "scores.json").exists()

@@ -43,6 +43,15 @@ class TestMakeNegatives:
         assert [row["kind"] for row in rows(out)].count("shout") >= 38
         assert all(row["text"].isupper() for row in rows(out) if row["kind"] == "shout")
 
+    def test_two_kinds_of_one_name(self, examples_file, tmp_path, run_cli):
+        own = tmp_path / "own.py"
+        own.write_text("def reference(case, rng):\n    return 'bad'\ndef cut_off(case, rng):\n    return 'bad'\n")
+        for kinds, name in ((f"{own}:reference", "reference"), (f"cut_off,{own}:cut_off", "cut_off")):
+            out = tmp_path / "n.jsonl"
+            done = run_cli("make-negatives", "--data", examples_file, "--kinds", kinds, "-o", out)
+            assert done.exit_code == 2 and f"another kind is called '{name}'" in done.stderr, done.stderr
+            assert not out.exists()
+
     def test_the_policys_own_failures_by_rule(self, tmp_path, run_cli):
         examples = toy_examples(4)
         data = write_rows(tmp_path / "data.jsonl", examples)
@@ -64,7 +73,8 @@ class TestMakeNegatives:
             ("it goes on and on and", ["unfinished"]),
             ("we go we go we go .", ["loops"]),
         ]
-        assert json.loads(done.stdout)["on_policy"] == {"made": 2, "no_rule_broken": 2, "left_over": 1}
+        told = json.loads(done.stdout)["on_policy"]
+        assert told == {"made": 2, "empty": 1, "no_rule_broken": 1, "left_over": 1}
         assert "1 texts answer no prompt" in done.stderr
 
     @pytest.mark.parametrize(

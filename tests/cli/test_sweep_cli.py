@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from conftest import guide_rows, toy_examples, write_rows
+from rlgf_cli.config.loader import read_layer, resolve
+from rlgf_cli.config.sweep import SweepConfig
 from rlgf_cli.sweep import work
+from rlgf_cli.sweep.plan import make_plan
 
 RECIPE = """\
 base:
@@ -156,3 +159,12 @@ def test_the_letter_of_a_run_is_its_first_error_line(tmp_path, monkeypatch):
         child = work.Child(cell, work.Step((script,), tmp_path, lambda: False), [], {})
         child.process.wait()
         assert child.letter() == letter
+
+
+@pytest.mark.parametrize(("reward", "paid"), [("judge:gpt-4o-mini", True), ("coverage", False)])
+def test_a_judge_that_rewards_is_paid_from_the_budget(sweep, reward, paid):
+    assert sweep("--dry-run").exit_code == 0
+    Path("s.yaml").write_text(RECIPE.replace("- base.yaml", f"- base.yaml\n  - reward: '{reward}'"))
+    plan = make_plan(resolve(SweepConfig, layers=[read_layer("s.yaml")], flags={"output": "out"}))
+    trainings = [cell.steps[0] for cell in plan.cells if len(cell.steps) == 2]
+    assert trainings and {step.paid for step in trainings} == {paid}

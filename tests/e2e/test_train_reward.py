@@ -106,14 +106,15 @@ def test_texts_are_joined_and_cut_as_the_reward_does(tmp_path: Path) -> None:
         {"prompt": "one ", "references": ["two"], "y": "a"},
         {"prompt": "one", "references": [" two"], "y": 10},
         {"prompt": "", "references": ["two"], "y": 9},
+        {"prompt": "", "references": ["two"], "y": "²"},  # a digit, and no number
     ]
     data = write_rows(tmp_path / "x.jsonl", rows)
     flags = {"output": "x", "model": "x", "data": "x", "text_key": "prompt,references.0", "label_key": "y"}
     config = resolve(TrainRewardConfig, flags=flags).config
     samples, _ = reward_data.read_labelled(str(data), config)
-    assert [s.texts for s in samples] == [("one two",), ("one two",), ("one two",), ("two",)]
-    assert [s.words for s in samples] == [(1,)] * 4
-    assert reward_data._labels(samples, config) == ["9", "10", "a", "b"]
+    assert [s.texts for s in samples] == [("one two",), ("one two",), ("one two",), ("two",), ("two",)]
+    assert [s.words for s in samples] == [(1,)] * 5
+    assert reward_data._labels(samples, config) == ["9", "10", "a", "b", "²"]
 
     class Letters:
         def __init__(self, side: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlgf_cli.errors import UserError
+from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.metrics.per_text import per_text
 from rlgf_cli.protocols import Example
 
@@ -56,3 +56,22 @@ def test_what_gives_no_number_is_refused(
     with pytest.raises(UserError) as caught:
         per_text(name, examples, figure=figure)
     assert message in caught.value.message and hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "figure"), [("judge", None), ("judge", "judge.consistent"), ("reward:judge", "reward.total")]
+)
+def test_a_judge_is_refused_before_it_is_asked(name: str, figure: str | None) -> None:
+    # nobody would charge it to the run: --max-cost-usd would not hold
+    section = {"name": "openai:gpt-4o-mini", "base_url": "http://localhost:9/v1", "mode": "live"}
+    with pytest.raises(UserError) as caught:
+        per_text(name, [CAT], figure=figure, params={"guide": section})
+    assert "a judge cannot be watched" in caught.value.message and "rlgf eval" in (caught.value.hint or "")
+
+
+def test_texts_that_are_all_skipped_are_a_letter() -> None:
+    scored = per_text("distinct", [CAT, DOG], figure="distinct.3")
+    assert scored([CAT, DOG], ["the cat sat", "dog"]) == [1, None]
+    with pytest.raises(RlgfError) as caught:  # a policy that writes next to nothing
+        scored([CAT, DOG], ["cat", ""])
+    assert "none of the 2 texts has a value of distinct.3" in caught.value.message

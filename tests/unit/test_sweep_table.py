@@ -66,6 +66,7 @@ def test_markdown(built):
         "| SFT | 1 | 0.3000 [0.2800, 0.3200] | 0.0312 | – | 5.0000 | 0.5000 | – |",
     ]
     assert "- Mean over seeds with its 95% interval; bleu n = 40, length n = 40." in lines
+    assert any("corrected after Holm, for each baseline by itself" in line for line in lines)
     assert "- Bold in bleu: the highest mean, ppo++; no other interval reaches into it." in lines
     assert "- Missing: x\\|<b>: seed 1 failed: a <bad> \\| line" in lines
     assert "- Missing: x\\|<b>: seed 2 waiting" in lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,17 +63,16 @@ class Evaluation:
 
     def _row(self, figure: str, name: str) -> Row | None:
         record = self.records[name]
-        row: Row | None
         if figure in record.scores:
             value = record.scores[figure]
-            row = None if value is None else (value, 1.0)
-        elif figure in record.statistics:
-            row = record.statistics[figure]
-        else:
-            raise UserError(f"the prediction {name!r} has no score {figure}", where=str(self.folder))
-        if row is not None and not all(map(math.isfinite, row)):
-            raise UserError(f"{figure} of {name!r} is not finite: {list(row)}", where=str(self.folder))
-        return row
+            return None if value is None else (value, 1.0)
+        if figure in record.statistics:
+            return record.statistics[figure]
+        raise UserError(
+            f"the prediction {name!r} has no score {figure}",
+            where=str(self.folder),
+            hint="run rlgf eval again; --resume scores the texts that are there",
+        )
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def read_systems(given: Sequence[str]) -> list[System]:
     Raises UserError for folders without a whole evaluation, and for one that a system has twice.
     """
     named = [_split(text) for text in given]
-    labels = [label or _label_of(folders[0]) for label, folders in named]
+    labels = [label or folder_label(folders[0]) for label, folders in named]
     for i, (label, folders) in enumerate(named):
         if label is None and labels.count(labels[i]) > 1:
             labels[i] = str(folders[0])
@@ -115,17 +113,22 @@ def read_systems(given: Sequence[str]) -> list[System]:
     return [System(label, tuple(evaluations)) for label, evaluations in grouped.items()]
 
 
+def split_label(text: str) -> tuple[str | None, str]:
+    """``name=rest``; a folder whose own name has a = in it is taken as it is."""
+    label, equals, rest = text.partition("=")
+    return (label, rest) if equals and label and not Path(text).exists() else (None, text)
+
+
 def _split(text: str) -> tuple[str | None, list[Path]]:
-    """A folder whose own name has a = or a comma in it is taken as it is."""
-    label, equals, folders = text.partition("=")
-    if not equals or not label or Path(text).exists():
-        return None, [Path(text)]
-    if Path(folders).exists():
+    """A folder whose own name has a comma in it is taken as it is."""
+    label, folders = split_label(text)
+    if label is None or Path(folders).exists():
         return label, [Path(folders)]
     return label, [Path(folder.strip()) for folder in folders.split(",")]
 
 
-def _label_of(folder: Path) -> str:
+def folder_label(folder: Path) -> str:
+    """A folder's name; for ``run/eval`` the run's."""
     resolved = folder.resolve()
     return resolved.parent.name if resolved.name == "eval" else resolved.name
 

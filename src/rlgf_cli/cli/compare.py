@@ -176,7 +176,11 @@ def _base_seeds(comparison: Comparison) -> int:
 
 def _footer(comparison: Comparison) -> list[str]:
     tests = comparison.tests
-    kind = {"bootstrap": "paired bootstrap", "randomisation": "approximate randomisation"}[tests["test"]]
+    one, several = {
+        "bootstrap": ("paired bootstrap", "Student's t"),
+        "randomisation": ("approximate randomisation", "permutation of the seeds"),
+    }[tests["test"]]
+    kind = one if all(len(folders) == 1 for folders in comparison.systems.values()) else f"{one}, of seeds {several}"
     return [
         f"p: {kind}, two-sided, {tests['resamples']} resamples, seed {tests['seed']}; after Holm over "
         f"{tests['family_size']} tests (all systems and figures here): * p < 0.05, ** p < 0.01, *** p < 0.001",

@@ -87,7 +87,8 @@ def _tell(summary: dict[str, Any]) -> None:
     console.log(f"good texts: {summary['good']}, rows: {summary['rows']}")
     if own := summary.get("on_policy"):
         console.log(
-            f"on_policy: {own['made']} made, {own['no_rule_broken']} broke no rule, {own['left_over']} left over"
+            f"on_policy: {own['made']} made, {own['no_rule_broken']} broke no rule, {own['empty']} empty, "
+            f"{own['left_over']} left over"
         )
     if summary["without_references"]:
         console.log(f"examples without a reference: {summary['without_references']}")

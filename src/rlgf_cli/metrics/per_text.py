@@ -7,12 +7,13 @@ from typing import Any
 
 from rlgf_cli import registry
 from rlgf_cli.config.common import PartConfig
-from rlgf_cli.errors import UserError, did_you_mean
+from rlgf_cli.errors import RlgfError, UserError, did_you_mean
 from rlgf_cli.metrics.base import check_examples
 from rlgf_cli.metrics.make import compute_figures, make_metrics
 from rlgf_cli.protocols import Example
 from rlgf_cli.rewards.base import check_examples as check_reward_examples
 from rlgf_cli.rewards.checked import score_checked
+from rlgf_cli.rewards.judge import judges_of
 from rlgf_cli.rewards.make import make_reward
 
 PerText = Callable[[Sequence[Example], Sequence[str]], Sequence[float | None]]
@@ -31,16 +32,19 @@ def per_text(
     """What scores texts by ``name``: a reward of that name, else the metric, by its only figure that has a number per
     text. With ``figure`` it is that figure of the metric.
 
-    Raises UserError where there is no such thing, or where it cannot score ``examples``; a metric is tried on two of
-    them for that.
+    Raises UserError where there is no such thing, where it asks a judge, who would not be charged to any run, or where
+    it cannot score ``examples``; a metric is tried on two of them for that. What it gives raises RlgfError for texts
+    that are all skipped.
     """
     part = PartConfig(name=name, params=dict(params or {}))
     is_reward = registry.is_python_target(name) or name.partition(":")[0] in registry.entries("rewards")
     if figure is None and is_reward:
         reward = make_reward([part], device=device)
+        _refuse_judges(name, reward)
         check_reward_examples(reward, examples)
         return lambda examples, texts: [score.value for score in score_checked(reward, examples, texts)]
     (metric,) = make_metrics([part], device=device)
+    _refuse_judges(name, metric)
     check_examples(metric, examples)
     some = sorted(examples, key=lambda e: not e.references)[:_TRIED]
     found, _ = compute_figures(metric, some, [e.references[0] if e.references else e.prompt for e in some])
@@ -57,8 +61,20 @@ def per_text(
     chosen = figure or fitting[0]
 
     def values(examples: Sequence[Example], texts: Sequence[str]) -> Sequence[float | None]:
-        made = compute_figures(metric, examples, texts)[0][chosen].values
-        assert made is not None
-        return made
+        made = compute_figures(metric, examples, texts)[0].get(chosen)
+        if made is None or made.values is None:  # a metric leaves out a figure that no text is long enough for
+            raise RlgfError(
+                f"none of the {len(texts)} texts has a value of {chosen}",
+                hint="read the texts in rollouts/: they may be empty, or too short for this figure",
+            )
+        return made.values
 
     return values
+
+
+def _refuse_judges(name: str, scorer: Any) -> None:
+    if judges_of(scorer):
+        raise UserError(
+            f"{name!r}: a judge cannot be watched, for nobody charges it to the run",
+            hint="watch another figure; rlgf eval --metrics judge:GUIDE judges the policies that were kept",
+        )

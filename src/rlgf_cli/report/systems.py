@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlgf_cli.artifacts import jsonl
+from rlgf_cli.artifacts.evaluations import folder_label
 from rlgf_cli.errors import UserError
 from rlgf_cli.report.read import Curve, Evaluation, Run, evaluation_of, leaves
 
@@ -62,14 +63,6 @@ class Level:
         return float(self.evaluation.figures[self.figure]["value"])
 
 
-def split_label(text: str) -> tuple[str | None, Path]:
-    """``name=folder``; a folder whose own name has a = in it is taken as it is."""
-    label, equals, folder = text.partition("=")
-    if equals and label and not Path(text).exists():
-        return label, Path(folder)
-    return None, Path(text)
-
-
 def group(named: Sequence[tuple[str | None, Run]]) -> list[System]:
     """The systems in the order in which they are named first.
 
@@ -116,12 +109,6 @@ def _name(systems: Sequence[System]) -> None:
         if not label or label in taken or list(wanted.values()).count(label) > 1:
             label = str(system.first.folder)
         system.label = label
-
-
-def folder_label(folder: Path) -> str:
-    """A folder's name; for ``run/eval`` the run's."""
-    resolved = folder.resolve()
-    return resolved.parent.name if resolved.name == "eval" else resolved.name
 
 
 def algorithm(run: Run) -> str | None:

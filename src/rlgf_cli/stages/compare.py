@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +11,13 @@ import numpy as np
 
 from rlgf_cli import console, registry
 from rlgf_cli.artifacts import jsonl
-from rlgf_cli.artifacts.evaluations import Evaluation, System, every, read_systems
+from rlgf_cli.artifacts.comparable import comparable
+from rlgf_cli.artifacts.evaluations import System, every, read_systems
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
 from rlgf_cli.artifacts.rundir import Existing, claim_file
 from rlgf_cli.config.compare import CompareConfig
 from rlgf_cli.config.loader import Resolved
-from rlgf_cli.errors import UserError, did_you_mean
+from rlgf_cli.errors import UserError
 from rlgf_cli.metrics.bootstrap import Aggregate, Interval, resampled
 from rlgf_cli.metrics.significance import (
     Seeds,
@@ -60,14 +62,8 @@ def run(resolved: Resolved[CompareConfig], *, existing: Existing = "refuse") -> 
     if len(systems) < 2:
         hint = f"all folders are seeds of {systems[0].label!r}; rlgf compare BASE OTHER [MORE ...]"
         raise UserError("one system alone cannot be compared", hint=hint)
-    names = _choose_figures(systems, config.metrics)
-    ids = _common_ids(systems, config.force)
-    _check_same_examples(systems, ids, config.force)
-    _check_seeds(systems, config.force)
-    for name in names:
-        _check_signatures(systems, name, config.force)
-    _warn_of_settings(systems)
-    tables = {name: _rows(systems, name, ids) for name in _comparable(systems, names, ids)}
+    names, ids = comparable(systems, config.metrics, force=config.force, log=console.log, warn=console.warn)
+    tables = {name: _rows(systems, name, ids) for name in names}
     comparison = Comparison(
         {system.label: [str(evaluation.folder) for evaluation in system.evaluations] for system in systems},
         _about_tests(systems, config),
@@ -89,144 +85,6 @@ def run(resolved: Resolved[CompareConfig], *, existing: Existing = "refuse") -> 
                 manifest.add_parent(evaluation.folder / "predictions.jsonl")
             jsonl.write_json(config.output, comparison.to_json())
     return comparison
-
-
-def _choose_figures(systems: Sequence[System], wanted: Sequence[str] | None) -> list[str]:
-    """The figures to compare, in the base's order."""
-    scored = list(every(systems))
-    common = [name for name in scored[0][1].figures if all(name in e.figures for _, e in scored)]
-    everywhere = {name for _, evaluation in scored for name in evaluation.figures}
-    if wanted is None:
-        for name in sorted(everywhere - set(common)):
-            without = ", ".join(label for label, e in scored if name not in e.figures)
-            console.log(f"left out: {name}, which {without} does not have")
-        if not common:
-            hint = "run rlgf eval with the same --metrics"
-            raise UserError("the systems have no figure in common", hint=hint)
-        return common
-    chosen: dict[str, None] = {}
-    for want in wanted:
-        matching = [name for name in common if _is_of(name, want)]
-        if not matching:
-            if any(_is_of(name, want) for name in everywhere):
-                lacks = ((label, e) for label, e in scored if not any(_is_of(name, want) for name in e.figures))
-                label, lacking = next(lacks, scored[0])
-                raise UserError(f"{label} was not scored with {want!r}", where=str(lacking.folder))
-            known = everywhere | {name.partition(".")[0] for name in everywhere}
-            raise UserError(f"no system was scored with {want!r}", hint=did_you_mean(want, known))
-        chosen.update(dict.fromkeys(matching))
-    return list(chosen)
-
-
-def _is_of(figure: str, name: str) -> bool:
-    """Whether ``name`` is the figure or its metric."""
-    return figure == name or figure.startswith(f"{name}.")
-
-
-def _common_ids(systems: Sequence[System], force: bool) -> list[str]:
-    (base_name, base), *others = every(systems)
-    for name, other in others:
-        lacking = [i for i in base.records if i not in other.records]
-        extra = [i for i in other.records if i not in base.records]
-        if lacking or extra:
-            message = (
-                f"{name} and {base_name} were scored on other prompts: {len(lacking)} ids only in "
-                f"{base_name}, {len(extra)} only in {name} (first: {(lacking + extra)[0]!r})"
-            )
-            _refuse(message, force, "--force compares on the prompts that all systems have", other)
-    common = [i for i in base.records if all(i in other.records for _, other in others)]
-    if not common:
-        raise UserError("the systems have no prompt in common")
-    return common
-
-
-def _check_same_examples(systems: Sequence[System], ids: Sequence[str], force: bool) -> None:
-    (base_name, base), *others = every(systems)
-    for name, evaluation in others:
-        for what in ("prompt", "references"):
-            other = [i for i in ids if getattr(evaluation.records[i], what) != getattr(base.records[i], what)]
-            if other:
-                _refuse(
-                    f"{name} and {base_name} have equal ids with different {what}: {len(other)} "
-                    f"of {len(ids)} (first: {other[0]!r})",
-                    force,
-                    "score both on the same data; --force compares all the same",
-                    evaluation,
-                )
-
-
-def _check_seeds(systems: Sequence[System], force: bool) -> None:
-    """Seeds of a system are different trainings: one model evaluated twice says nothing about the spread of them."""
-    for system in systems:
-        seen: dict[str, Evaluation] = {}
-        for evaluation in system.evaluations:
-            weights = (evaluation.scores.model or {}).get("sha256")
-            if weights and weights in seen:
-                _refuse(
-                    f"two seeds of {system.label} are one model, that of {seen[weights].folder} too",
-                    force,
-                    "give evaluations of different trainings; --force takes them as they are",
-                    evaluation,
-                )
-            if weights:
-                seen[weights] = evaluation
-
-
-def _check_signatures(systems: Sequence[System], figure: str, force: bool) -> None:
-    (base_name, base), *others = every(systems)
-    first = base.figures[figure]
-    for name, evaluation in others:
-        other = evaluation.figures[figure]
-        if other.aggregate != first.aggregate:
-            raise UserError(
-                f"{figure} is made in different ways: {first.aggregate} in {base_name}, {other.aggregate} in {name}",
-                where=str(evaluation.folder),
-                hint="run rlgf eval again with one version of rlgf",
-            )
-        if other.signature != first.signature:
-            _refuse(
-                f"{figure} was computed in different ways\n  {base_name}: {first.signature}\n"
-                f"  {name}: {other.signature}",
-                force,
-                "run rlgf eval again with equal settings; --force compares all the same",
-                evaluation,
-            )
-
-
-def _refuse(message: str, force: bool, hint: str, evaluation: Evaluation) -> None:
-    if not force:
-        raise UserError(message, where=str(evaluation.folder), hint=hint)
-    console.warn(message)
-
-
-def _warn_of_settings(systems: Sequence[System]) -> None:
-    """Two ways of decoding may be what is compared, and a file's bytes may differ where its prompts do not."""
-    (base_name, base), *others = every(systems)
-    mine = base.scores.decoding
-    for name, evaluation in others:
-        theirs = evaluation.scores.decoding
-        if mine is not None and theirs is not None:
-            keys = [
-                key for key in dict.fromkeys([*mine, *theirs]) if key != "seed" and mine.get(key) != theirs.get(key)
-            ]
-            if keys:
-                values = [", ".join(f"{key} {decoding.get(key)}" for key in keys) for decoding in (mine, theirs)]
-                console.warn(f"other decoding: {base_name} with {values[0]}; {name} with {values[1]}")
-        data = [(e.scores.dataset or {}).get("sha256") for e in (base, evaluation)]
-        if None not in data and data[0] != data[1]:
-            console.warn(f"{name} and {base_name} were scored on files that differ (the prompts compared are equal)")
-
-
-def _comparable(systems: Sequence[System], names: Sequence[str], ids: Sequence[str]) -> list[str]:
-    """Without figures of the set as one where that set is not the prompts that are compared."""
-    whole = all(len(evaluation.records) == len(ids) for _, evaluation in every(systems))
-    kept = [name for name in names if whole or systems[0].evaluations[0].figures[name].aggregate is not None]
-    for name in names:
-        if name not in kept:
-            console.log(f"left out: {name}, a figure of all prompts of a system, of which only some are compared")
-    if not kept:
-        raise UserError("no figure can be compared on these prompts alone")
-    return kept
 
 
 @dataclass(frozen=True)
@@ -362,11 +220,11 @@ def _about_tests(systems: Sequence[System], config: CompareConfig) -> dict[str, 
         "correction": "holm",
         "family": "every test of a system against the base, over all figures of this comparison",
         "family_size": 0,
-        "notes": _notes(systems),
+        "notes": _notes(systems, resamples),
     }
 
 
-def _notes(systems: Sequence[System]) -> list[str]:
+def _notes(systems: Sequence[System], resamples: int) -> list[str]:
     """What the numbers speak of, and what they cannot say."""
     base = len(systems[0].evaluations)
     counts = {system.label: len(system.evaluations) for system in systems}
@@ -375,7 +233,10 @@ def _notes(systems: Sequence[System]) -> list[str]:
         return [
             "one seed each: this speaks of these trained models on other prompts like these, not of another training"
         ]
-    notes = ["several seeds: intervals over other prompts and other seeds (components of variance, Student's t)"]
+    notes = [
+        "several seeds: intervals, and p of the bootstrap test, over other prompts and other seeds (components of "
+        "variance, Student's t); randomisation deals the seeds anew"
+    ]
     if single:
         notes.append(f"one seed: {', '.join(single)}; taken as that one model, not as a way of training")
         uneven = [label for label, count in list(counts.items())[1:] if (count == 1) != (base == 1)]
@@ -385,6 +246,8 @@ def _notes(systems: Sequence[System]) -> list[str]:
             )
     pairs = dict.fromkeys((count, base) for count in list(counts.values())[1:] if count > 1 and base > 1)
     for first, second in pairs:
+        if math.comb(first + second, first) > resamples:
+            continue  # drawn, not counted: 1 / (1 + resamples) is the smallest p-value, as of every test
         smallest = smallest_seed_p(first, second)
         notes.append(f"dealing {first} and {second} seeds anew gives no p-value below {smallest:.2g}")
     return notes
@@ -395,6 +258,8 @@ def _note_figures(comparison: Comparison) -> None:
     if names:
         why = "a figure of the set as one, which no choice of prompts can be computed for: no interval, no test"
         comparison.tests["notes"].append(f"{', '.join(names)}: {why}")
+    if all(len(folders) > 1 for folders in comparison.systems.values()):
+        return  # Student's t knows how few they are
     fewest = min(figure["n"] for figure in comparison.figures.values())
     if fewest < _FEW_PROMPTS and comparison.tests["test"] == "bootstrap":
         why = "the bootstrap's intervals are narrow and its p-values small; --test randomisation is exact"

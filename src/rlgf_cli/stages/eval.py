@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,11 @@ from rlgf_cli import console, registry
 from rlgf_cli.artifacts import jsonl
 from rlgf_cli.artifacts.predictions import Answer, answers_alone, answers_to
 from rlgf_cli.artifacts.records import SCHEMA_VERSION, PredictionRecord
-from rlgf_cli.artifacts.resume import refuse_changed, refuse_used
+from rlgf_cli.artifacts.resume import refuse_changed, refuse_own_input, refuse_used
 from rlgf_cli.artifacts.rundir import Existing, RunDir, parent_of
 from rlgf_cli.config.eval import FREE_ON_RESUME, EvalConfig, IntervalConfig
 from rlgf_cli.config.loader import Resolved
-from rlgf_cli.errors import UserError
+from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.metrics.base import check_examples
@@ -52,7 +53,7 @@ def run(resolved: Resolved[EvalConfig], *, existing: Existing = "refuse") -> Eva
     scored: where a metric fails, or more metrics are wanted, ``resume`` scores them again as they are.
     """
     config = resolved.config
-    _refuse_own_input(config)
+    refuse_own_input(config.output, config.predictions, config.data)
     refuse_used(config.output, COMMAND, existing)
     if existing == "resume":
         refuse_changed(config.output, resolved.to_json(), free=FREE_ON_RESUME)
@@ -94,10 +95,13 @@ def _evaluate(
         if model is not None:
             run_dir.manifest.save(device=str(model.loaded.device))
             answers, counts = stored or model.answer(), model.counts
-            jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, {}))
+            if stored is None:  # else they are there, with the scores that scores.json tells of
+                jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, {}))
         with _books(guides, run_dir, config):
             figures, noted = _score(metrics, answers)
-        entries = {name: _entry(figure, config.interval, config.seed, len(answers)) for name, figure in figures.items()}
+        entries = {
+            name: _entry(name, figure, config.interval, config.seed, len(answers)) for name, figure in figures.items()
+        }
         scores = {
             "schema_version": SCHEMA_VERSION,
             "metrics": entries,
@@ -192,12 +196,6 @@ def _stored_answers(run_dir: RunDir, model: _Model, parent: Mapping[str, Any] | 
     return [Answer(e, records[e.id].prediction, records[e.id].finish_reason) for e in model.examples]
 
 
-def _refuse_own_input(config: EvalConfig) -> None:
-    for path in (config.predictions, config.data):
-        if path is not None and Path(path).resolve().parent == Path(config.output).resolve():
-            raise UserError("this input lies in the output folder", where=path, hint="choose another -o")
-
-
 def _score(metrics: Sequence[Metric], answers: Sequence[Answer]) -> tuple[dict[str, Figure], dict[str, int]]:
     examples, texts = [a.example for a in answers], [a.text for a in answers]
     figures: dict[str, Figure] = {}
@@ -243,7 +241,7 @@ def _books(guides: Sequence[LiveGuide], run_dir: RunDir, config: EvalConfig) -> 
         console.log(f"judges: {spend['calls']} calls, {spend['cached']} answers from the cache{cost}")
 
 
-def _entry(figure: Figure, config: IntervalConfig, seed: int, texts: int) -> dict[str, Any]:
+def _entry(name: str, figure: Figure, config: IntervalConfig, seed: int, texts: int) -> dict[str, Any]:
     """A figure as scores.json has it. A figure of the set as one has no interval."""
     about = {"aggregate": figure.aggregate, "signature": figure.signature}
     if figure.whole is not None:
@@ -252,7 +250,12 @@ def _entry(figure: Figure, config: IntervalConfig, seed: int, texts: int) -> dic
     scored = [row for row in figure.rows if row is not None]
     aggregate = registry.load("aggregates", figure.aggregate)
     rows = np.asarray(scored, dtype=np.float64)
-    found = interval(rows, aggregate, level=config.level, resamples=config.resamples, seed=seed)
+    with np.errstate(all="ignore"):  # what is not finite is refused below
+        found = interval(rows, aggregate, level=config.level, resamples=config.resamples, seed=seed)
+    if not all(math.isfinite(bound) for bound in found if bound is not None):
+        raise RlgfError(
+            f"the figure {name} is not finite, or its interval is not: {list(found)}", hint="leave this metric out"
+        )
     return {**found._asdict(), "n": len(scored), "n_skipped": texts - len(scored), **about}
 
 

@@ -38,7 +38,7 @@ def run(resolved: Resolved[MakeNegativesConfig], *, existing: Existing = "refuse
     path = Path(config.output)
     refuse_own_input(config.output, config.data, config.samples)
     examples = read_examples(config.data, limit=config.limit)
-    spoilers = [_spoiler(kind) for kind in config.kinds]
+    spoilers = _spoilers(config.kinds)
     bare = sum(not example.references for example in examples)
     if bare == len(examples):
         raise UserError(
@@ -67,9 +67,20 @@ def run(resolved: Resolved[MakeNegativesConfig], *, existing: Existing = "refuse
             **tally.to_json(),
         }
         if config.samples:
-            summary["on_policy"] = {key: policy[key] for key in ("made", "no_rule_broken", "left_over")}
+            summary["on_policy"] = {key: policy[key] for key in ("made", "empty", "no_rule_broken", "left_over")}
         manifest.save(result=summary)
     return MakeNegativesResult(path, summary)
+
+
+def _spoilers(kinds: Sequence[KindConfig]) -> list[Spoiler]:
+    """The kinds under the names that the rows have: a row's name says whether its text is good."""
+    found = [_spoiler(kind) for kind in kinds]
+    taken = [GOOD, ON_POLICY]
+    for spoiler in found:
+        if spoiler.name in taken:
+            raise UserError(f"another kind is called {spoiler.name!r}", hint="give the function another name")
+        taken.append(spoiler.name)
+    return found
 
 
 def _spoiler(kind: KindConfig) -> Spoiler:
@@ -122,7 +133,9 @@ def _own_failures(
     taken = 0
     for sample in samples:
         broken = flags(Written(example.prompt, sample.prediction, longest, sample.finish_reason))
-        if not broken or not sample.prediction.strip():  # an empty text teaches nothing that its length does not say
+        if not sample.prediction.strip():  # it teaches nothing that its length does not say
+            policy["empty"] += 1
+        elif not broken:
             policy["no_rule_broken"] += 1
         elif taken == config.samples_per_prompt:
             policy["left_over"] += 1

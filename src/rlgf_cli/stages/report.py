@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlgf_cli.artifacts.evaluations import split_label
 from rlgf_cli.artifacts.jsonl import write_bytes
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.report import ReportConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.report import page, tables
 from rlgf_cli.report.read import Run, read_run
-from rlgf_cli.report.systems import group, split_label
+from rlgf_cli.report.systems import group
 
 _MARK = b'name="generator" content="rlgf report"'
 
@@ -31,7 +32,7 @@ def run(resolved: Resolved[ReportConfig]) -> ReportResult:
     Raises UserError for folders that hold no run, and where there is nothing to show.
     """
     config = resolved.config
-    named = [(label, read_run(folder)) for label, folder in map(split_label, config.runs)]
+    named = [(label, read_run(Path(folder))) for label, folder in map(split_label, config.runs)]
     output = Path(config.output) if config.output is not None else named[0][1].folder / "report.html"
     _check_output(output)
     if not any(_has_something(found) for _, found in named):

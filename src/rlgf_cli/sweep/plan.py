@@ -121,11 +121,12 @@ def _add_point(plan: Plan, point: Point, budget: float | None) -> None:
     try:
         training = resolve(TrainConfig, layers=[plan.base, *point.layers], flags={"output": str(folder)})
         config, spec = training.config, training.config.algorithm.spec()
-        paid = False
+        paid = any(part.name.partition(":")[0] == "judge" for part in config.reward)  # from the run's account
         if config.guide is not None and spec.needs_guide:
             check_guide(config.guide, spec)
-            paid = describe(config.guide).remote
-            if paid and budget is not None:
+            remote = describe(config.guide).remote
+            paid = paid or remote
+            if remote and budget is not None:
                 guide = make_live_guide(config.guide.model_copy(update={"mode": "replay"}), seed=config.seed)
                 with closing(guide):
                     guide.check_budget(BudgetConfig(max_cost_usd=budget))

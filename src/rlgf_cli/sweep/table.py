@@ -141,7 +141,8 @@ def notes(table: Table) -> list[str]:
     sizes = ", ".join(f"{figure} n = {n}" for figure, n in table.sizes.items())
     lines = [f"Mean over seeds with its {level} interval; {sizes}."]
     if table.baselines:
-        lines.append("p: of the difference to the baseline, corrected after Holm (`rlgf compare`).")
+        each = ", for each baseline by itself" if len(table.baselines) > 1 else ""
+        lines.append(f"p: of the difference to the baseline, corrected after Holm{each} (`rlgf compare`).")
     for figure, (best, near) in highest(table).items():
         reach = (
             f"the intervals of {', '.join(near)} reach into its own" if near else "no other interval reaches into it"

@@ -43,7 +43,7 @@ def status_of(folder: Path) -> str | None:
 class Step:
     """One command of a cell: its words behind ``rlgf``, the run folder it makes, and whether that is all there.
 
-    ``paid``: its guide costs money, ``cap`` dollars at most by its own config. ``iterations``: of a training.
+    ``paid``: a guide or judge costs money, ``cap`` dollars at most by its own config. ``iterations``: of a training.
     """
 
     words: tuple[str, ...]

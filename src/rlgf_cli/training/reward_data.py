@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -226,7 +227,7 @@ def _order(names: Mapping[str, str]) -> Any:
 
     def key(name: str) -> tuple[int, int, str]:
         label = raw.get(name, name)
-        number = label.lstrip("-").isdigit()
+        number = re.fullmatch(r"-?[0-9]+", label)
         return (0, int(label), "") if number else (1, 0, label)
 
     return key
