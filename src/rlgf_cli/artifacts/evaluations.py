@@ -100,8 +100,9 @@ def read_systems(given: Sequence[str]) -> list[System]:
     """
     named = [_split(text) for text in given]
     labels = [label or _label_of(folders[0]) for label, folders in named]
+    twice = {label for label in labels if labels.count(label) > 1}
     for i, (label, folders) in enumerate(named):
-        if label is None and labels.count(labels[i]) > 1:
+        if label is None and labels[i] in twice:
             labels[i] = str(folders[0])
     grouped: dict[str, list[Evaluation]] = {}
     for label, (_, folders) in zip(labels, named, strict=True):
@@ -120,8 +121,10 @@ def _split(text: str) -> tuple[str | None, list[Path]]:
     label, equals, folders = text.partition("=")
     if not equals or not label or Path(text).exists():
         return None, [Path(text)]
-    if Path(folders).exists():
+    if folders and Path(folders).exists():
         return label, [Path(folders)]
+    if not all(folder.strip() for folder in folders.split(",")):
+        raise UserError(f"a folder is missing in {text!r}", hint="NAME=FOLDER, or NAME=FOLDER,FOLDER for seeds")
     return label, [Path(folder.strip()) for folder in folders.split(",")]
 
 
@@ -132,6 +135,9 @@ def _label_of(folder: Path) -> str:
 
 def read_evaluation(folder: Path) -> Evaluation:
     """The evaluation in ``folder`` or in its eval/. Raises UserError where it is none, or not whole."""
+    if folder.is_file():
+        hint = "score its texts first: rlgf eval --predictions FILE --data DATA -o FOLDER"
+        raise UserError("this is a file; the folder of an evaluation is needed", where=str(folder), hint=hint)
     found = next((f for f in (folder, folder / "eval") if (f / "predictions.jsonl").is_file()), None)
     if found is None:
         raise UserError(

@@ -176,9 +176,10 @@ def _base_seeds(comparison: Comparison) -> int:
 
 def _footer(comparison: Comparison) -> list[str]:
     tests = comparison.tests
+    family = f"{tests['family_size']} test{'' if tests['family_size'] == 1 else 's'}"
     kind = {"bootstrap": "paired bootstrap", "randomisation": "approximate randomisation"}[tests["test"]]
     return [
         f"p: {kind}, two-sided, {tests['resamples']} resamples, seed {tests['seed']}; after Holm over "
-        f"{tests['family_size']} tests (all systems and figures here): * p < 0.05, ** p < 0.01, *** p < 0.001",
+        f"{family} (all systems and figures here): * p < 0.05, ** p < 0.01, *** p < 0.001",
         *tests["notes"],
     ]
