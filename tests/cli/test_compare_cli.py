@@ -449,7 +449,7 @@ class TestRefused:
         number = re.compile(r'"coverage": [\d.]+')
         refused(predictions, "", "the file holds no predictions")
         refused(predictions, number.sub('"coverage": NaN', good[predictions]), "NaN is not JSON")
-        refused(predictions, number.sub('"coverage": 1e999', good[predictions]), "coverage of 'toy-0-0' is not finite")
+        refused(predictions, number.sub('"coverage": 1e999', good[predictions]), "1e999 is too large for a number")
         refused(predictions, number.sub('"other": 1', good[predictions], count=1), "'toy-0-0' has no score coverage")
         refused(predictions, number.sub('"coverage": null', good[predictions]), "no prompt has a value of coverage")
         refused(predictions, lines[0] + good[predictions], "the id 'toy-0-0' is empty or here twice")
