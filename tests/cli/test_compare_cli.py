@@ -414,7 +414,14 @@ class TestRefused:
     def test_how_many_and_whose_names(self, evaluated, run_cli):
         a = evaluated("a", 0.5)
         assert "one system alone" in run_cli("compare", a).stderr
-        assert run_cli("compare").exit_code == 2
+        refused = run_cli("compare")
+        assert (
+            refused.exit_code == 2 and "rlgf compare BASE OTHER" in refused.stderr and "--systems" not in refused.stderr
+        )
+        refused = run_cli("compare", a, "y=")
+        assert refused.exit_code == 2 and "a folder is missing in 'y='" in refused.stderr
+        refused = run_cli("compare", a, a / "predictions.jsonl")
+        assert refused.exit_code == 2 and "this is a file" in refused.stderr and "--predictions" in refused.stderr
         refused = run_cli("compare", f"x={a}", f"x={a.parent}", f"y={a}")
         assert refused.exit_code == 2 and "'x' has this evaluation twice" in refused.stderr
         refused = run_cli("compare", f"x={a}", f"x={evaluated('b', 0.5)}")
@@ -424,8 +431,15 @@ class TestRefused:
         a, out = evaluated("a", 0.5), tmp_path / "c.json"
         arguments = ["compare", f"x={a}", f"y={a}", "-o", out]
         assert run_cli(*arguments).exit_code == 0
-        assert run_cli(*arguments).exit_code == 2
+        refused = run_cli(*arguments)
+        assert refused.exit_code == 2 and "--overwrite" in refused.stderr and "--resume" not in refused.stderr
         assert run_cli(*arguments, "--overwrite").exit_code == 0
+
+    def test_folders_of_one_name_keep_their_paths(self, evaluated, tmp_path, run_cli):
+        a, b = evaluated("a", 0.5), tmp_path / "other" / "a"
+        shutil.copytree(a, b)
+        done = run_cli("compare", a, b, "--json")
+        assert done.exit_code == 0 and set(json.loads(done.stdout)["systems"]) == {str(a), str(b)}
 
     def test_damaged_files(self, evaluated, tmp_path, run_cli):
         """Each ends with a letter and exit code 2, and writes nothing."""

@@ -91,6 +91,7 @@ class TestPage:
         assert "seed 0: negative-kl (3 steps); A, seed 1: negative-kl (3 steps)." in said
         assert "0.2500" in said and "900" in said and "120" in said
         assert "+0.200" in said and "< 0.0001" in said and "Comparison with start" in said
+        assert "Intervals of 95 %, 10000 resamples, seed 0." in said and '"resamples"' not in said  # words, no JSON
         assert "rouge.rougeL" in said and "coverage|" in said  # figures, and their signatures
         assert "torch" in said and "max_steps" in said and "flag" in said
         assert page.tags.count("svg") > 8 and page.tags.count("title") == page.tags.count("desc") + 1

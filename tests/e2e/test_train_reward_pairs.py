@@ -179,6 +179,7 @@ CASES = [
     ([ONE, {**ONE, "prompt": 5}], (), "jsonl:2: 'prompt' is 5, not a text"),
     (reviews(8), (), "jsonl:1: the label 0 is neither good nor bad, and there is no 'chosen'"),
     (pairs(8), ("--prompt-key", "question"), "jsonl:1: the field 'question' is missing"),
+    (pairs(8), ("--prompt-key", "question"), "--chosen-key, --rejected-key ... name other fields"),
     (pairs(8), ("--kind-key", "sort"), "jsonl:1: the field 'sort' is missing"),
     (pairs(8), ("--set", "group_key=id"), "jsonl:1: the field 'id' is missing"),
     (pairs(8), ("--text-key", "prompt"), "text_key is not read with objective pairwise"),

@@ -98,8 +98,9 @@ def read_systems(given: Sequence[str]) -> list[System]:
     """
     named = [_split(text) for text in given]
     labels = [label or folder_label(folders[0]) for label, folders in named]
+    twice = {label for label in labels if labels.count(label) > 1}
     for i, (label, folders) in enumerate(named):
-        if label is None and labels.count(labels[i]) > 1:
+        if label is None and labels[i] in twice:
             labels[i] = str(folders[0])
     grouped: dict[str, list[Evaluation]] = {}
     for label, (_, folders) in zip(labels, named, strict=True):
@@ -122,8 +123,10 @@ def split_label(text: str) -> tuple[str | None, str]:
 def _split(text: str) -> tuple[str | None, list[Path]]:
     """A folder whose own name has a comma in it is taken as it is."""
     label, folders = split_label(text)
-    if label is None or Path(folders).exists():
+    if label is None or (folders and Path(folders).exists()):
         return label, [Path(folders)]
+    if not all(folder.strip() for folder in folders.split(",")):
+        raise UserError(f"a folder is missing in {text!r}", hint="NAME=FOLDER, or NAME=FOLDER,FOLDER for seeds")
     return label, [Path(folder.strip()) for folder in folders.split(",")]
 
 
@@ -135,6 +138,9 @@ def folder_label(folder: Path) -> str:
 
 def read_evaluation(folder: Path) -> Evaluation:
     """The evaluation in ``folder`` or in its eval/. Raises UserError where it is none, or not whole."""
+    if folder.is_file():
+        hint = "score its texts first: rlgf eval --predictions FILE --data DATA -o FOLDER"
+        raise UserError("this is a file; the folder of an evaluation is needed", where=str(folder), hint=hint)
     found = next((f for f in (folder, folder / "eval") if (f / "predictions.jsonl").is_file()), None)
     if found is None:
         raise UserError(

@@ -312,8 +312,18 @@ def manifest_of(path: Path) -> dict[str, Any] | None:
     return Manifest.reopen(run_json).data if run_json.is_file() else None
 
 
-def claim_file(path: str | Path, command: str, *, existing: Existing = "refuse", seed: int | None = None) -> Manifest:
-    """Take a single JSONL file as a stage's product; its manifest lies beside it as ``<file>.run.json``."""
+def claim_file(
+    path: str | Path,
+    command: str,
+    *,
+    existing: Existing = "refuse",
+    seed: int | None = None,
+    can_resume: bool = False,
+) -> Manifest:
+    """Take a single JSONL file as a stage's product; its manifest lies beside it as ``<file>.run.json``.
+
+    ``can_resume``: whether the command has ``--resume``, for the hint.
+    """
     path = Path(path)
     run_json = path.with_name(path.name + ".run.json")
     if path.is_dir():
@@ -322,7 +332,8 @@ def claim_file(path: str | Path, command: str, *, existing: Existing = "refuse",
         raise UserError(
             "this file already exists",
             where=str(path),
-            hint="--resume goes on with it, --overwrite replaces it, another -o leaves it alone",
+            hint=("--resume goes on with it, " if can_resume else "")
+            + "--overwrite replaces it, another -o leaves it alone",
         )
     if run_json.is_file():
         manifest = Manifest.reopen(run_json)

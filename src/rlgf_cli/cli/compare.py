@@ -181,8 +181,9 @@ def _footer(comparison: Comparison) -> list[str]:
         "randomisation": ("approximate randomisation", "permutation of the seeds"),
     }[tests["test"]]
     kind = one if all(len(folders) == 1 for folders in comparison.systems.values()) else f"{one}, of seeds {several}"
+    family = f"{tests['family_size']} test{'' if tests['family_size'] == 1 else 's'}"
     return [
         f"p: {kind}, two-sided, {tests['resamples']} resamples, seed {tests['seed']}; after Holm over "
-        f"{tests['family_size']} tests (all systems and figures here): * p < 0.05, ** p < 0.01, *** p < 0.001",
+        f"{family} (all systems and figures here): * p < 0.05, ** p < 0.01, *** p < 0.001",
         *tests["notes"],
     ]

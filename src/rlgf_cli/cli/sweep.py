@@ -44,7 +44,7 @@ def sweep(
     One YAML says what is varied; every point is trained, evaluated, and a row of the table.
 
     ```
-    rlgf sweep recipes/demo/sweep.yaml --dry-run
+    rlgf sweep recipes/demo/sweep.yaml -o runs/sweep --dry-run
     rlgf sweep recipes/demo/sweep.yaml -o runs/sweep --jobs 2
     rlgf sweep recipes/demo/sweep.yaml -o runs/sweep --resume
     ```

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -24,6 +25,8 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), validate_default=True)
     scalar_key: ClassVar[str | None] = None
+    usage: ClassVar[Mapping[str, str]] = {}
+    """Hints for keys that are no flags of the command line but its arguments."""
 
 
 class ModelConfig(Strict):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +20,7 @@ class CompareConfig(Strict):
     signature, references or ids all the same.
     """
 
+    usage: ClassVar[Mapping[str, str]] = {"systems": "rlgf compare BASE OTHER [MORE ...]"}
     systems: list[str] = Field(min_length=2)
     metrics: list[str] | None = None
     test: Literal["bootstrap", "randomisation"] = "bootstrap"

@@ -353,7 +353,7 @@ def _letter(kind: type[Strict], error: ValidationError, merged: _Merged) -> User
         flag = loc[:-1] if section is not None and loc[-1] == section.scalar_key else loc
         hint = f"set it in a recipe, or with --set {key}=..."
         if len(flag) == 1:
-            hint = f"give --{flag[0].replace('_', '-')} or set it in a recipe"
+            hint = kind.usage.get(flag[0], f"give --{flag[0].replace('_', '-')} or set it in a recipe")
         return UserError(f"{key!r} is needed and was not given", where=where, hint=hint)
     refused = first.get("ctx", {}).get("error")
     if isinstance(refused, Refused):

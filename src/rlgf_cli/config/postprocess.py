@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -18,6 +19,7 @@ def _as_list(value: Any) -> Any:
 class PostprocessConfig(Strict):
     """``rules`` mend the texts of ``predictions`` in the order given; ``max_words`` is the limit of ``trim``."""
 
+    usage: ClassVar[Mapping[str, str]] = {"predictions": "rlgf postprocess FILE -o FILE"}
     predictions: str
     output: str
     rules: Annotated[list[MendName], BeforeValidator(_as_list)] = Field(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import Field
 
 from rlgf_cli.config.common import Strict
@@ -17,6 +20,7 @@ class ReportConfig(Strict):
     what ``rlgf compare -o`` wrote. ``texts`` prompts are shown with all texts, drawn with ``seed``.
     """
 
+    usage: ClassVar[Mapping[str, str]] = {"runs": "rlgf report RUN [MORE ...]"}
     runs: list[str] = Field(min_length=1)
     output: str | None = None
     title: str | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -45,6 +46,7 @@ class SweepConfig(StageConfig):
     ``interval`` are those of the comparison.
     """
 
+    usage: ClassVar[Mapping[str, str]] = {"base": "rlgf sweep SWEEP.yaml -o FOLDER; the YAML holds it"}
     base: Recipes
     grid: Annotated[dict[str, list[Any]], BeforeValidator(_flat), Field(min_length=1)]
     skip: list[dict[str, Any]] = Field(default_factory=list)

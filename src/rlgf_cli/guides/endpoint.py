@@ -88,7 +88,7 @@ def api_key(base_url: str) -> str:
         return "none"
     raise UserError(
         "no API key: the environment variable OPENAI_API_KEY is not set",
-        hint="export OPENAI_API_KEY=..., or give --base-url for a server on this machine, which needs none",
+        hint="export OPENAI_API_KEY=...; a server on this machine needs none: name it by --base-url or OPENAI_BASE_URL",
     )
 
 

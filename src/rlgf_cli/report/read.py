@@ -110,7 +110,8 @@ class Run:
 def read_run(folder: Path) -> Run:
     """A folder that a stage of rlgf wrote. Raises UserError where it is none."""
     if not folder.exists():
-        raise UserError("no such folder", where=str(folder), hint=_HINT)
+        seeds = "; each seed is named by itself: NAME=FOLDER NAME=FOLDER" if "," in str(folder) else ""
+        raise UserError("no such folder", where=str(folder), hint=f"{_HINT}{seeds}")
     if not folder.is_dir():
         raise UserError(
             "this is a file; a run folder is needed", where=str(folder), hint=f"{_HINT}; --guide takes a file"

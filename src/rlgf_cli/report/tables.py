@@ -151,8 +151,17 @@ class Compared(BaseModel):
         return any(d.p_bootstrap is not None or d.p_randomisation is not None for d in differences)
 
     @property
-    def settings(self) -> str:
-        return compact({**self.interval, **self.tests})
+    def settings(self) -> list[str]:
+        """How the numbers were made, in sentences; none where the file does not say."""
+        told = {**self.interval, **self.tests}
+        found = []
+        if "level" in told and "resamples" in told:
+            found.append(
+                f"Intervals of {100 * told['level']:g} %, {told['resamples']} resamples, seed {told.get('seed')}"
+            )
+        if "family_size" in told:
+            found.append(f"p, Holm: the p of the {told.get('test')} after Holm, tests: {told['family_size']}")
+        return found + [str(note)[:1].upper() + str(note)[1:] for note in told.get("notes", ())]
 
 
 def read_comparison(path: Path) -> Compared:

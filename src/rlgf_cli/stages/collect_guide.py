@@ -63,7 +63,7 @@ def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse"
         if existing == "overwrite" and (before := manifest_of(path)) is not None:
             batch.refuse_open(guide, before["run_id"])
         settings = {**guide.settings, "max_new_tokens": config.max_new_tokens}
-        manifest = claim_file(path, COMMAND, existing=existing, seed=config.seed)
+        manifest = claim_file(path, COMMAND, existing=existing, seed=config.seed, can_resume=True)
         _same_settings(manifest, settings, path)
         guide.charge_to(manifest.data["run_id"], config.budget, manifest.data["spend"])
         manifest.data.update(settings=settings, config=resolved.to_json(), device=guide.device)

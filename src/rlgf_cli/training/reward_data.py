@@ -168,12 +168,13 @@ def _field(record: Mapping[str, Any], dotted: str, where: str) -> Any:
         elif isinstance(value, Mapping) and part in value:
             value = value[part]
         else:
-            pairs = {"chosen", "rejected"} <= set(record)
+            pairs = {"chosen", "rejected"} <= set(record) and dotted in ("text", "label")
+            others = "--text-key, --label-key, --chosen-key, --rejected-key ... name other fields"
             raise UserError(
                 f"the field {dotted!r} is missing",
                 where=where,
                 hint=f"this record has: {', '.join(record)}; "
-                + ("--objective pairwise reads pairs" if pairs else "--text-key, --label-key ... name other fields"),
+                + ("--objective pairwise reads pairs" if pairs else others),
             )
     return value
 
