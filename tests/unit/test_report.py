@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -95,6 +96,15 @@ class TestSystems:
         ]
         systems = group([(None, run) for run in runs])
         assert [(s.label, len(s.runs)) for s in systems] == [("ppo", 2), ("c", 1), ("d", 1)]
+
+    def test_other_data_or_a_seed_again_is_another_system(self, tmp_path):
+        def run(name: str, seed: int, data: str) -> Run:
+            found = run_of(tmp_path, name, seed=seed)
+            parent = {"path": found.values["data"], "sha256": data}
+            return replace(found, manifest={**found.manifest, "parents": [parent]})
+
+        runs = [run("a", 0, "one"), run("b", 1, "one"), run("c", 0, "one"), run("d", 2, "other")]
+        assert [[r.folder.name for r in s.runs] for s in group([(None, r) for r in runs])] == [["a", "b"], ["c"], ["d"]]
 
     def test_folders_with_one_name_are_told_apart(self, tmp_path):
         one = run_of(tmp_path, "x/run", flags={"kl": 0.1})

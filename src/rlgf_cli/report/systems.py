@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,9 +76,13 @@ def group(named: Sequence[tuple[str | None, Run]]) -> list[System]:
         if (resolved := run.folder.resolve()) in seen:
             raise UserError("this folder is named twice", where=str(run.folder), hint="leave one of them out")
         seen[resolved] = ""
-    systems: dict[tuple[str, Any], System] = {}
+    systems: dict[tuple[Any, ...], System] = {}
+    same: Counter[tuple[str, Any]] = Counter()
     for label, run in named:
-        key = ("label", label) if label else ("config", _alike(run))
+        # a seed that comes again is no other seed of the same system
+        twin = (_alike(run), run.seed)
+        key = ("label", label) if label else ("config", twin[0], same[twin])
+        same[twin] += 1
         systems.setdefault(key, System(label or "", [])).runs.append(run)
     found = list(systems.values())
     for system in found:
@@ -92,11 +97,18 @@ def group(named: Sequence[tuple[str | None, Run]]) -> list[System]:
 
 
 def _alike(run: Run) -> Any:
-    """Equal for runs that are seeds of one system: the config without its seed, and of paths the last part alone."""
+    """Equal for runs that may be seeds of one system: the same data, and the same config without its seed and of paths
+    the last part alone (each seed has its own start and guide).
+    """
     if run.command != "train" or not run.values:
         return str(run.folder.resolve())
+    data = {run.values.get("data"), run.values.get("eval_data")}
+    hashes = sorted(
+        str(parent.get("sha256")) for parent in run.manifest.get("parents", ()) if parent.get("path") in data
+    )
     kept = {key: value for key, value in leaves(run.values) if key not in ("seed", "output")}
-    return repr(sorted((key, Path(v).name if isinstance(v, str) and "/" in v else repr(v)) for key, v in kept.items()))
+    config = sorted((key, Path(v).name if isinstance(v, str) and "/" in v else repr(v)) for key, v in kept.items())
+    return repr((hashes, config))
 
 
 def _name(systems: Sequence[System]) -> None:
