@@ -17,10 +17,7 @@ def make_negatives(
         str | None,
         typer.Option("--data", help="JSONL with prompts and references.", rich_help_panel=options.COMMON),
     ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option("--output", "-o", help="JSONL file to write.", rich_help_panel=options.COMMON),
-    ] = None,
+    output: options.Output = None,
     limit: options.Limit = None,
     kinds: Annotated[
         str | None,

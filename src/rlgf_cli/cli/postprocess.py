@@ -17,10 +17,7 @@ def postprocess(
         str | None,
         typer.Argument(help="A predictions.jsonl, guide.jsonl, or id and text per line.", show_default=False),
     ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option("--output", "-o", help="JSONL file to write.", rich_help_panel=options.COMMON),
-    ] = None,
+    output: options.Output = None,
     rules: Annotated[
         str | None,
         typer.Option(
