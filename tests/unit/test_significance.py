@@ -232,9 +232,22 @@ class TestSeeds:
             (3 * signs, 9 * unbiased / 3, 0.0),
         ):
             (value, low, high), _ = estimate(Seeds(figures, figures[:, None] + noise), prompts=50, level=0.9)
-            freedom = (prompts + seeds) ** 2 / (prompts**2 / 49 + (between / 3) ** 2 / 2)
+            freedom = max((prompts + seeds) ** 2 / (prompts**2 / 49 + (between / 3) ** 2 / 2), 2)
             half = stats.t.ppf(0.95, freedom) * math.sqrt(prompts + seeds)
             assert (value, low, high) == pytest.approx((7 / 3, 7 / 3 - half, 7 / 3 + half))
+
+    def test_models_that_two_systems_share_have_no_endless_interval(self):
+        """SFT and its own texts mended: the prompts' part of the difference is far smaller than the seeds' variance."""
+        rng = np.random.default_rng(6)
+        noise = rng.normal(0, 1, (3, 500))
+        figures = np.array([0.1, 0.2, 0.3])
+        a = Seeds(figures, figures[:, None] + noise)
+        b = Seeds(figures + 0.01, figures[:, None] + 0.01 + noise + rng.normal(0, 1e-3, (3, 500)))
+        (value, low, high), p = estimate(b, a, prompts=50, level=0.95)
+        error = np.std((b.resampled - a.resampled).mean(axis=0)) * math.sqrt(50 / 49)
+        half = stats.t.ppf(0.975, 2) * error  # as few degrees of freedom as three seeds have
+        assert (value, high - value, value - low) == pytest.approx((0.01, half, half))
+        assert p is not None and p < 0.05
 
     def test_seeds_without_effect_leave_the_prompts_interval(self):
         """Equal models: the seeds' part is 0, and what is left is a normal interval over prompts."""

@@ -154,12 +154,13 @@ def _over_seeds(value: float, draws: np.ndarray, groups: Sequence[Seeds], prompt
       figure moves apart from another's when prompts change (the interaction; variances less covariances of the
       resampled figures). It is in the first part already, and is taken off: max(V - interaction, 0) / s.
 
-    The degrees of freedom of the sum are Satterthwaite's (1946), with V / s as the seeds' part. A system with one seed
-    adds no part of its own: it is that model.
+    The degrees of freedom of the sum are Satterthwaite's (1946), with V / s as the seeds' part, and not fewer than those
+    of the part that has the fewest, which his formula never goes below where nothing is taken off. A system with one
+    seed adds no part of its own: it is that model.
     """
     unbiased = prompts / (prompts - 1)
     by_prompts = float(draws.var()) * unbiased
-    variance, weight = by_prompts, by_prompts**2 / (prompts - 1)
+    variance, weight, fewest = by_prompts, by_prompts**2 / (prompts - 1), prompts - 1
     for figures, resampled in groups:
         seeds = len(figures)
         if seeds == 1:
@@ -170,10 +171,11 @@ def _over_seeds(value: float, draws: np.ndarray, groups: Sequence[Seeds], prompt
         together = float((shared.sum() - np.trace(shared)) / (seeds * (seeds - 1)))
         variance += max(between - (alone - together), 0.0) / seeds
         weight += (between / seeds) ** 2 / (seeds - 1)
+        fewest = min(fewest, seeds - 1)
     rounding = _ROUNDING * max(float(np.abs(group.figures).max()) for group in groups)
     if math.sqrt(variance) <= rounding:
         p = 1.0 if abs(value) <= rounding else 1 / (1 + draws.shape[-1])
         return Estimate(Interval(value, value, value), p)
-    error, freedom = math.sqrt(variance), variance**2 / weight
+    error, freedom = math.sqrt(variance), max(variance**2 / weight, fewest)
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
     return Estimate(Interval(value, value - half, value + half), float(2 * stats.t.sf(abs(value) / error, freedom)))
