@@ -154,9 +154,9 @@ def _over_seeds(value: float, draws: np.ndarray, groups: Sequence[Seeds], prompt
       figure moves apart from another's when prompts change (the interaction; variances less covariances of the
       resampled figures). It is in the first part already, and is taken off: max(V - interaction, 0) / s.
 
-    The degrees of freedom of the sum are Satterthwaite's (1946), with V / s as the seeds' part, and not fewer than those
-    of the part that has the fewest, which his formula never goes below where nothing is taken off. A system with one
-    seed adds no part of its own: it is that model.
+    The degrees of freedom of the sum are Satterthwaite's (1946), with V / s as the seeds' part, and not fewer than
+    those of the part that has the fewest, which his formula never goes below where nothing is taken off. A system with
+    one seed adds no part of its own: it is that model.
     """
     unbiased = prompts / (prompts - 1)
     by_prompts = float(draws.var()) * unbiased
