@@ -48,7 +48,9 @@ FIGURES = {
 
 @pytest.mark.realdata
 @real_data
-@pytest.mark.parametrize("name", ["imdb", "commongen", "tldr"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("imdb", marks=pytest.mark.slow), "commongen", pytest.param("tldr", marks=pytest.mark.slow)]
+)
 def test_small_recipe(name, tmp_path):
     """Every stage of the chain runs, each trained policy differs from its start, and the table has all systems."""
     out = tmp_path / name
