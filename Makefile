@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PINNED := -c constraints.txt
 FILES := pyproject.toml constraints.txt
-TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
