@@ -341,8 +341,11 @@ def test_a_used_file_is_refused(tmp_path):
     path = tmp_path / "guide.jsonl"
     collected(path)
     with pytest.raises(UserError) as caught:
-        claim_file(path, "collect-guide")
+        claim_file(path, "collect-guide", can_resume=True)
     assert all(way in caught.value.hint for way in ("--resume", "--overwrite", "another -o"))
+    with pytest.raises(UserError) as caught:
+        claim_file(path, "collect-guide")
+    assert "--resume" not in caught.value.hint and "--overwrite" in caught.value.hint
 
 
 def test_resume_keeps_the_lines_and_overwrite_does_not(tmp_path):

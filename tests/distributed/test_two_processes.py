@@ -217,8 +217,8 @@ def test_two_processes_are_one(two: Two, alone: Callable[..., str], name: str) -
     assert other["guide_scores"] == pytest.approx(one["guide_scores"])
     assert (one["own_scores"] != {}) == (one["guide_scores"] != {}) == ("--gate" in RUNS[name][1])
     assert ("--gate" in RUNS[name][1]) == (sum(row.get("guide/gated", 0) for row in two.world.rows(out)) > 0)
-    assert one["watch"] == other["watch"]  # no figure is watched: it is empty
-    figures = [n for n in one if not n.startswith("guide_") and n != "watch"]
+    assert one["watched"] == other["watched"]  # no figure is watched: it is empty
+    figures = [n for n in one if not n.startswith("guide_") and n != "watched"]
     for figure in figures:
         assert other[figure] == pytest.approx(one[figure], rel=1e-6), figure
     start = load_file(two.world.model / "model.safetensors")

@@ -203,7 +203,7 @@ class TestReward:
         with pytest.raises(UserError, match="no example has a reference"):
             made(idf_references=str(bare))
         with pytest.raises(UserError, match="of example 'blank' have no tokens"):
-            made().check([EXAMPLES[0], Example("blank", "p", (" ",))])
+            made().check([EXAMPLES[0], Example("blank", "p", ("\u200b",))])  # a space of no width, which BERT drops
         with pytest.raises(UserError, match="needs references"):
             made().check([Example("none", "p")])
 

@@ -31,7 +31,9 @@ def made_up(count: int) -> tuple[list[Example], list[str]]:
         lines = [" ".join(rng.choices(WORDS, k=rng.randint(0, 9))) for _ in range(rng.randint(1, 4))]
         return "\n".join(lines)
 
-    examples = [Example(str(i), "p", tuple(text() or "x" for _ in range(rng.randint(1, 3)))) for i in range(count)]
+    examples = [
+        Example(str(i), "p", tuple(text().strip() or "x" for _ in range(rng.randint(1, 3)))) for i in range(count)
+    ]
     return examples, ["", " \n", *[text() for _ in range(count - 2)]]
 
 

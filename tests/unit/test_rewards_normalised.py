@@ -168,6 +168,6 @@ def test_rlgf_eval(tmp_path, run_cli):
     assert scores["metrics"]["reward.length"]["value"] == -11 / 4
     assert scores["counts"]["reward.length.clipped"] == 2
     assert (
-        "clip(([length,min_words=0,max_words=1] - -1.0) / 2.0, -1.0, 1.0)"
+        "clip(([length,rule=1,min_words=0,max_words=1] - -1.0) / 2.0, -1.0, 1.0)"
         in (scores["metrics"]["reward.total"]["signature"])
     )

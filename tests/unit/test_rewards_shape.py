@@ -121,7 +121,7 @@ def test_signatures_tell_every_setting_apart() -> None:
         {"target": 4, "weight": 0.5}, {"target": 4, "weight_start": 0, "weight_steps": 5},
     ]  # fmt: skip
     assert len({signature_of(reward("length", **given)) for given in settings}) == len(settings)
-    assert signature_of(reward("length", target=4, start=9, steps=10)) == "1*[length,target=9..4/10,tolerance=0]"
+    assert signature_of(reward("length", target=4, start=9, steps=10)) == "1*[length,rule=1,target=9..4/10,tolerance=0]"
 
 
 # --- endings and failures
