@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlgf_cli.cli.commands import COMMANDS, load
+from rlgf_cli.cli.commands import COMMANDS, called, load
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -88,8 +88,8 @@ def unknown_words(line: str) -> list[str]:
         return sorted(flags - OF_RLGF)
     if name.isupper():  # `rlgf COMMAND --help`
         return sorted(flags - EVERYWHERE)
-    if name not in COMMANDS:
-        return [name]
+    if (name := called(words)) is None:
+        return words[:1]
     known = {option for parameter in load(name).params for option in [*parameter.opts, *parameter.secondary_opts]}
     return sorted(flag for flag in flags - EVERYWHERE if flag.replace("_", "-") not in known)
 

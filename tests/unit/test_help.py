@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from rlgf_cli import __version__
-from rlgf_cli.cli.commands import COMMANDS, load
+from rlgf_cli.cli.commands import COMMANDS, FAMILIES, load
 
 SLOW = ("torch", "transformers", "trl", "datasets", "pydantic", "numpy", "accelerate", "peft")
 
@@ -36,9 +36,9 @@ def help_of(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("name", ["", *COMMANDS])
+@pytest.mark.parametrize("name", ["", *FAMILIES, *COMMANDS])
 def test_help_loads_nothing_slow(name):
-    shown = help_of(*([name] if name else []), "--help")
+    shown = help_of(*name.split(), "--help")
     assert shown.returncode == 0, shown.stderr
     assert shown.stderr.strip() == "LOADED"
     assert f"Usage: rlgf {name}".strip() in shown.stdout

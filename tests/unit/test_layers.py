@@ -29,10 +29,11 @@ ALLOWED: dict[str, set[str]] = {
     "rewards": BOTTOM | {"failures", "models", "guides"},  # a judge is asked as a guide is
     "metrics": BOTTOM | {"failures", "functional", "models", "rewards"},
     "training": BOTTOM | {"models", "functional"},
+    "evolve": BOTTOM | {"functional", "models", "guides", "rewards", "metrics"},
     "report": BOTTOM,
     "sweep": BOTTOM | {"guides"},
     "console": {"errors"},
-    "stages": BOTTOM | MIDDLE | {"report", "sweep", "console"},
+    "stages": BOTTOM | MIDDLE | {"evolve", "report", "sweep", "console"},
     "cli": BOTTOM | MIDDLE | {"stages", "console"},
 }
 """Which part may import which. A part may always import itself, but stages not each other."""

@@ -143,13 +143,15 @@ def rlgf_commands(script: Path) -> Iterator[tuple[str, list[str]]]:
     """Each ``rlgf COMMAND`` of a script with its words, the script's own variables filled in."""
     text = re.sub(r"^\s*#.*$", "", script.read_text(encoding="utf-8"), flags=re.MULTILINE).replace("\\\n", " ")
     known = variables(text)
-    for command, rest in re.findall(r"(?:^|[\"\s;])rlgf ([a-z][a-z-]+)(?=\s)([^\n]*)", text):
+    for head, rest in re.findall(r"(?:^|[\"\s;])rlgf ([a-z][a-z-]+)(?=\s)([^\n]*)", text):
         line = re.split(r"\s2?>", rest)[0]
         for _ in range(3):  # variables in variables
             line = re.sub(
                 r"\$\{?(\w+)(?:\[@\])?\}?", lambda m: known.get(m[1], m[0].replace("$", "@")).strip(), line
             ).replace('"', " ")
-        yield command, shlex.split(line.replace(";", " "))
+        words = [head, *shlex.split(line.replace(";", " "))]
+        command = commands.called(words) or head
+        yield command, words[len(command.split()) :]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(RECIPES)))

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from rlgf_cli import __version__, console
-from rlgf_cli.cli.commands import COMMANDS, SETTINGS, LazyGroup, load, spelled
+from rlgf_cli.cli.commands import SETTINGS, LazyGroup, called, load
 from rlgf_cli.errors import RlgfError, UserError, is_disk_full
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
@@ -94,9 +94,8 @@ def _call(arguments: list[str]) -> int:
     A command is called without the group around it: to go through the flags of the group, typer loads
     pydantic, and that would take longer than all the rest of a command's help.
     """
-    name = spelled(arguments[0]) if arguments else ""
-    if name in COMMANDS:
-        code = load(name)(args=arguments[1:], prog_name=f"rlgf {name}", standalone_mode=False)
+    if (name := called(arguments)) is not None:
+        code = load(name)(args=arguments[len(name.split()) :], prog_name=f"rlgf {name}", standalone_mode=False)
     else:
         code = app(args=arguments, prog_name="rlgf", standalone_mode=False)
     return code if isinstance(code, int) else 0

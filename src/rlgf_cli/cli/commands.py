@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import typer
@@ -47,7 +48,11 @@ COMMANDS: dict[str, Target] = {
     "ls": Target("ls:ls", "List what rlgf knows by name."),
     "env": Target("env:env", "Print versions and devices."),
 }
-"""In the order of ``rlgf --help``. A test holds every summary to the first line of the command's own help."""
+"""In the order of ``rlgf --help``. A test holds every summary to the first line of the command's own help. A name of
+two words is a command of a family."""
+
+FAMILIES = {"evolve": "Let a policy and a guide evolve instruction data."}
+"""The first words that several commands share, and what those are for."""
 
 
 SETTINGS: dict[str, Any] = {
@@ -92,12 +97,31 @@ class LazyGroup(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         for name, target in COMMANDS.items():
-            self.add_command(TyperCommand(name=name, help=target.summary), name)
+            family, _, member = name.rpartition(" ")
+            if family == self.family:
+                self.add_command(TyperCommand(name=member, help=target.summary), member)
+            elif not self.family and family not in self.commands:
+                self.add_command(_family(family), family)
+
+    family = ""
+    """The word before its commands' names."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if (name := spelled(args[0])) in COMMANDS:
-            self.add_command(load(name), name)
+        if (name := f"{self.family} {spelled(args[0])}".strip()) in COMMANDS:
+            self.add_command(load(name), spelled(args[0]))
         return super().resolve_command(ctx, args)
+
+
+def _family(word: str) -> LazyGroup:
+    """``rlgf evolve``: a group of its own."""
+    kind = type("Family", (LazyGroup,), {"family": word})
+    return kind(name=word, help=FAMILIES[word], no_args_is_help=True, context_settings=SETTINGS)
+
+
+def called(arguments: Sequence[str]) -> str | None:
+    """The command that a command line begins with, of one word or two."""
+    first = [spelled(argument) for argument in arguments[:2]]
+    return next((name for name in (" ".join(first), *first[:1]) if name in COMMANDS), None)
 
 
 def spelled(name: str) -> str:

@@ -24,7 +24,7 @@ from rlgf_cli.guides.store import Store, Text
 from rlgf_cli.guides.stream import LOOK_AHEAD, Stream
 from rlgf_cli.protocols import Completion, Example, GuideAbilities, GuideRequest
 
-_REFUSALS = ("refusal", "content_filter")
+REFUSALS = ("refusal", "content_filter")
 """Failures that are the model's own choice."""
 
 
@@ -188,7 +188,7 @@ class LiveGuide(ABC):
         Raises RlgfError where more than half of the requests failed in another way.
         """
         found, failures = self._all(requests)
-        broken = [a for a in failures if isinstance(a.outcome, Failure) and a.outcome.kind not in _REFUSALS]
+        broken = [a for a in failures if isinstance(a.outcome, Failure) and a.outcome.kind not in REFUSALS]
         if 2 * len(broken) > len(requests):
             raise self._failed(broken, len(requests))
         return found

@@ -1,0 +1,47 @@
+"""What ``rlgf evolve train`` and ``rlgf evolve generate`` share."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rlgf_cli.config.common import StageConfig, Strict
+from rlgf_cli.config.guide import BudgetConfig, GuideConfig
+
+
+class NoveltyConfig(Strict):
+    """What counts as new. ``encoder``: a folder or hub name of a text encoder; null goes by words and pairs of words.
+
+    The novelty of a rewrite is 1 - the cosine to the nearest instruction that is there, seeds among them; below
+    ``least`` it is a duplicate.
+    """
+
+    encoder: str | None = None
+    least: float = Field(0.05, ge=0, lt=1)
+
+
+class LimitsConfig(Strict):
+    """Elimination rules that have a number: words of a rewrite, and of an answer."""
+
+    max_words: int = Field(300, ge=1)
+    max_answer_words: int = Field(1000, ge=1)
+
+
+class EvolveConfig(StageConfig):
+    """``data`` holds the seed instructions: the prompts of JSONL records. ``operations`` is a YAML file of ways to
+    rewrite; null: the built-in six. A chain takes ``steps`` steps from its seed; ``batch_size`` chains go side by side.
+    ``max_new_tokens`` is for a rewrite. ``reviewer`` is a guide that says whether a rewrite asks for something else.
+    ``budget`` holds for guide and reviewer together.
+    """
+
+    data: str
+    limit: int | None = Field(None, ge=1)
+    operations: str | None = None
+    guide: GuideConfig
+    reviewer: GuideConfig | None = None
+    budget: BudgetConfig = Field(default_factory=BudgetConfig)
+    steps: int = Field(6, ge=1, le=100)
+    batch_size: int = Field(32, ge=1)
+    max_new_tokens: int = Field(512, ge=1)
+    novelty: NoveltyConfig = Field(default_factory=NoveltyConfig)
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    device: str = "auto"

@@ -1,0 +1,60 @@
+"""From a config to the world and those who are paid in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rlgf_cli.config.evolve import EvolveConfig, NoveltyConfig
+from rlgf_cli.evolve.novelty import Collection, NgramSpace, Space
+from rlgf_cli.evolve.operations import Operation
+from rlgf_cli.evolve.reviewer import GuideReviewer
+from rlgf_cli.evolve.rules import Limits
+from rlgf_cli.evolve.world import RewardWeights, World
+from rlgf_cli.guides.base import LiveGuide
+from rlgf_cli.guides.make import make_live_guide
+from rlgf_cli.protocols import Example
+
+
+def make_space(config: NoveltyConfig, device: str) -> Space:
+    """The space that instructions lie in: an encoder's, or that of words."""
+    if config.encoder is None:
+        return NgramSpace()
+    from rlgf_cli.evolve.encoder import EncoderSpace
+
+    return EncoderSpace(config.encoder, device=device)
+
+
+def make_world(
+    config: EvolveConfig,
+    operations: Sequence[Operation],
+    seeds: Sequence[Example],
+    *,
+    weights: RewardWeights,
+    capacity: int | None = None,
+    seen: Callable[[str], bool] = lambda text: False,
+    keep: Callable[[str], None] = lambda text: None,
+) -> World:
+    """The world that begins with the seeds. ``capacity``: of its memory for what was kept (None: all of it)."""
+    space = make_space(config.novelty, config.device)
+    reviewer = None
+    if config.reviewer is not None:
+        reviewer = GuideReviewer(config.reviewer.model_dump(exclude_unset=True), device=config.device)
+    return World(
+        make_live_guide(config.guide, seed=config.seed),
+        operations,
+        space,
+        Collection(space.embed([seed.prompt for seed in seeds]), capacity),
+        limits=Limits(config.limits.max_words, config.limits.max_answer_words),
+        weights=weights,
+        min_novelty=config.novelty.least,
+        max_new_tokens=config.max_new_tokens,
+        reviewer=reviewer,
+        seen=seen,
+        keep=keep,
+    )
+
+
+def paid_in(world: World) -> list[LiveGuide]:
+    """All who write for a world and are paid: its guide and its reviewer."""
+    reviewer = world.reviewer
+    return [world.guide, *([reviewer.judge.guide] if isinstance(reviewer, GuideReviewer) else [])]

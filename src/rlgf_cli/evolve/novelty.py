@@ -1,0 +1,81 @@
+"""How new an instruction is: its distance to the nearest one that is there already.
+
+Texts are unit vectors in a space, of a local encoder or of word n-grams; the distance is 1 - cosine, held to [0, 1].
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import zlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+
+class Space(Protocol):
+    """Where texts lie. ``signature`` fixes how."""
+
+    signature: str
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors, float32, [texts, d]; zeros for a text that holds nothing."""
+        ...
+
+
+class NgramSpace:
+    """Words and pairs of words, hashed with a sign into ``dimensions`` (Weinberger et al. 2009); no model is needed.
+
+    Each n-gram counts once. Two texts that share no word have cosine 0 but for collisions.
+    """
+
+    def __init__(self, dimensions: int = 2048) -> None:
+        self.dimensions = dimensions
+        self.signature = f"ngrams=1-2,hashed={dimensions}"
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        rows = np.zeros((len(texts), self.dimensions), dtype=np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            words = re.findall(r"\w+", text.casefold())
+            for gram in {*words, *(f"{a} {b}" for a, b in itertools.pairwise(words))}:
+                digest = zlib.crc32(gram.encode())
+                row[(digest >> 1) % self.dimensions] += 1 if digest & 1 else -1
+        return unit(rows)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows of length one; a row of zeros stays."""
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1)
+
+
+class Collection:
+    """The vectors of what is there. The oldest beyond ``capacity`` are forgotten, but never the ``fixed``."""
+
+    def __init__(self, fixed: np.ndarray, capacity: int | None = None) -> None:
+        self.capacity = capacity
+        self._fixed = len(fixed)
+        self._rows = np.array(fixed, dtype=np.float32)
+        self._used = self._next = len(fixed)
+
+    def novelty(self, vector: np.ndarray) -> float:
+        """1 - the largest cosine to what is there, in [0, 1]; 1 where nothing is."""
+        if not self._used:
+            return 1.0
+        return float(np.clip(1 - (self._rows[: self._used] @ vector).max(), 0, 1))
+
+    def add(self, vector: np.ndarray) -> None:
+        if self.capacity is not None and self._used == self._fixed + self.capacity:
+            self._next = self._fixed if self._next == self._used else self._next
+        elif self._used == len(self._rows):
+            room = max(256, self._used)
+            self._rows = np.concatenate([self._rows, np.zeros((room, len(vector)), dtype=np.float32)])
+        self._rows[self._next] = vector
+        self._next += 1
+        self._used = max(self._used, self._next)
+
+    def recent(self) -> np.ndarray:
+        """What was added and is not forgotten, the oldest first: adding it to a new collection gives this one."""
+        added = self._rows[self._fixed : self._used]
+        return np.roll(added, -(self._next - self._fixed), axis=0) if self._next < self._used else added.copy()

@@ -1,0 +1,51 @@
+"""Operations: the ways to ask a guide for a rewrite, read from YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from rlgf_cli.config.common import Strict
+from rlgf_cli.config.loader import resolve
+
+PLACEHOLDER = "{instruction}"
+BUILTIN = Path(__file__).with_name("operations.yaml")
+
+
+class Operation(Strict):
+    """A way to rewrite. ``prompt`` is what the guide is asked and holds ``{instruction}``; ``breadth``: the result is
+    a new instruction, not a harder form of the given one.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    prompt: str
+    breadth: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Operation:
+        if PLACEHOLDER not in self.prompt:
+            raise ValueError(f"the prompt of {self.name!r} must hold {PLACEHOLDER}")
+        return self
+
+    def ask(self, instruction: str) -> str:
+        """What the guide is asked for a rewrite of ``instruction``."""
+        return self.prompt.replace(PLACEHOLDER, instruction)
+
+
+class OperationFile(Strict):
+    """A file of operations, such as ``operations.yaml``."""
+
+    operations: list[Operation] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _check(self) -> OperationFile:
+        names = [operation.name for operation in self.operations]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"the operation {twice[0]!r} is there twice")
+        return self
+
+
+def read_operations(path: str | None) -> list[Operation]:
+    """The operations of a file, or the built-in six. Raises UserError with the line of what is wrong."""
+    return resolve(OperationFile, files=[Path(path) if path else BUILTIN]).config.operations

@@ -1,0 +1,74 @@
+"""Who chooses the operation: the baselines, and the walk that lets a policy lead chains through the world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from rlgf_cli import noise
+from rlgf_cli.evolve.operations import Operation
+from rlgf_cli.evolve.world import Chain, World
+
+
+class Policy(Protocol):
+    """Chooses the next operation of every chain. ``draws``: one number in [0, 1) per chain, the only randomness."""
+
+    def choose(self, chains: Sequence[Chain], draws: np.ndarray) -> list[int]:
+        """The index of each chain's operation."""
+        ...
+
+
+class RandomPolicy:
+    """Every operation equally often: evolve everything, as WizardLM does (Xu et al. 2023, arXiv 2304.12244)."""
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        self._n = len(operations)
+
+    def choose(self, chains: Sequence[Chain], draws: np.ndarray) -> list[int]:
+        return [int(draw * self._n) for draw in draws]
+
+
+class RoundRobinPolicy:
+    """One operation after the other, in the file's order."""
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        self._n = len(operations)
+
+    def choose(self, chains: Sequence[Chain], draws: np.ndarray) -> list[int]:
+        return [len(chain.steps) % self._n for chain in chains]
+
+
+class PaperPolicy:
+    """The schedule of TeaMs-RL's released code: breadth at the first and the fourth of six steps (and every third one
+    after), where its policy has no choice; at the others any operation in depth, equally often.
+    """
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        self._breadth = [i for i, operation in enumerate(operations) if operation.breadth]
+        self._depth = [i for i, operation in enumerate(operations) if not operation.breadth]
+
+    def choose(self, chains: Sequence[Chain], draws: np.ndarray) -> list[int]:
+        kinds = [self._breadth if len(chain.steps) % 3 == 0 else self._depth for chain in chains]
+        return [kind[int(draw * len(kind))] for kind, draw in zip(kinds, draws, strict=True)]
+
+
+BASELINES: dict[str, Callable[[Sequence[Operation]], Policy]] = {
+    "random": RandomPolicy,
+    "round-robin": RoundRobinPolicy,
+    "paper": PaperPolicy,
+}
+
+
+def draws_for(chains: Sequence[Chain], seed: int) -> np.ndarray:
+    """Each chain's number for its next choice: it depends on the seed, the chain and the step alone. [chains]"""
+    return np.array(
+        [noise.uniforms(1, seed, "operation", c.seed.id, c.visit, len(c.steps))[0] for c in chains], dtype=float
+    )
+
+
+def walk(world: World, chains: Sequence[Chain], policy: Policy, steps: int, seed: int) -> None:
+    """Let every chain take ``steps`` steps, all of them side by side."""
+    for _ in range(steps):
+        world.step(chains, policy.choose(chains, draws_for(chains, seed)))

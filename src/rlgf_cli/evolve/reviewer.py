@@ -1,0 +1,51 @@
+"""A guide as reviewer: whether a rewrite asks for something else than the instruction that it was made from."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rlgf_cli.protocols import Example
+from rlgf_cli.rewards.judge import Judge, fill, last_line
+
+TEMPLATE = """Here are two tasks for an assistant. Do they ask for the same?
+
+### First task
+{first}
+
+### Second task
+{second}
+
+They are equal if they set the same constraints, ask for the same depth and cover the same breadth; other words for the
+same thing do not matter. Say in one sentence what differs, if anything does. Then give your verdict."""
+ENDING = """End with a line of its own that holds nothing but the verdict, in one of these forms:
+Verdict: equal
+Verdict: different"""
+MAX_NEW_TOKENS = 200
+_VERDICT = re.compile(r"Verdict: *(equal|different)", re.IGNORECASE)
+
+
+class GuideReviewer:
+    """Asks a guide, greedily and through the cache. ``unreviewed`` counts what it gave no verdict on."""
+
+    def __init__(self, guide: dict[str, Any], *, device: str = "auto") -> None:
+        self.judge = Judge("the reviewer", None, guide, ending=ENDING, max_new_tokens=MAX_NEW_TOKENS, device=device)
+        self.counts: Counter[str] = Counter()
+
+    def different(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
+        """Whether each rewrite differs from its instruction; None: three answers held no verdict, or it refused."""
+        asked = [
+            (Example(f"review {i}", first), fill(TEMPLATE, {"first": first, "second": second}))
+            for i, (first, second) in enumerate(pairs)
+        ]
+        found = [verdict.value for verdict in self.judge.ask(asked, read_verdict, lambda n: None)]
+        self.counts["unreviewed"] += sum(value is None for value in found)
+        return found
+
+
+def read_verdict(answer: str) -> bool | None:
+    """What the last line ``Verdict: equal|different`` says: True for different; None for any other last line."""
+    match = _VERDICT.fullmatch(last_line(answer))
+    return None if match is None else match[1].lower() == "different"
