@@ -73,6 +73,10 @@ BUILTIN: dict[str, dict[str, Entry]] = {
             "rlgf_cli.metrics.judge:JudgeMetric",
             "judge:GUIDE, win rate against references or another system, as an LLM judges, in both orders",
         ),
+        "membership": Entry(
+            "rlgf_cli.metrics.membership:MembershipMetric",
+            "membership:TRAIN.jsonl, can the model's training examples be told from held-out ones (AUC)",
+        ),
         "perplexity": Entry("rlgf_cli.metrics.perplexity:PerplexityMetric", "perplexity:PATH, under a language model"),
         "reward": Entry("rlgf_cli.metrics.reward:RewardMetric", "reward:SPEC, any reward; several add up to one total"),
     },

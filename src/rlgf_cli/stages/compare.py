@@ -73,7 +73,7 @@ def run(resolved: Resolved[CompareConfig], *, existing: Existing = "refuse") -> 
     ) as bar:
         for name, table in tables.items():
             if table is None:
-                comparison.figures[name] = _as_one(systems, name, len(ids))
+                comparison.figures[name] = _as_one(systems, name, len(ids), config.interval.level)
             else:
                 comparison.figures[name] = _compare(systems, name, table, config, bar.update)
     _correct(comparison)
@@ -185,14 +185,22 @@ def _randomisation(
     return found
 
 
-def _as_one(systems: Sequence[System], figure: str, prompts: int) -> dict[str, Any]:
-    """A figure of the set as one: values alone, the mean over seeds where there are several."""
+def _as_one(systems: Sequence[System], figure: str, prompts: int, level: float) -> dict[str, Any]:
+    """A figure of the set as one: values, the mean over seeds where there are several.
+
+    Of one seed the interval that ``rlgf eval`` wrote, where the figure brought one and ``level`` is the same.
+    """
     rows = []
     for system in systems:
-        value = float(np.mean([evaluation.figures[figure].value for evaluation in system.evaluations]))
-        interval = Interval(value, None, None)._asdict()
-        rows.append({"system": system.label, "seeds": len(system.evaluations), **interval, "difference": None})
-    return {"n": prompts, "n_skipped": 0, "aggregate": None, "rows": rows}
+        entries = [evaluation.figures[figure] for evaluation in system.evaluations]
+        found = Interval(float(np.mean([entry.value for entry in entries])), None, None)
+        levels = [evaluation.scores.interval.get("level") for evaluation in system.evaluations]
+        if len(entries) == 1 and entries[0].method is not None and levels[0] == level:
+            found = found._replace(low=entries[0].low, high=entries[0].high)
+        rows.append({"system": system.label, "seeds": len(entries), **found._asdict(), "difference": None})
+    first = systems[0].evaluations[0].figures[figure]
+    counted = prompts if first.n is None else first.n
+    return {"n": counted, "n_skipped": prompts - counted, "aggregate": None, "method": first.method, "rows": rows}
 
 
 def _correct(comparison: Comparison) -> None:
@@ -254,10 +262,12 @@ def _notes(systems: Sequence[System], resamples: int) -> list[str]:
 
 
 def _note_figures(comparison: Comparison) -> None:
-    names = [name for name, figure in comparison.figures.items() if figure["aggregate"] is None]
-    if names:
-        why = "a figure of the set as one, which no choice of prompts can be computed for: no interval, no test"
-        comparison.tests["notes"].append(f"{', '.join(names)}: {why}")
+    as_one = {name: figure["method"] for name, figure in comparison.figures.items() if figure["aggregate"] is None}
+    why = "a figure of the set as one, which no choice of prompts can be computed for"
+    for method in dict.fromkeys(as_one.values()):
+        names = ", ".join(name for name in as_one if as_one[name] == method)
+        own = f"the interval of one seed is that of rlgf eval at the same level ({method})" if method else "no interval"
+        comparison.tests["notes"].append(f"{names}: {why}: {own}, no test")
     if all(len(folders) > 1 for folders in comparison.systems.values()):
         return  # Student's t knows how few they are
     fewest = min(figure["n"] for figure in comparison.figures.values())
