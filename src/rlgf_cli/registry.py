@@ -62,6 +62,10 @@ BUILTIN: dict[str, dict[str, Entry]] = {
             "ROUGE F1 times exp(1 - max(n/m, m/n)) of the lengths",
         ),
         "failures": Entry("rlgf_cli.metrics.failures:FailuresMetric", "share of texts that break a rule of form"),
+        "flagged": Entry(
+            "rlgf_cli.metrics.flagged:FlaggedMetric",
+            "flagged:PATH, share of texts that a trained reward model calls bad, at its held-out threshold",
+        ),
         "bertscore": Entry("rlgf_cli.metrics.bertscore:BertScoreMetric", "BERTScore F1 (bert-score)"),
         "coverage": Entry("rlgf_cli.metrics.coverage:CoverageMetric", "share of the concepts that the text holds"),
         "distinct": Entry("rlgf_cli.metrics.distinct:DistinctMetric", "distinct-1, -2, -3 per text and of the set"),
