@@ -37,6 +37,28 @@ def test_auc_of_one_side_is_no_number():
     assert ranking.auc(np.array([1.0]), np.array([])) is None
 
 
+@given(SCORES, SCORES)
+def test_the_threshold_has_the_most_equal_errors_of_all_cuts(good, bad):
+    threshold = ranking.equal_error_threshold(good, bad)
+    if len({*good, *bad}) < 2:
+        assert threshold is None
+        return
+    truth, scores = [1] * len(good) + [0] * len(bad), np.array([*good, *bad])
+    # scikit-learn's rates are those of score >= cut, the first of which lets none pass and the last all
+    passed, found, _ = roc_curve(truth, scores, drop_intermediate=False)
+    gap = abs(passed - (1 - found))[1:-1]
+    alarms, missed = (good < threshold).mean(), (bad >= threshold).mean()
+    assert threshold not in scores
+    assert abs(alarms - missed) == pytest.approx(gap.min(), abs=1e-12)
+    ties = np.isclose(gap, gap.min(), atol=1e-9)
+    assert alarms + missed == pytest.approx((passed + 1 - found)[1:-1][ties].min(), abs=1e-12)
+
+
+def test_the_threshold_lies_in_the_middle_of_a_gap():
+    assert ranking.equal_error_threshold(np.array([3.0, 9.0]), np.array([1.0, -4.0])) == 2.0
+    assert ranking.equal_error_threshold(np.array([1.0]), np.array([])) is None
+
+
 @given(TEXTS, TEXTS)
 def test_the_length_matched_auc_is_that_of_the_pairs_that_match(positive, negative):
     matching = [

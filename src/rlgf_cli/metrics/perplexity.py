@@ -17,12 +17,11 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rlgf_cli.artifacts.rundir import parent_of
+from rlgf_cli.artifacts.rundir import model_signature
 from rlgf_cli.config.common import Dtype, ModelConfig, TextConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.metrics.base import signature
@@ -65,11 +64,10 @@ class PerplexityMetric:
             )
         self.condition, self.batch_size = condition, batch_size
         self.on_rows: Callable[[int], None] = lambda n: None
-        weights = (parent_of(path) or {}).get("sha256")
         form = hashlib.sha256(repr(self.loaded.text).encode()).hexdigest()[:12]
         self._settings = (
-            f"model={Path(path).name if weights else path}{',sha256=' + weights[:12] if weights else ''}"
-            f",dtype={str(self.loaded.dtype).removeprefix('torch.')},text={form},condition={condition},eos=no"
+            f"{model_signature(path)},dtype={str(self.loaded.dtype).removeprefix('torch.')},text={form}"
+            f",condition={condition},eos=no"
         )
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:

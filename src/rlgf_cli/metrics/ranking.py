@@ -108,6 +108,23 @@ def length_matched_auc(
     return (won / pairs if pairs else None), pairs
 
 
+def equal_error_threshold(good: np.ndarray, bad: np.ndarray) -> float | None:
+    """The threshold at which as large a share of the good scores [G] lies below as of the bad ones [B] does not.
+
+    Of the midpoints between neighbouring scores it is the one where the two shares are nearest to each other; of two
+    such, the one with the smaller sum of both, then the lower one. Where the scores are apart it lies in the middle of
+    the gap. None where there is nothing to tell apart: one of the two is empty, or all scores are equal.
+    """
+    levels = np.unique(np.concatenate([good, bad]))
+    if not len(good) or not len(bad) or len(levels) < 2:
+        return None
+    middle = levels[:-1] + np.diff(levels) / 2
+    false_alarms = np.searchsorted(np.sort(good), middle, "left") / len(good)
+    missed = 1 - np.searchsorted(np.sort(bad), middle, "left") / len(bad)
+    best = np.lexsort((middle, false_alarms + missed, np.abs(false_alarms - missed).round(12)))[0]
+    return float(middle[best])
+
+
 def calibration(probability: np.ndarray, truth: np.ndarray) -> list[dict[str, Any]]:
     """Per bin of probability: ``low``, ``high``, ``n``, the mean ``probability`` and the ``observed`` share.
 

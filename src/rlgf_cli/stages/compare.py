@@ -24,8 +24,10 @@ from rlgf_cli.metrics.significance import (
     estimate,
     holm,
     p_value,
+    pair_flip_p,
     randomised,
     seed_permutation_p,
+    smallest_flip_p,
     smallest_seed_p,
 )
 
@@ -62,6 +64,8 @@ def run(resolved: Resolved[CompareConfig], *, existing: Existing = "refuse") -> 
     if len(systems) < 2:
         hint = f"all folders are seeds of {systems[0].label!r}; rlgf compare BASE OTHER [MORE ...]"
         raise UserError("one system alone cannot be compared", hint=hint)
+    if config.pair_seeds:
+        _refuse_unpaired(systems)
     names, ids = comparable(systems, config.metrics, force=config.force, log=console.log, warn=console.warn)
     tables = {name: _rows(systems, name, ids) for name in names}
     comparison = Comparison(
@@ -85,6 +89,17 @@ def run(resolved: Resolved[CompareConfig], *, existing: Existing = "refuse") -> 
                 manifest.add_parent(evaluation.folder / "predictions.jsonl")
             jsonl.write_json(config.output, comparison.to_json())
     return comparison
+
+
+def _refuse_unpaired(systems: Sequence[System]) -> None:
+    base, *others = systems
+    for system in others:
+        if len(system.evaluations) != len(base.evaluations):
+            counts = [f"{s.label} has {len(s.evaluations)}" for s in (system, base)]
+            raise UserError(
+                f"seeds cannot be paired: {counts[0]}, {counts[1]}",
+                hint="give as many folders for each system, in one order of seeds, or leave --pair-seeds out",
+            )
 
 
 @dataclass(frozen=True)
@@ -142,13 +157,14 @@ def _compare(
     seeds = {label: Seeds(table.figures[which], draws[which]) for label, which in of.items()}
     prompts, level = table.rows.shape[1], config.interval.level
     base = systems[0]
-    by_randomisation = _randomisation(table, of, seeds, settings, told)
+    by_randomisation = _randomisation(table, of, seeds, settings, told, paired=config.pair_seeds)
     rows = []
     for system in systems:
         own = estimate(seeds[system.label], prompts=prompts, level=level)
         difference = None
         if system is not base:
-            found = estimate(seeds[system.label], seeds[base.label], prompts=prompts, level=level)
+            both = (seeds[system.label], seeds[base.label])
+            found = estimate(*both, prompts=prompts, level=level, paired=config.pair_seeds)
             difference = {
                 **found.interval._asdict(),
                 "p_bootstrap": found.p,
@@ -167,12 +183,18 @@ def _randomisation(
     seeds: Mapping[str, Seeds],
     settings: Mapping[str, int],
     told: Callable[[int], object],
+    *,
+    paired: bool,
 ) -> dict[str, float | None]:
     """Per system: sides of prompts for one seed against one, sides of seeds for several against several, else None."""
     base, *others = of
     prompts = table.rows.shape[1]
+    first = seeds[base].figures
     found: dict[str, float | None] = {
-        label: seed_permutation_p(seeds[label].figures, seeds[base].figures, **settings) for label in others
+        label: pair_flip_p(seeds[label].figures - first, **settings)
+        if paired
+        else seed_permutation_p(seeds[label].figures, first, **settings)
+        for label in others
     }
     single = [label for label in others if len(seeds[label].figures) == len(seeds[base].figures) == 1]
     if single and prompts > 1:
@@ -228,11 +250,12 @@ def _about_tests(systems: Sequence[System], config: CompareConfig) -> dict[str, 
         "correction": "holm",
         "family": "every test of a system against the base, over all figures of this comparison",
         "family_size": 0,
-        "notes": _notes(systems, resamples),
+        "pair_seeds": config.pair_seeds,
+        "notes": _notes(systems, resamples, paired=config.pair_seeds),
     }
 
 
-def _notes(systems: Sequence[System], resamples: int) -> list[str]:
+def _notes(systems: Sequence[System], resamples: int, *, paired: bool) -> list[str]:
     """What the numbers speak of, and what they cannot say."""
     base = len(systems[0].evaluations)
     counts = {system.label: len(system.evaluations) for system in systems}
@@ -241,6 +264,14 @@ def _notes(systems: Sequence[System], resamples: int) -> list[str]:
         return [
             "one seed each: this speaks of these trained models on other prompts like these, not of another training"
         ]
+    if paired:
+        note = (
+            "seeds in pairs, in the order given: differences within the pairs, their intervals and p of the bootstrap "
+            "test over other prompts and other pairs (components of variance, Student's t); randomisation changes the "
+            "sides of pairs"
+        )
+        every = 2**base <= resamples
+        return [note, f"{base} pairs give randomisation no p-value below {smallest_flip_p(base):.2g}"][: 1 + every]
     notes = [
         "several seeds: intervals, and p of the bootstrap test, over other prompts and other seeds (components of "
         "variance, Student's t); randomisation deals the seeds anew"
