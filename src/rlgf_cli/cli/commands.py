@@ -42,6 +42,9 @@ COMMANDS: dict[str, Target] = {
     "compare": Target("compare:compare", "Compare evaluations."),
     "report": Target("report:report", "Show runs and evaluations on one HTML page."),
     "sweep": Target("sweep:sweep", "Train a grid of runs and compare them."),
+    "evolve generate": Target(
+        "evolve_generate:evolve_generate", "Evolve seed instructions into a new set, with the guide's answers."
+    ),
     "generate": Target("generate:generate", "Generate text from a checkpoint."),
     "merge": Target("merge:merge", "Merge LoRA into plain weights."),
     "cache": Target("cache:cache", "Look after the cache of guide texts."),
