@@ -126,3 +126,24 @@ class GeneratedRecord(PredictionRecord):
 def prompt_hash(prompt: str) -> str:
     """SHA-256 of the raw prompt: joins guide records to prompts when ids differ."""
     return hashlib.sha256(prompt.encode()).hexdigest()
+
+
+class StepRecord(Record):
+    """One step of a chain, kept or not: a line of ``steps.jsonl``. ``queries`` are this step's; ``iteration`` is that
+    of ``rlgf evolve train``.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    iteration: int | None = None
+    seed_id: Id
+    visit: int
+    step: int
+    operation: str
+    instruction: str
+    text: str
+    outcome: str
+    novelty: float | None
+    different: bool | None
+    reward: float | None
+    queries: int
+    cost_usd: float | None
