@@ -116,5 +116,5 @@ def test_one_text_has_no_spread():
 
 
 def test_distinct_of_a_set_by_hand():
-    assert set_distinct([[("a",), ("b",), ("a",)], [("b",)]]) == 0.5
+    assert set_distinct([[("a",), ("b",), ("a",)], [("b",)], []]) == 0.5
     assert set_distinct([[], []]) is None

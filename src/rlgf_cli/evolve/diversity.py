@@ -54,8 +54,8 @@ def leaders(vectors: np.ndarray, least: float) -> int:
     found = np.zeros((0, rows.shape[1]), dtype=rows.dtype)
     for start in range(0, len(rows), _AT_ONCE):
         block = rows[start : start + _AT_ONCE]
-        near: np.ndarray = block @ block.T >= least
-        taken: np.ndarray = (block @ found.T >= least).any(axis=1)
+        near = np.asarray(block @ block.T >= least)
+        taken = np.asarray((block @ found.T >= least).any(axis=1))
         new = []
         for i in range(len(block)):
             if not taken[i]:
