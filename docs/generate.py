@@ -23,6 +23,7 @@ from rlgf_cli.config.common import Strict
 from rlgf_cli.config.compare import CompareConfig
 from rlgf_cli.config.doctor import DoctorConfig
 from rlgf_cli.config.eval import EvalConfig
+from rlgf_cli.config.evolve_stats import EvolveStatsConfig
 from rlgf_cli.config.generate import GenerateConfig
 from rlgf_cli.config.loader import field_model
 from rlgf_cli.config.make_negatives import MakeNegativesConfig
@@ -52,6 +53,7 @@ STAGES: dict[str, type[Strict]] = {
     "compare": CompareConfig,
     "report": ReportConfig,
     "sweep": SweepConfig,
+    "evolve stats": EvolveStatsConfig,
     "generate": GenerateConfig,
     "merge": MergeConfig,
 }

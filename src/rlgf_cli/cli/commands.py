@@ -42,6 +42,7 @@ COMMANDS: dict[str, Target] = {
     "compare": Target("compare:compare", "Compare evaluations."),
     "report": Target("report:report", "Show runs and evaluations on one HTML page."),
     "sweep": Target("sweep:sweep", "Train a grid of runs and compare them."),
+    "evolve stats": Target("evolve_stats:evolve_stats", "Measure a set of instructions, or compare two."),
     "generate": Target("generate:generate", "Generate text from a checkpoint."),
     "merge": Target("merge:merge", "Merge LoRA into plain weights."),
     "cache": Target("cache:cache", "Look after the cache of guide texts."),
