@@ -24,6 +24,7 @@ from rlgf_cli.config.compare import CompareConfig
 from rlgf_cli.config.doctor import DoctorConfig
 from rlgf_cli.config.eval import EvalConfig
 from rlgf_cli.config.evolve_stats import EvolveStatsConfig
+from rlgf_cli.config.evolve_train import EvolveTrainConfig
 from rlgf_cli.config.generate import GenerateConfig
 from rlgf_cli.config.loader import field_model
 from rlgf_cli.config.make_negatives import MakeNegativesConfig
@@ -35,6 +36,7 @@ from rlgf_cli.config.sft import SftConfig
 from rlgf_cli.config.sweep import SweepConfig
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.config.train_reward import TrainRewardConfig
+from rlgf_cli.evolve.iterations import ROW
 from rlgf_cli.training.alarms import ALARMS
 from rlgf_cli.training.metric_names import METRICS
 from rlgf_cli.training.truths import TRUTHS
@@ -56,6 +58,7 @@ STAGES: dict[str, type[Strict]] = {
     "evolve stats": EvolveStatsConfig,
     "generate": GenerateConfig,
     "merge": MergeConfig,
+    "evolve train": EvolveTrainConfig,
 }
 _BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "anything"}
@@ -164,8 +167,8 @@ def _cell(text: str) -> str:
     return text.replace("``", "`").replace("|", "\\|")
 
 
-def metrics() -> str:
-    rows = [f"| `{name}` | {_cell(meaning)} |" for name, meaning in METRICS.items()]
+def metrics(names: dict[str, str]) -> str:
+    rows = [f"| `{name}` | {_cell(meaning)} |" for name, meaning in names.items()]
     return "\n".join(["| name | meaning |", "|---|---|", *rows])
 
 
@@ -188,7 +191,8 @@ def alarms() -> str:
 
 GENERATORS = {
     "config-keys": config_keys,
-    "metrics": metrics,
+    "metrics": lambda: metrics(METRICS),
+    "evolve-metrics": lambda: metrics(ROW),
     "commands": commands,
     "truths": truths,
     "alarms": alarms,

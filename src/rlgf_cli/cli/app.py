@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from rlgf_cli import __version__, console
-from rlgf_cli.cli.commands import SETTINGS, LazyGroup, called, load
+from rlgf_cli.cli.commands import FAMILIES, SETTINGS, LazyGroup, called, family, load, spelled
 from rlgf_cli.errors import RlgfError, UserError, is_disk_full
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
@@ -96,6 +96,8 @@ def _call(arguments: list[str]) -> int:
     """
     if (name := called(arguments)) is not None:
         code = load(name)(args=arguments[len(name.split()) :], prog_name=f"rlgf {name}", standalone_mode=False)
+    elif arguments and (word := spelled(arguments[0])) in FAMILIES:
+        code = family(word)(args=arguments[1:], prog_name=f"rlgf {word}", standalone_mode=False)
     else:
         code = app(args=arguments, prog_name="rlgf", standalone_mode=False)
     return code if isinstance(code, int) else 0

@@ -44,6 +44,7 @@ COMMANDS: dict[str, Target] = {
     "sweep": Target("sweep:sweep", "Train a grid of runs and compare them."),
     "evolve stats": Target("evolve_stats:evolve_stats", "Measure a set of instructions, or compare two."),
     "generate": Target("generate:generate", "Generate text from a checkpoint."),
+    "evolve train": Target("evolve_train:evolve_train", "Learn which operation to evolve an instruction by next."),
     "merge": Target("merge:merge", "Merge LoRA into plain weights."),
     "cache": Target("cache:cache", "Look after the cache of guide texts."),
     "ls": Target("ls:ls", "List what rlgf knows by name."),
@@ -98,11 +99,11 @@ class LazyGroup(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         for name, target in COMMANDS.items():
-            family, _, member = name.rpartition(" ")
-            if family == self.family:
+            word, _, member = name.rpartition(" ")
+            if word == self.family:
                 self.add_command(TyperCommand(name=member, help=target.summary), member)
-            elif not self.family and family not in self.commands:
-                self.add_command(_family(family), family)
+            elif not self.family and word not in self.commands:
+                self.add_command(family(word), word)
 
     family = ""
     """The word before its commands' names."""
@@ -113,7 +114,7 @@ class LazyGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-def _family(word: str) -> LazyGroup:
+def family(word: str) -> LazyGroup:
     """``rlgf evolve``: a group of its own."""
     kind = type("Family", (LazyGroup,), {"family": word})
     return kind(name=word, help=FAMILIES[word], no_args_is_help=True, context_settings=SETTINGS)

@@ -137,17 +137,19 @@ def _print_set(found: Mapping[str, Any]) -> None:
 
 def _print_steps(rows: Sequence[Mapping[str, Any]]) -> None:
     """What is unknown of every step has no column."""
-    operations = sorted({name for row in rows for name in row.get("operations", ())})
     names = ("texts", "words", "sentences", "conjunctions", "type_token_ratio")
     of_rewrites = ("rewrites", "kept_share", "novelty", "queries_per_kept", "cost_usd")
     shown = [name for name in (*names, *of_rewrites) if any(row.get(name) is not None for row in rows)]
-    lines = []
-    for row in rows:
-        shares = [
-            percent(round(row["operations"].get(name, 0), 3)) if "operations" in row else "-" for name in operations
-        ]
-        lines.append([str(row["step"]), *(_cell(row.get(name)) for name in shown), *shares])
-    console.result(console.table(["step", *shown, *operations], lines))
+    lines = [[str(row["step"]), *(_cell(row.get(name)) for name in shown)] for row in rows]
+    console.result(console.table(["step", *shown], lines))
+    operations = sorted({name for row in rows for name in row.get("operations", ())})
+    chosen = [
+        [str(row["step"]), *(percent(round(row["operations"].get(name, 0), 3)) for name in operations)]
+        for row in rows
+        if "operations" in row
+    ]
+    if chosen:
+        console.result(console.table(["step", *operations], chosen))
 
 
 def _cell(value: float | None) -> str:

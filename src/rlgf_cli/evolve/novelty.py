@@ -79,3 +79,10 @@ class Collection:
         """What was added and is not forgotten, the oldest first: adding it to a new collection gives this one."""
         added = self._rows[self._fixed : self._used]
         return np.roll(added, -(self._next - self._fixed), axis=0) if self._next < self._used else added.copy()
+
+    def holding(self, recent: np.ndarray) -> Collection:
+        """A new collection with the same fixed vectors and capacity, to which ``recent`` was added."""
+        new = Collection(self._rows[: self._fixed], self.capacity)
+        for vector in recent:
+            new.add(vector)
+        return new

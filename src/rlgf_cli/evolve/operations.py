@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlgf_cli.config.common import Strict
 from rlgf_cli.config.loader import resolve
@@ -38,12 +38,13 @@ class OperationFile(Strict):
 
     operations: list[Operation] = Field(min_length=2)
 
-    @model_validator(mode="after")
-    def _check(self) -> OperationFile:
-        names = [operation.name for operation in self.operations]
+    @field_validator("operations")
+    @classmethod
+    def _each_once(cls, operations: list[Operation]) -> list[Operation]:
+        names = [operation.name for operation in operations]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"the operation {twice[0]!r} is there twice")
-        return self
+        return operations
 
 
 def read_operations(path: str | None) -> list[Operation]:

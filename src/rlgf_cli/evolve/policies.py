@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from rlgf_cli import noise
+from rlgf_cli.errors import UserError
 from rlgf_cli.evolve.operations import Operation
 from rlgf_cli.evolve.world import Chain, World
 
@@ -48,6 +49,11 @@ class PaperPolicy:
     def __init__(self, operations: Sequence[Operation]) -> None:
         self._breadth = [i for i, operation in enumerate(operations) if operation.breadth]
         self._depth = [i for i, operation in enumerate(operations) if not operation.breadth]
+        if not self._breadth or not self._depth:
+            raise UserError(
+                f"the paper's schedule needs an operation with breadth: {'true' if self._depth else 'false'}",
+                hint="take another policy, or say of the operations which of them have breadth",
+            )
 
     def choose(self, chains: Sequence[Chain], draws: np.ndarray) -> list[int]:
         kinds = [self._breadth if len(chain.steps) % 3 == 0 else self._depth for chain in chains]

@@ -49,6 +49,7 @@ def _growth(name: str, rows: Rows) -> Plot:
         for axes, (key, label) in zip(canvas.subplots(2, 2).flat, parts.items(), strict=True):
             _style(axes, palette, "step", label)
             _draw(axes, palette, 0, [row["step"] for row in rows], [row[key] for row in rows], label)
+            _from_zero(axes)
 
     alt = "; ".join(f"{label}: {_ends(rows, key)}" for key, label in parts.items())
     caption = "Means of the texts that were made at each step; step 0 are the seeds."
@@ -103,7 +104,7 @@ def _spent(name: str, rows: Rows) -> Plot:
         for axes, (label, values) in zip(many.flat, columns.items(), strict=True):
             _style(axes, palette, "step", label)
             _draw(axes, palette, 0, [row["step"] for row in rows], values, label)
-            axes.set_ylim(bottom=0)
+            _from_zero(axes)
 
     alt = "; ".join(f"{label}: {_say(values[-1])} at the last step" for label, values in columns.items())
     caption = "Chains that end after this step: what was asked for by what is in the set."
@@ -123,6 +124,11 @@ def _so_far(rows: Rows, key: str) -> list[float | None]:
 def _style(axes: Axes, palette: Palette, x: str, y: str) -> None:
     style(axes, palette, x=x, y=y)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _from_zero(axes: Axes) -> None:
+    """The axis of something that is never negative; its highest point is not cut."""
+    axes.set_ylim(0, (axes.dataLim.ymax if axes.has_data() else 0) * 1.08 or 1)
 
 
 def _draw(

@@ -6,7 +6,9 @@ without it, or whose files do not match it, does not exist.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
@@ -79,17 +81,23 @@ def save(
 ) -> None:
     """Write ``folder`` whole or not at all. ``states``: what :func:`collect` gave, where there are shards."""
     states = states or collect(model, optimizer)
+    with written_whole(folder) as temporary:
+        loading.save(temporary, model.loaded, weights=states.policy)
+        with os_errors(temporary):
+            save_file(_critic_tensors(states.critics), temporary / "critics.safetensors")
+        write_optimizer(temporary, {"optimizer": states.optimizer, "scheduler": scheduler.state_dict()})
+        write_json(temporary / "state.json", asdict(state))
+
+
+@contextlib.contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill: when the block ends well it gets its ``COMPLETE`` and becomes ``folder``, else
+    nothing is left of it."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        loading.save(temporary, model.loaded, weights=states.policy)
-        with os_errors(temporary):
-            save_file(_critic_tensors(states.critics), temporary / "critics.safetensors")
-        with RememberingWriter(temporary / "optimizer.pt") as stream:
-            saved = {"optimizer": states.optimizer, "scheduler": scheduler.state_dict()}
-            torch.save(saved, cast("IO[bytes]", stream))
-        write_json(temporary / "state.json", asdict(state))
+        yield temporary
         files = {str(p.relative_to(temporary)): p.stat().st_size for p in sorted(temporary.rglob("*")) if p.is_file()}
         write_json(temporary / "COMPLETE", {"files": files})
         shutil.rmtree(folder, ignore_errors=True)
@@ -97,6 +105,12 @@ def save(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)  # on a full disk, half a checkpoint is all that is in the way
         raise
+
+
+def write_optimizer(folder: Path, saved: dict[str, Any]) -> None:
+    """``optimizer.pt``: states of optimizers and schedules, read back with ``torch.load(..., weights_only=True)``."""
+    with RememberingWriter(folder / "optimizer.pt") as stream:
+        torch.save(saved, cast("IO[bytes]", stream))
 
 
 def is_complete(folder: Path) -> bool:

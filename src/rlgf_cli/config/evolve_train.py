@@ -1,0 +1,65 @@
+"""The config of ``rlgf evolve train``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rlgf_cli.config.common import Strict
+from rlgf_cli.config.evolve import EvolveConfig
+from rlgf_cli.config.guide import TRANSPORT
+
+
+class EvolveRewardConfig(Strict):
+    """A kept rewrite earns ``novelty`` times its novelty, and ``different`` where the reviewer found it different; one
+    that was not kept earns -``penalty``.
+    """
+
+    novelty: float = Field(1.0, ge=0)
+    different: float = Field(0.0, ge=0)
+    penalty: float = Field(0.5, ge=0)
+
+
+class EvolvePPOConfig(Strict):
+    """PPO over chains of steps. ``minibatch_size`` is in chains; ``hidden`` is the width of both layers of the policy.
+    Advantages are whitened. Adam, its learning rate constant.
+    """
+
+    learning_rate: float = Field(3e-3, gt=0)
+    epochs: int = Field(4, ge=1)
+    minibatch_size: int = Field(16, ge=1)
+    clip_range: float = Field(0.2, gt=0)
+    gamma: float = Field(1.0, gt=0, le=1)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    entropy_coef: float = Field(0.01, ge=0)
+    value_coef: float = Field(0.5, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    hidden: int = Field(64, ge=1)
+
+
+class EvolveTrainConfig(EvolveConfig):
+    """``policy``: ``learned``, or a baseline, which walks the same world and learns nothing. Each of the
+    ``iterations`` leads ``batch_size`` chains from their seeds through ``steps`` steps and then learns from them.
+    What was kept counts as there for the novelty of what follows, until ``memory`` later rewrites were kept: about as
+    many as the set that the policy is meant for will hold. ``save_every``: iterations between checkpoints, of which the
+    newest ``save_total_limit`` stay (null: all).
+    """
+
+    policy: Literal["learned", "random", "round-robin", "paper"] = "learned"
+    iterations: int = Field(50, ge=1)
+    memory: int = Field(500, ge=1)
+    reward: EvolveRewardConfig = Field(default_factory=EvolveRewardConfig)
+    ppo: EvolvePPOConfig = Field(default_factory=EvolvePPOConfig)
+    save_every: int = Field(5, ge=1)
+    save_total_limit: int | None = Field(2, ge=1)
+
+
+FREE_ON_RESUME = {
+    "save_every",
+    "device",
+    "budget.max_cost_usd",
+    "budget.max_calls",
+    *(f"{who}.{key}" for who in ("guide", "reviewer") for key in TRANSPORT),
+}
+"""Keys that may differ when a run is resumed: they do not change the policy."""

@@ -1,0 +1,245 @@
+"""``rlgf evolve train``: learn which operation to apply next, or walk a baseline through the same world."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rlgf_cli import console
+from rlgf_cli.artifacts import resume
+from rlgf_cli.artifacts.disk import os_errors
+from rlgf_cli.artifacts.jsonl import Appender, read_examples, read_json, read_objects, write_json, write_jsonl
+from rlgf_cli.artifacts.rundir import Existing, RunDir
+from rlgf_cli.config.evolve_train import FREE_ON_RESUME, EvolveTrainConfig
+from rlgf_cli.config.loader import Resolved
+from rlgf_cli.errors import Interrupted, RlgfError, UserError
+from rlgf_cli.evolve import plots, ppo
+from rlgf_cli.evolve.features import feature_names
+from rlgf_cli.evolve.iterations import chains_of, records_of, refuse_barren, row_of, summary_of
+from rlgf_cli.evolve.learned import LearnedPolicy, PolicyNet, load_policy
+from rlgf_cli.evolve.make import make_world, paid_in
+from rlgf_cli.evolve.operations import Operation, read_operations
+from rlgf_cli.evolve.planned import planned
+from rlgf_cli.evolve.policies import Policy, walk
+from rlgf_cli.evolve.world import RewardWeights, World
+from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
+from rlgf_cli.guides.make import describe
+from rlgf_cli.protocols import Example
+from rlgf_cli.training import checkpoint
+
+COMMAND = "evolve train"
+
+
+@dataclass(frozen=True)
+class EvolveTrainResult:
+    """Where the policy is, the summary that run.json holds, and what it cost."""
+
+    folder: Path
+    summary: dict[str, Any]
+    spend: dict[str, Any]
+
+
+def run(resolved: Resolved[EvolveTrainConfig], *, existing: Existing = "refuse") -> EvolveTrainResult:
+    """Train. All inputs are checked before the output folder is touched."""
+    config = resolved.config
+    resume.refuse_used(config.output, COMMAND, existing)
+    resume.refuse_own_input(config.output, config.data, config.operations, config.novelty.encoder)
+    if (done := resume.finished_result(config.output, existing)) is not None:
+        console.log(f"{config.output} is done already")
+        return EvolveTrainResult(Path(config.output), done, read_json(Path(config.output, "run.json"))["spend"])
+    if existing == "resume":
+        resume.refuse_changed(config.output, resolved.to_json(), free=FREE_ON_RESUME)
+    operations, seeds, world = _load(config)
+    paid = paid_in(world)
+    with closing_all(paid):
+        world.guide.check([Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations], config.max_new_tokens)
+        for writer in paid:
+            writer.notify = console.warn
+            writer.check_budget(config.budget)
+        claimed = RunDir.claim(config.output, COMMAND, existing=existing, seed=config.seed)
+        with claimed.running() as folder:
+            folder.write_config(resolved.to_json())
+            for parent in (config.data, config.operations, config.novelty.encoder):
+                folder.manifest.add_parent(parent)
+            charge_together(paid, folder.manifest.data["run_id"], config.budget, folder.manifest.data["spend"])
+            training = _Training(config, world, seeds, folder)
+            with _books(training):
+                _loop(training, resumed=existing == "resume")
+    return EvolveTrainResult(folder.path, folder.manifest.data["result"], folder.manifest.data["spend"])
+
+
+def dry_run(resolved: Resolved[EvolveTrainConfig]) -> dict[str, Any]:
+    """Check the inputs, and say how often guide and reviewer would be asked and what that costs; nothing is written."""
+    config = resolved.config
+    operations, seeds = _inputs(config)
+    return planned(config, operations, seeds, rewrites=config.iterations * config.batch_size * config.steps)
+
+
+def _inputs(config: EvolveTrainConfig) -> tuple[list[Operation], list[Example]]:
+    operations = read_operations(config.operations)
+    if config.policy != "learned":
+        load_policy(config.policy, operations)  # refuses what the baseline cannot work with
+    for who in (config.guide, config.reviewer):
+        if who is not None and not describe(who).live:
+            hint = "name a live guide: hf:PATH, openai:MODEL or an alias"
+            raise UserError("this guide is recorded; it has no new text to give", where=who.name, hint=hint)
+    return operations, read_examples(config.data, limit=config.limit)
+
+
+def _load(config: EvolveTrainConfig) -> tuple[list[Operation], list[Example], World]:
+    operations, seeds = _inputs(config)
+    weights = RewardWeights(config.reward.novelty, config.reward.different, config.reward.penalty)
+    if config.reward.different and config.reviewer is None:
+        hint = "give --reviewer, or leave reward.different out"
+        raise UserError("reward.different is for what a reviewer says, and there is none", hint=hint)
+    return operations, seeds, make_world(config, operations, seeds, weights=weights, capacity=config.memory)
+
+
+@dataclass
+class _Training:
+    """A run: the world, who chooses in it, and what a checkpoint holds. ``memory`` [kept, d] is what novelty was
+    measured against at the end of the last iteration, the oldest first.
+    """
+
+    config: EvolveTrainConfig
+    world: World
+    seeds: Sequence[Example]
+    folder: RunDir
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        config, operations = self.config, self.world.operations
+        self.iteration = 0
+        self.memory = self.world.collection.recent()
+        self.learned: LearnedPolicy | None = None
+        if config.policy == "learned":
+            net = PolicyNet(len(feature_names(operations)), len(operations), config.ppo.hidden, config.seed)
+            self.learned = LearnedPolicy(net, operations, config.steps, self.world.space.signature)
+            self.optimizer = torch.optim.Adam(net.parameters(), lr=config.ppo.learning_rate)
+        self.policy: Policy = self.learned or load_policy(config.policy, operations)
+
+    def iterate(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Lead the chains through the world and learn from them: the iteration's row, and its steps' records.
+
+        The state moves at the end alone: where the guide stops in between, it is that of the iteration before.
+        """
+        config, iteration = self.config, self.iteration + 1
+        # made anew, because the order of its vectors decides the last bit of a novelty, and a resumed run has this one
+        self.world.collection = self.world.collection.holding(self.memory)
+        chains = chains_of(iteration, self.seeds, config.batch_size, config.seed)
+        walk(self.world, chains, self.policy, config.steps, config.seed)
+        self.memory = self.world.collection.recent()
+        row = row_of(iteration, chains, self.world.operations, len(self.memory))
+        if self.learned is not None:
+            key = (config.seed, "update", iteration)
+            row |= ppo.update(self.learned.net, self.optimizer, ppo.walked(self.learned, chains), config.ppo, key=key)
+        self.iteration = iteration
+        self.rows.append(row)
+        return row, list(records_of(iteration, chains))
+
+    def save(self) -> None:
+        """A checkpoint, whole or not at all."""
+        target = self.folder.file("checkpoints") / f"step_{self.iteration}"
+        if checkpoint.is_complete(target):
+            return
+        with checkpoint.written_whole(target) as new:
+            write_json(new / "state.json", {"iteration": self.iteration})
+            with os_errors(new):
+                save_file({"memory": torch.from_numpy(self.memory)}, new / "memory.safetensors")
+            if self.learned is not None:
+                self.learned.save(new)
+                checkpoint.write_optimizer(new, self.optimizer.state_dict())
+        checkpoint.rotate(target.parent, self.config.save_total_limit)
+
+    def restore(self) -> None:
+        """Go on from the newest complete checkpoint, where there is one."""
+        root = self.folder.file("checkpoints")
+        checkpoint.rotate(root, None)
+        found, damaged = checkpoint.newest(root)
+        for folder in damaged:
+            console.warn(f"{folder} is damaged (a file is missing or cut short) and is passed over")
+        if found is None:
+            console.warn("there is no complete checkpoint yet; starting from the beginning")
+            return
+        self.iteration = read_json(found / "state.json")["iteration"]
+        self.memory = load_file(found / "memory.safetensors")["memory"].numpy()
+        if self.learned is not None:
+            saved = load_policy(str(found), self.world.operations)
+            assert isinstance(saved, LearnedPolicy)
+            self.learned.net.load_state_dict(saved.net.state_dict())
+            self.optimizer.load_state_dict(torch.load(found / "optimizer.pt", weights_only=True))
+        console.log(f"resuming from iteration {self.iteration}")
+
+
+def _loop(training: _Training, *, resumed: bool) -> None:
+    """Iterate, write rows, steps and checkpoints; Ctrl-C ends after the iteration it came in."""
+    config, folder = training.config, training.folder
+    if resumed:
+        training.restore()
+    metrics, steps = folder.file("metrics.jsonl"), folder.file("steps.jsonl")
+    training.rows += _kept_lines(metrics, training.iteration)
+    _kept_lines(steps, training.iteration)
+    with (
+        Appender(metrics) as rows_out,
+        Appender(steps) as steps_out,
+        console.interruptible("finishing this iteration and saving") as stop,
+        console.progress(COMMAND, config.iterations, done=training.iteration, milestones=20) as bar,
+    ):
+        while training.iteration < config.iterations:
+            row, records = training.iterate()
+            for record in records:
+                steps_out.write(record)
+            rows_out.write(row)
+            last = training.iteration == config.iterations
+            if training.iteration % config.save_every == 0 or last or stop.is_set():
+                training.save()
+            refuse_barren(training.rows, last=last)
+            if stop.is_set() and not last:
+                stopped = f"stopped after iteration {training.iteration}; the state is saved"
+                raise Interrupted(stopped, hint="--resume goes on from there")
+            bar.update(1, _note(row))
+
+
+def _kept_lines(path: Path, iteration: int) -> list[dict[str, Any]]:
+    """Leave the lines of the iterations that the state has behind it, and give them; later ones are written anew."""
+    found = [row for _, row in read_objects(path, torn_tail=True)] if path.is_file() else []
+    found = [row for row in found if row["iteration"] <= iteration]
+    write_jsonl(path, found)
+    return found
+
+
+@contextmanager
+def _books(training: _Training) -> Iterator[None]:
+    """Where the loop ends in a way that rlgf knows, the state, the policy so far and the plots are there; however it
+    ends, what it cost is."""
+    try:
+        yield
+        _finish(training)
+    except RlgfError:
+        if training.iteration:
+            training.save()
+            _finish(training)
+        raise
+    finally:
+        paid = paid_in(training.world)
+        told = {name: writer.provenance() for name, writer in zip(("guide", "reviewer"), paid, strict=False)}
+        training.folder.manifest.save(spend=spend_together(paid), **told)
+
+
+def _finish(training: _Training) -> None:
+    folder, rows = training.folder, training.rows
+    folder.manifest.save(result=summary_of(rows, training.config.policy))
+    folder.write_files(lambda target: plots.write(target / "plots", rows))
+    if training.learned is not None:
+        folder.write_files(training.learned.save)
+
+
+def _note(row: dict[str, Any]) -> str:
+    """The few figures that a person watches."""
+    return "  ".join(f"{name} {row[name]:.3f}" for name in ("reward", "kept", "novelty", "ppo/entropy") if name in row)

@@ -1,0 +1,76 @@
+"""What the tests of evolving instructions share: a guide that answers from a function, and a world around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlgf_cli.evolve.novelty import Collection, NgramSpace
+from rlgf_cli.evolve.operations import Operation, read_operations
+from rlgf_cli.evolve.rules import Limits
+from rlgf_cli.evolve.world import RewardWeights, World
+from rlgf_cli.guides.answers import Answer, Failure
+from rlgf_cli.protocols import Completion, Example, GuideRequest
+
+SEEDS = [
+    Example("rain", "Write a short poem about rain."),
+    Example("tax", "Explain how income tax works."),
+    Example("bread", "List the steps of baking bread at home."),
+]
+OPERATIONS = [
+    Operation(name="wide", breadth=True, prompt="Something else than this: {instruction}"),
+    Operation(name="deep", prompt="Make it harder, please: {instruction}"),
+    Operation(name="long", prompt="Add a condition to it: {instruction}"),
+]
+Reply = str | Failure | Completion
+
+
+class FunctionGuide:
+    """Answers from a function of the request, the last request first; remembers what it was asked."""
+
+    name = "function"
+
+    def __init__(self, answer: Callable[[GuideRequest], Reply]) -> None:
+        self._answer = answer
+        self.asked: list[GuideRequest] = []
+
+    def stream(self, requests: Sequence[GuideRequest]) -> Iterator[Answer]:
+        for index, request in reversed(list(enumerate(requests))):
+            self.asked.append(request)
+            reply = self._answer(request)
+            outcome = Completion(reply, "stop", "function", cost_usd=0.25) if isinstance(reply, str) else reply
+            yield Answer(index, request, outcome)
+
+
+def number_of(request: GuideRequest) -> str:
+    """A text that is like no other one, fixed by the request."""
+    rng = np.random.default_rng(abs(hash_of(request)))
+    return "Task " + " ".join("".join(rng.choice(list("abcdefgh"), size=6)) for _ in range(8))
+
+
+def hash_of(request: GuideRequest) -> int:
+    import zlib
+
+    return zlib.crc32(f"{request.example.prompt}|{request.sample_index}".encode())
+
+
+def world_of(
+    answer: Callable[[GuideRequest], Reply] = number_of, *, seeds: Sequence[Example] = SEEDS, **changes: Any
+) -> World:
+    """A world of words. ``changes``: its own arguments."""
+    space = NgramSpace()
+    settings: dict[str, Any] = {
+        "limits": Limits(max_words=50),
+        "weights": RewardWeights(),
+        "min_novelty": 0.05,
+        "max_new_tokens": 64,
+        **changes,
+    }
+    collection = settings.pop("collection", None) or Collection(space.embed([seed.prompt for seed in seeds]))
+    operations = settings.pop("operations", OPERATIONS)
+    return World(FunctionGuide(answer), operations, space, collection, **settings)  # type: ignore[arg-type]
+
+
+BUILTIN = read_operations(None)
