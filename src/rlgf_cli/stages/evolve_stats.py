@@ -45,7 +45,7 @@ def run(resolved: Resolved[EvolveStatsConfig], *, existing: Existing = "refuse")
     """
     config = resolved.config
     if config.output is not None:
-        resume.refuse_used(config.output, COMMAND, existing)
+        resume.refuse_used(config.output, COMMAND, existing, can_resume=False)
         for path in config.sets:
             resume.refuse_own_input(config.output, path)
     sets = [read_set(path) for path in config.sets]
