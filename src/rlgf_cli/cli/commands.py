@@ -117,7 +117,8 @@ class LazyGroup(TyperGroup):
 def family(word: str) -> LazyGroup:
     """``rlgf evolve``: a group of its own."""
     kind = type("Family", (LazyGroup,), {"family": word})
-    return kind(name=word, help=FAMILIES[word], no_args_is_help=True, context_settings=SETTINGS)
+    more = f"rlgf {word} COMMAND --help lists a command's flags and shows examples."
+    return kind(name=word, help=FAMILIES[word], epilog=more, no_args_is_help=True, context_settings=SETTINGS)
 
 
 def called(arguments: Sequence[str]) -> str | None:
