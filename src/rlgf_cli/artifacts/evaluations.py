@@ -24,6 +24,8 @@ class FigureEntry(Record):
     """
 
     value: FiniteFloat
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
     signature: str
     aggregate: str | None = "mean"  # earlier versions had nothing but means, and did not say so
     low: FiniteFloat | None = None
@@ -166,10 +168,11 @@ def read_evaluation(folder: Path) -> Evaluation:
         records[record.id] = record
     if not records:
         raise UserError("the file holds no predictions", where=str(path), hint="run rlgf eval again")
-    return Evaluation(found, records, _read_scores(found / "scores.json"))
+    return Evaluation(found, records, read_scores(found / "scores.json"))
 
 
-def _read_scores(path: Path) -> Scores:
+def read_scores(path: Path) -> Scores:
+    """The scores.json of an evaluation. Raises UserError where it is none of ``rlgf eval``."""
     hint = "run rlgf eval again; --resume scores the texts that are there"
     try:
         return Scores.model_validate(jsonl.read_json(path))
