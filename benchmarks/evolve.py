@@ -1,6 +1,6 @@
 """Does a learned policy make a more diverse set with as many queries? On the scripted guide of recipes/teams_rl.
 
-    python benchmarks/evolve.py FOLDER --data alpaca/train.jsonl.gz [--seeds 0 1 2 3 4] [--iterations 80]
+    python benchmarks/evolve.py FOLDER --data alpaca/train.jsonl.gz [--seeds 0 1 2 3 4] [--iterations 40]
     python benchmarks/evolve.py FOLDER --data alpaca/train.jsonl.gz --sweep
 
 For each seed: ``rlgf evolve train`` on training seeds; then learned policy, random, round-robin and the paper's
@@ -9,9 +9,10 @@ schedule walk the same held-out seeds, each in a fresh world, with equally many 
 rates and entropy coefficients with seeds of its own (100 and 101), and prints a table; the benchmark proper takes what
 it is given. What is in FOLDER already is not made again.
 
-The ceiling is a bound on the reward of any policy, found by search over all orders of operations on the first 4 held-out
-seeds, each chain alone in the world with all the seeds: what other chains keep can only lower a novelty. Of the tasks
-that breadth knows, each of which is kept once at most, these chains have their share of all the held-out ones.
+The ceiling is a bound on the reward of any policy, found by search over all orders of operations on the first 4
+held-out seeds, each chain alone in the world with all the seeds: what other chains keep can only lower a novelty. Of
+the tasks that breadth knows, each of which is kept once at most, these chains have their share of all the held-out
+ones.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ RATES, ENTROPIES, SWEPT = (1e-3, 3e-3, 1e-2), (0.003, 0.01, 0.03), (100, 101)
 @contextmanager
 def guide() -> Iterator[str]:
     """The scripted guide in a process of its own; its URL."""
-    words = [sys.executable, RECIPE / "scripted_server.py", "--port", "8712"]  # the URL is part of the cache's key
+    words = [sys.executable, str(RECIPE / "scripted_server.py"), "--port", "8712"]  # the URL is part of the cache's key
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -215,7 +216,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="JSONL of instructions, alpaca's as they are")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--iterations", type=int, default=80)
+    parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--set", action="append", default=[], help="key=value of rlgf evolve train")
     parser.add_argument("--sweep", action="store_true")
     given = parser.parse_args()
