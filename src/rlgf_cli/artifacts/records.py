@@ -153,3 +153,35 @@ class StepRecord(Record):
     reward: float | None
     queries: int
     cost_usd: float | None
+
+
+class AnsweredStepRecord(StepRecord):
+    """A step of ``rlgf evolve generate``. ``answer`` is ``kept`` or the rule that the answer broke, ``answer_text``
+    what it said in that case; both null where nobody asked. ``queries`` has the answer's in it.
+    """
+
+    answer: str | None = None
+    answer_text: str | None = None
+    answer_cost_usd: float | None = None
+
+
+class EvolvedRecord(ExampleRecord):
+    """An instruction of ``rlgf evolve generate`` with its answer, and how it came about.
+
+    ``operations`` made it, from the seed on; ``meta.chain`` are the texts that they were given, the seed's first.
+    ``parent`` is the id of the last of them. ``step`` counts from 1, ``visit`` a seed's chains from 0. ``queries`` are
+    those of the chain so far, what was rejected and answers among them; ``cost_usd`` is what this text and its answer
+    cost when they were bought.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    seed_id: Id
+    visit: int
+    step: int
+    operation: str
+    operations: list[str]
+    parent: str
+    novelty: float | None
+    different: bool | None
+    queries: int
+    cost_usd: float | None
