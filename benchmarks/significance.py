@@ -1,7 +1,7 @@
 """What the tests of `rlgf compare` promise, in simulations whose truth is known (docs/significance.md).
 
     python benchmarks/significance.py                        all parts (some ten minutes of a core)
-    python benchmarks/significance.py --parts null,power     some of them: null, power, sacrebleu, seeds
+    python benchmarks/significance.py --parts null,power     some of them: null, power, sacrebleu, seeds, pairs
 
 Texts of two real systems are read where RLGF_REAL_DATA names a folder with CommonGen; else such as are made here.
 """
@@ -9,6 +9,7 @@ Texts of two real systems are read where RLGF_REAL_DATA names a folder with Comm
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from scipy import stats
 from rlgf_cli.console import table
 from rlgf_cli.metrics.aggregates import mean
 from rlgf_cli.metrics.bootstrap import resampled
-from rlgf_cli.metrics.significance import Seeds, bootstrap_p, p_value, randomised
+from rlgf_cli.metrics.significance import Seeds, bootstrap_p, estimate, p_value, pair_flip_p, randomised
 from significance_cases import (
     Pairs,
     binary_scores,
@@ -152,9 +153,38 @@ def over_seeds(trials: int, resamples: int) -> None:
     show(f"Coverage of 95 % intervals: {trials} comparisons, {resamples} resamples", header, rows)
 
 
+def with_pairs(pairs: int, share: float, common: float, trials: int, prompts: int, resamples: int) -> list[str]:
+    """Coverage of the 95 % interval with and without the pairs, their widths by that of an interval with the variance
+    known, and how often randomisation over pairs has p <= 0.1."""
+    held, relative, small = [], [], []
+    for start in batches(trials):
+        simulated = of_seeds(
+            np.random.default_rng([6, start]), (pairs, pairs), share=share, common=common, trials=_BATCH,
+            prompts=prompts, resamples=resamples,
+        )  # fmt: skip
+        for trial in simulated:
+            both = (trial.first, trial.second)
+            found = [estimate(*both, prompts=prompts, level=0.95, paired=paired).interval for paired in (True, False)]
+            held.append([low <= 0 <= high for _, low, high in found])
+            relative.append([(high - low) / (2 * 1.96 * trial.sd) for _, low, high in found])
+            small.append(pair_flip_p(trial.first.figures - trial.second.figures, resamples=10_000, seed=0) <= 0.1)
+    shares = [f"{value:.3f}" for value in (*np.mean(held, axis=0), np.mean(small))]
+    return [*shares[:2], *(f"{value:.2f}" for value in np.median(relative, axis=0)), shares[2]]
+
+
+def over_pairs(trials: int, resamples: int) -> None:
+    rows, prompts = [], 200
+    for pairs, share, common in itertools.product((2, 3, 5, 10), (0.5, 0.9), (0.0, 0.5, 0.9)):
+        shown = with_pairs(pairs, share, common, trials, prompts, resamples)
+        rows.append([str(pairs), f"{share:.0%}", f"{common:.0%}", *shown])
+    header = ["pairs", "variance by seeds", "of it in common", "paired", "unpaired"]
+    header += ["width, paired", "width, unpaired", "randomisation, p <= 0.1"]
+    show(f"Seeds in pairs, {prompts} prompts: {trials} comparisons, {resamples} resamples", header, rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="null,power,sacrebleu,seeds")
+    parser.add_argument("--parts", default="null,power,sacrebleu,seeds,pairs")
     parser.add_argument("--comparisons", type=int, default=4000, help="simulated per row, in steps of 250")
     parser.add_argument("--resamples", type=int, default=1000)
     asked = parser.parse_args()
@@ -169,6 +199,7 @@ def main() -> None:
         "power": lambda: power(asked.comparisons, asked.resamples),
         "sacrebleu": lambda: sacrebleu(texts, source),
         "seeds": lambda: over_seeds(asked.comparisons, asked.resamples),
+        "pairs": lambda: over_pairs(asked.comparisons, asked.resamples),
     }
     for name in asked.parts.split(","):
         if name not in parts:

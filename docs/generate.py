@@ -24,6 +24,7 @@ from rlgf_cli.config.compare import CompareConfig
 from rlgf_cli.config.doctor import DoctorConfig
 from rlgf_cli.config.eval import EvalConfig
 from rlgf_cli.config.evolve_generate import EvolveGenerateConfig
+from rlgf_cli.config.evolve_stats import EvolveStatsConfig
 from rlgf_cli.config.evolve_train import EvolveTrainConfig
 from rlgf_cli.config.generate import GenerateConfig
 from rlgf_cli.config.loader import field_model
@@ -55,6 +56,7 @@ STAGES: dict[str, type[Strict]] = {
     "compare": CompareConfig,
     "report": ReportConfig,
     "sweep": SweepConfig,
+    "evolve stats": EvolveStatsConfig,
     "generate": GenerateConfig,
     "merge": MergeConfig,
     "evolve train": EvolveTrainConfig,

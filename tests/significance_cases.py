@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import random
 from collections.abc import Sequence
@@ -79,12 +80,14 @@ def of_seeds(
     prompts: int,
     resamples: int,
     level: float = 0.95,
+    common: float = 0.0,
 ) -> list[OfSeeds]:
     """Comparisons of two equally good ways of training. Seeds have ``share`` of the difference's variance.
 
     A figure is a ratio of sums (texts have different weights). Besides the seeds' own effect there are one of prompts
     that is shared by all, one of prompts per system, and noise of its own for every text. A single seed is a given
-    model, and has no effect that varies.
+    model, and has no effect that varies. ``common``: the share of the seeds' variance that the i-th seeds of both have
+    in common, and that is not in their difference.
     """
     first, second = seeds
     per_system, per_text = 0.5, 0.7  # standard deviations
@@ -96,8 +99,11 @@ def of_seeds(
         rng.normal(0, 1, (trials, 1, prompts))
         + rng.normal(0, per_system, (trials, 2, prompts))[:, system]
         + rng.normal(0, per_text, (trials, len(system), prompts))
-        + rng.normal(0, 1, (trials, len(system), 1)) * seed_sd[system][:, None]
+        + rng.normal(0, 1, (trials, len(system), 1)) * math.sqrt(1 - common) * seed_sd[system][:, None]
     )
+    if common:
+        shared = np.tile(rng.normal(0, 1, (trials, first, 1)), (1, 2, 1))
+        scores += shared * math.sqrt(common) * seed_sd[system][:, None]
     rows = as_rows(scores) * rng.uniform(0.8, 1.2, (trials, len(system), prompts, 1))
     flat = rows.reshape(trials * len(system), prompts, 2)
     draws = resampled(flat, mean, resamples=resamples, seed=0).reshape(trials, len(system), resamples)
@@ -105,7 +111,7 @@ def of_seeds(
     found = []
     for i in range(trials):
         a, b = Seeds(figures[i, :first], draws[i, :first]), Seeds(figures[i, first:], draws[i, first:])
-        sd = float(np.sqrt(by_prompts / (1 - share)))
+        sd = float(np.sqrt(by_prompts * (1 + share / (1 - share) * (1 - common))))
         found.append(OfSeeds(estimate(a, b, prompts=prompts, level=level), a, b, sd))
     return found
 

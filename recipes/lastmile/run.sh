@@ -46,7 +46,7 @@ for algorithm in "${algorithms[@]}"; do
     systems+=("$algorithm=$out/$algorithm")
 done
 
-metrics=failures,rouge_adjusted,rouge,length,reward:rm:$out/rm
+metrics=failures,flagged:$out/rm,rouge_adjusted,rouge,length,reward:rm:$out/rm
 for system in "${systems[@]}"; do
     rlgf eval -c $recipe/eval.yaml --model "${system#*=}" --data "$data/test.jsonl" --metrics "$metrics" --seed "$seed" --resume
 done

@@ -62,7 +62,7 @@ rlgf train --alg ppo++ --guide $out/guide.jsonl $common --set 'reward=$reward' -
 END
 
 echo "== eval: the test split, raw texts and SFT's after postprocess" >&2
-metrics=failures,rouge_adjusted,rouge,length,repetition,reward:rm:$out/rm
+metrics=failures,flagged:$out/rm,rouge_adjusted,rouge,length,repetition,reward:rm:$out/rm
 for name in sft guide ppo ppopp; do
     echo "rlgf eval -c $recipe/eval.yaml --metrics $metrics --model $out/$name --data $out/data/test.jsonl --seed $seed --resume $score -o $out/$name/eval >$out/log/eval_$name.txt 2>&1"
 done | both
@@ -72,7 +72,7 @@ rlgf eval -c $recipe/eval.yaml --metrics "$metrics" --predictions "$out/mended.j
 
 echo
 rlgf compare "SFT=$out/sft" "SFT mended=$out/mended" "guide=$out/guide" "PPO=$out/ppo" "PPO++=$out/ppopp" \
-    --metrics failures,rouge_adjusted.rougeL,rouge.rougeL,length.words,reward.rm --overwrite -o "$out/table.json"
+    --metrics failures,flagged,rouge_adjusted.rougeL,rouge.rougeL,length.words,reward.rm --overwrite -o "$out/table.json"
 rlgf report "SFT=$out/sft" "guide=$out/guide" "PPO=$out/ppo" "PPO++=$out/ppopp" --comparison "$out/table.json" -o "$out/report.html"
 echo
 echo "made in $((SECONDS - started)) s"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -129,25 +129,42 @@ class CorpusFigure:
 
 
 @dataclass(frozen=True)
+class BoundedFigure:
+    """A figure of a set as one that brings its own interval: choosing other examples does not give one.
+
+    ``bounds(level)`` are low and high at a level such as 0.95, ``method`` says in a few words how they are made, and
+    ``n`` how many of the examples the figure is made of.
+    """
+
+    value: float
+    bounds: Callable[[float], tuple[float, float]]
+    method: str
+    n: int
+
+
+@dataclass(frozen=True)
 class MetricResult:
     """Per-example values (``None``: the example was skipped), and the signature that says how they came about.
 
     ``values`` maps each figure's key to one value per example; the figure is their mean. ``corpus`` holds the
-    figures that follow from summed rows, ``whole`` those of the set as one, which have no interval. A figure's
-    full name is ``metric.key``, and the metric's name alone for the key ``score``. ``counts`` are things that
-    happened and should be seen.
+    figures that follow from summed rows, ``whole`` those of the set as one, which have no interval unless they bring
+    it. A figure's full name is ``metric.key``, and the metric's name alone for the key ``score``. ``counts`` are
+    things that happened and should be seen.
     """
 
     values: Mapping[str, Sequence[float | None]]
     signature: str
     counts: Mapping[str, int] = field(default_factory=dict)
     corpus: Mapping[str, CorpusFigure] = field(default_factory=dict)
-    whole: Mapping[str, float] = field(default_factory=dict)
+    whole: Mapping[str, float | BoundedFigure] = field(default_factory=dict)
 
 
 @runtime_checkable
 class Metric(Protocol):
-    """Evaluation of whole prediction sets. ``texts[i]`` is the response to ``examples[i]``."""
+    """Evaluation of whole prediction sets. ``texts[i]`` is the response to ``examples[i]``.
+
+    ``metrics.base`` says what else a metric may have.
+    """
 
     name: str
 

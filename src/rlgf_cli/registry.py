@@ -62,7 +62,15 @@ BUILTIN: dict[str, dict[str, Entry]] = {
             "ROUGE F1 times exp(1 - max(n/m, m/n)) of the lengths",
         ),
         "failures": Entry("rlgf_cli.metrics.failures:FailuresMetric", "share of texts that break a rule of form"),
+        "flagged": Entry(
+            "rlgf_cli.metrics.flagged:FlaggedMetric",
+            "flagged:PATH, share of texts that a trained reward model calls bad, at its held-out threshold",
+        ),
         "bertscore": Entry("rlgf_cli.metrics.bertscore:BertScoreMetric", "BERTScore F1 (bert-score)"),
+        "bleurt": Entry(
+            "rlgf_cli.metrics.bleurt:BleurtMetric",
+            "bleurt:PATH, a BLEURT checkpoint of BERT in PyTorch (bleurt:Elron/bleurt-base-512)",
+        ),
         "coverage": Entry("rlgf_cli.metrics.coverage:CoverageMetric", "share of the concepts that the text holds"),
         "distinct": Entry("rlgf_cli.metrics.distinct:DistinctMetric", "distinct-1, -2, -3 per text and of the set"),
         "self_bleu": Entry("rlgf_cli.metrics.self_bleu:SelfBleuMetric", "BLEU of each text against all others"),
@@ -72,6 +80,10 @@ BUILTIN: dict[str, dict[str, Entry]] = {
         "judge": Entry(
             "rlgf_cli.metrics.judge:JudgeMetric",
             "judge:GUIDE, win rate against references or another system, as an LLM judges, in both orders",
+        ),
+        "membership": Entry(
+            "rlgf_cli.metrics.membership:MembershipMetric",
+            "membership:TRAIN.jsonl, can the model's training examples be told from held-out ones (AUC)",
         ),
         "perplexity": Entry("rlgf_cli.metrics.perplexity:PerplexityMetric", "perplexity:PATH, under a language model"),
         "reward": Entry("rlgf_cli.metrics.reward:RewardMetric", "reward:SPEC, any reward; several add up to one total"),

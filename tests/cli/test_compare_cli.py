@@ -270,6 +270,35 @@ class TestSeeds:
         assert "paired bootstrap, of seeds Student's t, two-sided" in shown
         assert "permutation of the seeds" in run_cli("compare", *commas, "--test", "randomisation").stdout
 
+    def test_seeds_in_pairs(self, trained, run_cli):
+        """The third seed of a comes first, so that the order decides what is a pair."""
+        trained["a"] = [trained["a"][i] for i in (2, 0, 1)]
+        commas = [f"{name}={','.join(map(str, folders))}" for name, folders in trained.items()]
+        found = json.loads(run_cli("compare", *commas, "--pair-seeds", "--json").stdout)
+        row = found["figures"]["coverage"]["rows"][1]
+        rows = [as_rows(np.array([values(f, "coverage") for f in folders])) for folders in trained.values()]
+        draws = resampled(rows[1], mean, resamples=10_000, seed=0) - resampled(rows[0], mean, resamples=10_000, seed=0)
+        differences = mean(rows[1].sum(axis=1)) - mean(rows[0].sum(axis=1))
+        interval, p = estimate(Seeds(differences, draws), prompts=40, level=0.95)
+        assert [row["difference"][key] for key in ("value", "low", "high")] == pytest.approx(interval)
+        assert row["difference"]["p_bootstrap"] == pytest.approx(p)
+        assert row["difference"]["p_randomisation"] == pytest.approx(0.25)
+        plain = json.loads(run_cli("compare", *commas, "--json").stdout)
+        of_b = plain["figures"]["coverage"]["rows"][1]
+        assert [row[key] for key in ("value", "low", "high")] == [of_b[key] for key in ("value", "low", "high")]
+        assert row["difference"]["low"] != of_b["difference"]["low"]
+        assert found["tests"]["pair_seeds"] is True and plain["tests"]["pair_seeds"] is False
+        notes = " ".join(found["tests"]["notes"])
+        assert "seeds in pairs, in the order given" in notes and "no p-value below 0.25" in notes
+        shown = run_cli("compare", *commas, "--pair-seeds", "--test", "randomisation").stdout
+        assert "of seeds sides of the pairs changed" in shown
+
+    def test_what_has_no_partner_is_refused(self, trained, tmp_path, run_cli):
+        given = [f"a={','.join(map(str, trained['a']))}", f"b={','.join(map(str, trained['b'][:2]))}"]
+        refused = run_cli("compare", *given, "--pair-seeds", "-o", tmp_path / "table.json")
+        assert refused.exit_code == 2 and "seeds cannot be paired: b has 2, a has 3" in refused.stderr
+        assert not list(tmp_path.glob("table.json*"))
+
     def test_a_bound_is_told_where_every_dealing_is_counted(self, trained, tmp_path, run_cli):
         given = []
         for name, folders in trained.items():

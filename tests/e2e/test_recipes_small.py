@@ -91,7 +91,7 @@ def test_the_small_last_mile_recipe(task, tmp_path):
     assert done.returncode == 0, done.stderr + logs
     table = json_of(out / "table.json")
     assert list(table["systems"]) == ["SFT", "SFT mended", "guide", "PPO", "PPO++"]
-    assert {"failures.any", "rouge_adjusted.rougeL", "reward.rm"} <= set(table["figures"])
+    assert {"failures.any", "flagged", "rouge_adjusted.rougeL", "reward.rm"} <= set(table["figures"])
     kinds = {json.loads(line)["kind"] for line in (out / "negatives.jsonl").read_text(encoding="utf-8").splitlines()}
     assert {"reference", "on_policy", "cut_off"} <= kinds
     assert "on_policy" in json_of(out / "rm" / "evaluation.json")["kinds"]

@@ -37,6 +37,10 @@ def test_a_classifier() -> None:
     assert (reference["n"], reference["accuracy"], reference["auc"]) == (2, 0.5, None)
     assert reference["mean_score"] == pytest.approx((sigmoid[0] + sigmoid[1]) / 2)
     assert found["confusion"]["kinds"] == {"cut": [2, 0], "loop": [0, 1], "reference": [1, 1]}
+    assert found["threshold"] == pytest.approx((sigmoid[3] + sigmoid[4]) / 2)
+    assert (found["good_flagged"], found["bad_flagged"]) == (0.5, pytest.approx(2 / 3))
+    assert (cut["flagged"], loop["flagged"], reference["flagged"], found["flagged"]) == (1.0, 0.0, 0.5, 3 / 5)
+    assert "taken_for" not in found
 
 
 def test_more_labels_than_two_are_the_last_one_against_the_rest() -> None:
@@ -46,6 +50,24 @@ def test_more_labels_than_two_are_the_last_one_against_the_rest() -> None:
         {"a": 0.1, "b": 0.7, "c": 0.5}
     )
     assert report.evaluation["auc"] == 0.5 and report.evaluation["accuracy"] == pytest.approx(2 / 3)
+    # good: 0.5, bad: 0.1 and 0.7; cut at 0.3, or at 0.6, the errors are half apart: 0 and 1/2, or 1 and 1/2
+    assert report.evaluation["threshold"] == pytest.approx(0.3)
+    shares = {"a": {"a": 1.0, "b": 0.0}, "b": {"a": 0.0, "b": 0.0}, "c": {"a": 0.0, "b": 0.0}}
+    assert report.evaluation["taken_for"] == shares
+
+
+def test_a_text_below_the_threshold_is_taken_for_the_most_probable_bad_label() -> None:
+    """Also where the good label is the most probable of all, and not where the threshold is reached."""
+    logits = np.log(np.array([[0.2, 0.3, 0.5], [0.45, 0.15, 0.4], [0.1, 0.2, 0.7]]))
+    assert reward_report.taken_for(logits, 0.6).tolist() == [1, 0, 2]
+    assert reward_report.taken_for(logits, 0.35).tolist() == [2, 2, 2]
+
+
+def test_texts_of_one_score_have_no_threshold() -> None:
+    found = pairs_report(chosen=np.ones(3), rejected=np.ones(3))
+    flagging = [found["threshold"], found["good_flagged"], found["bad_flagged"], found["chosen"]["flagged"]]
+    assert flagging == [None] * 4
+    assert reward_report.table(found)[1][0][-1] == "-"
 
 
 def pairs_report(**changes: Any) -> dict[str, Any]:
@@ -61,21 +83,24 @@ def test_pairs() -> None:
     found = pairs_report()
     assert (found["n"], found["accuracy"], found["length_accuracy"]) == (3, 0.5, 0.5)  # right, tie, wrong
     assert found["auc"] == pytest.approx(2.5 / 6)  # 1 and 0.5 against 0, 1, 2
-    assert found["chosen"] == {"n": 2, "mean_score": 0.75}
+    assert found["chosen"] == {"n": 2, "mean_score": 0.75, "flagged": 0.5}
     sure = [1 / (1 + math.exp(-x)) for x in (1, 0, -1.5)]
     assert found["brier"] == pytest.approx(sum((1 - p) ** 2 for p in sure) / 3)
     assert sum(b["n"] for b in found["calibration"]) == 6
     cut = found["kinds"]["cut"]
     assert (cut["n"], cut["accuracy"], cut["mean_score"], cut["length_accuracy"]) == (2, 0.5, 1.0, 0.75)
+    assert found["threshold"] == 0.75  # below it are half of the chosen texts, above it two thirds of the rejected
+    assert (found["good_flagged"], found["bad_flagged"]) == (0.5, pytest.approx(1 / 3))
+    assert (found["flagged"], cut["flagged"], found["kinds"]["loop"]["flagged"]) == (pytest.approx(1 / 3), 0.5, 0.0)
     assert (cut["length_matched_auc"], cut["length_matched_pairs"]) == (1.0, 1)
 
 
 def test_the_table_has_a_row_for_all_and_for_every_kind() -> None:
     header, rows = reward_report.table(pairs_report())
-    assert header[:3] == ["kind", "n", "accuracy"] and header[-2:] == ["longer chosen", "mean score"]
-    assert rows[0] == ["all", "3", "0.500", "0.417", "1.000", "0.583", "0.500", "1.000"]
+    assert header[:3] == ["kind", "n", "accuracy"] and header[-3:] == ["longer chosen", "mean score", "flagged"]
+    assert rows[0] == ["all", "3", "0.500", "0.417", "1.000", "0.583", "0.500", "1.000", "0.333"]
     assert [row[0] for row in rows] == ["all", "cut", "loop", "(chosen)"]
-    assert rows[3] == ["(chosen)", "2", "-", "-", "-", "-", "-", "0.750"]
+    assert rows[3] == ["(chosen)", "2", "-", "-", "-", "-", "-", "0.750", "0.500"]
 
 
 @pytest.mark.parametrize(("good", "bad"), [([20, 30, 40], [4, 5, 6]), ([4, 5, 6], [20, 30, 40])])

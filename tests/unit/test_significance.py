@@ -22,8 +22,10 @@ from rlgf_cli.metrics.significance import (
     estimate,
     holm,
     p_value,
+    pair_flip_p,
     randomised,
     seed_permutation_p,
+    smallest_flip_p,
     smallest_seed_p,
 )
 from significance_cases import (
@@ -271,6 +273,71 @@ class TestSeeds:
     def test_one_prompt_has_neither(self):
         single = Seeds(np.array([0.5]), np.array([[0.5, 0.5]]))
         assert estimate(single, single, prompts=1, level=0.95) == ((0.0, None, None), None)
+
+
+class TestPairedSeeds:
+    def test_what_the_pairs_share_is_no_noise(self):
+        """Intervals of pairs hold the truth as often as they say, and are far narrower than without the pairs."""
+        held, widths = [], []
+        for trial in of_seeds(
+            np.random.default_rng(8), (4, 4), share=0.9, common=0.95, trials=400, prompts=60, resamples=300
+        ):
+            both = [
+                estimate(trial.first, trial.second, prompts=60, level=0.95, paired=p).interval for p in (True, False)
+            ]
+            held.append([low <= 0 <= high for _, low, high in both])
+            widths.append([high - low for _, low, high in both])
+        paired, unpaired = np.mean(held, axis=0)
+        assert 0.92 <= paired <= 0.985 and unpaired > 0.99
+        narrow, wide = np.median(widths, axis=0)
+        assert narrow < 0.6 * wide
+
+    def test_many_prompts_alone_are_students_test_of_the_pairs(self):
+        rng = np.random.default_rng(4)
+        b = rng.normal(0, 3, 5)
+        a = b + rng.normal(0.5, 1, 5)
+        flat = [Seeds(x, np.repeat(x[:, None], 100, axis=1)) for x in (a, b)]
+        found = estimate(*flat, prompts=1000, level=0.95, paired=True)
+        student = stats.ttest_rel(a, b)
+        expected = student.confidence_interval(0.95)
+        assert found.p == pytest.approx(student.pvalue)
+        assert found.interval == pytest.approx((float(np.mean(a - b)), expected.low, expected.high))
+
+    def test_it_is_the_estimate_of_the_differences(self):
+        (trial,) = of_seeds(np.random.default_rng(9), (3, 3), share=0.5, trials=1, prompts=40, resamples=200)
+        a, b = trial.first, trial.second
+        expected = estimate(Seeds(a.figures - b.figures, a.resampled - b.resampled), prompts=40, level=0.9)
+        found = estimate(a, b, prompts=40, level=0.9, paired=True)
+        assert [*found.interval, found.p] == pytest.approx([*expected.interval, expected.p])
+
+    def test_one_seed_each_is_as_ever_and_rounding_is_no_difference(self):
+        a, b = (Seeds(np.array([x]), np.array([[x, x + 0.1, x - 0.3]])) for x in (0.5, 0.2))
+        assert estimate(a, b, prompts=9, level=0.95, paired=True) == estimate(a, b, prompts=9, level=0.95)
+        figures, noise = np.array([0.1, 0.3]), np.array([[1e-16, 0], [0, 3e-16]])
+        same = Seeds(figures, np.tile(figures[:, None], 2))
+        moved = Seeds(figures + noise[:, 0], figures[:, None] + noise)
+        assert (moved.figures != figures).any()
+        found = estimate(moved, same, prompts=9, level=0.95, paired=True)
+        assert found.interval == pytest.approx((0, 0, 0), abs=1e-15) and found.p == 1
+
+    def test_scipy_changes_sides_the_same(self):
+        rng = np.random.default_rng(2)
+        for count in (3, 7):
+            a, b = rng.normal(0.6, 1, count), rng.normal(0, 1, count)
+            expected = stats.permutation_test(
+                (a, b), lambda x, y: abs(np.mean(x - y)), alternative="greater", permutation_type="samples",
+                n_resamples=np.inf,
+            ).pvalue  # fmt: skip
+            assert pair_flip_p(a - b, resamples=1000, seed=0) == pytest.approx(expected)
+
+    def test_few_pairs_have_a_smallest_p_and_many_are_sampled(self):
+        assert pair_flip_p(np.array([3.0, 1, 2]), resamples=1000, seed=0) == 0.25 == smallest_flip_p(3)
+        assert pair_flip_p(np.array([1.0]), resamples=1000, seed=0) is None
+        differences = np.random.default_rng(3).normal(0.4, 1, 12)
+        exact = pair_flip_p(differences, resamples=4096, seed=0)
+        sampled = pair_flip_p(differences, resamples=4095, seed=0)
+        assert exact is not None and 0.01 < exact < 0.9 and (exact * 4096).is_integer()
+        assert sampled != exact and sampled == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 4095))
 
 
 class TestDealingSeedsAnew:

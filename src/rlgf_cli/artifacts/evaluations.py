@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import FiniteFloat, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError
 
 from rlgf_cli.artifacts import jsonl
-from rlgf_cli.artifacts.records import PredictionRecord, Record
+from rlgf_cli.artifacts.records import EvaluatedRecord, Record
 from rlgf_cli.errors import RlgfError, UserError
 
 Row = Sequence[float]
@@ -18,17 +18,25 @@ Row = Sequence[float]
 
 
 class FigureEntry(Record):
-    """A figure in scores.json. ``aggregate`` makes it of summed rows; null: a figure of the set as one."""
+    """A figure in scores.json. ``aggregate`` makes it of summed rows; null: a figure of the set as one.
+
+    ``method`` says how the interval of the latter was made, where it has one.
+    """
 
     value: FiniteFloat
     signature: str
     aggregate: str | None = "mean"  # earlier versions had nothing but means, and did not say so
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
+    n: int | None = None
+    method: str | None = None
 
 
 class Scores(Record):
     """What is read of scores.json."""
 
     metrics: dict[str, FigureEntry]
+    interval: dict[str, Any] = Field(default_factory=dict)
     decoding: dict[str, Any] | None = None
     dataset: dict[str, Any] | None = None
     model: dict[str, Any] | None = None
@@ -39,7 +47,7 @@ class Evaluation:
     """One evaluated set of texts: its predictions by id, and its scores.json."""
 
     folder: Path
-    records: Mapping[str, PredictionRecord]
+    records: Mapping[str, EvaluatedRecord]
     scores: Scores
 
     @property
@@ -151,8 +159,8 @@ def read_evaluation(folder: Path) -> Evaluation:
     if not (found / "scores.json").is_file():
         raise UserError("this evaluation did not finish: it has no scores.json", where=str(found))
     path = found / "predictions.jsonl"
-    records: dict[str, PredictionRecord] = {}
-    for record in jsonl.read_records(path, PredictionRecord):
+    records: dict[str, EvaluatedRecord] = {}
+    for record in jsonl.read_records(path, EvaluatedRecord):
         if not record.id or record.id in records:
             raise UserError(f"the id {record.id!r} is empty or here twice", where=str(path))
         records[record.id] = record

@@ -18,11 +18,12 @@ OnMissing = Literal["error", "skip"]
 
 @dataclass(frozen=True)
 class Answer:
-    """A text for one example. ``finish_reason`` None: not known."""
+    """A text for one example. ``finish_reason`` None: not known. Not ``written``: nobody was asked for a text."""
 
     example: Example
     text: str
     finish_reason: FinishReason | None = None
+    written: bool = True
 
 
 def read_predictions(path: str | Path) -> tuple[list[tuple[int, PredictionRecord]], dict[str, int]]:

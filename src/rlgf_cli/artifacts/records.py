@@ -101,8 +101,8 @@ class CachedTextRecord(Record):
     created: int = Field(ge=0)
 
 
-class PredictionRecord(Record):
-    """One scored text: what ``rlgf eval`` writes and ``--predictions`` reads (a guide.jsonl is read too).
+class EvaluatedRecord(Record):
+    """What ``rlgf eval`` writes of one example. ``prediction`` is null where no metric needed a text.
 
     ``scores`` are the values whose mean is a figure; ``statistics`` the rows whose sum makes one (BLEU).
     """
@@ -110,11 +110,17 @@ class PredictionRecord(Record):
     schema_version: int = SCHEMA_VERSION
     id: Id = ""
     prompt: str = ""
-    prediction: str
+    prediction: str | None
     references: list[str] = Field(default_factory=list)
     finish_reason: FinishReason | None = None
     scores: dict[str, float | None] = Field(default_factory=dict)
     statistics: dict[str, list[float] | None] = Field(default_factory=dict)
+
+
+class PredictionRecord(EvaluatedRecord):
+    """One text, scored or not: what ``--predictions`` reads (a guide.jsonl is read too)."""
+
+    prediction: str
 
 
 class GeneratedRecord(PredictionRecord):

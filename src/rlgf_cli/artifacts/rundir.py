@@ -95,6 +95,12 @@ def parent_of(path: str | Path) -> dict[str, Any] | None:
     return None
 
 
+def model_signature(path: str) -> str:
+    """``model=NAME``, and ``,sha256=...`` of the weights where they lie on this disk: for signatures."""
+    weights = (parent_of(path) or {}).get("sha256")
+    return f"model={Path(path).name},sha256={weights[:12]}" if weights else f"model={path}"
+
+
 class Manifest:
     """``run.json``: what ran, on what, when, with which result. Saved whole at every change."""
 

@@ -42,6 +42,7 @@ COMMANDS: dict[str, Target] = {
     "compare": Target("compare:compare", "Compare evaluations."),
     "report": Target("report:report", "Show runs and evaluations on one HTML page."),
     "sweep": Target("sweep:sweep", "Train a grid of runs and compare them."),
+    "evolve stats": Target("evolve_stats:evolve_stats", "Measure a set of instructions, or compare two."),
     "generate": Target("generate:generate", "Generate text from a checkpoint."),
     "evolve train": Target("evolve_train:evolve_train", "Learn which operation to evolve an instruction by next."),
     "evolve generate": Target(
@@ -119,7 +120,8 @@ class LazyGroup(TyperGroup):
 def family(word: str) -> LazyGroup:
     """``rlgf evolve``: a group of its own."""
     kind = type("Family", (LazyGroup,), {"family": word})
-    return kind(name=word, help=FAMILIES[word], no_args_is_help=True, context_settings=SETTINGS)
+    more = f"rlgf {word} COMMAND --help lists a command's flags and shows examples."
+    return kind(name=word, help=FAMILIES[word], epilog=more, no_args_is_help=True, context_settings=SETTINGS)
 
 
 def called(arguments: Sequence[str]) -> str | None:

@@ -58,6 +58,14 @@ def compare(
             rich_help_panel=COMPARE,
         ),
     ] = None,
+    pair_seeds: Annotated[
+        bool | None,
+        typer.Option(
+            "--pair-seeds",
+            help="Seeds belong together in the order given: differences are formed within the pairs.",
+            rich_help_panel=COMPARE,
+        ),
+    ] = None,
     markdown: Annotated[
         bool,
         typer.Option("--markdown", help="Print one Markdown table, to paste.", rich_help_panel=COMPARE),
@@ -88,6 +96,7 @@ def compare(
     rlgf compare runs/sft runs/ppopp
     rlgf compare sft=runs/a/eval ppo=runs/b/eval --metrics reward.total,rouge
     rlgf compare SFT=runs/sft PPO=runs/ppo_0,runs/ppo_1,runs/ppo_2 --markdown
+    rlgf compare SFT=s0,s1,s2 PPO=p0,p1,p2 --pair-seeds
     rlgf compare runs/sft runs/ppo runs/ppopp --json -o comparison.json
     ```
     """
@@ -95,6 +104,7 @@ def compare(
         "systems": systems or None,
         "metrics": [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None,
         "test": test,
+        "pair_seeds": pair_seeds,
         "force": force,
         "output": output,
         "seed": seed,
@@ -178,7 +188,10 @@ def _footer(comparison: Comparison) -> list[str]:
     tests = comparison.tests
     one, several = {
         "bootstrap": ("paired bootstrap", "Student's t"),
-        "randomisation": ("approximate randomisation", "permutation of the seeds"),
+        "randomisation": (
+            "approximate randomisation",
+            "sides of the pairs changed" if tests["pair_seeds"] else "permutation of the seeds",
+        ),
     }[tests["test"]]
     kind = one if all(len(folders) == 1 for folders in comparison.systems.values()) else f"{one}, of seeds {several}"
     family = f"{tests['family_size']} test{'' if tests['family_size'] == 1 else 's'}"

@@ -91,7 +91,7 @@ def evaluate(
 ) -> None:
     """Score a model or predictions.
 
-    Figures come with their bootstrap intervals; what they are made of is kept for each example.
+    Figures come with their intervals; what they are made of is kept for each example.
 
     ```
     rlgf eval --model runs/sft --data test.jsonl --metrics rouge,bleu,bertscore

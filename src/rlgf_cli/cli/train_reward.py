@@ -42,6 +42,10 @@ def train_reward(
     label_key: Annotated[
         str | None, typer.Option("--label-key", help="Dotted field of the label.", rich_help_panel=TEXT)
     ] = None,
+    good_label: Annotated[
+        str | None,
+        typer.Option("--good-label", help="Of good texts. Default: reference, else the last.", rich_help_panel=TEXT),
+    ] = None,
     prompt_key: Annotated[
         str | None, typer.Option("--prompt-key", help="Dotted field of a pair's prompt.", rich_help_panel=TEXT)
     ] = None,
@@ -119,6 +123,7 @@ def train_reward(
         "objective": objective,
         "text_key": text_key,
         "label_key": label_key,
+        "good_label": good_label,
         "prompt_key": prompt_key,
         "chosen_key": chosen_key,
         "rejected_key": rejected_key,

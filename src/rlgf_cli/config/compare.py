@@ -17,13 +17,15 @@ class CompareConfig(Strict):
 
     ``metrics`` names figures (``rouge.rougeL``) or metrics (``rouge``: all of its figures); by default what
     all systems have. ``test`` says whose p-values are corrected after Holm. ``force`` compares what differs in
-    signature, references or ids all the same.
+    signature, references or ids all the same. ``pair_seeds``: the i-th seed of every system belongs with the i-th
+    of the base (the same start, the same order of data), and differences are formed within these pairs.
     """
 
     usage: ClassVar[Mapping[str, str]] = {"systems": "rlgf compare BASE OTHER [MORE ...]"}
     systems: list[str] = Field(min_length=2)
     metrics: list[str] | None = None
     test: Literal["bootstrap", "randomisation"] = "bootstrap"
+    pair_seeds: bool = False
     force: bool = False
     output: str | None = None
     seed: int = Field(0, ge=0)

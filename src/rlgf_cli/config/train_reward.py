@@ -10,7 +10,7 @@ from rlgf_cli.config.common import Refused
 from rlgf_cli.config.supervised import SupervisedConfig
 
 _BELONGS = {
-    "classification": ("text_key", "label_key", "label_names"),
+    "classification": ("text_key", "label_key", "label_names", "good_label"),
     "pairwise": ("prompt_key", "chosen_key", "rejected_key", "center_rewards_coefficient"),
 }
 """Keys that one objective reads and the other does not."""
@@ -35,6 +35,9 @@ class TrainRewardConfig(SupervisedConfig):
     text_key: Annotated[list[str], BeforeValidator(_as_list)] = Field(default=["text"], min_length=1)
     label_key: str = "label"
     label_names: dict[str, str] = Field(default_factory=dict)
+    good_label: str | None = None
+    """The label of good texts, by its name; it comes last. null: ``reference`` where there is such a label, else the
+    last one (numbers by value, words by the alphabet)."""
     prompt_key: str | None = "prompt"
     """null: the texts alone are read. The default may be missing from the records."""
     chosen_key: str = "chosen"

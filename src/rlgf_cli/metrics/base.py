@@ -1,12 +1,22 @@
-"""What the metrics share: signatures, and what may be asked of a metric beyond ``protocols.Metric``."""
+"""What the metrics share: signatures, and what may be asked of a metric beyond ``protocols.Metric``.
+
+A metric may have ``check(examples)``, ``on_rows`` (see ``rewards.base.listen``), and, where it is a metric of the
+evaluated model, ``take_model(loaded, lengths)``. ``reads_texts = False`` says that it needs no texts: where no metric
+does, none are generated.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example, Metric
 from rlgf_cli.rewards.base import written
+
+if TYPE_CHECKING:
+    from rlgf_cli.config.common import LengthConfig
+    from rlgf_cli.models.load import Loaded
 
 
 def signature(metric: str, settings: str, examples: Sequence[Example]) -> str:
@@ -24,6 +34,18 @@ def check_examples(metric: Metric, examples: Sequence[Example]) -> None:
     check = getattr(metric, "check", None)
     if check is not None:
         check(examples)
+
+
+def give_model(metric: Metric, loaded: Loaded, lengths: LengthConfig) -> None:
+    """Hand the evaluated model to a metric that tests it. Raises UserError where the metric can do nothing with it."""
+    take = getattr(metric, "take_model", None)
+    if take is not None:
+        take(loaded, lengths)
+
+
+def reads_texts(metric: Metric) -> bool:
+    """Whether the metric needs the texts that the model writes."""
+    return bool(getattr(metric, "reads_texts", True))
 
 
 def require_some_references(metric: str, examples: Sequence[Example]) -> None:

@@ -34,8 +34,16 @@ class DistinctMetric:
         for n in ORDERS:
             grams = [ngrams(found, n) for found in tokens]
             values[f"{n}"] = [len(set(found)) / len(found) if found else None for found in grams]
-            if total := sum(map(len, grams)):
-                whole[f"set_{n}"] = len(set().union(*grams)) / total
+            if (share := set_distinct(grams)) is not None:
+                whole[f"set_{n}"] = share
         return MetricResult(
             scored_only(values), signature(self.name, "words=letters+digits,rule=1", examples), whole=whole
         )
+
+
+def set_distinct(grams: Sequence[Sequence[tuple[str, ...]]]) -> float | None:
+    """Distinct n-grams by n-grams of all texts together; ``grams[i]``: those of text i, repeated ones too. None where
+    no text has one.
+    """
+    total = sum(map(len, grams))
+    return len(set().union(*grams)) / total if total else None

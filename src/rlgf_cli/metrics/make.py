@@ -10,7 +10,7 @@ from rlgf_cli import registry
 from rlgf_cli.config.common import PartConfig, Parts
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.metrics.reward import FunctionMetric, RewardMetric
-from rlgf_cli.protocols import CorpusFigure, Example, Metric
+from rlgf_cli.protocols import BoundedFigure, CorpusFigure, Example, Metric
 from rlgf_cli.rewards.make import normalisation, unique_names
 
 
@@ -25,7 +25,7 @@ class Figure:
     signature: str
     values: Sequence[float | None] | None = None
     corpus: CorpusFigure | None = None
-    whole: float | None = None
+    whole: float | BoundedFigure | None = None
 
     @property
     def aggregate(self) -> str | None:
@@ -119,8 +119,9 @@ def compute_figures(
 
 def _check(figure: Figure, said: str, name: str, examples: Sequence[Example]) -> None:
     if figure.whole is not None:
-        if not math.isfinite(figure.whole):
-            raise RlgfError(f"{said} {figure.whole} as {name}")
+        value = figure.whole.value if isinstance(figure.whole, BoundedFigure) else figure.whole
+        if not math.isfinite(value):
+            raise RlgfError(f"{said} {value} as {name}")
         return
     rows = figure.rows
     if len(rows) != len(examples):

@@ -17,23 +17,17 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 
-from rlgf_cli.artifacts.rundir import parent_of
+from rlgf_cli.artifacts.rundir import model_signature
 from rlgf_cli.config.common import Dtype, ModelConfig, TextConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.functional.logprobs import chosen_logprobs
 from rlgf_cli.metrics.base import signature
-from rlgf_cli.models.forward import TokenBatch, response_forward
-from rlgf_cli.models.load import Loaded, autocast, load
+from rlgf_cli.models.likelihood import Row, token_logprobs
+from rlgf_cli.models.load import Loaded, load
 from rlgf_cli.protocols import CorpusFigure, Example, MetricResult
-
-Row = tuple[list[int], list[int]]
-"""Ids of what stands before a text, and of the text."""
 
 
 class PerplexityMetric:
@@ -70,53 +64,23 @@ class PerplexityMetric:
             )
         self.condition, self.batch_size = condition, batch_size
         self.on_rows: Callable[[int], None] = lambda n: None
-        weights = (parent_of(path) or {}).get("sha256")
         form = hashlib.sha256(repr(self.loaded.text).encode()).hexdigest()[:12]
         self._settings = (
-            f"model={Path(path).name if weights else path}{',sha256=' + weights[:12] if weights else ''}"
-            f",dtype={str(self.loaded.dtype).removeprefix('torch.')},text={form},condition={condition},eos=no"
+            f"{model_signature(path)},dtype={str(self.loaded.dtype).removeprefix('torch.')},text={form}"
+            f",condition={condition},eos=no"
         )
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
         counts: Counter[str] = Counter()
         rows = [self._row(e, text, counts) for e, text in zip(examples, texts, strict=True)]
-        sums = self.nll(rows)
-        statistics = [(s, float(len(ids))) if ids else None for s, (_, ids) in zip(sums, rows, strict=True)]
+        logprobs = token_logprobs(self.loaded, rows, batch_size=self.batch_size, on_rows=self.on_rows)
+        statistics = [(-float(found.sum()), float(len(found))) if len(found) else None for found in logprobs]
         return MetricResult(
             {"nll": [None if row is None else row[0] / row[1] for row in statistics]},
             signature(self.name, self._settings, examples),
             dict(counts),
             {"score": CorpusFigure(statistics, "exp_mean")},
         )
-
-    @torch.no_grad()
-    def nll(self, rows: Sequence[Row]) -> list[float]:
-        """The texts' negative log-likelihoods in nats, each a sum over its tokens; 0 for none."""
-        found = [0.0] * len(rows)
-        written = sorted((i for i, (_, ids) in enumerate(rows) if ids), key=lambda i: sum(map(len, rows[i])))
-        self.on_rows(len(rows) - len(written))
-        for at in range(0, len(written), self.batch_size):
-            some = written[at : at + self.batch_size]
-            for i, value in zip(some, self._batch([rows[i] for i in some]), strict=True):
-                found[i] = value
-            self.on_rows(len(some))
-        return found
-
-    def _batch(self, rows: Sequence[Row]) -> list[float]:
-        loaded = self.loaded
-        batch = TokenBatch.build(
-            [before for before, _ in rows],
-            [ids for _, ids in rows],
-            pad_id=loaded.pad_id,
-            encoder_decoder=loaded.encoder_decoder,
-            device=loaded.device,
-        )
-        real = torch.arange(batch.response_ids.shape[1], device=loaded.device) < batch.lengths.unsqueeze(-1)
-        with autocast(loaded.device, loaded.dtype):
-            logits, _ = response_forward(loaded.model, batch, real)
-        assert logits is not None
-        chosen = chosen_logprobs(logits.float(), batch.response_ids[real])  # in the order of the rows
-        return [-float(part.double().sum()) for part in chosen.split(batch.lengths.tolist())]
 
     def _row(self, example: Example, text: str, counts: Counter[str]) -> Row:
         """What the model sees of one text, cut to its positions."""

@@ -6,7 +6,7 @@ easy: so every kind stands alone, beside what the number of words alone would ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ LENGTH_LIMITS = (0.35, 0.65)
 nothing, 0 or 1: everything). They are ours: a reward that follows length that far is hard to tell from one that does
 not."""
 
+FILE = "evaluation.json"
+"""Where a trained reward model's folder keeps its report."""
+
 _COLUMNS = {
     "n": "n",
     "accuracy": "accuracy",
@@ -27,6 +30,7 @@ _COLUMNS = {
     "length_auc": "AUC of length",
     "length_accuracy": "longer chosen",
     "mean_score": "mean score",
+    "flagged": "flagged",
 }
 
 
@@ -46,11 +50,10 @@ def of_classifier(
     The last label is the good one, as the ``classifier`` reward has it; texts are ranked by its log odds, and their
     score is its probability.
     """
-    logits = logits.astype(np.float64)
-    odds = logits[:, -1] - np.logaddexp.reduce(logits[:, :-1], axis=1)
-    probability = np.exp(-np.logaddexp(0, -odds))
+    odds, probability = good_odds(logits), good_probability(logits)
     good, predicted = labels == len(names) - 1, logits.argmax(1)
     length, every = np.array(words), np.array(kinds)
+    threshold, flags = _flagging(probability[good], probability[~good])
 
     def figures(inside: np.ndarray) -> dict[str, Any]:
         bad = inside & ~good
@@ -59,11 +62,13 @@ def of_classifier(
             "accuracy": float((predicted == labels)[inside].mean()),
             **_against(odds[good], length[good], odds[bad], length[bad]),
             "mean_score": float(probability[inside].mean()),
+            "flagged": flags(probability[inside]),
         }
 
     members = {kind: every == kind for kind in sorted(set(kinds))}
     evaluation = {
         "good": names[-1],
+        **threshold,
         **figures(np.full(len(labels), True)),
         **_calibrated(probability, good),
         "kinds": {kind: figures(inside) for kind, inside in members.items()},
@@ -74,7 +79,31 @@ def of_classifier(
             },
         },
     }
+    if len(names) > 2 and (limit := threshold["threshold"]) is not None:
+        taken = taken_for(logits, limit)
+        evaluation["taken_for"] = {
+            kind: {name: float((taken[inside] == i).mean()) for i, name in enumerate(names[:-1])}
+            for kind, inside in members.items()
+        }
     return Report(evaluation, {kind: probability[inside] for kind, inside in members.items()})
+
+
+def good_odds(logits: np.ndarray) -> np.ndarray:
+    """Log odds [N] of the last label, from logits [N, C]."""
+    logits = logits.astype(np.float64)
+    return np.asarray(logits[:, -1] - np.logaddexp.reduce(logits[:, :-1], axis=1))
+
+
+def good_probability(logits: np.ndarray) -> np.ndarray:
+    """The probability [N] of the last label, from logits [N, C]."""
+    return np.asarray(np.exp(-np.logaddexp(0, -good_odds(logits))))
+
+
+def taken_for(logits: np.ndarray, threshold: float) -> np.ndarray:
+    """The label [N] that each text is taken for, from logits [N, C]: the last one, which is good, where its probability
+    reaches the threshold; else the most probable of the others.
+    """
+    return np.where(good_probability(logits) < threshold, logits[:, :-1].argmax(1), logits.shape[1] - 1)
 
 
 def of_pairs(
@@ -94,6 +123,7 @@ def of_pairs(
     chosen, rejected = chosen.astype(np.float64), rejected.astype(np.float64)
     once = np.unique(np.array(texts), return_index=True)[1]
     every, good_words, bad_words = np.array(kinds), np.array(chosen_words), np.array(rejected_words)
+    threshold, flags = _flagging(chosen[once], rejected)
 
     def figures(inside: np.ndarray) -> dict[str, Any]:
         return {
@@ -102,17 +132,37 @@ def of_pairs(
             **_against(chosen[once], good_words[once], rejected[inside], bad_words[inside]),
             "length_accuracy": _in_order(good_words[inside], bad_words[inside]),
             "mean_score": float(rejected[inside].mean()),
+            "flagged": flags(rejected[inside]),
         }
 
     sure = np.exp(-np.logaddexp(0, rejected - chosen))
     members = {kind: every == kind for kind in sorted(set(kinds))}
     evaluation = {
+        **threshold,
         **figures(np.full(len(chosen), True)),
-        "chosen": {"n": len(once), "mean_score": float(chosen[once].mean())},
+        "chosen": {
+            "n": len(once),
+            "mean_score": float(chosen[once].mean()),
+            "flagged": flags(chosen[once]),
+        },
         **_calibrated(np.concatenate([sure, 1 - sure]), np.repeat([1, 0], len(sure))),
         "kinds": {kind: figures(inside) for kind, inside in members.items()},
     }
     return Report(evaluation, {"(chosen)": chosen[once], **{k: rejected[inside] for k, inside in members.items()}})
+
+
+def _flagging(
+    good: np.ndarray, bad: np.ndarray
+) -> tuple[dict[str, float | None], Callable[[np.ndarray], float | None]]:
+    """The threshold below which a text is called bad with what it does to all good and all bad texts, and the function
+    that gives the share of some scores that lie below it (None: there is no threshold).
+    """
+    threshold = ranking.equal_error_threshold(good, bad)
+
+    def flags(scores: np.ndarray) -> float | None:
+        return None if threshold is None else float((scores < threshold).mean())
+
+    return {"threshold": threshold, "good_flagged": flags(good), "bad_flagged": flags(bad)}, flags
 
 
 def _against(

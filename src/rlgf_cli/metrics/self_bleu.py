@@ -38,8 +38,7 @@ class SelfBleuMetric:
             raise UserError("the metric 'self_bleu' compares texts, and there is one", hint="leave it out")
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
-        tokenise = BLEU().tokenizer
-        found = [extract_all_word_ngrams(tokenise(text.rstrip()), 1, ORDER) for text in texts]
+        found = counted(texts)
         written = [i for i, (_, length) in enumerate(found) if length]
         values: list[float | None] = [None] * len(texts)
         if len(written) > 1:
@@ -52,8 +51,14 @@ class SelfBleuMetric:
         )
 
 
+def counted(texts: Sequence[str]) -> list[tuple[Counter[tuple[str, ...]], int]]:
+    """Each text's n-grams up to ``ORDER`` and its length in words."""
+    tokenise = BLEU().tokenizer
+    return [extract_all_word_ngrams(tokenise(text.rstrip()), 1, ORDER) for text in texts]
+
+
 def self_bleu(texts: Sequence[tuple[Counter[tuple[str, ...]], int]]) -> list[float]:
-    """Sentence BLEU of each text (its n-grams up to ``ORDER``, its length in words) with all others as references.
+    """Sentence BLEU of each text (as :func:`counted`) with all others as references.
 
     BLEU clips an n-gram's count at the most that a reference has of it. The most among all texts but one follows
     from the two largest counts, so that the set is counted once and not once per text.

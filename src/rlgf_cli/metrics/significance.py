@@ -38,20 +38,24 @@ class Estimate(NamedTuple):
     p: float | None
 
 
-def estimate(system: Seeds, base: Seeds | None = None, *, prompts: int, level: float) -> Estimate:
+def estimate(system: Seeds, base: Seeds | None = None, *, prompts: int, level: float, paired: bool = False) -> Estimate:
     """The mean over seeds of ``system``, less that of ``base``: other prompts, and other seeds where there are several.
 
-    With one seed each: the percentile interval over prompts and :func:`bootstrap_p`. Else :func:`_over_seeds`. One
-    prompt alone has neither.
+    With one seed each: the percentile interval over prompts and :func:`bootstrap_p`. Else :func:`_over_seeds`, with
+    ``paired`` of the differences between the i-th seeds of both, in which what these share is no noise. One prompt
+    alone has neither.
     """
     groups = [system] if base is None else [system, base]
+    rounding = _ROUNDING * max(float(np.abs(group.figures).max()) for group in groups)
     value = float(system.figures.mean() - (0.0 if base is None else base.figures.mean()))
     if prompts < 2:
         return Estimate(Interval(value, None, None), None)
     draws = system.resampled.mean(axis=0) - (0.0 if base is None else base.resampled.mean(axis=0))
     if all(len(group.figures) == 1 for group in groups):
         return Estimate(percentile(value, draws, level), float(bootstrap_p(draws, np.asarray(value))))
-    return _over_seeds(value, draws, groups, prompts, level)
+    if paired and base is not None:
+        groups = [Seeds(system.figures - base.figures, system.resampled - base.resampled)]
+    return _over_seeds(value, draws, groups, prompts, level, rounding)
 
 
 def bootstrap_p(differences: np.ndarray, observed: np.ndarray) -> np.ndarray:
@@ -122,8 +126,34 @@ def seed_permutation_p(first: np.ndarray, second: np.ndarray, *, resamples: int,
         orders = np.random.default_rng(seed).permuted(np.tile(pooled, (resamples, 1)), axis=1)
         dealt = orders[:, :size].sum(axis=1)
     null = dealt / size - (pooled.sum() - dealt) / len(second)
-    # what was observed is one of all ways, which p_value would count a second time
-    return float(p_value(null, observed)) if not every else float(_reaches(null, observed).mean())
+    return _counted(null, observed, every=every)
+
+
+def pair_flip_p(differences: np.ndarray, *, resamples: int, seed: int) -> float | None:
+    """Two-sided p-value of the mean of the differences [s] between paired seeds, where the two of a pair change sides.
+
+    Exact for the hypothesis that within a pair it makes no difference which of the two is which: all 2^s ways are
+    counted where there are at most ``resamples`` (Fisher 1935, section 21). None for one pair.
+    """
+    if len(differences) < 2:
+        return None
+    every = 2 ** len(differences) <= resamples
+    sides = (
+        np.array(list(itertools.product([1.0, -1.0], repeat=len(differences))))
+        if every
+        else np.random.default_rng(seed).choice([1.0, -1.0], size=(resamples, len(differences)))
+    )
+    return _counted((sides * differences).mean(axis=1), np.asarray(differences.mean()), every=every)
+
+
+def _counted(null: np.ndarray, observed: np.ndarray, *, every: bool) -> float:
+    """``p_value`` of drawn ways; of ``every`` way their share: there what was observed is one of them already."""
+    return float(_reaches(null, observed).mean() if every else p_value(null, observed))
+
+
+def smallest_flip_p(pairs: int) -> float:
+    """The smallest p-value that so many pairs can give: both signs of all of them."""
+    return float(2 / 2**pairs)
 
 
 def smallest_seed_p(first: int, second: int) -> float:
@@ -143,7 +173,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def _over_seeds(value: float, draws: np.ndarray, groups: Sequence[Seeds], prompts: int, level: float) -> Estimate:
+def _over_seeds(
+    value: float, draws: np.ndarray, groups: Sequence[Seeds], prompts: int, level: float, rounding: float
+) -> Estimate:
     """Student's interval and p-value from components of variance: prompts and, per system, seeds.
 
     Resampling few seeds gives too narrow intervals (with s seeds their variance is (s - 1) / s of what it should be,
@@ -156,7 +188,8 @@ def _over_seeds(value: float, draws: np.ndarray, groups: Sequence[Seeds], prompt
 
     The degrees of freedom of the sum are Satterthwaite's (1946), with V / s as the seeds' part, and not fewer than
     those of the part that has the fewest, which his formula never goes below where nothing is taken off. A system with
-    one seed adds no part of its own: it is that model.
+    one seed adds no part of its own: it is that model. Of paired seeds the one group are the differences of the pairs.
+    What is not above ``rounding`` is 0.
     """
     unbiased = prompts / (prompts - 1)
     by_prompts = float(draws.var()) * unbiased
@@ -172,7 +205,6 @@ def _over_seeds(value: float, draws: np.ndarray, groups: Sequence[Seeds], prompt
         variance += max(between - (alone - together), 0.0) / seeds
         weight += (between / seeds) ** 2 / (seeds - 1)
         fewest = min(fewest, seeds - 1)
-    rounding = _ROUNDING * max(float(np.abs(group.figures).max()) for group in groups)
     if math.sqrt(variance) <= rounding:
         p = 1.0 if abs(value) <= rounding else 1 / (1 + draws.shape[-1])
         return Estimate(Interval(value, value, value), p)

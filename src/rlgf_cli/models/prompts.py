@@ -68,6 +68,15 @@ def encode_prompts(
     return encoded, counts
 
 
+def encode_target(loaded: Loaded, text: str, limit: int) -> tuple[list[int], bool]:
+    """The ids of a response as supervised training has them: with EOS, and at most ``limit`` of them.
+
+    A longer one is cut and gets no EOS; the second value says so.
+    """
+    ids = loaded.text.encode_response(loaded.tokenizer, text)
+    return (ids[:limit], True) if len(ids) >= limit else ([*ids, loaded.eos_id], False)
+
+
 def reference_length(loaded: Loaded, prompts: Sequence[Encoded], limit: int) -> float:
     """Mean length in tokens of the prompts' first references, EOS included; ``limit`` where there are none."""
     references = [text for p in prompts[:500] for text in p.example.references[:1]]

@@ -116,7 +116,9 @@ def _intervals(rows: Sequence[tables.Scored], main: str | None) -> Plot | None:
         else:
             low, high = entries[0].get("low"), entries[0].get("high")
             level = (row.evaluations[0].about.get("interval") or {}).get("level")
-            kinds.add(f"{100 * level:g} % bootstrap interval over prompts" if level else "interval as in scores.json")
+            how = entries[0].get("method")
+            kind = f"interval, {how}" if how else "bootstrap interval over prompts"
+            kinds.add(f"{100 * level:g} % {kind}" if level else "interval as in scores.json")
         found.append((row.label, row.look, value, low, high))
     if main is None or not found:
         return None
@@ -132,7 +134,7 @@ def _histograms(
         values = [v for evaluation in row.evaluations for v in (evaluation.values(main) if main else [])]
         if values:
             scores.append((row.label, row.look, values))
-        lengths = [float(len(r.prediction.split())) for e in row.evaluations for r in e.records.values()]
+        lengths = [float(len(text.split())) for e in row.evaluations for text in e.texts.values()]
         if lengths:
             words.append((row.label, row.look, lengths))
     what, whose = main or "", "evaluated texts, of all seeds together"

@@ -267,7 +267,7 @@ def _overview(styled: Styled, found: Levels, main: str | None, shared: Sequence[
 
 
 def _prompts(sources: Sources, rows: Sequence[tables.Scored], main: str | None) -> tuple[list[texts.Prompt], int]:
-    shown = [(row.label, row.look, row.evaluations[0]) for row in rows if row.evaluations[0].records]
+    shown = [(row.label, row.look, row.evaluations[0]) for row in rows if row.evaluations[0].texts]
     guide: dict[str, str] = {}
     if sources.guide_file is not None and shown:
         guide = texts.guide_texts(sources.guide_file, shown[0][2].records)

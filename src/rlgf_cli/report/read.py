@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rlgf_cli.artifacts import jsonl
-from rlgf_cli.artifacts.records import PredictionRecord
+from rlgf_cli.artifacts.records import EvaluatedRecord
 from rlgf_cli.errors import RlgfError, UserError
 
 _HINT = "name folders that rlgf train, sft, train-reward or eval wrote"
@@ -49,10 +49,15 @@ class Evaluation:
         return self.folder.name
 
     @cached_property
-    def records(self) -> dict[str, PredictionRecord]:
-        """The texts by id; empty where predictions.jsonl is not there."""
+    def records(self) -> dict[str, EvaluatedRecord]:
+        """What predictions.jsonl holds, by id; empty where it is not there."""
         path = self.folder / "predictions.jsonl"
-        return {record.id: record for record in jsonl.read_records(path, PredictionRecord)} if path.is_file() else {}
+        return {record.id: record for record in jsonl.read_records(path, EvaluatedRecord)} if path.is_file() else {}
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """The texts by id; empty where no metric needed any."""
+        return {name: r.prediction for name, r in self.records.items() if r.prediction is not None}
 
     def values(self, figure: str) -> list[float]:
         """The figure's value of each text that has one."""

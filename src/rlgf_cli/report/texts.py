@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlgf_cli.artifacts.predictions import read_predictions
-from rlgf_cli.artifacts.records import PredictionRecord
+from rlgf_cli.artifacts.records import EvaluatedRecord
 from rlgf_cli.report.draw import Look
 from rlgf_cli.report.read import Evaluation, Run, read_episodes, step_of
 
@@ -83,20 +83,20 @@ def side_by_side(
 
     ``guide``: texts of a guide file by id. An id counts where all evaluations have the same prompt under it.
     """
-    records = [(label, look, evaluation.records) for label, look, evaluation in rows if evaluation.records]
-    if not records:
+    written = [(label, look, evaluation) for label, look, evaluation in rows if evaluation.texts]
+    if not written:
         return [], 0
-    first = records[0][2]
+    first = written[0][2].records
     common = sorted(
         name
         for name, record in first.items()
-        if all(name in other and other[name].prompt == record.prompt for _, _, other in records)
+        if all(name in other.texts and other.records[name].prompt == record.prompt for _, _, other in written)
     )
     prompts = []
     for name in random.Random(seed).sample(common, min(count, len(common))):
         answers = [
-            Answered(label, look, shown(found[name].prediction), found[name].scores.get(figure) if figure else None)
-            for label, look, found in records
+            Answered(label, look, shown(e.texts[name]), e.records[name].scores.get(figure) if figure else None)
+            for label, look, e in written
         ]
         if name in guide:
             answers.insert(0, Answered("guide file", None, shown(guide[name])))
@@ -105,7 +105,7 @@ def side_by_side(
     return prompts, len(common)
 
 
-def guide_texts(path: Path, records: Mapping[str, PredictionRecord]) -> dict[str, str]:
+def guide_texts(path: Path, records: Mapping[str, EvaluatedRecord]) -> dict[str, str]:
     """The first text of a guide file (or predictions.jsonl) for each of the records that it has one for, by id.
 
     A guide's record joins by its id where the prompt is the same, else by its prompt.

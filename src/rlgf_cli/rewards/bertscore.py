@@ -24,7 +24,7 @@ from pydantic import Field
 from torch.nn.utils.rnn import pad_sequence
 
 from rlgf_cli.artifacts.jsonl import read_examples
-from rlgf_cli.artifacts.rundir import file_sha256, parent_of
+from rlgf_cli.artifacts.rundir import file_sha256, model_signature
 from rlgf_cli.errors import UserError
 from rlgf_cli.models.load import check_checkpoint_name, pick_device
 from rlgf_cli.protocols import Example, Score
@@ -63,11 +63,9 @@ class BestBertScore:
         )
         self.model, self.tokenizer, self.batch_size = scorer._model, scorer._tokenizer, batch_size
         self.baseline: torch.Tensor | None = scorer.baseline_vals if rescale else None
-        weights = (parent_of(name) or {}).get("sha256")
         self.settings = (
             f"bert-score={version('bert-score')},transformers={version('transformers')}"
-            f",model={Path(name).name if weights else name}{',sha256=' + weights[:12] if weights else ''}"
-            f",layers={layers},rescale={lang if rescale else 'no'},references=max,empty=0"
+            f",{model_signature(name)},layers={layers},rescale={lang if rescale else 'no'},references=max,empty=0"
         )
 
     def has_tokens(self, text: str) -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlgf_cli.artifacts.rundir import parent_of
+from rlgf_cli.artifacts.rundir import model_signature
 from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.models import classification
 from rlgf_cli.models.load import check_checkpoint_name, pick_device
@@ -48,14 +47,13 @@ class _SequenceScorer:
         self.batch_size = batch_size
         self.counts = {"truncated": 0}
         self.on_rows: Callable[[int], None] = lambda n: None
-        self.model, self.tokenizer = _load(path, self.objective)
+        needed = f"train one with `rlgf train-reward --objective {self.objective}`"
+        self.model, self.tokenizer = load_scorer(path, no_head=needed)
         self.model.to(pick_device(device)).eval()
         self.max_tokens = classification.token_limit(self.model, self.tokenizer, max_tokens)
         self.tokenizer.truncation_side = "left" if include_prompt else "right"
-        weights = (parent_of(path) or {}).get("sha256")
         self.signature = (
-            f"{self.kind},transformers={version('transformers')},model={Path(path).name if weights else path}"
-            f"{',sha256=' + weights[:12] if weights else ''}"
+            f"{self.kind},transformers={version('transformers')},{model_signature(path)}"
             f",include_prompt={'yes' if include_prompt else 'no'},max_tokens={self.max_tokens}"
         )
 
@@ -145,8 +143,10 @@ class RewardModelReward(_SequenceScorer):
         return [Score(value) for value in self.logits(examples, texts)[:, 0].tolist()]
 
 
-def _load(path: str, objective: str) -> tuple[Any, Any]:
-    """Model and tokenizer. A head that the checkpoint lacks is an error: a fresh one gives random scores."""
+def load_scorer(path: str, *, no_head: str) -> tuple[Any, Any]:
+    """A sequence classifier and its tokenizer, which pads on the right. A head that the checkpoint lacks is an error,
+    with the hint ``no_head``: a fresh one gives random scores.
+    """
     check_checkpoint_name(path)
     try:
         config = AutoConfig.from_pretrained(path)
@@ -166,7 +166,7 @@ def _load(path: str, objective: str) -> tuple[Any, Any]:
         raise UserError(
             f"this checkpoint has no head that scores texts ({missing[0]} is missing)",
             where=path,
-            hint=f"train one with `rlgf train-reward --objective {objective}`",
+            hint=no_head,
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

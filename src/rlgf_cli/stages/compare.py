@@ -24,8 +24,10 @@ from rlgf_cli.metrics.significance import (
     estimate,
     holm,
     p_value,
+    pair_flip_p,
     randomised,
     seed_permutation_p,
+    smallest_flip_p,
     smallest_seed_p,
 )
 
@@ -62,6 +64,8 @@ def run(resolved: Resolved[CompareConfig], *, existing: Existing = "refuse") -> 
     if len(systems) < 2:
         hint = f"all folders are seeds of {systems[0].label!r}; rlgf compare BASE OTHER [MORE ...]"
         raise UserError("one system alone cannot be compared", hint=hint)
+    if config.pair_seeds:
+        _refuse_unpaired(systems)
     names, ids = comparable(systems, config.metrics, force=config.force, log=console.log, warn=console.warn)
     tables = {name: _rows(systems, name, ids) for name in names}
     comparison = Comparison(
@@ -73,7 +77,7 @@ def run(resolved: Resolved[CompareConfig], *, existing: Existing = "refuse") -> 
     ) as bar:
         for name, table in tables.items():
             if table is None:
-                comparison.figures[name] = _as_one(systems, name, len(ids))
+                comparison.figures[name] = _as_one(systems, name, len(ids), config.interval.level)
             else:
                 comparison.figures[name] = _compare(systems, name, table, config, bar.update)
     _correct(comparison)
@@ -85,6 +89,17 @@ def run(resolved: Resolved[CompareConfig], *, existing: Existing = "refuse") -> 
                 manifest.add_parent(evaluation.folder / "predictions.jsonl")
             jsonl.write_json(config.output, comparison.to_json())
     return comparison
+
+
+def _refuse_unpaired(systems: Sequence[System]) -> None:
+    base, *others = systems
+    for system in others:
+        if len(system.evaluations) != len(base.evaluations):
+            counts = [f"{s.label} has {len(s.evaluations)}" for s in (system, base)]
+            raise UserError(
+                f"seeds cannot be paired: {counts[0]}, {counts[1]}",
+                hint="give as many folders for each system, in one order of seeds, or leave --pair-seeds out",
+            )
 
 
 @dataclass(frozen=True)
@@ -142,13 +157,14 @@ def _compare(
     seeds = {label: Seeds(table.figures[which], draws[which]) for label, which in of.items()}
     prompts, level = table.rows.shape[1], config.interval.level
     base = systems[0]
-    by_randomisation = _randomisation(table, of, seeds, settings, told)
+    by_randomisation = _randomisation(table, of, seeds, settings, told, paired=config.pair_seeds)
     rows = []
     for system in systems:
         own = estimate(seeds[system.label], prompts=prompts, level=level)
         difference = None
         if system is not base:
-            found = estimate(seeds[system.label], seeds[base.label], prompts=prompts, level=level)
+            both = (seeds[system.label], seeds[base.label])
+            found = estimate(*both, prompts=prompts, level=level, paired=config.pair_seeds)
             difference = {
                 **found.interval._asdict(),
                 "p_bootstrap": found.p,
@@ -167,12 +183,18 @@ def _randomisation(
     seeds: Mapping[str, Seeds],
     settings: Mapping[str, int],
     told: Callable[[int], object],
+    *,
+    paired: bool,
 ) -> dict[str, float | None]:
     """Per system: sides of prompts for one seed against one, sides of seeds for several against several, else None."""
     base, *others = of
     prompts = table.rows.shape[1]
+    first = seeds[base].figures
     found: dict[str, float | None] = {
-        label: seed_permutation_p(seeds[label].figures, seeds[base].figures, **settings) for label in others
+        label: pair_flip_p(seeds[label].figures - first, **settings)
+        if paired
+        else seed_permutation_p(seeds[label].figures, first, **settings)
+        for label in others
     }
     single = [label for label in others if len(seeds[label].figures) == len(seeds[base].figures) == 1]
     if single and prompts > 1:
@@ -185,14 +207,22 @@ def _randomisation(
     return found
 
 
-def _as_one(systems: Sequence[System], figure: str, prompts: int) -> dict[str, Any]:
-    """A figure of the set as one: values alone, the mean over seeds where there are several."""
+def _as_one(systems: Sequence[System], figure: str, prompts: int, level: float) -> dict[str, Any]:
+    """A figure of the set as one: values, the mean over seeds where there are several.
+
+    Of one seed the interval that ``rlgf eval`` wrote, where the figure brought one and ``level`` is the same.
+    """
     rows = []
     for system in systems:
-        value = float(np.mean([evaluation.figures[figure].value for evaluation in system.evaluations]))
-        interval = Interval(value, None, None)._asdict()
-        rows.append({"system": system.label, "seeds": len(system.evaluations), **interval, "difference": None})
-    return {"n": prompts, "n_skipped": 0, "aggregate": None, "rows": rows}
+        entries = [evaluation.figures[figure] for evaluation in system.evaluations]
+        found = Interval(float(np.mean([entry.value for entry in entries])), None, None)
+        levels = [evaluation.scores.interval.get("level") for evaluation in system.evaluations]
+        if len(entries) == 1 and entries[0].method is not None and levels[0] == level:
+            found = found._replace(low=entries[0].low, high=entries[0].high)
+        rows.append({"system": system.label, "seeds": len(entries), **found._asdict(), "difference": None})
+    first = systems[0].evaluations[0].figures[figure]
+    counted = prompts if first.n is None else first.n
+    return {"n": counted, "n_skipped": prompts - counted, "aggregate": None, "method": first.method, "rows": rows}
 
 
 def _correct(comparison: Comparison) -> None:
@@ -220,11 +250,12 @@ def _about_tests(systems: Sequence[System], config: CompareConfig) -> dict[str, 
         "correction": "holm",
         "family": "every test of a system against the base, over all figures of this comparison",
         "family_size": 0,
-        "notes": _notes(systems, resamples),
+        "pair_seeds": config.pair_seeds,
+        "notes": _notes(systems, resamples, paired=config.pair_seeds),
     }
 
 
-def _notes(systems: Sequence[System], resamples: int) -> list[str]:
+def _notes(systems: Sequence[System], resamples: int, *, paired: bool) -> list[str]:
     """What the numbers speak of, and what they cannot say."""
     base = len(systems[0].evaluations)
     counts = {system.label: len(system.evaluations) for system in systems}
@@ -233,6 +264,14 @@ def _notes(systems: Sequence[System], resamples: int) -> list[str]:
         return [
             "one seed each: this speaks of these trained models on other prompts like these, not of another training"
         ]
+    if paired:
+        note = (
+            "seeds in pairs, in the order given: differences within the pairs, their intervals and p of the bootstrap "
+            "test over other prompts and other pairs (components of variance, Student's t); randomisation changes the "
+            "sides of pairs"
+        )
+        every = 2**base <= resamples
+        return [note, f"{base} pairs give randomisation no p-value below {smallest_flip_p(base):.2g}"][: 1 + every]
     notes = [
         "several seeds: intervals, and p of the bootstrap test, over other prompts and other seeds (components of "
         "variance, Student's t); randomisation deals the seeds anew"
@@ -254,10 +293,12 @@ def _notes(systems: Sequence[System], resamples: int) -> list[str]:
 
 
 def _note_figures(comparison: Comparison) -> None:
-    names = [name for name, figure in comparison.figures.items() if figure["aggregate"] is None]
-    if names:
-        why = "a figure of the set as one, which no choice of prompts can be computed for: no interval, no test"
-        comparison.tests["notes"].append(f"{', '.join(names)}: {why}")
+    as_one = {name: figure["method"] for name, figure in comparison.figures.items() if figure["aggregate"] is None}
+    why = "a figure of the set as one, which no choice of prompts can be computed for"
+    for method in dict.fromkeys(as_one.values()):
+        names = ", ".join(name for name in as_one if as_one[name] == method)
+        own = f"the interval of one seed is that of rlgf eval at the same level ({method})" if method else "no interval"
+        comparison.tests["notes"].append(f"{names}: {why}: {own}, no test")
     if all(len(folders) > 1 for folders in comparison.systems.values()):
         return  # Student's t knows how few they are
     fewest = min(figure["n"] for figure in comparison.figures.values())

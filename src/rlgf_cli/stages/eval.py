@@ -15,7 +15,7 @@ import numpy as np
 from rlgf_cli import console, registry
 from rlgf_cli.artifacts import jsonl
 from rlgf_cli.artifacts.predictions import Answer, answers_alone, answers_to
-from rlgf_cli.artifacts.records import SCHEMA_VERSION, PredictionRecord
+from rlgf_cli.artifacts.records import SCHEMA_VERSION, EvaluatedRecord
 from rlgf_cli.artifacts.resume import refuse_changed, refuse_own_input, refuse_used
 from rlgf_cli.artifacts.rundir import Existing, RunDir, parent_of
 from rlgf_cli.config.eval import FREE_ON_RESUME, EvalConfig, IntervalConfig
@@ -23,10 +23,10 @@ from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
 from rlgf_cli.guides.base import LiveGuide
-from rlgf_cli.metrics.base import check_examples
+from rlgf_cli.metrics.base import check_examples, give_model, reads_texts
 from rlgf_cli.metrics.bootstrap import Interval, interval
 from rlgf_cli.metrics.make import Figure, compute_figures, make_metrics
-from rlgf_cli.protocols import Example, Metric
+from rlgf_cli.protocols import BoundedFigure, Example, Metric
 from rlgf_cli.rewards.base import listen
 from rlgf_cli.rewards.judge import judges_of
 
@@ -49,8 +49,9 @@ class EvalResult:
 def run(resolved: Resolved[EvalConfig], *, existing: Existing = "refuse") -> EvalResult:
     """Generate (or read) one text per example, score them, write predictions.jsonl and scores.json.
 
-    All inputs are checked before the output folder is claimed. Generated texts are written before they are
-    scored: where a metric fails, or more metrics are wanted, ``resume`` scores them again as they are.
+    No text is generated where no metric reads one. All inputs are checked before the output folder is claimed.
+    Generated texts are written before they are scored: where a metric fails, or more metrics are wanted, ``resume``
+    scores them again as they are.
     """
     config = resolved.config
     refuse_own_input(config.output, config.predictions, config.data)
@@ -67,6 +68,8 @@ def run(resolved: Resolved[EvalConfig], *, existing: Existing = "refuse") -> Eva
             guide.notify = console.warn
             guide.check_budget(config.budget)
         for metric in metrics:
+            if model is not None:
+                give_model(metric, model.loaded, config.lengths)
             check_examples(metric, examples)
         return _evaluate(resolved, existing, model, answers, counts, metrics, guides)
 
@@ -87,15 +90,16 @@ def _evaluate(
         "model": (parent_of(config.model.name) or {"path": config.model.name}) if config.model else None,
         "predictions": parent_of(config.predictions) if config.predictions else None,
     }
+    wanted = any(map(reads_texts, metrics))
     run_dir = RunDir.claim(config.output, COMMAND, existing=existing, seed=config.seed)
     with run_dir.running():
-        stored = _stored_answers(run_dir, model, parents["model"]) if model is not None else None
+        stored = _stored_answers(run_dir, model, parents["model"], wanted) if model is not None else None
         run_dir.write_config(resolved.to_json())
         run_dir.manifest.save(parents=[parent for parent in parents.values() if parent and "sha256" in parent])
         if model is not None:
             run_dir.manifest.save(device=str(model.loaded.device))
-            answers, counts = stored or model.answer(), model.counts
-            if stored is None:  # else they are there, with the scores that scores.json tells of
+            answers, counts = stored or (model.answer() if wanted else model.silence()), model.counts
+            if stored is None and wanted:  # else they are there, with the scores that scores.json tells of
                 jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, {}))
         with _books(guides, run_dir, config):
             figures, noted = _score(metrics, answers)
@@ -106,7 +110,7 @@ def _evaluate(
             "schema_version": SCHEMA_VERSION,
             "metrics": entries,
             "counts": {**counts, **_counts(answers), **noted},
-            "decoding": model.decoding if model is not None else None,
+            "decoding": model.decoding if model is not None and answers[0].written else None,
             "interval": {
                 "method": "percentile bootstrap over prompts",
                 "seed": config.seed,
@@ -151,6 +155,10 @@ class _Model:
             "text": dataclasses.asdict(self.loaded.text),
         }
 
+    def silence(self) -> list[Answer]:
+        """The examples without texts, for metrics that read none."""
+        return [Answer(example, "", written=False) for example in self.examples]
+
     def answer(self) -> list[Answer]:
         from rlgf_cli.models.completions import generate_texts
 
@@ -178,8 +186,13 @@ def _given(config: EvalConfig) -> tuple[list[Answer], dict[str, int]]:
     return answers[: config.limit], counts
 
 
-def _stored_answers(run_dir: RunDir, model: _Model, parent: Mapping[str, Any] | None) -> list[Answer] | None:
-    """The texts that an earlier, otherwise equal, evaluation wrote whole; None where there are none."""
+def _stored_answers(
+    run_dir: RunDir, model: _Model, parent: Mapping[str, Any] | None, wanted: bool
+) -> list[Answer] | None:
+    """The texts that an earlier, otherwise equal, evaluation wrote whole; None where there are none.
+
+    An evaluation whose metrics read no texts has records without any.
+    """
     path = run_dir.path / PREDICTIONS
     if run_dir.fresh or not path.is_file():
         return None
@@ -189,14 +202,18 @@ def _stored_answers(run_dir: RunDir, model: _Model, parent: Mapping[str, Any] | 
             where=str(path),
             hint="--overwrite writes new ones",
         )
-    records = {record.id: record for record in jsonl.read_records(path, PredictionRecord)}
+    records = {record.id: record for record in jsonl.read_records(path, EvaluatedRecord)}
     if list(records) != [example.id for example in model.examples]:
         raise UserError("these texts are not for this data", where=str(path), hint="--overwrite writes new ones")
-    console.log(f"{len(records)} texts are there already; they are scored as they are")
-    return [Answer(e, records[e.id].prediction, records[e.id].finish_reason) for e in model.examples]
+    texts = {name: record.prediction for name, record in records.items() if record.prediction is not None}
+    if not texts:
+        return None
+    console.log(f"{len(texts)} texts are there already; they are scored as they are")
+    return [Answer(e, texts[e.id], records[e.id].finish_reason) for e in model.examples]
 
 
 def _score(metrics: Sequence[Metric], answers: Sequence[Answer]) -> tuple[dict[str, Figure], dict[str, int]]:
+    # a text that was not written is empty here, and given to metrics that read none
     examples, texts = [a.example for a in answers], [a.text for a in answers]
     figures: dict[str, Figure] = {}
     noted: dict[str, int] = {}
@@ -213,7 +230,7 @@ def _score(metrics: Sequence[Metric], answers: Sequence[Answer]) -> tuple[dict[s
 @contextlib.contextmanager
 def _watched(metric: Metric, texts: int) -> Iterator[None]:
     """Say what is done, show how far it is where the metric tells, and let judges end at Ctrl-C with what they have."""
-    console.log(f"scoring {texts} texts: {metric.name}")
+    console.log(f"scoring {texts} {'texts' if reads_texts(metric) else 'examples'}: {metric.name}")
     with contextlib.ExitStack() as stack:
         if hasattr(metric, "on_rows"):
             listen(metric, stack.enter_context(console.progress(f"scoring: {metric.name}", texts)).update)
@@ -242,8 +259,12 @@ def _books(guides: Sequence[LiveGuide], run_dir: RunDir, config: EvalConfig) -> 
 
 
 def _entry(name: str, figure: Figure, config: IntervalConfig, seed: int, texts: int) -> dict[str, Any]:
-    """A figure as scores.json has it. A figure of the set as one has no interval."""
+    """A figure as scores.json has it. A figure of the set as one has an interval only where it brings it."""
     about = {"aggregate": figure.aggregate, "signature": figure.signature}
+    if isinstance(figure.whole, BoundedFigure):
+        whole = figure.whole
+        found = _finite(name, Interval(whole.value, *whole.bounds(config.level)))
+        return {**found._asdict(), "n": whole.n, "n_skipped": texts - whole.n, **about, "method": whole.method}
     if figure.whole is not None:
         return {**Interval(figure.whole, None, None)._asdict(), "n": texts, "n_skipped": 0, **about}
     assert figure.aggregate is not None  # it has rows
@@ -251,28 +272,32 @@ def _entry(name: str, figure: Figure, config: IntervalConfig, seed: int, texts: 
     aggregate = registry.load("aggregates", figure.aggregate)
     rows = np.asarray(scored, dtype=np.float64)
     with np.errstate(all="ignore"):  # what is not finite is refused below
-        found = interval(rows, aggregate, level=config.level, resamples=config.resamples, seed=seed)
+        found = _finite(name, interval(rows, aggregate, level=config.level, resamples=config.resamples, seed=seed))
+    return {**found._asdict(), "n": len(scored), "n_skipped": texts - len(scored), **about}
+
+
+def _finite(name: str, found: Interval) -> Interval:
     if not all(math.isfinite(bound) for bound in found if bound is not None):
         raise RlgfError(
             f"the figure {name} is not finite, or its interval is not: {list(found)}", hint="leave this metric out"
         )
-    return {**found._asdict(), "n": len(scored), "n_skipped": texts - len(scored), **about}
+    return found
 
 
 def _counts(answers: Sequence[Answer]) -> dict[str, int]:
     return {
-        "texts": len(answers),
-        "empty": sum(not answer.text.strip() for answer in answers),
+        "texts": sum(answer.written for answer in answers),
+        "empty": sum(answer.written and not answer.text.strip() for answer in answers),
         "cut": sum(answer.finish_reason == "length" for answer in answers),
     }
 
 
-def _records(answers: Sequence[Answer], figures: Mapping[str, Figure]) -> list[PredictionRecord]:
+def _records(answers: Sequence[Answer], figures: Mapping[str, Figure]) -> list[EvaluatedRecord]:
     return [
-        PredictionRecord(
+        EvaluatedRecord(
             id=answer.example.id,
             prompt=answer.example.prompt,
-            prediction=answer.text,
+            prediction=answer.text if answer.written else None,
             references=list(answer.example.references),
             finish_reason=answer.finish_reason,
             scores={name: figure.values[i] for name, figure in figures.items() if figure.values is not None},

@@ -18,6 +18,7 @@ from trl import SFTTrainer
 
 from rlgf_cli import console, noise
 from rlgf_cli.artifacts import resume
+from rlgf_cli.artifacts.checkpoints import is_complete
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.common import ModelConfig
@@ -30,11 +31,10 @@ from rlgf_cli.models.card import write_card
 from rlgf_cli.models.generate import decoder_start_id, pad_rows
 from rlgf_cli.models.load import Loaded, add_lora, load, pick_device, save
 from rlgf_cli.models.memory import keep_freed_memory
-from rlgf_cli.models.prompts import encode_prompts
+from rlgf_cli.models.prompts import encode_prompts, encode_target
 from rlgf_cli.models.text import TextFormat
 from rlgf_cli.protocols import Example
 from rlgf_cli.training import supervised
-from rlgf_cli.training.checkpoint import is_complete
 from rlgf_cli.training.watch import Reporter, last_checkpoint, mark_complete
 
 datasets.disable_progress_bars()
@@ -163,12 +163,8 @@ def make_pairs(loaded: Loaded, examples: Sequence[Example], config: SftConfig) -
     cut = 0
     for item in encoded:
         for text in _chosen(item.example, config):
-            ids = loaded.text.encode_response(loaded.tokenizer, text)
-            if len(ids) >= limit:
-                cut += 1
-                ids = ids[:limit]
-            else:
-                ids = [*ids, loaded.eos_id]
+            ids, too_long = encode_target(loaded, text, limit)
+            cut += too_long
             pairs.append(Pair(item.ids, ids))
     return pairs, {**counts, "truncated_responses": cut}
 

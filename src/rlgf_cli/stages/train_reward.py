@@ -15,6 +15,7 @@ from transformers import set_seed
 
 from rlgf_cli import console
 from rlgf_cli.artifacts import resume
+from rlgf_cli.artifacts.checkpoints import is_complete
 from rlgf_cli.artifacts.jsonl import write_json
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
 from rlgf_cli.artifacts.rundir import Existing, RunDir
@@ -28,7 +29,6 @@ from rlgf_cli.models.card import write_card
 from rlgf_cli.models.load import pick_device
 from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.training import labelled, reward_data, supervised
-from rlgf_cli.training.checkpoint import is_complete
 from rlgf_cli.training.reward_data import RewardData, Sample
 from rlgf_cli.training.watch import Reporter, last_checkpoint, mark_complete
 
@@ -102,6 +102,7 @@ def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse")
                 reporter=Reporter("train-reward", console.progress, console.log),
             )
         report = _judge(config, model.eval(), tokenizer.pad_token_id, data, eval_rows)
+        reads = {"prompt": data.joined, "max_tokens": limit}
         summary = {
             "objective": config.objective,
             **fitted,
@@ -114,7 +115,7 @@ def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse")
             **({"labels": data.labels} if data.labels else {"same_tokens": same}),
         }
         run_dir.write_files(lambda folder: _save(folder, model, tokenizer))
-        run_dir.write_files(lambda folder: _save_report(folder, config, report))
+        run_dir.write_files(lambda folder: _save_report(folder, config, report, reads))
         write_card(
             run_dir.file("README.md").parent,
             title=output.name,
@@ -207,7 +208,8 @@ def _judge(config: TrainRewardConfig, model: Any, pad_id: int, data: RewardData,
 def _figures(evaluation: dict[str, Any]) -> dict[str, Any]:
     """The figures of all held-out samples as run.json names them."""
     names = ("accuracy", "auc", "length_matched_auc", "length_auc", "brier", "expected_calibration_error")
-    return {f"eval_{name}": evaluation[name] for name in names}
+    flagging = ("good_flagged", "bad_flagged")
+    return {f"eval_{name}": evaluation[name] for name in (*names, *flagging)}
 
 
 def _majority(samples: Sequence[Sample]) -> float:
@@ -219,9 +221,10 @@ def _save(folder: Path, model: Any, tokenizer: Any) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _save_report(folder: Path, config: TrainRewardConfig, report: reward_report.Report) -> None:
-    head = {"schema_version": SCHEMA_VERSION, "objective": config.objective}
-    write_json(folder / "evaluation.json", {**head, **report.evaluation})
+def _save_report(folder: Path, config: TrainRewardConfig, report: reward_report.Report, reads: dict[str, Any]) -> None:
+    """``reads``: what of a text the scores, and so the threshold, are for."""
+    head = {"schema_version": SCHEMA_VERSION, "objective": config.objective, "reads": reads}
+    write_json(folder / reward_report.FILE, {**head, **report.evaluation})
     reward_plots.write(folder / "plots", report)
 
 

@@ -18,6 +18,8 @@ from rlgf_cli.models.classification import join
 
 PAIR = "pair"
 """The one class that all pairs belong to."""
+_REFERENCE = "reference"
+"""What ``rlgf make-negatives`` calls the kind of a good text."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ def _group(record: Mapping[str, Any], config: TrainRewardConfig, where: str, oth
 
 
 def _labels(samples: Sequence[Sample], config: TrainRewardConfig) -> list[str]:
-    """All label names, in the order of the raw labels: numbers by value, words by the alphabet."""
+    """All label names, in the order of the raw labels: numbers by value, words by the alphabet; the good one last."""
     names = sorted({sample.label for sample in samples}, key=_order(config.label_names))
     if len(names) < 2:
         raise UserError(
@@ -220,7 +222,10 @@ def _labels(samples: Sequence[Sample], config: TrainRewardConfig) -> list[str]:
             f"label_names gives the name {unknown[0]!r} to a label that no example has",
             hint=f"the data has: {', '.join(names)}",
         )
-    return names
+    good = config.good_label or (_REFERENCE if _REFERENCE in names else names[-1])
+    if good not in names:
+        raise UserError(f"no example has the good label {good!r}", where=config.data, hint=did_you_mean(good, names))
+    return [*(name for name in names if name != good), good]
 
 
 def _order(names: Mapping[str, str]) -> Any:

@@ -1,0 +1,177 @@
+"""``rlgf evolve stats``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from rlgf_cli import console
+from rlgf_cli.cli import options
+from rlgf_cli.cli.numbers import interval, number, percent
+
+MEASURES = "Measures"
+
+
+def evolve_stats(
+    sets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A folder of rlgf evolve generate or any JSONL file of prompts; a second one is compared with it.",
+            show_default=False,
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder",
+            help="Folder or hub name of a text encoder. Default: words and pairs of words.",
+            rich_help_panel=MEASURES,
+        ),
+    ] = None,
+    cosine: Annotated[
+        float | None,
+        typer.Option(
+            "--cosine",
+            help="From here on, two texts are of one cluster. Default: 0.5 with an encoder, 0.3 without.",
+            rich_help_panel=MEASURES,
+        ),
+    ] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option("--draws", help="Draws from both sets to compare. Default: 200.", rich_help_panel=MEASURES),
+    ] = None,
+    texts: Annotated[
+        int | None,
+        typer.Option("--texts", help="Texts of a draw, at most. Default: 500.", rich_help_panel=MEASURES),
+    ] = None,
+    level: Annotated[
+        float | None,
+        typer.Option("--level", help="Of the intervals. Default: 0.95.", rich_help_panel=MEASURES),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output-dir",
+            "-o",
+            "--output",
+            help="A folder for stats.json and plots.",
+            rich_help_panel=options.COMMON,
+        ),
+    ] = None,
+    config: options.Config = None,
+    set_: options.Set = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    overwrite: options.Overwrite = False,
+    print_config: options.PrintConfig = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure a set of instructions, or compare two.
+
+    Diversity (distinct n-grams, self-BLEU, spread, Vendi score, clusters), length and complexity, and of a folder of
+    rlgf evolve generate what every step did and took. Two sets are compared at the same number of texts, with
+    intervals over seeds (docs/evolve.md).
+
+    ```
+    rlgf evolve stats runs/evolved
+    rlgf evolve stats runs/evolved -o runs/evolved_stats --encoder models/minilm
+    rlgf evolve stats runs/learned runs/random
+    rlgf evolve stats runs/evolved data/seeds.jsonl --json
+    ```
+    """
+    flags = {
+        "sets": sets or None,
+        "encoder": encoder,
+        "cosine": cosine,
+        "draws.count": draws,
+        "draws.texts": texts,
+        "draws.level": level,
+        "output": output,
+        "seed": seed,
+        "device": device,
+    }
+    resolved = options.resolve("evolve_stats:EvolveStatsConfig", config, set_, flags)
+    if print_config:
+        options.print_config(resolved)
+        return
+    from rlgf_cli.stages import evolve_stats as stage
+
+    result = stage.run(resolved, existing="overwrite" if overwrite else "refuse")
+    if as_json:
+        console.result_json(result.stats)
+        return
+    _print(result.stats)
+    if result.folder is not None:
+        console.result(str(result.folder))
+
+
+def _print(stats: Mapping[str, Any]) -> None:
+    for found in stats["sets"]:
+        _print_set(found)
+        console.result()
+    if (comparison := stats["comparison"]) is not None:
+        _print_comparison(comparison)
+        console.result()
+    console.result(f"space: {stats['space']}; clusters from cosine {stats['cosine']:g}")
+
+
+def _print_set(found: Mapping[str, Any]) -> None:
+    left_out = f"; {found['wordless']} without a word left out" if found["wordless"] else ""
+    console.result(f"{found['path']}: {found['texts']} texts from {found['seeds']} seeds{left_out}")
+    for note in found["notes"]:
+        console.result(f"  {note}")
+    rows = [[name, number(value)] for name, value in found["figures"].items()]
+    if (rewrites := found["rewrites"]) is not None:
+        for name in ("kept_share", "novelty", "queries_per_kept", "cost_usd"):
+            rows.append([name, number(rewrites[name])])
+    console.result(console.table(["figure", "all texts"], rows))
+    if found["by_step"] is not None:
+        _print_steps(found["by_step"])
+    if rewrites is not None:
+        outcomes = ", ".join(f"{name} {count}" for name, count in rewrites["outcomes"].items())
+        unpriced = f"; {rewrites['unpriced']} without a price" if rewrites["unpriced"] else ""
+        console.result(f"{rewrites['rewrites']} rewrites, {rewrites['queries']} queries: {outcomes}{unpriced}")
+
+
+def _print_steps(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What is unknown of every step has no column."""
+    names = ("texts", "words", "sentences", "conjunctions", "type_token_ratio")
+    of_rewrites = ("rewrites", "kept_share", "novelty", "queries_per_kept", "cost_usd")
+    shown = [name for name in (*names, *of_rewrites) if any(row.get(name) is not None for row in rows)]
+    lines = [[str(row["step"]), *(_cell(row.get(name)) for name in shown)] for row in rows]
+    console.result(console.table(["step", *shown], lines))
+    operations = sorted({name for row in rows for name in row.get("operations", ())})
+    chosen = [
+        [str(row["step"]), *(percent(round(row["operations"].get(name, 0), 3)) for name in operations)]
+        for row in rows
+        if "operations" in row
+    ]
+    if chosen:
+        console.result(console.table(["step", *operations], chosen))
+
+
+def _cell(value: float | None) -> str:
+    return str(value) if isinstance(value, int) else number(value)
+
+
+def _print_comparison(comparison: Mapping[str, Any]) -> None:
+    level = f"{percent(comparison['level'])} interval"
+    rows = [
+        [
+            name,
+            number(row["first"]),
+            number(row["second"]),
+            number(row["difference"], signed=True),
+            interval(row["low"], row["high"], signed=True),
+        ]
+        for name, row in comparison["figures"].items()
+    ]
+    console.result(console.table(["figure", "first", "second", "first - second", level], rows))
+    first, second = comparison["of_seeds"]
+    whose = f"the same in both, of {first}" if comparison["paired"] else f"of {first} and of {second}"
+    console.result(
+        f"{comparison['texts']} texts from {comparison['seeds']} seeds in each of {comparison['draws']} draws "
+        f"({whose}); intervals over other seeds"
+    )

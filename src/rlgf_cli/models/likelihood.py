@@ -1,0 +1,69 @@
+"""How likely texts are to a model: the log-probabilities of their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from rlgf_cli.errors import UserError
+from rlgf_cli.functional.logprobs import chosen_logprobs
+from rlgf_cli.models.forward import TokenBatch, response_forward
+from rlgf_cli.models.load import Loaded, autocast
+
+Row = tuple[Sequence[int], Sequence[int]]
+"""Ids of what stands before a text, and of the text."""
+_NO_LANGUAGE_MODEL = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForMaskedLM",
+)
+
+
+def check_likelihood(loaded: Loaded) -> None:
+    """Raise UserError for the weights of a model that gives no next token a probability: its head would be made up."""
+    made_for = list(getattr(loaded.model.config, "architectures", None) or [])
+    if made_for and all(name.endswith(_NO_LANGUAGE_MODEL) for name in made_for):
+        raise UserError(
+            f"this checkpoint is a {made_for[0]}: it gives a text no likelihood",
+            where=loaded.name,
+            hint="give a causal or an encoder-decoder language model",
+        )
+
+
+@torch.no_grad()
+def token_logprobs(
+    loaded: Loaded, rows: Sequence[Row], *, batch_size: int, on_rows: Callable[[int], None] = lambda n: None
+) -> list[np.ndarray]:
+    """Per row the log-probabilities (nats, float64) of its text's tokens, each given all before it; [0] for no tokens.
+
+    Rows of like lengths are scored together; ``on_rows`` hears how many are done.
+    """
+    found = [np.zeros(0)] * len(rows)
+    written = sorted((i for i, (_, ids) in enumerate(rows) if ids), key=lambda i: sum(map(len, rows[i])))
+    on_rows(len(rows) - len(written))
+    for at in range(0, len(written), batch_size):
+        some = written[at : at + batch_size]
+        for i, values in zip(some, _batch(loaded, [rows[i] for i in some]), strict=True):
+            found[i] = values
+        on_rows(len(some))
+    return found
+
+
+def _batch(loaded: Loaded, rows: Sequence[Row]) -> list[np.ndarray]:
+    batch = TokenBatch.build(
+        [before for before, _ in rows],
+        [ids for _, ids in rows],
+        pad_id=loaded.pad_id,
+        encoder_decoder=loaded.encoder_decoder,
+        device=loaded.device,
+    )
+    real = torch.arange(batch.response_ids.shape[1], device=loaded.device) < batch.lengths.unsqueeze(-1)
+    with autocast(loaded.device, loaded.dtype):
+        logits, _ = response_forward(loaded.model, batch, real)
+    assert logits is not None
+    chosen = chosen_logprobs(logits.float(), batch.response_ids[real])  # in the order of the rows
+    return [part.double().numpy() for part in chosen.cpu().split(batch.lengths.tolist())]
