@@ -23,6 +23,7 @@ from rlgf_cli.config.common import Strict
 from rlgf_cli.config.compare import CompareConfig
 from rlgf_cli.config.doctor import DoctorConfig
 from rlgf_cli.config.eval import EvalConfig
+from rlgf_cli.config.evolve_generate import EvolveGenerateConfig
 from rlgf_cli.config.evolve_stats import EvolveStatsConfig
 from rlgf_cli.config.evolve_train import EvolveTrainConfig
 from rlgf_cli.config.generate import GenerateConfig
@@ -59,6 +60,7 @@ STAGES: dict[str, type[Strict]] = {
     "generate": GenerateConfig,
     "merge": MergeConfig,
     "evolve train": EvolveTrainConfig,
+    "evolve generate": EvolveGenerateConfig,
 }
 _BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "anything"}

@@ -102,11 +102,11 @@ def test_equal_rewrites_of_one_step_are_kept_once_for_the_first_chain():
 
 def test_copies_are_asked_for_by_text_too_and_what_is_kept_is_told():
     kept: list[str] = []
-    world, made = world_of(seen=lambda text: "copy" in text, keep=kept.append), chains()
+    world, made = world_of(seen=lambda text: "copy" if "copy" in text else None, keep=kept.append), chains()
     answers = {"rain": "a copy of it all", "tax": "Paint seven clouds", "bread": "Count old boats twice"}
     world.guide = FunctionGuide(lambda request: answers[request.example.id])
     world.step(made, [1, 1, 1])
-    assert [chain.steps[0].outcome for chain in made] == ["duplicate", "kept", "kept"]
+    assert [chain.steps[0].outcome for chain in made] == ["copy", "kept", "kept"]
     assert kept == ["Paint seven clouds", "Count old boats twice"]
 
 

@@ -182,6 +182,8 @@ class RunDir:
         self.path = path
         self.manifest = manifest
         self.fresh = not manifest.data["resumed"]
+        self.keeps = False
+        """Whether what was written can be resumed from, though it holds no checkpoint."""
 
     @classmethod
     def claim(
@@ -264,7 +266,7 @@ class RunDir:
         except Exception as error:
             wrote = self.manifest.data["wrote"]
             fixable = isinstance(error, UserError) or is_disk_full(error)
-            resumable = any((self.path / "checkpoints").glob("*/COMPLETE"))
+            resumable = self.keeps or any((self.path / "checkpoints").glob("*/COMPLETE"))
             if fixable and self.fresh and not resumable:
                 remove_written(self.path, wrote)
             raise

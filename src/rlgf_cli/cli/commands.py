@@ -45,6 +45,9 @@ COMMANDS: dict[str, Target] = {
     "evolve stats": Target("evolve_stats:evolve_stats", "Measure a set of instructions, or compare two."),
     "generate": Target("generate:generate", "Generate text from a checkpoint."),
     "evolve train": Target("evolve_train:evolve_train", "Learn which operation to evolve an instruction by next."),
+    "evolve generate": Target(
+        "evolve_generate:evolve_generate", "Evolve seed instructions into a new set, with the guide's answers."
+    ),
     "merge": Target("merge:merge", "Merge LoRA into plain weights."),
     "cache": Target("cache:cache", "Look after the cache of guide texts."),
     "ls": Target("ls:ls", "List what rlgf knows by name."),

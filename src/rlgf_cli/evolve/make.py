@@ -31,7 +31,7 @@ def make_world(
     *,
     weights: RewardWeights,
     capacity: int | None = None,
-    seen: Callable[[str], bool] = lambda text: False,
+    seen: Callable[[str], str | None] = lambda text: None,
     keep: Callable[[str], None] = lambda text: None,
 ) -> World:
     """The world that begins with the seeds. ``capacity``: of its memory for what was kept (None: all of it)."""

@@ -6,12 +6,13 @@ Texts are unit vectors in a space, of a local encoder or of word n-grams; the di
 from __future__ import annotations
 
 import itertools
-import re
 import zlib
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+
+from rlgf_cli.evolve.words import words
 
 
 class Space(Protocol):
@@ -37,8 +38,8 @@ class NgramSpace:
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         rows = np.zeros((len(texts), self.dimensions), dtype=np.float32)
         for row, text in zip(rows, texts, strict=True):
-            words = re.findall(r"\w+", text.casefold())
-            for gram in {*words, *(f"{a} {b}" for a, b in itertools.pairwise(words))}:
+            found = words(text)
+            for gram in {*found, *(f"{a} {b}" for a, b in itertools.pairwise(found))}:
                 digest = zlib.crc32(gram.encode())
                 row[(digest >> 1) % self.dimensions] += 1 if digest & 1 else -1
         return unit(rows)
@@ -59,18 +60,19 @@ class Collection:
         self._rows = np.array(fixed, dtype=np.float32)
         self._used = self._next = len(fixed)
 
-    def novelty(self, vector: np.ndarray) -> float:
-        """1 - the largest cosine to what is there, in [0, 1]; 1 where nothing is."""
+    def novelty(self, vectors: np.ndarray) -> np.ndarray:
+        """1 - the largest cosine to what is there, in [0, 1]; 1 where nothing is. [..., d] -> [...]"""
         if not self._used:
-            return 1.0
-        return float(np.clip(1 - (self._rows[: self._used] @ vector).max(), 0, 1))
+            return np.ones(vectors.shape[:-1], dtype=np.float32)
+        return np.clip(1 - (vectors @ self._rows[: self._used].T).max(axis=-1), 0, 1)
 
     def add(self, vector: np.ndarray) -> None:
         if self.capacity is not None and self._used == self._fixed + self.capacity:
             self._next = self._fixed if self._next == self._used else self._next
         elif self._used == len(self._rows):
-            room = max(256, self._used)
-            self._rows = np.concatenate([self._rows, np.zeros((room, len(vector)), dtype=np.float32)])
+            grown = np.empty((self._used + max(256, self._used), len(vector)), dtype=np.float32)
+            grown[: self._used] = self._rows  # the rest takes memory when it is written
+            self._rows = grown
         self._rows[self._next] = vector
         self._next += 1
         self._used = max(self._used, self._next)

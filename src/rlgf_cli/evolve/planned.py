@@ -20,9 +20,15 @@ _LOOKED_AT = 200
 
 
 def planned(
-    config: EvolveConfig, operations: Sequence[Operation], seeds: Sequence[Example], *, rewrites: int
+    config: EvolveConfig,
+    operations: Sequence[Operation],
+    seeds: Sequence[Example],
+    *,
+    rewrites: int,
+    answer_tokens: int | None = None,
 ) -> dict[str, Any]:
-    """Calls, tokens and US dollars of ``rewrites`` rewrites and, with a reviewer, a verdict on each.
+    """Calls, tokens and US dollars of ``rewrites`` rewrites and, with a reviewer, a verdict on each; with
+    ``answer_tokens``, an answer of that length at most to each of them too.
 
     Calls are upper bounds but for failures that are asked again: what the cache holds is not asked for, and only what
     breaks no rule is reviewed. Every instruction is taken to be as long as its seed and half of ``max_new_tokens``.
@@ -34,7 +40,12 @@ def planned(
         for i, operation, seed in asked
     ]
     found: dict[str, Any] = {"rewrites": rewrites, "guide_calls": rewrites}
-    found |= _cost(config.guide, requests, rewrites, config.seed)
+    if answer_tokens is not None:
+        requests += [
+            GuideRequest(Example(str(i), seed.prompt + grown), max_new_tokens=answer_tokens) for i, _, seed in asked
+        ]
+        found |= {"answers": rewrites, "guide_calls": 2 * rewrites}
+    found |= _cost(config.guide, requests, found["guide_calls"], config.seed)
     if config.reviewer is not None:
         verdicts = [
             GuideRequest(

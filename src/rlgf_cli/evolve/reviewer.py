@@ -20,9 +20,7 @@ TEMPLATE = """Here are two tasks for an assistant. Do they ask for the same?
 
 They are equal if they set the same constraints, ask for the same depth and cover the same breadth; other words for the
 same thing do not matter. Say in one sentence what differs, if anything does. Then give your verdict."""
-ENDING = """End with a line of its own that holds nothing but the verdict, in one of these forms:
-Verdict: equal
-Verdict: different"""
+ENDING = """End with a line of its own that holds nothing but the verdict: `Verdict: equal` or `Verdict: different`."""
 MAX_NEW_TOKENS = 200
 _VERDICT = re.compile(r"Verdict: *(equal|different)", re.IGNORECASE)
 

@@ -28,6 +28,8 @@ LONGEST = 100
 """Steps that a chain can have."""
 UNANSWERED, UNREVIEWED = "unanswered", "unreviewed"
 """Outcomes that say nothing of the operation: the guide gave no text, or no verdict could be read."""
+_NO_TEXT = ("malformed", "finish_reason")
+"""Failures of an answer that came: there is no text in it, or it ended as no text does."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ class RewardWeights:
 
 
 class World:
-    """All that a step needs. ``seen(text)``: whether a text is a copy, or nearly one, of what is there already (it is
-    not asked about what was not kept); ``keep(text)`` hears of what was kept.
+    """All that a step needs. ``seen(text)``: the outcome of a text that is a copy, or nearly one, of what is there
+    already, else None (nothing is there that was not kept); ``keep(text)`` hears of what was kept.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class World:
         min_novelty: float,
         max_new_tokens: int,
         reviewer: Reviewer | None = None,
-        seen: Callable[[str], bool] = lambda text: False,
+        seen: Callable[[str], str | None] = lambda text: None,
         keep: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.guide, self.operations, self.space, self.collection = guide, operations, space, collection
@@ -128,13 +130,14 @@ class World:
         texts = [outcome.text.strip() if isinstance(outcome, Completion) else "" for outcome in outcomes]
         broken = [self._broken(outcomes[i], texts[i], *pair) for i, pair in enumerate(pairs)]
         sound = [i for i, rule in enumerate(broken) if rule is None]
-        vectors = dict(zip(sound, self.space.embed([texts[i] for i in sound]), strict=True)) if sound else {}
-        verdicts = self._verdicts(chains, texts, [i for i in sound if self._is_new(texts[i], vectors[i])])
+        novel = _Novelty(self.collection, sound, self.space.embed([texts[i] for i in sound]))
+        new = [i for i in sound if self._known(texts[i], novel[i]) is None]
+        verdicts = self._verdicts(chains, texts, new)
         for i, (chain, operation) in enumerate(pairs):
-            novelty = self.collection.novelty(vectors[i]) if i in vectors else None
-            outcome = broken[i] or self._judged(texts[i], vectors[i], verdicts.get(i))
+            novelty = novel[i] if broken[i] is None else None
+            outcome = broken[i] or self._judged(texts[i], novel[i], verdicts.get(i))
             if outcome == KEPT:
-                self.collection.add(vectors[i])
+                novel.keep(i)
                 self.keep(texts[i])
             completion = outcomes[i]
             chain.steps.append(
@@ -151,6 +154,15 @@ class World:
                 )
             )
 
+    def recall(self, texts: Sequence[str], kept: Sequence[bool]) -> None:
+        """Know of a step that was taken earlier: of the texts that broke no rule, in order, some were kept. What was
+        embedded together then is embedded together now, and so gets the same vectors.
+        """
+        for text, was_kept, vector in zip(texts, kept, self.space.embed(texts), strict=True):
+            if was_kept:
+                self.collection.add(vector)
+                self.keep(text)
+
     def _broken(self, outcome: Completion | Failure, text: str, chain: Chain, operation: Operation) -> str | None:
         if isinstance(outcome, Failure):
             return "refusal" if outcome.kind in REFUSALS else UNANSWERED
@@ -158,8 +170,9 @@ class World:
             text, outcome.finish_reason, instruction=chain.instruction, prompt=operation.prompt, limits=self.limits
         )
 
-    def _is_new(self, text: str, vector: np.ndarray) -> bool:
-        return self.collection.novelty(vector) >= self.min_novelty and not self.seen(text)
+    def _known(self, text: str, novelty: float) -> str | None:
+        """Why a text is nothing new, or None."""
+        return self.seen(text) or (DUPLICATE if novelty < self.min_novelty else None)
 
     def _verdicts(self, chains: Sequence[Chain], texts: Sequence[str], new: Sequence[int]) -> dict[int, bool | None]:
         if self.reviewer is None or not new:
@@ -167,9 +180,9 @@ class World:
         found = self.reviewer.different([(chains[i].instruction, texts[i]) for i in new])
         return dict(zip(new, found, strict=True))
 
-    def _judged(self, text: str, vector: np.ndarray, different: bool | None) -> str:
-        if not self._is_new(text, vector):
-            return DUPLICATE
+    def _judged(self, text: str, novelty: float, different: bool | None) -> str:
+        if (known := self._known(text, novelty)) is not None:
+            return known
         if self.reviewer is None:
             return KEPT
         return UNREVIEWED if different is None else KEPT if different else EQUAL
@@ -182,17 +195,37 @@ class World:
         return self.weights.novelty * novelty + self.weights.different * bool(different)
 
 
+class _Novelty:
+    """How new the texts of one step are: against what was there before it, and what its earlier chains kept."""
+
+    def __init__(self, collection: Collection, which: Sequence[int], vectors: np.ndarray) -> None:
+        self._collection, self._vectors = collection, vectors
+        self._place = {i: at for at, i in enumerate(which)}
+        self._found = collection.novelty(vectors)
+
+    def __getitem__(self, i: int) -> float:
+        return round(float(self._found[self._place[i]]), 6)
+
+    def keep(self, i: int) -> None:
+        """Text i is there from now on."""
+        vector = self._vectors[self._place[i]]
+        self._collection.add(vector)
+        self._found = np.minimum(self._found, np.clip(1 - self._vectors @ vector, 0, 1))
+
+
 def ask(guide: LiveGuide, requests: Sequence[GuideRequest]) -> list[Completion | Failure]:
     """What the guide gave for each request, in order. What failed for a passing reason is asked for once more.
 
-    A failure that asking again would not mend is an outcome. Raises RlgfError where one that it might is left.
+    A failure that asking again would not mend is an outcome, and so is a second answer that holds no text. Raises
+    RlgfError where another one is left.
     """
     found: dict[int, Completion | Failure] = {}
     for _ in range(2):
         left = [i for i in range(len(requests)) if i not in found or _passing(found[i])]
         for answer in guide.stream([requests[i] for i in left]):
             found[left[answer.index]] = answer.outcome
-    failed = [outcome for outcome in found.values() if isinstance(outcome, Failure) and _passing(outcome)]
+    left_over = [outcome for outcome in found.values() if isinstance(outcome, Failure) and _passing(outcome)]
+    failed = [failure for failure in left_over if failure.kind not in _NO_TEXT]
     if failed:
         kinds = ", ".join(f"{kind}: {n}" for kind, n in Counter(f.kind for f in failed).most_common())
         raise RlgfError(

@@ -48,9 +48,9 @@ def write_card(
     ]
     if data:
         parts.append("## Data\n\n" + "\n".join(f"- `{Path(name).name}`" for name in data))
-    parts.append("## Results\n\n" + _table(metrics))
+    parts.append("## Results\n\n" + table(metrics))
     if guide is not None:
-        parts.append("## Guide\n\n" + _table(guide) + "\n\n" + _GUIDE_LICENCE)
+        parts.append("## Guide\n\n" + table(guide) + "\n\n" + _GUIDE_LICENCE)
     parts.append("## Licence\n\n" + _LICENCE)
     path = Path(folder) / "README.md"
     with atomic_text(path) as stream:
@@ -58,7 +58,8 @@ def write_card(
     return path
 
 
-def _table(values: Mapping[str, Any]) -> str:
+def table(values: Mapping[str, Any]) -> str:
+    """Names and values as Markdown, in their order; None is left out."""
     rows = [f"| {name.replace('_', ' ')} | {_show(value)} |" for name, value in values.items() if value is not None]
     return "\n".join(["| | |", "|---|---|", *rows])
 

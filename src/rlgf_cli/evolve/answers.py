@@ -1,0 +1,42 @@
+"""Asking the guide to answer the instructions that were kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlgf_cli.evolve.operations import PLACEHOLDER
+from rlgf_cli.evolve.rules import Limits, broken_by_answer
+from rlgf_cli.evolve.world import KEPT, UNANSWERED, ask
+from rlgf_cli.guides.answers import Failure
+from rlgf_cli.guides.base import REFUSALS, LiveGuide
+from rlgf_cli.protocols import Completion, Example, GuideRequest
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer, and ``kept`` or the rule that it broke (``unanswered``: there is none)."""
+
+    outcome: str
+    text: str
+    cost_usd: float | None
+
+
+def answer(
+    guide: LiveGuide, instructions: Sequence[Example], *, template: str | None, max_new_tokens: int, limits: Limits
+) -> list[Answered]:
+    """The guide's answer to each instruction, in order. Raises RlgfError where the guide failed."""
+    asked = [
+        instruction if template is None else Example(instruction.id, template.replace(PLACEHOLDER, instruction.prompt))
+        for instruction in instructions
+    ]
+    outcomes = ask(guide, [GuideRequest(example, max_new_tokens=max_new_tokens) for example in asked])
+    return [_held(i.prompt, outcome, limits) for i, outcome in zip(instructions, outcomes, strict=True)]
+
+
+def _held(instruction: str, outcome: Completion | Failure, limits: Limits) -> Answered:
+    if isinstance(outcome, Failure):
+        return Answered("refusal" if outcome.kind in REFUSALS else UNANSWERED, "", None)
+    text = outcome.text.strip()
+    rule = broken_by_answer(text, outcome.finish_reason, instruction=instruction, limits=limits)
+    return Answered(rule or KEPT, text, outcome.cost_usd)

@@ -1,0 +1,80 @@
+"""The data card (README.md) of a generated set: from what it was made, how, by whom, at which cost and terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlgf_cli import __version__
+from rlgf_cli.artifacts.jsonl import atomic_text
+from rlgf_cli.config.evolve_generate import EvolveGenerateConfig
+from rlgf_cli.models.card import table
+
+_TERMS = (
+    "The texts are the guide's: its provider's terms hold for them and may restrict what a model trained on them is "
+    "used for. The seeds' licence holds for what was made from them. Check both before you share or sell the set."
+)
+
+
+def write_data_card(path: Path, config: EvolveGenerateConfig, run: Mapping[str, Any]) -> None:
+    """Write the card. ``run``: the manifest, its summary among it. Inputs are shown by their names alone: paths of one
+    machine help no one else.
+    """
+    found, spend = run["result"], run["spend"]
+    answers = " and the guide's answers to them" if config.answers else ", without answers"
+    sft = f"rlgf sft --model MODEL --data {path.parent.name}/instructions.jsonl -o sft"
+    parts = [
+        "---\ntags: [rlgf, instructions, synthetic]\n---",
+        f"# {path.parent.name}",
+        f"{found['instructions']} instructions{answers}, made by `rlgf evolve generate` (rlgf {__version__}) from "
+        f"{found['seeds']} seeds: a policy chose how the guide rewrote each (TeaMs-RL, Gu, Knoll and Jin, arXiv "
+        "2403.08694). `instructions.jsonl` is the set, `steps.jsonl` every rewrite that was asked for with what became "
+        "of it, `config.resolved.json` every setting, `run.json` versions and inputs.",
+    ]
+    if config.answers:
+        parts.append(f"```\n{sft}\n```")
+    made = {
+        "seeds": f"{found['seeds']} of {Path(config.data).name}",
+        "policy": Path(config.policy).name,
+        "operations": Path(config.operations).name if config.operations else "built in",
+        "steps of a chain": config.steps,
+        "chains of a seed": config.passes,
+        "a duplicate": _what_counts(config),
+        "rewrites asked for": found["rewrites"],
+        "kept": found["kept"],
+        "in the set": found["instructions"],
+        "verdicts of the reviewer": found["verdicts"] if config.reviewer else None,
+        "answers asked for": found["answers"] or None,
+        "queries in all": found["queries"],
+        "queries per instruction": found["queries_per_instruction"],
+        "US dollars, when the texts were bought": found["cost_usd"],
+        "US dollars charged to this run": spend.get("charged_usd"),
+        "calls charged to this run": spend.get("calls"),
+    }
+    parts.append("## How it was made\n\n" + table(made))
+    shares = {name: f"{n['asked']} asked, {n['kept']} kept" for name, n in found["operations"].items()}
+    parts.append("## Operations\n\n" + table(shares))
+    rejected = {**found["rejected"], **{f"answer: {name}": n for name, n in found["answers_rejected"].items()}}
+    if rejected:
+        parts.append("## What was rejected\n\n" + table(rejected))
+    for who in ("guide", "reviewer"):
+        if (told := run.get(who)) is not None:
+            parts.append(f"## {who.capitalize()}\n\n" + table(_provenance(told)))
+    parts.append("## Licence and terms\n\n" + _TERMS)
+    with atomic_text(path) as stream:
+        stream.write("\n\n".join(parts) + "\n")
+
+
+def _what_counts(config: EvolveGenerateConfig) -> str:
+    space = "words and pairs of words" if config.novelty.encoder is None else Path(config.novelty.encoder).name
+    return f"Jaccard {config.minhash.threshold:g} of three words, or novelty below {config.novelty.least:g} ({space})"
+
+
+def _provenance(told: Mapping[str, Any]) -> dict[str, Any]:
+    name = told["guide"]
+    return {
+        "name": name.rpartition("/")[2] if "/" in name else name,
+        "models as reported": ", ".join(sorted(told["models"])) or None,
+        "terms": told["licence"],
+    }

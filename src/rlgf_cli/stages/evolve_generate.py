@@ -1,0 +1,201 @@
+"""``rlgf evolve generate``: a policy leads the guide from seeds to a set of new instructions with answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlgf_cli import console
+from rlgf_cli.artifacts import resume
+from rlgf_cli.artifacts.jsonl import read_examples, read_json
+from rlgf_cli.artifacts.records import AnsweredStepRecord
+from rlgf_cli.artifacts.rundir import Existing, RunDir
+from rlgf_cli.config.evolve_generate import FREE_ON_RESUME, EvolveGenerateConfig
+from rlgf_cli.config.loader import Resolved
+from rlgf_cli.errors import Interrupted, RlgfError, UserError
+from rlgf_cli.evolve.answers import Answered, answer
+from rlgf_cli.evolve.card import write_data_card
+from rlgf_cli.evolve.dataset import INSTRUCTIONS, STEPS, Place, Rows, Tally, blocks, kept_in
+from rlgf_cli.evolve.duplicates import Duplicates
+from rlgf_cli.evolve.learned import load_policy
+from rlgf_cli.evolve.make import make_world, paid_in
+from rlgf_cli.evolve.operations import Operation, read_operations
+from rlgf_cli.evolve.planned import planned
+from rlgf_cli.evolve.policies import Policy, walk
+from rlgf_cli.evolve.world import KEPT, Chain, RewardWeights, World
+from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
+from rlgf_cli.guides.make import describe
+from rlgf_cli.protocols import Example
+
+COMMAND = "evolve generate"
+_PATIENCE = 200
+"""Rewrites, in whole blocks, after which something must have been kept."""
+_AGAIN = "--resume goes on from there; what the guide wrote since is in the cache, unless guide.mode is live"
+
+
+@dataclass(frozen=True)
+class EvolveGenerateResult:
+    """Where the set is, the summary that run.json holds, and what it cost."""
+
+    folder: Path
+    summary: dict[str, Any]
+    spend: dict[str, Any]
+
+
+def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refuse") -> EvolveGenerateResult:
+    """Make the set. All inputs are checked before the output folder is touched; whole blocks stay however it ends."""
+    config = resolved.config
+    resume.refuse_used(config.output, COMMAND, existing)
+    resume.refuse_own_input(config.output, config.data, config.operations, config.policy, config.novelty.encoder)
+    if (done := resume.finished_result(config.output, existing)) is not None:
+        console.log(f"{config.output} is done already")
+        return EvolveGenerateResult(Path(config.output), done, read_json(Path(config.output, "run.json"))["spend"])
+    if existing == "resume":
+        resume.refuse_changed(config.output, resolved.to_json(), free=FREE_ON_RESUME)
+    operations, policy, seeds = _inputs(config)
+    duplicates = Duplicates(config.minhash.threshold, config.minhash.permutations)
+    for seed in seeds:
+        duplicates.add(seed.prompt)
+    weights = RewardWeights()
+    world = make_world(config, operations, seeds, weights=weights, seen=duplicates.seen, keep=duplicates.add)
+    paid = paid_in(world)
+    with closing_all(paid):
+        world.guide.check([Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations], config.max_new_tokens)
+        for writer in paid:
+            writer.notify = console.warn
+            writer.check_budget(config.budget)
+        claimed = RunDir.claim(config.output, COMMAND, existing=existing, seed=config.seed)
+        with claimed.running() as folder:
+            folder.write_config(resolved.to_json())
+            for parent in (config.data, config.operations, config.policy, config.novelty.encoder):
+                folder.manifest.add_parent(parent)
+            charge_together(paid, folder.manifest.data["run_id"], config.budget, folder.manifest.data["spend"])
+            _Generation(config, world, policy, seeds, folder).run()
+    return EvolveGenerateResult(folder.path, folder.manifest.data["result"], folder.manifest.data["spend"])
+
+
+def dry_run(resolved: Resolved[EvolveGenerateConfig]) -> dict[str, Any]:
+    """Check the inputs, and say how often guide and reviewer would be asked and what that costs; nothing is written."""
+    config = resolved.config
+    operations, _, seeds = _inputs(config)
+    rewrites = len(seeds) * config.passes * config.steps
+    answer_tokens = config.max_answer_tokens if config.answers else None
+    return planned(config, operations, seeds, rewrites=rewrites, answer_tokens=answer_tokens)
+
+
+def _inputs(config: EvolveGenerateConfig) -> tuple[list[Operation], Policy, list[Example]]:
+    for who in (config.guide, config.reviewer):
+        if who is not None and not describe(who).live:
+            hint = "name a live guide: hf:PATH, openai:MODEL or an alias"
+            raise UserError("this guide is recorded; it has no new text to give", where=who.name, hint=hint)
+    operations = read_operations(config.operations)
+    return operations, load_policy(config.policy, operations), read_examples(config.data, limit=config.limit)
+
+
+@dataclass
+class _Generation:
+    """One session of a run."""
+
+    config: EvolveGenerateConfig
+    world: World
+    policy: Policy
+    seeds: Sequence[Example]
+    folder: RunDir
+    tally: Tally = field(default_factory=Tally)
+
+    def run(self) -> None:
+        """Block after block. Raises RlgfError where nothing is worth keeping, and whatever stopped the session."""
+        config = self.config
+        rows = Rows(self.folder.file(INSTRUCTIONS), self.folder.file(STEPS))
+        chains = len(self.seeds) * config.passes
+        try:
+            with (
+                console.interruptible("waiting for the answers that are on their way") as stop,
+                console.progress(COMMAND, chains, milestones=20) as bar,
+            ):
+                for block in blocks(self.seeds, config.passes, config.batch_size):
+                    if (finished := rows.finished(block, config.steps)) is not None:
+                        self._recall(finished)
+                    else:
+                        finished = rows.append(block, self._evolve(block, stop))
+                    self.folder.keeps = True
+                    self.tally.add(finished)
+                    self._refuse_barren(last=False)
+                    bar.update(len(block), self._note())
+            self._refuse_barren(last=True)
+        finally:
+            self._finish()
+
+    def _evolve(self, block: list[Chain], stop: threading.Event) -> dict[Place, Answered]:
+        """All steps of a block's chains, then the answers to what was kept in it."""
+        config, world = self.config, self.world
+        for _ in range(config.steps):
+            _unless(stop)
+            walk(world, block, self.policy, 1, config.seed)
+        _unless(stop)
+        if not config.answers:
+            return {}
+        kept = kept_in(block)
+        found = answer(
+            world.guide,
+            list(kept.values()),
+            template=config.answer_template,
+            max_new_tokens=config.max_answer_tokens,
+            limits=world.limits,
+        )
+        return dict(zip(kept, found, strict=True))
+
+    def _recall(self, rows: Sequence[AnsweredStepRecord]) -> None:
+        """Let the world know what an earlier session kept, step by step, as it was then."""
+        for step in range(self.config.steps):
+            sound = [row for row in rows[step :: self.config.steps] if row.novelty is not None]
+            self.world.recall([row.text for row in sound], [row.outcome == KEPT for row in sound])
+
+    def _refuse_barren(self, *, last: bool) -> None:
+        """Raise RlgfError where nothing of all that was asked so far is in the set."""
+        found = self.tally.summary(self.world.operations)
+        if found["instructions"] or not (last or found["rewrites"] >= _PATIENCE):
+            return
+        why = [f"{name}: {count}" for name, count in found["rejected"].items()]
+        why += [f"answers, {name}: {count}" for name, count in found["answers_rejected"].items()]
+        raise RlgfError(
+            f"nothing was kept of the {found['rewrites']} rewrites that were asked for ({', '.join(why)})",
+            where=str(self.folder.path),
+            hint=f"{STEPS} holds what the guide wrote; {_remedy(found['rejected'])}",
+        )
+
+    def _finish(self) -> None:
+        """However it ends, the manifest and the card say what is there and what it cost."""
+        paid = paid_in(self.world)
+        told = {name: writer.provenance() for name, writer in zip(("guide", "reviewer"), paid, strict=False)}
+        summary = {"seeds": len(self.seeds), "policy": self.config.policy, **self.tally.summary(self.world.operations)}
+        manifest = self.folder.manifest
+        manifest.save(result=summary, spend=spend_together(paid), **told)
+        if summary["instructions"]:
+            write_data_card(self.folder.file("README.md"), self.config, manifest.data)
+        else:
+            (self.folder.path / INSTRUCTIONS).unlink(missing_ok=True)
+
+    def _note(self) -> str:
+        found = self.tally.summary(self.world.operations)
+        cost = "" if found["cost_usd"] is None else f"  ${found['cost_usd']:.4f}"
+        return f"{found['instructions']} of {found['rewrites']} in the set{cost}"
+
+
+def _unless(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise Interrupted("interrupted; the blocks that were finished are kept", hint=_AGAIN)
+
+
+def _remedy(rejected: dict[str, int]) -> str:
+    """What to try where most rewrites broke one rule."""
+    first = next(iter(rejected), "")
+    return {
+        "chatter": "guide.clean: all takes what chat models say around a text away",
+        "cut": "a larger max_new_tokens lets it end",
+        "too_long": "limits.max_words says how long a rewrite may be",
+        "template": "a base model goes on where the prompt ends: take one that follows instructions, or api: chat",
+    }.get(first, "look at the guide, its api and the operations")
