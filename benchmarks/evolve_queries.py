@@ -102,7 +102,7 @@ class Curve:
 
 
 def measured(place: Path, pool: int) -> dict[str, dict[str, float | None]]:
-    """By figure: the queries of each policy at the level of evolve-everything's first pass, and at the learned one's."""
+    """By figure: both policies' queries at the level of evolve-everything's first pass, and of the learned one's."""
     learned, everything = Curve(place / "learned"), Curve(place / "random")
     first = pool * STEPS
     found = {}
