@@ -2,15 +2,15 @@
 
     python benchmarks/evolve_queries.py FOLDER --data alpaca/train.jsonl.gz [--seeds 0 1 2 3 4]
 
-On the scripted guide of recipes/teams_rl, which is a process of its own here. For each seed: ``rlgf evolve train`` on
-training seeds; then ``rlgf evolve generate`` over held-out seeds, led by that policy and by ``random``: every
-instruction of the pool is rewritten by a random operation in each of six rounds, and failures are eliminated, as
-WizardLM does it. Every rewrite is a query, kept or not; answers are not asked for, since both would need one per
-instruction.
+On the scripted guide of recipes/teams_rl, in this process. For each seed: ``rlgf evolve train`` on training seeds; then
+``rlgf evolve generate`` over held-out seeds, led by that policy and by ``random``: every instruction of the pool is
+rewritten by a random operation in every round, and failures are eliminated, as WizardLM does it. Every rewrite is a
+query, kept or not; answers are not asked for, since both would need one per instruction. After six rounds, random goes
+on with other chains of the same seeds.
 
-A set's diversity after q queries is that of what was kept of the first q rewrites of its steps.jsonl. Looked for are
-the queries after which a policy's set is as diverse as the other's after one pass over the pool. What is in FOLDER
-already is not made again.
+A set's diversity after q queries is that of what was kept of the first q rewrites, round after round. Looked for are
+the queries after which one set is as diverse as the other after its six rounds. What is in FOLDER already is not made
+again.
 """
 
 from __future__ import annotations
@@ -19,24 +19,34 @@ import argparse
 import json
 import math
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
-from rlgf_cli import noise
+from rlgf_cli import noise, registry
 from rlgf_cli.artifacts.jsonl import read_objects, read_records, write_json, write_jsonl
 from rlgf_cli.artifacts.records import AnsweredStepRecord
+from rlgf_cli.config.evolve_generate import EvolveGenerateConfig
+from rlgf_cli.config.evolve_train import EvolveTrainConfig
+from rlgf_cli.config.loader import resolve
 from rlgf_cli.console import table
 from rlgf_cli.evolve.describe import in_set
 from rlgf_cli.evolve.diversity import leaders, vendi_score
 from rlgf_cli.evolve.novelty import NgramSpace
+from rlgf_cli.evolve.operations import read_operations
+from rlgf_cli.guides.local import LocalGuide
+from rlgf_cli.protocols import Completion, GuideRequest
+from rlgf_cli.stages import evolve_generate, evolve_train
 
-SERVER = Path(__file__).parents[1] / "recipes" / "teams_rl" / "scripted_server.py"
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "teams_rl"))
+
+import scripted_server
+
+OPERATIONS = read_operations(None)
 TRAINING, STEPS, PASSES = 300, 6, 3
 COSINE = 0.3
 """Where clusters begin, as in ``rlgf evolve stats``."""
@@ -46,21 +56,22 @@ FIGURES: dict[str, Callable[[np.ndarray], float]] = {
 }
 
 
-@contextmanager
-def guide(port: int) -> Iterator[str]:
-    """The scripted guide; its URL."""
-    process = subprocess.Popen([sys.executable, SERVER, "--port", str(port)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.wait()
+class Scripted(LocalGuide):
+    """The scripted guide as a kind of its own, ``scripted:1``. Seed, example, prompt and sample decide a text."""
+
+    kind = "scripted"
+
+    def _write(self, requests: Sequence[GuideRequest]) -> list[Completion]:
+        found = []
+        for request in requests:
+            seed = zlib.crc32(f"{self._seed} {request.example.id} {request.sample_index}".encode())
+            found.append(
+                Completion(scripted_server.text_for(request.example.prompt, seed, OPERATIONS), "stop", self.name)
+            )
+        return found
 
 
-def rlgf(*words: object) -> None:
-    """A command that goes on with what its output holds."""
-    subprocess.run([sys.executable, "-m", "rlgf_cli", *map(str, words), "--resume"], check=True)
+registry.BUILTIN["guides"]["scripted"] = registry.Entry("__main__:Scripted", "the guide of recipes/teams_rl")
 
 
 def pools(data: Path, folder: Path, seed: int, pool: int) -> tuple[Path, Path]:
@@ -76,10 +87,11 @@ def pools(data: Path, folder: Path, seed: int, pool: int) -> tuple[Path, Path]:
 
 
 class Curve:
-    """A set's rewrites in order, and its diversity after some of its queries."""
+    """A set's rewrites, round after round, and its diversity after some of its queries."""
 
     def __init__(self, folder: Path) -> None:
         rows = list(read_records(folder / "steps.jsonl", AnsweredStepRecord))
+        rows.sort(key=lambda row: (row.visit, row.step))  # of a round, the order of the seeds stays
         kept = [row for row in rows if in_set(row)]
         self.queries = np.cumsum([row.queries for row in rows])
         self.kept = np.cumsum([in_set(row) for row in rows])
@@ -132,27 +144,30 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="JSONL of instructions, alpaca's as they are")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--pool", type=int, default=200)
-    parser.add_argument("--iterations", type=int, default=50)
-    parser.add_argument("--port", type=int, default=8713)
+    parser.add_argument("--pool", type=int, default=48)
+    parser.add_argument("--iterations", type=int, default=80)
+    parser.add_argument("--memory", type=int, default=200)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     os.environ["RLGF_CACHE_DIR"] = str(given.folder / "cache")
     results, training_queries = [], []
-    with guide(given.port) as url:
-        common = ("--guide", "openai:scripted", "--base-url", url, "--steps", STEPS)
-        for seed in given.seeds:
-            place = given.folder / f"seed_{seed}"
-            training, held_out = pools(given.data, given.folder, seed, given.pool)
-            own = (*common, "--seed", seed)
-            policy = place / "policy"
-            rlgf("evolve", "train", "--data", training, *own, "--iterations", given.iterations, "-o", policy)
-            for name, leader, passes in (("learned", policy, 1), ("random", "random", PASSES)):
-                more = ("--policy", leader, "--passes", passes, "--set", "answers=false", "-o", place / name)
-                rlgf("evolve", "generate", "--data", held_out, *own, *more)
-            results.append(measured(place, given.pool))
-            training_queries.append(json.loads((policy / "run.json").read_text())["result"]["queries"])
-            print(seed, json.dumps(results[-1]), file=sys.stderr, flush=True)
+    for seed in given.seeds:
+        place = given.folder / f"seed_{seed}"
+        training, held_out = pools(given.data, given.folder, seed, given.pool)
+        common = {"guide": "scripted:1", "steps": STEPS, "seed": seed}
+        policy = {**common, "data": str(training), "iterations": given.iterations, "memory": given.memory}
+        trained = evolve_train.run(
+            resolve(EvolveTrainConfig, flags={**policy, "output": str(place / "policy")}), existing="resume"
+        )
+        for name, leader, passes in (("learned", str(trained.folder), 1), ("random", "random", PASSES)):
+            flags = {
+                **common, "data": str(held_out), "policy": leader, "passes": passes, "answers": False,
+                "batch_size": given.pool, "output": str(place / name),
+            }  # fmt: skip
+            evolve_generate.run(resolve(EvolveGenerateConfig, flags=flags), existing="resume")
+        results.append(measured(place, given.pool))
+        training_queries.append(trained.summary["queries"])
+        print(seed, json.dumps(results[-1]), file=sys.stderr, flush=True)
     write_json(given.folder / "results.json", {"training_queries": training_queries, "seeds": results})
     report(results, training_queries)
 
