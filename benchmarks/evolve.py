@@ -1,16 +1,18 @@
-"""Does a learned policy make a more diverse set with the same number of queries? On the scripted guide of recipes/teams_rl.
+"""Does a learned policy make a more diverse set with as many queries? On the scripted guide of recipes/teams_rl.
 
-    python benchmarks/evolve.py FOLDER --data alpaca/train.jsonl.gz [--seeds 0 1 2 3 4] [--iterations 80]
+    python benchmarks/evolve.py FOLDER --data alpaca/train.jsonl.gz [--seeds 0 1 2 3 4] [--iterations 40]
     python benchmarks/evolve.py FOLDER --data alpaca/train.jsonl.gz --sweep
 
-For each seed: ``rlgf evolve train`` on training seeds; then learned policy, random, round-robin and the paper's schedule
-walk the same held-out seeds, each in a fresh world, with equally many queries. Training seeds are the last 300 records
-of the file; the held-out ones are drawn from the others, anew for each seed. ``--sweep`` tries learning rates and
-entropy coefficients, with held-out seeds of its own (100 and 101), and prints a table; the benchmark proper takes
-what it is given. What is in FOLDER already is not made again.
+For each seed: ``rlgf evolve train`` on training seeds; then learned policy, random, round-robin and the paper's
+schedule walk the same held-out seeds, each in a fresh world, with equally many queries. Training seeds are the last
+300 records of the file; the held-out ones are drawn from the others, anew for each seed. ``--sweep`` tries learning
+rates and entropy coefficients with seeds of its own (100 and 101), and prints a table; the benchmark proper takes what
+it is given. What is in FOLDER already is not made again.
 
-``ceiling``: the most that any order of six operations can earn on the held-out seeds, each chain alone in the world
-with all the seeds, found by search. What other chains keep can only lower a novelty, so that no policy can earn more.
+The ceiling is a bound on the reward of any policy, found by search over all orders of operations on the first 4
+held-out seeds, each chain alone in the world with all the seeds: what other chains keep can only lower a novelty. Of
+the tasks that breadth knows, each of which is kept once at most, these chains have their share of all the held-out
+ones.
 """
 
 from __future__ import annotations
@@ -31,34 +33,41 @@ import numpy as np
 from scipy import stats
 
 from rlgf_cli import noise
-from rlgf_cli.artifacts.jsonl import read_examples, read_json, write_json, write_jsonl
+from rlgf_cli.artifacts.jsonl import read_json, read_objects, write_json, write_jsonl
 from rlgf_cli.config.evolve_train import EvolveTrainConfig
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.console import table
 from rlgf_cli.evolve.diversity import vendi_score
 from rlgf_cli.evolve.learned import load_policy
 from rlgf_cli.evolve.make import make_world
-from rlgf_cli.evolve.operations import read_operations
+from rlgf_cli.evolve.novelty import Collection
+from rlgf_cli.evolve.operations import Operation, read_operations
 from rlgf_cli.evolve.policies import walk
 from rlgf_cli.evolve.world import KEPT, Chain, RewardWeights, World
-from rlgf_cli.protocols import Example
+from rlgf_cli.guides.answers import Answer
+from rlgf_cli.protocols import Completion, Example, GuideRequest
 from rlgf_cli.stages import evolve_train
 
-RECIPE = Path("recipes/teams_rl")
-TRAINING, HELD_OUT, STEPS = 300, 48, 6
+RECIPE = Path(__file__).parents[1] / "recipes" / "teams_rl"
+sys.path.insert(0, str(RECIPE))
+
+import scripted  # noqa: E402 - a recipe is no package
+import scripted_server  # noqa: E402 - a recipe is no package
+
+TRAINING, HELD_OUT, STEPS, SEARCHED = 300, 48, 6, 4
 BASELINES = ("random", "round-robin", "paper")
 FIGURES = {
     "kept": "kept per query",
     "effective": "effective number per query",
     "reward": "reward per query",
 }
-RATES, ENTROPIES, SWEPT = (1e-3, 3e-3, 1e-2, 3e-2), (0.003, 0.01, 0.03, 0.1), (100, 101)
+RATES, ENTROPIES, SWEPT = (1e-3, 3e-3, 1e-2), (0.003, 0.01, 0.03), (100, 101)
 
 
 @contextmanager
 def guide() -> Iterator[str]:
     """The scripted guide in a process of its own; its URL."""
-    words = [sys.executable, RECIPE / "scripted_server.py", "--port", "8712"]  # the URL is part of the cache's key
+    words = [sys.executable, str(RECIPE / "scripted_server.py"), "--port", "8712"]  # the URL is part of the cache's key
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -70,7 +79,7 @@ def guide() -> Iterator[str]:
 
 def split(data: Path, folder: Path, seed: int) -> tuple[Path, list[Example]]:
     """The training seeds, and the held-out ones of a seed."""
-    examples = read_examples(data)
+    examples = [Example(row["id"], row["prompt"]) for _, row in read_objects(data)]
     train = folder / "train.jsonl"
     if not train.exists():
         write_jsonl(train, [{"id": e.id, "prompt": e.prompt} for e in examples[-TRAINING:]])
@@ -118,27 +127,46 @@ def walked(url: str, seed: int, held_out: Sequence[Example], policy: str) -> dic
     }
 
 
+class InProcess:
+    """The scripted guide's answers to the requests of the guide at an endpoint, without the way there and back."""
+
+    def __init__(self, guide: Any, operations: Sequence[Operation]) -> None:
+        self.name, self._guide, self._operations = guide.name, guide, operations
+
+    def stream(self, requests: Sequence[GuideRequest]) -> Iterator[Answer]:
+        for index, request in enumerate(requests):
+            seed = self._guide.wording.body(request)["seed"]
+            text = scripted_server.text_for(request.example.prompt, seed, self._operations)
+            yield Answer(index, request, Completion(text, "stop", "scripted"))
+
+
 def ceiling(url: str, seed: int, held_out: Sequence[Example]) -> float:
-    """The mean over chains of the best sequence's reward per query."""
+    """No order of operations earns more reward per query than this on the first ``SEARCHED`` held-out seeds."""
     world = fresh(url, seed, held_out)
-    seeds = world.collection
     with closing(world.guide):
-        return fmean(_best(world, seeds.holding(seeds.recent()), Chain(e), STEPS) for e in held_out) / STEPS
+        world.guide = InProcess(world.guide, world.operations)  # type: ignore[assignment]
+        chains = [_best(world, world.collection, Chain(e), STEPS) for e in held_out[:SEARCHED]]
+    share = len(scripted.FIELDS.split()) * scripted.TOPICS * SEARCHED // HELD_OUT
+    together = [0.0] * (share + 1)  # the most that the chains so far earn with so many kept breadths among them
+    for best in chains:
+        together = [max(together[n - k] + best[min(k, STEPS)] for k in range(n + 1)) for n in range(share + 1)]
+    return together[share] / (STEPS * SEARCHED)
 
 
-def _best(world: World, collection: Any, chain: Chain, left: int) -> float:
-    """The most that the rest of a chain can earn. After a rejected step the chain is where it was, with a step less: a
-    sequence without that step earns more, so that none is followed."""
-    if not left:
-        return 0.0
-    found = -world.weights.penalty * left
-    for operation in range(len(world.operations)):
+def _best(world: World, collection: Collection, chain: Chain, left: int) -> list[float]:
+    """The most that the rest of a chain can earn with at most 0, 1, ... STEPS kept breadths. Rejected rewrites are not
+    followed: the chain is where it was then, and the operation is rejected again, as the scripted guide's effects
+    depend on the state alone."""
+    found = [-world.weights.penalty * left] * (STEPS + 1)
+    for index, operation in enumerate(world.operations if left else ()):
         world.collection = collection.holding(collection.recent())
         after = Chain(chain.seed, chain.visit, list(chain.steps))
-        world.step([after], [operation])
+        world.step([after], [index])
         step = after.steps[-1]
         if step.outcome == KEPT and step.reward is not None:
-            found = max(found, step.reward + _best(world, world.collection, after, left - 1))
+            rest = _best(world, world.collection, after, left - 1)
+            for n in range(operation.breadth, STEPS + 1):
+                found[n] = max(found[n], step.reward + rest[n - operation.breadth])
     return found
 
 
@@ -188,7 +216,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="JSONL of instructions, alpaca's as they are")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--iterations", type=int, default=80)
+    parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--set", action="append", default=[], help="key=value of rlgf evolve train")
     parser.add_argument("--sweep", action="store_true")
     given = parser.parse_args()

@@ -157,7 +157,11 @@ def test_refusals(run_cli: Callable[..., Result], server: FakeOpenAI, data: Path
         (["--reviewer", recorded], "this guide is recorded", ""),
         (["--set", "reward.different=1"], "what a reviewer says", ""),
         (["--set", "reward.diferent=1"], "'different'", ""),
-        (["--max-cost-usd", 1, "--reviewer", "openai:unpriced"], "needs a price", ""),
+        (
+            ["--max-cost-usd", 1, "--reviewer", "openai:r", "--set", f"reviewer.base_url={server.url}"],
+            "needs a price",
+            "",
+        ),
     ]
     for flags, *said in cases:
         done = run_cli(*command(server, data, tmp_path / "run"), *flags)

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from conftest import toy_examples, write_rows
-from rlgf_cli.training import best, checkpoint
+from rlgf_cli.artifacts import checkpoints
+from rlgf_cli.training import best
 from runs import assert_same_run
 
 STEPS = 9
@@ -161,7 +162,7 @@ def test_killed_at_any_moment(world: World, alg: str, kill: Kill) -> None:
     if kind == "save":
         run = world.killed_in_the_save(alg, int(where * len(world.saves[alg])))
         # there is something to go back to, whatever the save had done
-        assert checkpoint.complete_checkpoints(run / "checkpoints")
+        assert checkpoints.complete_checkpoints(run / "checkpoints")
     else:
         run = world.killed_after(alg, int(where), delay)
     world.resumed(alg, run)
@@ -191,7 +192,7 @@ def test_killed_at_a_point_of_a_save(world: World, point: str, left: list[str]) 
     """What is complete afterwards, and what the next one makes of it."""
     whole = world.whole("ppo")
     run = world.killed_in_the_save("ppo", index(world.saves["ppo"], point))
-    assert [p.name for p in checkpoint.complete_checkpoints(run / "checkpoints")] == left
+    assert [p.name for p in checkpoints.complete_checkpoints(run / "checkpoints")] == left
     world.resumed("ppo", run)
     assert f"resuming from step {left[-1].removeprefix('step_')}" in world.said
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [f"step_{STEPS}"]  # nothing half made is left
@@ -204,7 +205,7 @@ def test_killed_at_every_point_of_a_save(world: World) -> None:
     whole = world.whole("ppo")
     for event in range(len(world.saves["ppo"])):
         run = world.killed_in_the_save("ppo", event)
-        assert checkpoint.complete_checkpoints(run / "checkpoints"), world.saves["ppo"][event]
+        assert checkpoints.complete_checkpoints(run / "checkpoints"), world.saves["ppo"][event]
         world.resumed("ppo", run)
         assert_same_run(run, whole)
 
@@ -302,7 +303,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(world: World, damage
     # before the second save: step_2 alone
     assert world.starter.run(argv, watch="checkpoint", kill_at=0) == -signal.SIGKILL
     assert world.starter.run([*argv, "--resume"]) == 0
-    assert [p.name for p in checkpoint.complete_checkpoints(run / "checkpoints")] == ["step_6", "step_8", "step_9"]
+    assert [p.name for p in checkpoints.complete_checkpoints(run / "checkpoints")] == ["step_6", "step_8", "step_9"]
     manifest = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**manifest, "status": "failed"}))
     DAMAGE[damage](run / "checkpoints" / "step_9")

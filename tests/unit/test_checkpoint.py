@@ -12,6 +12,7 @@ import torch
 from transformers import get_scheduler
 
 from rl import PPO, loaded_from, prompts_for, roller_for, state_of, step_data, update_settings
+from rlgf_cli.artifacts import checkpoints
 from rlgf_cli.artifacts.disk import RememberingWriter, os_errors
 from rlgf_cli.config.common import LoraConfig
 from rlgf_cli.errors import UserError
@@ -78,7 +79,7 @@ def saved(tiny_gpt2: Path, tmp_path: Path) -> tuple[Path, tuple[ActorCritic, Any
 
 def test_the_newest_is_by_number_and_what_is_not_whole_does_not_exist(saved: Any) -> None:
     root, _ = saved
-    assert [f.name for f in checkpoint.complete_checkpoints(root)] == ["step_2", "step_10"]
+    assert [f.name for f in checkpoints.complete_checkpoints(root)] == ["step_2", "step_10"]
     listed = json.loads((root / "step_10" / "COMPLETE").read_text())["files"]
     assert {"model.safetensors", "critics.safetensors", "optimizer.pt", "state.json", "rlgf_text.json"} <= set(listed)
     assert set(listed) | {"COMPLETE"} == {p.name for p in (root / "step_10").iterdir()}
@@ -86,7 +87,7 @@ def test_the_newest_is_by_number_and_what_is_not_whole_does_not_exist(saved: Any
     content = weights.read_bytes()
     for damage in (lambda: weights.write_bytes(content[:-1]), weights.unlink, (root / "step_10" / "COMPLETE").unlink):
         damage()
-        assert [f.name for f in checkpoint.complete_checkpoints(root)] == ["step_2"]
+        assert [f.name for f in checkpoints.complete_checkpoints(root)] == ["step_2"]
 
 
 def test_rotation_keeps_the_newest_and_clears_what_a_crash_left(saved: Any) -> None:
@@ -94,9 +95,9 @@ def test_rotation_keeps_the_newest_and_clears_what_a_crash_left(saved: Any) -> N
     (root / ".step_11.tmp").mkdir()
     (root / ".step_11.tmp" / "optimizer.pt").write_bytes(b"half")
     (root / "mine").mkdir()
-    checkpoint.rotate(root, None)
+    checkpoints.rotate(root, None)
     assert sorted(p.name for p in root.iterdir()) == ["mine", "step_10", "step_2"]
-    checkpoint.rotate(root, 1)
+    checkpoints.rotate(root, 1)
     assert sorted(p.name for p in root.iterdir()) == ["mine", "step_10"]
 
 

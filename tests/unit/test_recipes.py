@@ -39,6 +39,8 @@ STAGES = {
     "sweep": "sweep:SweepConfig",
     "generate": "generate:GenerateConfig",
     "make_negatives": "make_negatives:MakeNegativesConfig",
+    "evolve_train": "evolve_train:EvolveTrainConfig",
+    "evolve_generate": "evolve_generate:EvolveGenerateConfig",
 }
 GIVEN: dict[str, dict[str, Any]] = {
     "prepare": {"output": "out"},
@@ -50,6 +52,8 @@ GIVEN: dict[str, dict[str, Any]] = {
     "sweep": {"output": "out"},
     "generate": {"model.name": "sft", "data": "train.jsonl", "output": "texts.jsonl"},
     "make_negatives": {"output": "negatives.jsonl", "data": "train.jsonl"},
+    "evolve_train": {"output": "out", "data": "seeds.jsonl", "guide.name": "gpt-4o-mini"},
+    "evolve_generate": {"output": "out", "data": "seeds.jsonl", "guide.name": "gpt-4o-mini"},
 }
 """What the scripts give with flags."""
 

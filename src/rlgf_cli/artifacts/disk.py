@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any, cast
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -52,3 +53,11 @@ class RememberingWriter:
         self._stream.close()
         if error is not None and self.error is not None:
             raise self.error from error
+
+
+def save_torch(path: Path, value: Any) -> None:
+    """``torch.save`` that raises the system's error where the disk is full."""
+    import torch
+
+    with RememberingWriter(path) as stream:
+        torch.save(value, cast("IO[bytes]", stream))

@@ -26,13 +26,13 @@ class EvolvePPOConfig(Strict):
     Advantages are whitened. Adam, its learning rate constant.
     """
 
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(1e-2, gt=0)
     epochs: int = Field(4, ge=1)
     minibatch_size: int = Field(16, ge=1)
     clip_range: float = Field(0.2, gt=0)
     gamma: float = Field(1.0, gt=0, le=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)
-    entropy_coef: float = Field(0.01, ge=0)
+    entropy_coef: float = Field(0.03, ge=0)
     value_coef: float = Field(0.5, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     hidden: int = Field(64, ge=1)

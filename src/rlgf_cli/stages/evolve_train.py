@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlgf_cli import console
-from rlgf_cli.artifacts import resume
-from rlgf_cli.artifacts.disk import os_errors
+from rlgf_cli.artifacts import checkpoints, resume
+from rlgf_cli.artifacts.disk import os_errors, save_torch
 from rlgf_cli.artifacts.jsonl import Appender, read_examples, read_json, read_objects, write_json, write_jsonl
 from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.evolve_train import FREE_ON_RESUME, EvolveTrainConfig
@@ -31,7 +31,6 @@ from rlgf_cli.evolve.world import RewardWeights, World
 from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
 from rlgf_cli.guides.make import describe
 from rlgf_cli.protocols import Example
-from rlgf_cli.training import checkpoint
 
 COMMAND = "evolve train"
 
@@ -146,22 +145,22 @@ class _Training:
     def save(self) -> None:
         """A checkpoint, whole or not at all."""
         target = self.folder.file("checkpoints") / f"step_{self.iteration}"
-        if checkpoint.is_complete(target):
+        if checkpoints.is_complete(target):
             return
-        with checkpoint.written_whole(target) as new:
+        with checkpoints.written_whole(target) as new:
             write_json(new / "state.json", {"iteration": self.iteration})
             with os_errors(new):
                 save_file({"memory": torch.from_numpy(self.memory)}, new / "memory.safetensors")
             if self.learned is not None:
                 self.learned.save(new)
-                checkpoint.write_optimizer(new, self.optimizer.state_dict())
-        checkpoint.rotate(target.parent, self.config.save_total_limit)
+                save_torch(new / "optimizer.pt", self.optimizer.state_dict())
+        checkpoints.rotate(target.parent, self.config.save_total_limit)
 
     def restore(self) -> None:
         """Go on from the newest complete checkpoint, where there is one."""
         root = self.folder.file("checkpoints")
-        checkpoint.rotate(root, None)
-        found, damaged = checkpoint.newest(root)
+        checkpoints.rotate(root, None)
+        found, damaged = checkpoints.newest(root)
         for folder in damaged:
             console.warn(f"{folder} is damaged (a file is missing or cut short) and is passed over")
         if found is None:

@@ -18,6 +18,7 @@ from trl import SFTTrainer
 
 from rlgf_cli import console, noise
 from rlgf_cli.artifacts import resume
+from rlgf_cli.artifacts.checkpoints import is_complete
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.common import ModelConfig
@@ -34,7 +35,6 @@ from rlgf_cli.models.prompts import encode_prompts, encode_target
 from rlgf_cli.models.text import TextFormat
 from rlgf_cli.protocols import Example
 from rlgf_cli.training import supervised
-from rlgf_cli.training.checkpoint import is_complete
 from rlgf_cli.training.watch import Reporter, last_checkpoint, mark_complete
 
 datasets.disable_progress_bars()

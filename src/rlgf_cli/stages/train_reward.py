@@ -15,6 +15,7 @@ from transformers import set_seed
 
 from rlgf_cli import console
 from rlgf_cli.artifacts import resume
+from rlgf_cli.artifacts.checkpoints import is_complete
 from rlgf_cli.artifacts.jsonl import write_json
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
 from rlgf_cli.artifacts.rundir import Existing, RunDir
@@ -28,7 +29,6 @@ from rlgf_cli.models.card import write_card
 from rlgf_cli.models.load import pick_device
 from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.training import labelled, reward_data, supervised
-from rlgf_cli.training.checkpoint import is_complete
 from rlgf_cli.training.reward_data import RewardData, Sample
 from rlgf_cli.training.watch import Reporter, last_checkpoint, mark_complete
 

@@ -1,24 +1,21 @@
 """Checkpoints that resume exactly: policy, critics, optimizer, schedule and the trainer's state.
 
-A checkpoint is written under a temporary name; its ``COMPLETE`` file, written last, lists every file with its size. One
-without it, or whose files do not match it, does not exist.
+They are written whole or not at all, see :mod:`rlgf_cli.artifacts.checkpoints`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlgf_cli.artifacts.disk import RememberingWriter, os_errors
+from rlgf_cli.artifacts.checkpoints import written_whole
+from rlgf_cli.artifacts.disk import os_errors, save_torch
 from rlgf_cli.artifacts.jsonl import read_json, write_json
-from rlgf_cli.errors import RlgfError, UserError
+from rlgf_cli.errors import UserError
 from rlgf_cli.models import load as loading
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.training.distributed import ALONE, Group
@@ -85,71 +82,8 @@ def save(
         loading.save(temporary, model.loaded, weights=states.policy)
         with os_errors(temporary):
             save_file(_critic_tensors(states.critics), temporary / "critics.safetensors")
-        write_optimizer(temporary, {"optimizer": states.optimizer, "scheduler": scheduler.state_dict()})
+        save_torch(temporary / "optimizer.pt", {"optimizer": states.optimizer, "scheduler": scheduler.state_dict()})
         write_json(temporary / "state.json", asdict(state))
-
-
-@contextlib.contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill: when the block ends well it gets its ``COMPLETE`` and becomes ``folder``, else
-    nothing is left of it."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        files = {str(p.relative_to(temporary)): p.stat().st_size for p in sorted(temporary.rglob("*")) if p.is_file()}
-        write_json(temporary / "COMPLETE", {"files": files})
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk, half a checkpoint is all that is in the way
-        raise
-
-
-def write_optimizer(folder: Path, saved: dict[str, Any]) -> None:
-    """``optimizer.pt``: states of optimizers and schedules, read back with ``torch.load(..., weights_only=True)``."""
-    with RememberingWriter(folder / "optimizer.pt") as stream:
-        torch.save(saved, cast("IO[bytes]", stream))
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether a checkpoint was written to its end and every file is still as long as it was."""
-    if not (folder / "COMPLETE").is_file():
-        return False
-    try:
-        files = read_json(folder / "COMPLETE")["files"]
-    except RlgfError:  # cut short as well
-        return False
-    return all((folder / n).is_file() and (folder / n).stat().st_size == size for n, size in files.items())
-
-
-def step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step_"))
-
-
-def complete_checkpoints(root: Path) -> list[Path]:
-    """The complete checkpoints below ``root``, oldest first."""
-    return sorted((f for f in root.glob("step_*") if f.is_dir() and is_complete(f)), key=step_of)
-
-
-def newest(root: Path) -> tuple[Path | None, list[Path]]:
-    """The checkpoint to go on from, None where there is none; and the later ones that were damaged."""
-    complete = complete_checkpoints(root)
-    found = complete[-1] if complete else None
-    first = 0 if found is None else step_of(found) + 1
-    later = [f for f in root.glob("step_*") if f.is_dir() and f not in complete and step_of(f) >= first]
-    return found, sorted(later, key=step_of)
-
-
-def rotate(root: Path, keep: int | None) -> None:
-    """Remove all but the newest ``keep`` complete checkpoints (None: keep all), and what a crash left half written."""
-    for torn in root.glob(".step_*.tmp"):
-        shutil.rmtree(torn, ignore_errors=True)
-    if keep is not None:
-        for old in complete_checkpoints(root)[:-keep]:
-            # first out of sight: where removing it is interrupted, the rest goes with what a crash left
-            shutil.rmtree(old.rename(old.with_name(f".{old.name}.tmp")))
 
 
 def restore(

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from rlgf_cli.artifacts import checkpoints
 from rlgf_cli.artifacts.jsonl import Appender, read_objects, write_jsonl
 from rlgf_cli.artifacts.rundir import RunDir
 from rlgf_cli.config.train import TrainConfig
@@ -113,9 +114,9 @@ class Keeper:
             def write() -> None:
                 assert folder is not None
                 target = folder.file("checkpoints") / f"step_{trainer.state.step}"
-                if not checkpoint.is_complete(target):
+                if not checkpoints.is_complete(target):
                     checkpoint.save(target, trainer.model, trainer.optimizer, trainer.scheduler, trainer.state, states)
-                    checkpoint.rotate(target.parent, self.config.save_total_limit)
+                    checkpoints.rotate(target.parent, self.config.save_total_limit)
 
             trainer.group.main_does(write)
 
@@ -151,14 +152,12 @@ def tracked(folder: RunDir | None, config: TrainConfig, step: int) -> Tracked | 
     return Tracked(folder.path, folder.manifest.data["run_id"], config.model_dump(mode="json"), step, noted[name])
 
 
-def resume_from(
-    checkpoints: Path, trainer: Trainer, *, log: Callable[[str], None], warn: Callable[[str], None]
-) -> bool:
+def resume_from(root: Path, trainer: Trainer, *, log: Callable[[str], None], warn: Callable[[str], None]) -> bool:
     """Go on from the newest complete checkpoint; False (and step 0) where there is none yet."""
 
     def newest() -> tuple[Path | None, list[Path]]:
-        checkpoint.rotate(checkpoints, None)
-        return checkpoint.newest(checkpoints)
+        checkpoints.rotate(root, None)
+        return checkpoints.newest(root)
 
     group = trainer.group
     found, damaged = group.tell(group.main_does(newest)) or (None, [])

@@ -16,9 +16,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from rlgf_cli.artifacts.checkpoints import is_complete
 from rlgf_cli.artifacts.jsonl import Appender, write_json, write_jsonl
 from rlgf_cli.errors import RlgfError
-from rlgf_cli.training.checkpoint import is_complete
 
 COMPLETE = "COMPLETE"
 ROWS: dict[str, str] = {

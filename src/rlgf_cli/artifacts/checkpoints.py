@@ -1,0 +1,72 @@
+"""Folders of checkpoints: ``checkpoints/step_N``, each whole or not there.
+
+A checkpoint is written under a temporary name; its ``COMPLETE`` file, written last, lists every file with its size. One
+without it, or whose files do not match it, does not exist.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlgf_cli.artifacts.jsonl import read_json, write_json
+from rlgf_cli.errors import RlgfError
+
+
+@contextlib.contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill: when the block ends well it gets its ``COMPLETE`` and becomes ``folder``, else
+    nothing is left of it."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        files = {str(p.relative_to(temporary)): p.stat().st_size for p in sorted(temporary.rglob("*")) if p.is_file()}
+        write_json(temporary / "COMPLETE", {"files": files})
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk, half a checkpoint is all that is in the way
+        raise
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a checkpoint was written to its end and every file is still as long as it was."""
+    if not (folder / "COMPLETE").is_file():
+        return False
+    try:
+        files = read_json(folder / "COMPLETE")["files"]
+    except RlgfError:  # cut short as well
+        return False
+    return all((folder / n).is_file() and (folder / n).stat().st_size == size for n, size in files.items())
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+def complete_checkpoints(root: Path) -> list[Path]:
+    """The complete checkpoints below ``root``, oldest first."""
+    return sorted((f for f in root.glob("step_*") if f.is_dir() and is_complete(f)), key=step_of)
+
+
+def newest(root: Path) -> tuple[Path | None, list[Path]]:
+    """The checkpoint to go on from, None where there is none; and the later ones that were damaged."""
+    complete = complete_checkpoints(root)
+    found = complete[-1] if complete else None
+    first = 0 if found is None else step_of(found) + 1
+    later = [f for f in root.glob("step_*") if f.is_dir() and f not in complete and step_of(f) >= first]
+    return found, sorted(later, key=step_of)
+
+
+def rotate(root: Path, keep: int | None) -> None:
+    """Remove all but the newest ``keep`` complete checkpoints (None: keep all), and what a crash left half written."""
+    for torn in root.glob(".step_*.tmp"):
+        shutil.rmtree(torn, ignore_errors=True)
+    if keep is not None:
+        for old in complete_checkpoints(root)[:-keep]:
+            # first out of sight: where removing it is interrupted, the rest goes with what a crash left
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}.tmp")))
