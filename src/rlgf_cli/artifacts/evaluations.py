@@ -24,8 +24,6 @@ class FigureEntry(Record):
     """
 
     value: FiniteFloat
-    low: FiniteFloat | None = None
-    high: FiniteFloat | None = None
     signature: str
     aggregate: str | None = "mean"  # earlier versions had nothing but means, and did not say so
     low: FiniteFloat | None = None
