@@ -271,8 +271,8 @@ def killed(server: FakeOpenAI, argv: list[str], requests: int, delay_s: float) -
     return running
 
 
-MOMENTS = [(7, 0.0), (45, 0.004)]
-MANY = [(1 + (13 * n) % QUERIES, 0.003 * (n % 17)) for n in range(40)]
+MOMENTS = [(45, 0.004)]
+MANY = [(7, 0.0), *((1 + (13 * n) % QUERIES, 0.003 * (n % 17)) for n in range(40))]
 
 
 @pytest.mark.parametrize("moment", [*MOMENTS, *(pytest.param(m, marks=pytest.mark.slow) for m in MANY)])
@@ -332,6 +332,7 @@ def test_ctrl_c_saves_and_exits_130(
     assert_same(run, whole)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(
     run_cli: Callable[..., Result], server: FakeOpenAI, data: Path, tmp_path: Path
 ) -> None:
