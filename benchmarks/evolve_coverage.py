@@ -1,6 +1,6 @@
 """Whether the intervals of `rlgf evolve stats SET SET2` hold the true difference as often as they say.
 
-    python benchmarks/evolve_coverage.py                    (some twenty minutes of a core)
+    python benchmarks/evolve_coverage.py                    (some ten minutes of a core)
     python benchmarks/evolve_coverage.py --comparisons 100  (rougher)
 
 Texts are bags of words from a model whose sets are known: a seed has a topic, its chain's texts share words, and the
@@ -67,8 +67,8 @@ def two_sets(
 
 
 def coverage(models: tuple[Model, Model], seeds: int, paired: bool, comparisons: int, draws: int) -> list[list[str]]:
-    """A row per figure: true difference, how often it was inside, the intervals' half width by the spread of the
-    differences that a right one would have.
+    """A row per figure: true difference, how often it was inside, and the intervals' width by that of 1.96 standard
+    deviations of what was found.
     """
     values, halves = {}, {}
     for k in range(comparisons):
@@ -94,13 +94,13 @@ def coverage(models: tuple[Model, Model], seeds: int, paired: bool, comparisons:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comparisons", type=int, default=300)
-    parser.add_argument("--draws", type=int, default=100)
-    parser.add_argument("--cases", type=int, nargs="*", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--comparisons", type=int, default=200)
+    parser.add_argument("--draws", type=int, default=60)
+    parser.add_argument("--cases", type=int, nargs="*", default=[0, 1, 2])
     arguments = parser.parse_args()
     same = (Model(20, 3, 0.3), Model(40, 3, 0.5))
     longer = (Model(20, 1, 0.3), Model(40, 5, 0.5))
-    cases = [(same, 20, True), (same, 20, False), (same, 80, True), (same, 80, False), (longer, 40, True)]
+    cases = [(same, 20, True), (same, 20, False), (longer, 40, True)]
     for models, seeds, paired in (cases[i] for i in arguments.cases):
         title = f"{seeds} seeds, {'the same' if paired else 'others'} in both; texts per seed: {models[0].texts} and "
         print(f"\n{title}{models[1].texts}; {arguments.comparisons} pairs of sets\n")

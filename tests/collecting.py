@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import write_rows
+from fake_openai import FakeOpenAI
 
 PRICES = (2.0, 8.0)
 """US dollars per million tokens, in and out."""
@@ -62,3 +65,19 @@ def rows(path: Path) -> set[Row]:
 
 def spend(path: Path) -> dict[str, Any]:
     return json.loads(path.with_name(path.name + ".run.json").read_text())["spend"]
+
+
+def kill(process: subprocess.Popen[str], server: FakeOpenAI, requests: int, delay_s: float) -> bool:
+    """Kill -9 when ``requests`` have come and some time has passed. Returns whether it was still running."""
+    deadline = time.monotonic() + 120
+    while len(server.requests) < requests and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+    time.sleep(delay_s)
+    running = process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    while server.in_flight:  # the server ends what it has begun
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return running

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -83,19 +84,6 @@ def test_every_pass_is_another_chain(generate):
     assert not {r["text"] for r in first} & {r["text"] for r in second}  # another sample of the same request
     assert {tuple(r["references"]) for r in rows(out / "instructions.jsonl")} == {()}
     assert {r["answer"] for r in steps} == {None} and {r["queries"] for r in steps} == {1}
-
-
-def test_a_reviewer_has_a_word(generate):
-    def verdict(question, request):
-        even = int(fraction(question) * 10) % 2 == 0
-        return f"So.\nVerdict: {'different' if even else 'equal'}"
-
-    shown, out, server = generate(
-        guide(verdict=verdict), "--reviewer", "openai:r", "--set", "reviewer.base_url=http://127.0.0.1:1/v1",
-        "--dry-run", "--set", "reviewer.usd_per_million_input=1", "--set", "reviewer.usd_per_million_output=1",
-    )  # fmt: skip
-    assert shown.exit_code == 0, shown.stderr
-    assert not out.exists() and not server.requests
 
 
 # what a guide may say instead
@@ -294,7 +282,7 @@ def test_a_server_that_is_down_is_a_letter_and_no_set(generate):
     [
         (["--policy", "rando"], "did you mean 'random'"),
         (["--operations", "none.yaml"], "none.yaml"),
-        (["--set", "minhash.threshold=1"], "minhash.threshold"),
+        (["--set", "minhash.threshold=2"], "minhash.threshold"),
         (["--set", "answer_template=hello"], "{instruction}"),
         (["--set", "polici=random"], "policy"),
         (["--passes", "0"], "passes"),
@@ -344,9 +332,10 @@ def test_a_used_folder_and_a_finished_run(generate, run_cli):
 
 
 def test_a_budget_ends_in_a_valid_set_and_goes_on(generate):
-    whole, _, _ = generate(guide(), out="whole")
-    assert whole.exit_code == 0
-    shown, out, _ = generate(guide(), "--max-calls", 30, "--guide-mode", "live")
+    shown, whole, server = generate(guide(), out="whole")
+    assert shown.exit_code == 0
+    cap = ("--guide-mode", "live", "--max-calls")
+    shown, out, _ = generate(guide(), *cap, 30)
     assert shown.exit_code == 3 and "--resume" in shown.stderr
     found = rows(out / "instructions.jsonl")
     assert len(found) == 12 and len(rows(out / "steps.jsonl")) == 12  # a block of four chains is whole
@@ -354,13 +343,18 @@ def test_a_budget_ends_in_a_valid_set_and_goes_on(generate):
     run = read_json(out / "run.json")
     assert run["status"] == "stopped" and run["result"]["instructions"] == 12 and run["spend"]["calls"] == 30
     assert "12 instructions" in (out / "README.md").read_text()
+    shown, _, server = generate(guide(), *cap, 100, "--resume", "--policy", "paper")
+    assert shown.exit_code == 2 and "policy is 'paper'; the run began with 'random'" in shown.stderr
+    shown, _, server = generate(guide(), *cap, 100, "--resume")
+    assert shown.exit_code == 0, shown.stderr
+    assert len(server.requests) == 12  # the other block
+    for name in ("instructions.jsonl", "steps.jsonl"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_dry_run_bounds_what_is_asked(generate):
     shown, out, server = generate(guide(), "--dry-run", "--json")
     assert shown.exit_code == 0 and not out.exists() and not server.requests
-    import json
-
     said = json.loads(shown.stdout)
     assert said["rewrites"] == 18 and said["answers"] == 18 and said["guide_calls"] == 36
     shown, out, server = generate(guide())

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import sqlite3
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from collecting import PRICES, Row, collect, environment, lines, prompts_file, rows, spend, start
+from collecting import PRICES, Row, collect, environment, kill, lines, prompts_file, rows, spend, start
 from fake_openai import FakeOpenAI, Plan, Reply, Request, fraction, misbehaviour, text_for
 
 PROMPTS, SAMPLES = 40, 2
@@ -34,22 +31,6 @@ def plan(seed: int) -> Plan:
 
     faults = ["429_retry_after", "drop", "half_body", "no_choice"]
     return misbehaviour(seed, share, faults, retry_after="0.05", otherwise=answer)
-
-
-def kill(process: subprocess.Popen[str], server: FakeOpenAI, requests: int, delay_s: float) -> bool:
-    """Kill -9 when ``requests`` have come and some time has passed. Returns whether it was still running."""
-    deadline = time.monotonic() + 120
-    while len(server.requests) < requests and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.0005)
-    time.sleep(delay_s)
-    running = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    while server.in_flight:  # the server ends what it has begun
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    return running
 
 
 def on_disk(out: Path, cache: Path, copy: Path) -> tuple[set[str], set[str]]:

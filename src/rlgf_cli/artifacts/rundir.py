@@ -39,6 +39,7 @@ _VERSIONS_OF = (
     "openai",
     "rouge-score",
     "bert-score",
+    "datasketch",
 )
 
 

@@ -14,7 +14,7 @@ class MinHashConfig(Strict):
     or more. ``permutations``: more of them miss fewer.
     """
 
-    threshold: float = Field(0.8, ge=0.3, le=0.95)
+    threshold: float = Field(0.8, ge=0.1, le=1)
     permutations: int = Field(128, ge=16, le=1024)
 
 

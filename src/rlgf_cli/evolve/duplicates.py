@@ -12,8 +12,8 @@ from rlgf_cli.noise import short_hash
 
 COPY, NEAR_COPY = "copy", "near_copy"
 _SHINGLE = 3
-_MISS = (0.1, 0.9)
-"""What a false candidate and a missed one weigh where the bands are chosen: candidates are looked at again."""
+_FOUND = 0.99
+"""How surely a text that is just similar enough becomes a candidate, where the permutations are enough for it."""
 
 
 class Duplicates:
@@ -22,13 +22,13 @@ class Duplicates:
     ``copy``: the same but for case, space and punctuation. ``near_copy``: the Jaccard similarity of the sets of three
     words in a row is ``threshold`` or more. Candidates come from MinHash signatures of ``permutations`` values in bands
     (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3) and are held against the sets
-    themselves, so that nothing is taken for a near copy that is none; few that are close to the threshold are missed.
+    themselves, so that nothing is taken for a near copy that is none, and hardly any is missed.
     """
 
     def __init__(self, threshold: float, permutations: int) -> None:
         self._threshold = threshold
         self._empty = MinHash(permutations, scheme="affine32", hashfunc=int)
-        self._lsh = MinHashLSH(threshold, permutations, weights=_MISS)
+        self._lsh = MinHashLSH(num_perm=permutations, params=_bands(threshold, permutations))
         self._exact: set[str] = set()
         self._sets: list[np.ndarray] = []
 
@@ -51,6 +51,18 @@ class Duplicates:
         signature = self._empty.copy()
         signature.update_batch(shingles.tolist())
         return signature
+
+
+def _bands(threshold: float, permutations: int) -> tuple[int, int]:
+    """Number of bands and their length: the longest, and so the fewest candidates, that still find what is to be found
+    (chance 1 - (1 - s^r)^b at a similarity of s)."""
+    fitting = [r for r in range(1, permutations // 2 + 1) if _chance(threshold, permutations // r, r) >= _FOUND]
+    length = max(fitting, default=1)
+    return permutations // length, length
+
+
+def _chance(similarity: float, bands: int, length: int) -> float:
+    return 1 - (1 - similarity**length) ** bands
 
 
 def _shingles(text: str) -> np.ndarray:

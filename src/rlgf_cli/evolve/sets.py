@@ -9,10 +9,9 @@ from pathlib import Path
 from rlgf_cli.artifacts.jsonl import id_twice, parse_record, read_objects, read_records
 from rlgf_cli.artifacts.records import AnsweredStepRecord, EvolvedRecord, ExampleRecord
 from rlgf_cli.errors import UserError
+from rlgf_cli.evolve.dataset import INSTRUCTIONS, STEPS
 from rlgf_cli.evolve.diversity import by_hash
 from rlgf_cli.rewards.coverage import words
-
-INSTRUCTIONS, STEPS = "instructions.jsonl", "steps.jsonl"
 
 
 @dataclass(frozen=True)

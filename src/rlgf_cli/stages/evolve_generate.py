@@ -20,11 +20,10 @@ from rlgf_cli.evolve.answers import Answered, answer
 from rlgf_cli.evolve.card import write_data_card
 from rlgf_cli.evolve.dataset import INSTRUCTIONS, STEPS, Place, Rows, Tally, blocks, kept_in
 from rlgf_cli.evolve.duplicates import Duplicates
-from rlgf_cli.evolve.learned import load_policy
 from rlgf_cli.evolve.make import make_world, paid_in
 from rlgf_cli.evolve.operations import Operation, read_operations
 from rlgf_cli.evolve.planned import planned
-from rlgf_cli.evolve.policies import Policy, walk
+from rlgf_cli.evolve.policies import BASELINES, Policy, walk
 from rlgf_cli.evolve.world import KEPT, Chain, RewardWeights, World
 from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
 from rlgf_cli.guides.make import describe
@@ -92,7 +91,15 @@ def _inputs(config: EvolveGenerateConfig) -> tuple[list[Operation], Policy, list
             hint = "name a live guide: hf:PATH, openai:MODEL or an alias"
             raise UserError("this guide is recorded; it has no new text to give", where=who.name, hint=hint)
     operations = read_operations(config.operations)
-    return operations, load_policy(config.policy, operations), read_examples(config.data, limit=config.limit)
+    return operations, _policy(config.policy, operations), read_examples(config.data, limit=config.limit)
+
+
+def _policy(name: str, operations: Sequence[Operation]) -> Policy:
+    if name in BASELINES:
+        return BASELINES[name](operations)
+    from rlgf_cli.evolve.learned import load_policy  # imports torch, which nothing else here needs
+
+    return load_policy(name, operations)
 
 
 @dataclass

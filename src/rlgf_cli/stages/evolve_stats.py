@@ -20,6 +20,7 @@ from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import UserError
 from rlgf_cli.evolve import describe
 from rlgf_cli.evolve.contrast import Draws, by_seed, difference, draw
+from rlgf_cli.evolve.dataset import STEPS
 from rlgf_cli.evolve.make import make_space
 from rlgf_cli.evolve.measure import Measured, figures, measured
 from rlgf_cli.evolve.sets import TextSet, read_set
@@ -79,14 +80,19 @@ def run(resolved: Resolved[EvolveStatsConfig], *, existing: Existing = "refuse")
 
 def _described(found: TextSet, of: Measured, cosine: float) -> dict[str, Any]:
     """All of a set's texts: diversity depends on their number."""
+    rewrites = None if found.rows is None else describe.totals(found.rows)
+    notes = list(found.notes)
+    if rewrites is not None and rewrites["kept"] != len(found.texts) + found.wordless:
+        told = f"{len(found.texts) + found.wordless} instructions, {rewrites['kept']} kept in {STEPS}"
+        notes.append(f"{told}: the run that writes them has not ended, or one of the files was changed")
     return {
         "path": found.path,
         "texts": len(found.texts),
         "seeds": len(set(found.seeds)),
         "wordless": found.wordless,
-        "notes": list(found.notes),
+        "notes": notes,
         "figures": figures(of, np.arange(len(found.texts)), cosine),
-        "rewrites": None if found.rows is None else describe.totals(found.rows),
+        "rewrites": rewrites,
         "by_step": None if found.steps is None else describe.by_step(found, of.complexity),
         "over_time": None if found.rows is None else describe.over_time(found.rows),
     }
