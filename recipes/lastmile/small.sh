@@ -3,6 +3,7 @@
 # and PPO++ against it, and rules that mend the same texts for nothing, to compare with.
 #   RLGF_REAL_DATA=data bash recipes/lastmile/small.sh dialogsum|scitldr [FOLDER] [SEED]
 # $RLGF_REAL_DATA/TASK holds train, validation and test.jsonl.gz. RLGF_QUICK=1 runs every stage for a few steps only.
+# RLGF_ENCODER: a pretrained encoder (a folder) for the reward model, instead of one from scratch: much better, and slower.
 # Logs are in FOLDER/log. What is there already is kept: the same command goes on where it was interrupted.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -21,6 +22,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1
 export MALLOC_MMAP_THRESHOLD_=536870912 MALLOC_TRIM_THRESHOLD_=2147483648
 started=$SECONDS
 fit='' few='' roll='' score=''
+encoder=${RLGF_ENCODER:+-c $recipe/encoder.yaml --model $RLGF_ENCODER}
 if [ -n "${RLGF_QUICK:-}" ]; then
     fit='--max-steps 10 --limit 96' few='--limit 24' score='--limit 8'
     roll='--max-steps 1 --limit 16 --episodes 8 --batch-size 8 --set eval.limit=4'
@@ -50,7 +52,7 @@ echo "== make-negatives, train-reward: what not to do" >&2
 [ -e "$out/negatives.jsonl" ] ||
     rlgf make-negatives -c $recipe/make_negatives.yaml --data "$train" --samples "$out/samples.jsonl" --seed "$seed" $few \
         -o "$out/negatives.jsonl" 2>"$out/log/negatives.log"
-rlgf train-reward -c $recipe/train_reward.yaml --data "$out/negatives.jsonl" --seed "$seed" --resume $fit -o "$out/rm" \
+rlgf train-reward -c $recipe/train_reward.yaml $encoder --data "$out/negatives.jsonl" --seed "$seed" --resume $fit -o "$out/rm" \
     2>>"$out/log/rm.log"
 
 echo "== train: PPO and PPO++ against the reward model" >&2

@@ -1,7 +1,7 @@
 """A set of instructions in two halves without a common seed: one to train on, one to hold out.
 
-``python recipes/teams_rl/halves.py SET.jsonl FOLDER`` writes FOLDER/a.jsonl and FOLDER/b.jsonl. All that came of one seed
-goes to one side, by the hash of the seed's id: rewrites of one seed share their words.
+``python recipes/teams_rl/halves.py SET.jsonl FOLDER`` writes FOLDER/a.jsonl and FOLDER/b.jsonl. All that came of one
+seed goes to one side, by the hash of the seed's id: rewrites of one seed share their words.
 """
 
 from __future__ import annotations

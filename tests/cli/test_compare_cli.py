@@ -226,6 +226,14 @@ class TestCorpusFigures:
         assert refused.exit_code == 2 and "unknown aggregate 'maen'" in refused.stderr and "'mean'" in refused.stderr
 
 
+@pytest.mark.parametrize("name", ["table.md", "table.csv"])
+def test_the_file_is_json_and_says_so(evaluated, run_cli, tmp_path, name):
+    a, b = evaluated("a", 0.4), evaluated("b", 0.9)
+    refused = run_cli("compare", a, b, "-o", tmp_path / name)
+    assert refused.exit_code == 2 and "JSON is written" in refused.stderr and "--markdown > FILE.md" in refused.stderr
+    assert not (tmp_path / name).exists()
+
+
 class TestSeeds:
     @pytest.fixture
     def trained(self, evaluated) -> dict[str, list[Path]]:

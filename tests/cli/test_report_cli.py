@@ -252,6 +252,30 @@ class TestRefused:
         refused = run_cli("report", folder)
         assert refused.exit_code == 2 and name in refused.stderr and "hint:" in refused.stderr
 
+    @pytest.mark.parametrize(("entry", "words"), [({"value": None}, "valid number"), ({}, "field required")])
+    def test_a_figure_without_a_value(self, tmp_path, run_cli, entry, words):
+        folder = write_run(tmp_path / "run")
+        evaluate(run_cli, folder / "eval", keep=0.9)
+        path = folder / "eval" / "scores.json"
+        scores = json.loads(path.read_text())
+        del scores["metrics"]["coverage"]["value"]
+        scores["metrics"]["coverage"].update(entry)
+        path.write_text(json.dumps(scores))
+        refused = run_cli("report", folder)
+        assert refused.exit_code == 2 and "metrics.coverage.value" in refused.stderr and words in refused.stderr
+        assert str(path) in refused.stderr and "run rlgf eval again" in refused.stderr
+        assert not (folder / "report.html").exists()
+
+    def test_a_figure_without_an_interval_is_shown(self, tmp_path, run_cli, report):
+        folder = write_run(tmp_path / "run")
+        evaluate(run_cli, folder / "eval", keep=0.9)
+        path = folder / "eval" / "scores.json"
+        scores = json.loads(path.read_text())
+        for bound in ("low", "high"):
+            del scores["metrics"]["coverage"][bound]
+        path.write_text(json.dumps(scores))
+        assert f"{scores['metrics']['coverage']['value']:.3f}" in str(report(folder))
+
     def test_a_damaged_line_of_metrics(self, tmp_path, run_cli):
         folder = write_run(tmp_path / "run")
         path = folder / "metrics.jsonl"

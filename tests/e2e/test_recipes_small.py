@@ -101,6 +101,34 @@ def test_the_small_last_mile_recipe(task, tmp_path):
     assert (out / "ppo" / "model.safetensors").stat().st_mtime_ns == weights
 
 
+@pytest.mark.slow
+@pytest.mark.realdata
+@real_data
+def test_the_small_teams_rl_recipe(tmp_path):
+    """From real seeds to a set, a model and its privacy check; a second call finds all of it done."""
+    out = tmp_path / "teams"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "RLGF_QUICK": "1", "RLGF_CACHE_DIR": str(tmp_path / "cache")}
+    command = ["bash", ROOT / "recipes" / "teams_rl" / "small.sh", out, "3"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    logs = "".join(log.read_text(encoding="utf-8")[-500:] for log in sorted((out / "log").glob("*")))
+    assert done.returncode == 0, done.stderr + logs
+    halves = [
+        {json.loads(line)["seed_id"] for line in (out / "halves" / f"{name}.jsonl").read_text("utf-8").splitlines()}
+        for name in "ab"
+    ]
+    assert halves[0] and halves[1] and halves[0].isdisjoint(halves[1])
+    rows = (out / "set_random" / "steps.jsonl").read_text("utf-8").splitlines()
+    assert len(rows) == 12 * 6  # every chain's every step, kept or not
+    figures = json_of(out / "sft" / "eval" / "scores.json")["metrics"]
+    assert {"rouge.rougeL", "membership.loss", "membership.min_k"} <= set(figures)
+    written = {
+        name: (out / name).stat().st_mtime_ns for name in ("policy/policy.safetensors", "set_policy/steps.jsonl")
+    }
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+    assert written == {name: (out / name).stat().st_mtime_ns for name in written}
+
+
 @pytest.mark.parametrize("algorithm", ["ppo", "ppo++", "aggrevated"])
 def test_the_papers_commongen_settings_on_a_tiny_model(
     run_cli, tmp_path, monkeypatch, tiny_t5, examples_file, algorithm

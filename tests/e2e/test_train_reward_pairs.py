@@ -130,13 +130,15 @@ def test_rows_of_make_negatives_are_pairs(run_cli: Any, tmp_path: Path) -> None:
 def test_pairs_without_a_prompt_under_other_names(run_cli: Any, tmp_path: Path) -> None:
     """And length that gives the answer away is told."""
     rows = [
-        {"a": {"b": f"good film {i}"}, "c": [f"a bad film and more of it {i}"], "meta": {"k": 7}} for i in range(20)
+        {"a": {"b": f"good film {i}"}, "c": [f"a bad film and more of it {i}"], "meta": {"k": 7}} for i in range(30)
     ]
+    val = write_rows(tmp_path / "val.jsonl", rows[20:])
+    rows[20:] = []
     rows.insert(0, {"a": {"b": "one film"}, "c": ["one  film"], "meta": {"k": 8}})
     data = write_rows(tmp_path / "train.jsonl", rows)
     names = ("--chosen-key", "a.b", "--rejected-key", "c.0", "--kind-key", "meta.k")
     arguments = ("--objective", "pairwise", *names, "--model", describe(tmp_path), "--data", data, *FAST)
-    shown = run_cli("train-reward", *arguments, "--max-steps", 2, "-o", tmp_path / "rm")
+    shown = run_cli("train-reward", *arguments, "--max-steps", 2, "--eval-data", val, "-o", tmp_path / "rm")
     assert shown.exit_code == 0, shown.stderr
     assert shown.stdout == f"{tmp_path / 'rm'}\n"
     assert (

@@ -100,3 +100,11 @@ def test_members_and_others_change_sides(tiny_gpt2: Path, tmp_path: Path) -> Non
         assert there[name].whole.value == pytest.approx(1 - back[name].whole.value)
         low, high = there[name].whole.bounds(0.9)
         assert back[name].whole.bounds(0.9) == pytest.approx((1 - high, 1 - low))
+
+
+@pytest.mark.parametrize(("more", "eos"), [(-1, False), (0, False), (1, True)])
+def test_a_text_that_leaves_no_room_for_eos_is_cut(tiny_gpt2: Path, more: int, eos: bool) -> None:
+    loaded = load(ModelConfig(name=str(tiny_gpt2), device="cpu"))
+    plain = loaded.text.encode_response(loaded.tokenizer, "the cat sees the garden .")
+    ids, cut = encode_target(loaded, "the cat sees the garden .", len(plain) + more)
+    assert ids == ([*plain, loaded.eos_id] if eos else plain[: len(plain) + more]) and cut is not eos

@@ -115,6 +115,19 @@ def test_prompts_are_paired_by_their_names() -> None:
     rows, _ = course([now, later])
     assert rows[1]["eval/watch_change"] == pytest.approx(-0.01)
     assert rows[1]["eval/watch"] == pytest.approx(fmean(range(19)) / 20 - 0.01)
+    assert rows[1]["eval/watch_skipped"] == 1 and "eval/watch_skipped" not in rows[0]
+
+
+def test_the_best_is_chosen_on_the_prompts_that_both_have() -> None:
+    """An easy prompt that one evaluation alone has a number for makes it no better, and no worse."""
+    scores, ten = flat(0, 0).scores, [f"p{i}" for i in range(10)]
+    before = Evaluation({}, scores, dict.fromkeys(ten, 0.5))
+    worse = Evaluation({}, scores, {**dict.fromkeys(ten, 0.4), "p19": 9.0})
+    assert course([before, worse])[1].step == 10
+    better = Evaluation({}, scores, {**dict.fromkeys(ten, 0.6), "p19": -9.0})
+    rows, state = course([before, better])
+    assert rows[1]["eval/watch"] < rows[0]["eval/watch"]
+    assert state.step == 20 and state.best == rows[1]["eval/watch"]
 
 
 def test_the_state_survives_the_way_through_a_file() -> None:

@@ -27,7 +27,7 @@ TASKS = ["imdb", "commongen", "tldr"]
 ALGORITHMS = ["ppo", "ppo++", "aggrevated", "lols", "d2lols"]
 SCRATCH = {"model", "guide_model", "classifier", "judge"}
 """Files that describe a model from scratch."""
-OVERLAYS = {"guide": "sft", "live": "train"}
+OVERLAYS = {"guide": "sft", "live": "train", "encoder": "train_reward"}
 """Files that are laid over a stage's own, with ``-c STAGE.yaml -c OVERLAY.yaml``."""
 STAGES = {
     "prepare": "prepare:PrepareConfig",

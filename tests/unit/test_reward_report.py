@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import mannwhitneyu
 
 from rlgf_cli.config.train_reward import TrainRewardConfig
 from rlgf_cli.metrics import reward_plots, reward_report
@@ -103,21 +104,52 @@ def test_the_table_has_a_row_for_all_and_for_every_kind() -> None:
     assert rows[3] == ["(chosen)", "2", "-", "-", "-", "-", "-", "0.750", "0.500"]
 
 
-@pytest.mark.parametrize(("good", "bad"), [([20, 30, 40], [4, 5, 6]), ([4, 5, 6], [20, 30, 40])])
+def of_lengths(chosen_words: list[int], rejected_words: list[int]) -> str | None:
+    """The warning of pairs of two kinds by turns with these numbers of words."""
+    count = len(chosen_words)
+    kinds = [("cut", "loop")[i % 2] for i in range(count)]
+    zeros, texts = np.zeros(count), [str(i) for i in range(count)]
+    report = reward_report.of_pairs(zeros, zeros, texts, kinds, chosen_words, rejected_words)
+    return reward_report.length_warning(report.evaluation)
+
+
+@pytest.mark.parametrize(("good", "bad"), [([20, 30] * 10, [4, 5] * 10), ([4, 5] * 10, [20, 30] * 10)])
 def test_length_that_tells_is_told(good: list[int], bad: list[int]) -> None:
-    warning = reward_report.length_warning(pairs_report(chosen_words=good, rejected_words=bad))
+    warning = of_lengths(good, bad)
     auc = "1.00" if good[0] > bad[0] else "0.00"
     assert warning is not None
     assert f"all AUC {auc}" in warning and f"kind cut AUC {auc}" in warning and "leave such a kind out" in warning
 
 
 def test_length_within_pairs_is_told_even_where_it_varies_more_between_prompts() -> None:
-    warning = reward_report.length_warning(pairs_report(chosen_words=[5, 5, 50], rejected_words=[4, 4, 49]))
-    assert warning is not None and "pairs with the longer text chosen 1.00" in warning
+    warning = of_lengths([5, 50, 500] * 6, [4, 49, 499] * 6)
+    assert warning is not None and "pairs with the longer text chosen 1.00" in warning and "AUC 0" not in warning
 
 
 def test_length_that_says_nothing_is_not_told() -> None:
-    assert reward_report.length_warning(pairs_report(chosen_words=[5] * 3, rejected_words=[5] * 3)) is None
+    assert of_lengths([5] * 30, [5] * 30) is None
+
+
+def test_few_texts_are_not_told_of_what_chance_does() -> None:
+    """Outside the limits, and within three standard errors: the same shares of more texts are told."""
+    few = [9, 9, 9, 9, 9, 1, 1, 1], [4, 4, 4, 4, 4, 4, 4, 4]  # AUC and share of longer chosen: 5 of 8
+    some = [9, 9, 9, 9, 9, 9, 1, 1], few[1]
+    assert of_lengths(*few) is None and of_lengths(*some) is None
+    assert of_lengths(*(side * 4 for side in few)) is None, "0.625 is within the limits"
+    warning = of_lengths(*(side * 4 for side in some))
+    assert warning is not None and "(all AUC 0.75; .50 is chance)" in warning
+
+
+def test_the_error_of_noise_is_that_of_the_wilcoxon_test() -> None:
+    """Perfect separation is told from the size on at which scipy's z is 3, without its correction for continuity."""
+    for good, bad in ((6, 6), (7, 7), (3, 15), (4, 40)):
+        logits = np.zeros((good + bad, 2))
+        words = [*range(100, 100 + good), *range(bad)]
+        labels = np.repeat([1, 0], [good, bad])
+        report = reward_report.of_classifier(logits, labels, ["bad", "good"], ["x"] * (good + bad), words)
+        z = mannwhitneyu(words[:good], words[good:], use_continuity=False, method="asymptotic").pvalue
+        told = reward_report.length_warning(report.evaluation) is not None
+        assert told == (z < math.erfc(3 / math.sqrt(2))), (good, bad)
 
 
 def test_names_that_look_like_formulas_are_drawn(tmp_path: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import UserError
@@ -56,6 +57,13 @@ class TestSum:
         (score,) = reward.score([CAT], ["the cat and the dog"])
         assert score.parts == {"coverage": 0.5, "length": -3.0}
         assert score.value == pytest.approx(0.5 - 0.3)
+
+    @pytest.mark.parametrize("given", [{"weight": float("nan")}, {"weight": float("inf")}])
+    def test_weights_are_numbers(self, given):
+        moving = {"weight_start": -given["weight"], "weight_steps": 3}
+        for part in (given, moving):
+            with pytest.raises(ValidationError, match="finite number"):
+                parts({"name": "rouge1", **part})
 
 
 class TestRefused:

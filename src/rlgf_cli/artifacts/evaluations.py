@@ -166,10 +166,11 @@ def read_evaluation(folder: Path) -> Evaluation:
         records[record.id] = record
     if not records:
         raise UserError("the file holds no predictions", where=str(path), hint="run rlgf eval again")
-    return Evaluation(found, records, _read_scores(found / "scores.json"))
+    return Evaluation(found, records, read_scores(found / "scores.json"))
 
 
-def _read_scores(path: Path) -> Scores:
+def read_scores(path: Path) -> Scores:
+    """The scores.json of an evaluation. Raises UserError where it is none of ``rlgf eval``."""
     hint = "run rlgf eval again; --resume scores the texts that are there"
     try:
         return Scores.model_validate(jsonl.read_json(path))

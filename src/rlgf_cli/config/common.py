@@ -123,8 +123,8 @@ class PartConfig(Strict):
 
     scalar_key: ClassVar[str | None] = "name"
     name: str
-    weight: float = 1.0
-    weight_start: float | None = None
+    weight: float = Field(1.0, allow_inf_nan=False)
+    weight_start: float | None = Field(None, allow_inf_nan=False)
     weight_steps: int | None = Field(None, ge=1)
     shift: float = Field(0.0, allow_inf_nan=False)
     scale: float = Field(1.0, gt=0, allow_inf_nan=False)

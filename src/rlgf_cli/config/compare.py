@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from rlgf_cli.config.common import Strict
+from rlgf_cli.config.common import Refused, Strict
 from rlgf_cli.config.eval import IntervalConfig
 
 
@@ -30,3 +31,13 @@ class CompareConfig(Strict):
     output: str | None = None
     seed: int = Field(0, ge=0)
     interval: IntervalConfig = Field(default_factory=IntervalConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> CompareConfig:
+        suffix = Path(self.output or "").suffix
+        if suffix not in ("", ".json"):
+            raise Refused(
+                f"output: JSON is written, and {self.output!r} ends in {suffix}",
+                hint="name it FILE.json; for Markdown: rlgf compare ... --markdown > FILE.md",
+            )
+        return self

@@ -6,6 +6,7 @@ easy: so every kind stands alone, beside what the number of words alone would ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,9 @@ LENGTH_LIMITS = (0.35, 0.65)
 """Outside of these, the number of words alone tells good texts from bad ones well enough to be warned of (0.5: it says
 nothing, 0 or 1: everything). They are ours: a reward that follows length that far is hard to tell from one that does
 not."""
+_NOISE = 3.0
+"""And it must lie so many standard errors from 0.5: of a few texts that differ by chance alone such a number comes once
+in 400, so that a dozen kinds together seldom give a false warning."""
 
 FILE = "evaluation.json"
 """Where a trained reward model's folder keeps its report."""
@@ -165,15 +169,14 @@ def _flagging(
     return {"threshold": threshold, "good_flagged": flags(good), "bad_flagged": flags(bad)}, flags
 
 
-def _against(
-    good: np.ndarray, good_words: np.ndarray, bad: np.ndarray, bad_words: np.ndarray
-) -> dict[str, float | int | None]:
+def _against(good: np.ndarray, good_words: np.ndarray, bad: np.ndarray, bad_words: np.ndarray) -> dict[str, Any]:
     matched, pairs = ranking.length_matched_auc(good, good_words, bad, bad_words)
     return {
         "auc": ranking.auc(good, bad),
         "length_matched_auc": matched,
         "length_matched_pairs": pairs,
         "length_auc": ranking.auc(good_words, bad_words),
+        "auc_texts": [len(good), len(bad)],
     }
 
 
@@ -205,14 +208,25 @@ def _cell(value: float | int | None) -> str:
 
 
 def length_warning(evaluation: Mapping[str, Any]) -> str | None:
-    """What to say where the number of words alone tells good texts from bad ones; None where it does not."""
+    """What to say where the number of words alone tells good texts from bad ones, beyond chance; None where it does
+    not.
+
+    Without any effect the AUC of P and N texts has the variance (P + N + 1) / (12 P N) (Mann and Whitney 1947), a share
+    of n pairs 1 / (4 n); ties make both smaller.
+    """
     low, high = LENGTH_LIMITS
     places = {"all": evaluation, **{f"kind {name}": f for name, f in evaluation["kinds"].items()}}
     found = []
     for place, figures in places.items():
-        for name, what in (("length_auc", "AUC"), ("length_accuracy", "pairs with the longer text chosen")):
+        good, bad = figures["auc_texts"]
+        for name, what, variance in (
+            ("length_auc", "AUC", (good + bad + 1) / (12 * good * bad) if good and bad else 0.0),
+            ("length_accuracy", "pairs with the longer text chosen", 1 / (4 * figures["n"])),
+        ):
             value = figures.get(name)
-            if value is not None and not low <= value <= high:
+            if value is None or low <= value <= high:
+                continue
+            if abs(value - 0.5) > _NOISE * math.sqrt(variance):
                 found.append(f"{place} {what} {value:.2f}")
     if not found:
         return None

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rlgf_cli.artifacts import jsonl
+from rlgf_cli.artifacts.evaluations import read_scores
 from rlgf_cli.artifacts.records import EvaluatedRecord
 from rlgf_cli.errors import RlgfError, UserError
 
@@ -154,11 +155,12 @@ def read_evaluation(folder: Path) -> Evaluation | None:
     if not (folder / "scores.json").is_file():
         return None
     scores = _mapping(folder / "scores.json")
+    checked = read_scores(folder / "scores.json").metrics
     config = folder / "config.resolved.json"
     manifest = folder / "run.json"
     return Evaluation(
         folder,
-        scores.get("metrics") or {},
+        {name: {**scores["metrics"][name], "low": entry.low, "high": entry.high} for name, entry in checked.items()},
         {name: value for name, value in scores.items() if name != "metrics"},
         (_mapping(config).get("values") or {}).get("metrics") or () if config.is_file() else (),
         _mapping(manifest).get("run_id") if manifest.is_file() else None,

@@ -55,10 +55,13 @@ class Watched:
 def watch(before: Watched, now: Evaluation, *, step: int, patience: int) -> tuple[Watched, dict[str, float]]:
     """Take in the evaluation of ``step``: what to remember, and the figures for its row.
 
-    ``eval/diverged`` is 1 where ``patience`` evaluations in a row diverged up to this one.
+    ``eval/diverged`` is 1 where ``patience`` evaluations in a row diverged up to this one. Where the watched figure
+    skips texts, two evaluations are held against each other on the prompts that both have it for.
     """
     assert now.watched
     figures = {"eval/watch": fmean(now.watched.values())}
+    if skipped := len(now.scores) - len(now.watched):
+        figures["eval/watch_skipped"] = float(skipped)
     count = before.evaluations + 1
     if before.best is None:
         return Watched(count, 0, step, dict(now.scores), dict(now.watched)), figures
@@ -78,7 +81,7 @@ def watch(before: Watched, now: Evaluation, *, step: int, patience: int) -> tupl
         "eval/diverged": float(streak >= patience),
     }
     after = replace(before, evaluations=count, streak=streak)
-    if figures["eval/watch"] > before.best:
+    if lower.mean > 0:
         after = replace(after, step=step, scores=dict(now.scores), values=dict(now.watched))
     return after, figures
 

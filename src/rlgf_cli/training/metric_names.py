@@ -59,6 +59,7 @@ METRICS: dict[str, str] = {
     "eval/score": "mean score of the policy alone on held-out prompts, sampled; of a reward that moves, as it ends",
     "eval/length": "mean words of those texts",
     "eval/watch": "mean of the watched figure of those texts (watch)",
+    "eval/watch_skipped": "where there are any: how many of those texts the watched figure has no number for",
     "eval/watch_best_step": "the earlier step with the best watched figure, which this one is compared with",
     "eval/watch_change": "mean difference, prompt by prompt, of the watched figure from that step's",
     "eval/score_change": "the same of the score",
