@@ -2,11 +2,11 @@
 
     python benchmarks/evolve_generate.py [--seeds 192,1696] [--spaces words,encoder] [--folder FOLDER]
 
-Fills a cache once, as an endpoint's answers would: six rewrites of every seed and their answers; a tenth of
-them are copies of a hundred texts, and 3 % refusals. Then ``--guide-mode replay`` runs as a process of its own for each number of seeds
-(multiples of 32, a block) and each space: wall and CPU seconds, all of the process counted, and its peak resident
-memory. Texts are the words of two real ones, shuffled: Alpaca's where RLGF_REAL_DATA names the folder of real data,
-else sentences of Python's own documentation. Exit code 1 where the largest run takes five minutes or more.
+Fills a cache once, as an endpoint's answers would: six rewrites of every seed and their answers; a tenth of them are
+copies of a hundred texts, and 3 % refusals. Then ``--guide-mode replay`` runs as a process of its own for each number
+of seeds (multiples of 32, a block) and each space: wall and CPU seconds, all of the process counted, and its peak
+resident memory. Texts are the words of two real ones, shuffled: Alpaca's where RLGF_REAL_DATA names the folder of real
+data, else sentences of Python's own documentation. Exit code 1 where the largest run takes five minutes or more.
 """
 
 from __future__ import annotations
