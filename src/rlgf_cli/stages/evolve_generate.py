@@ -65,7 +65,7 @@ def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refus
         console.warn(f"the policy learned with novelty measured by {learned_in}; here it is {world.space.signature}")
     paid = paid_in(world)
     with closing_all(paid):
-        world.guide.check([Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations], config.max_new_tokens)
+        world.guide.check((Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations), config.max_new_tokens)
         for writer in paid:
             writer.notify = console.warn
             writer.check_budget(config.budget)
