@@ -2,11 +2,11 @@
 
     python benchmarks/evolve_generate.py [--seeds 192,1696] [--spaces words,encoder] [--folder FOLDER]
 
-Fills a cache once, as an endpoint's answers would: six rewrites of every seed and their answers, 5 % copies, 5 % near
-copies and 3 % refusals among them. Then ``--guide-mode replay`` runs as a process of its own for each number of seeds
-(multiples of 32, a block) and each space: wall and CPU seconds, all of the process counted, and its peak resident
-memory. Texts are the words of two real ones, shuffled: Alpaca's where RLGF_REAL_DATA names the folder of real data,
-else sentences of Python's own documentation. Exit code 1 where the largest run takes five minutes or more.
+Fills a cache once, as an endpoint's answers would: six rewrites of every seed and their answers; a tenth of them are
+copies of a hundred texts, and 3 % refusals. Then ``--guide-mode replay`` runs as a process of its own for each number
+of seeds (multiples of 32, a block) and each space: wall and CPU seconds, all of the process counted, and its peak
+resident memory. Texts are the words of two real ones, shuffled: Alpaca's where RLGF_REAL_DATA names the folder of real
+data, else sentences of Python's own documentation. Exit code 1 where the largest run takes five minutes or more.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Words:
         if kind < 0.03:
             return "I'm sorry, but I cannot help with that."
         if kind < 0.13:
-            return self.new("the same", int(kind * 1000)) + (" Please, soon." if kind < 0.08 else "")
+            return self.new("the same", int(kind * 1000))
         return self.new(prompt, sample)
 
 
