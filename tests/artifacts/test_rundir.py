@@ -55,7 +55,7 @@ def test_a_used_folder_is_refused_with_the_three_ways_out(tmp_path):
     finished(tmp_path / "run")
     with pytest.raises(UserError) as caught:
         RunDir.claim(tmp_path / "run", "train")
-    assert "(train, " in caught.value.message
+    assert f"(train, {manifest(tmp_path / 'run')['ended']})" in caught.value.message
     assert all(way in caught.value.hint for way in ("--resume", "--overwrite", "another -o"))
 
 

@@ -208,7 +208,7 @@ class RunDir:
         if run_json.is_file():
             manifest = Manifest.reopen(run_json)
             if existing == "refuse":
-                ran, ended = manifest.data["command"], manifest.data.get("ended")
+                ran, ended = manifest.data["command"], read_json(run_json).get("ended")  # reopened, it has not
                 raise UserError(
                     f"this folder already holds a run ({ran}, {ended or 'not ended'})",
                     where=str(path),
