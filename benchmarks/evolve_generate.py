@@ -126,17 +126,9 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         data = folder / "seeds.jsonl"
         write_jsonl(data, ({"id": f"s{i}", "prompt": made.new("seed", i)} for i in range(max(sizes))))
-        common = [
-            "evolve",
-            "generate",
-            "--guide",
-            "openai:m",
-            "--base-url",
-            NOWHERE,
-            "--data",
-            str(data),
-            "--overwrite",
-        ]
+        # distances are found and compared all the same, but both spaces have to ask for the same texts
+        settings = ["--overwrite", "--set", "novelty.least=0"]
+        common = ["evolve", "generate", "--guide", "openai:m", "--base-url", NOWHERE, "--data", str(data), *settings]
         fill(folder / "cache", made, [*common, "-o", str(folder / "filled")])
         for space in options.spaces.split(","):
             with_encoder = ["--encoder", encoder()] if space == "encoder" else []
