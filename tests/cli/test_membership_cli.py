@@ -103,13 +103,14 @@ def test_what_is_counted_and_left_out(evaluate, tmp_path):
     data[0] = {**data[0], "prompt": members[4]["prompt"], "references": members[4]["references"]}
     data[1] = {**data[1], "prompt": members[4]["prompt"]}  # the same prompt with another reference is no member
     data[2].pop("references")
-    data[3]["references"], members[5]["references"], members[6]["prompt"] = [long], [long], long + " " + long
+    data[7] = {**data[7], "references": members[9]["references"]}  # a member's text for another prompt
+    data[3]["references"], members[5]["references"], members[6]["prompt"] = [long + " river"], [long], f"{long} {long}"
     result = evaluate("--on-overlong", "skip", members=members, data=data)
     assert result.exit_code == 0, result.stderr
     scores = scores_of(tmp_path / "out")
     expected = {
         "members": 29, "non_members": 18, "overlap": 1, "without_references": 1,
-        "members_cut": 1, "non_members_cut": 1, "members_skipped": 1,
+        "shared_references": 1, "members_cut": 1, "non_members_cut": 1, "members_skipped": 1,
     }  # fmt: skip
     found = {key.partition(".")[2]: n for key, n in scores["counts"].items() if key.startswith("membership.")}
     assert found == expected and "membership.overlap 1" in result.stderr

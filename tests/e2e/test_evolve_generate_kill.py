@@ -112,6 +112,7 @@ def test_killed_at_any_moment(tmp_path: Path, undisturbed: dict[str, bytes], see
         assert spend["charged_usd"] >= sum(call.charge for call in server.ledger.calls()) - 1e-9
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     seeds_file(tmp_path, SEEDS)
     with FakeOpenAI(plan(), prices=PRICES) as server:
@@ -141,6 +142,7 @@ def test_ctrl_c_keeps_the_blocks_that_are_whole(tmp_path: Path, undisturbed: dic
     assert files(tmp_path / "set") == undisturbed
 
 
+@pytest.mark.slow
 def test_a_guide_that_keeps_nothing_in_the_cache_pays_for_the_block_alone(tmp_path: Path) -> None:
     """``live``: whole blocks are read from the files, only the one that was under way is asked for again."""
     seeds_file(tmp_path, SEEDS)

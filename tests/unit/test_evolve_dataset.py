@@ -15,6 +15,7 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.evolve.answers import Answered
 from rlgf_cli.evolve.dataset import Rows, Tally, blocks, kept_in
 from rlgf_cli.evolve.policies import RoundRobinPolicy, walk
+from rlgf_cli.evolve.world import Chain
 
 STEPS, SIZE = 3, 2
 
@@ -38,22 +39,21 @@ def evolved():
 BLOCKS = list(evolved())
 
 
-def written(folder: Path) -> list[tuple[str, bytes]]:
-    """Everything that is written, in its order: (file, line)."""
-    files = [folder / "instructions.jsonl", folder / "steps.jsonl"]
-    out, log, sizes = Rows(*files), [], [0, 0]
+FILES = ("instructions.jsonl", "steps.jsonl")
+
+
+def written(folder: Path) -> tuple[dict[str, list[bytes]], list[tuple[int, int]]]:
+    """The lines of both files, and how many of each there are after every block."""
+    files, ends = [folder / name for name in FILES], [(0, 0)]
+    out = Rows(*files)
     for block, answers in BLOCKS:
         out.append(block, answers)
-        for n, file in enumerate(files):
-            data = file.read_bytes() if file.exists() else b""
-            log += [(file.name, line) for line in data[sizes[n] :].splitlines(keepends=True)]
-            sizes[n] = len(data)
-    return log
+        ends.append(tuple(len(file.read_bytes().splitlines()) for file in files))
+    return {file.name: file.read_bytes().splitlines(keepends=True) for file in files}, ends
 
 
 with TemporaryDirectory() as somewhere:
-    LOG = written(Path(somewhere))
-WHOLE = {name: b"".join(line for file, line in LOG if file == name) for name in ("instructions.jsonl", "steps.jsonl")}
+    LINES, ENDS = written(Path(somewhere))
 
 
 def test_blocks_are_chains_of_all_seeds_pass_by_pass():
@@ -63,43 +63,33 @@ def test_blocks_are_chains_of_all_seeds_pass_by_pass():
     assert [len(block) for block in found] == [2, 2, 2]
 
 
-@given(lines=st.integers(0, len(LOG)), part=st.floats(0, 1, exclude_max=True))
-def test_what_a_kill_left_is_gone_on_with_and_ends_the_same(lines, part):
-    """Any prefix of what is written, its last line torn."""
+@given(st.data())
+def test_what_was_left_is_gone_on_with_and_ends_the_same(data):
+    """Any part of either file, the last line torn: a kill leaves one of them ahead, a loss of power either."""
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        for n, (file, line) in enumerate(LOG[: lines + 1]):
-            with (folder / file).open("ab") as stream:
-                stream.write(line if n < lines else line[: int(part * len(line))])
-        out = Rows(folder / "instructions.jsonl", folder / "steps.jsonl")
-        done, before = 0, 0
+        folder, there = Path(name), []
+        for file in FILES:
+            whole = data.draw(st.integers(0, len(LINES[file])))
+            torn = LINES[file][whole][: data.draw(st.integers(0, 40))] if whole < len(LINES[file]) else b""
+            (folder / file).write_bytes(b"".join(LINES[file][:whole]) + torn)
+            there.append(whole)
+        out, done = Rows(*(folder / file for file in FILES)), []
         for block, answers in BLOCKS:
-            fresh = [type(chain)(chain.seed, chain.visit) for chain in block]
-            before += len(block) * STEPS
-            if (found := out.finished(fresh, STEPS)) is not None:
-                assert [row.text for row in found] == [step.text for chain in block for step in chain.steps]
-                done += 1
-            else:
+            fresh = [Chain(chain.seed, chain.visit) for chain in block]
+            found = out.finished(fresh, STEPS)
+            done.append(found is not None)
+            if found is None:
                 out.append(block, answers)
-        complete = sum(file == "steps.jsonl" for file, _ in LOG[:lines]) // (SIZE * STEPS)
-        assert done == complete
-        assert {file: (folder / file).read_bytes() for file in WHOLE} == WHOLE
-
-
-def test_a_block_whose_instructions_are_missing_is_made_again(tmp_path):
-    """As a machine may leave it that lost its power: the second file is ahead of the first."""
-    (tmp_path / "steps.jsonl").write_bytes(WHOLE["steps.jsonl"])
-    (tmp_path / "instructions.jsonl").write_bytes(WHOLE["instructions.jsonl"][:-10])
-    out = Rows(tmp_path / "instructions.jsonl", tmp_path / "steps.jsonl")
-    done = [out.finished(block, STEPS) is not None for block, _ in BLOCKS]
-    assert done == [True, True, False]
-    assert WHOLE["steps.jsonl"].startswith((tmp_path / "steps.jsonl").read_bytes())
+            else:
+                assert [row.text for row in found] == [step.text for chain in block for step in chain.steps]
+        assert done == [end[0] <= there[0] and end[1] <= there[1] for end in ENDS[1:]]
+        assert {file: (folder / file).read_bytes().splitlines(keepends=True) for file in FILES} == LINES
 
 
 def test_rows_of_other_chains_are_refused(tmp_path):
-    (tmp_path / "steps.jsonl").write_bytes(WHOLE["steps.jsonl"])
-    (tmp_path / "instructions.jsonl").write_bytes(WHOLE["instructions.jsonl"])
-    out = Rows(tmp_path / "instructions.jsonl", tmp_path / "steps.jsonl")
+    for file in FILES:
+        (tmp_path / file).write_bytes(b"".join(LINES[file]))
+    out = Rows(*(tmp_path / file for file in FILES))
     with pytest.raises(UserError, match="not those of this run"):
         out.finished(BLOCKS[1][0], STEPS)
 

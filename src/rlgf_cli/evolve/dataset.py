@@ -1,7 +1,7 @@
 """The set on disk: chains in blocks, their rows, what they sum up to, and what a killed run left of them.
 
-A block is ``batch_size`` chains with all their steps. Its instructions are appended first and its steps second, so that
-a block counts as done exactly where all its steps are there.
+A block is ``batch_size`` chains with all their steps. It counts as done where all its steps are in the one file and all
+its instructions in the other, whichever of them is ahead.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class Rows:
         return parse_record(AnsweredStepRecord, parse_object(line, where), where)
 
     def append(self, block: Sequence[Chain], answers: Mapping[Place, Answered]) -> list[AnsweredStepRecord]:
-        """Write a block, its instructions first. Returns the rows of its steps."""
+        """Write a block. Returns the rows of its steps."""
         steps = list(step_records(block, answers))
         for path, rows in zip(self._paths, (instruction_records(block, answers), steps), strict=True):
             with Appender(path) as out:

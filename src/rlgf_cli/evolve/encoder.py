@@ -16,14 +16,18 @@ from rlgf_cli.models.load import check_checkpoint_name, pick_device
 
 class EncoderSpace:
     """The mean of the last layer's token vectors, of length one: what sentence encoders such as MiniLM were trained for
-    (Reimers and Gurevych 2019). Texts are cut at ``max_tokens``.
+    (Reimers and Gurevych 2019). Texts are cut at ``max_tokens``. ``batch_size`` None: 64, and 8 on a CPU, where what is
+    padded costs more than many calls.
     """
 
-    def __init__(self, name: str, *, device: str = "auto", batch_size: int = 64, max_tokens: int = 256) -> None:
+    def __init__(
+        self, name: str, *, device: str = "auto", batch_size: int | None = None, max_tokens: int = 256
+    ) -> None:
         check_checkpoint_name(name)
         self.tokenizer = AutoTokenizer.from_pretrained(name)
         self.model = AutoModel.from_pretrained(name).eval().to(pick_device(device))
-        self.batch_size, self.max_tokens = batch_size, max_tokens
+        self.batch_size = batch_size or (8 if self.model.device.type == "cpu" else 64)
+        self.max_tokens = max_tokens
         weights = (parent_of(name) or {}).get("sha256")
         self.signature = f"encoder={f'sha256:{weights[:12]}' if weights else Path(name).name},tokens={max_tokens}"
 

@@ -74,6 +74,7 @@ class MembershipMetric:
             hint = "it should hold what the model was trained on"
             raise UserError(f"{FEWEST} members are needed, and the file holds one", where=self.path, hint=hint)
         self._pairs = {pair for example in examples for pair in _pairs(example)}
+        self._texts = {text for _, text in self._pairs}
         self.k, self.references, self.batch_size = k, references, batch_size
         self.members = _drawn(examples, limit, seed)
         self.on_rows: Callable[[int], None] = lambda n: None
@@ -131,6 +132,7 @@ class MembershipMetric:
             "members": count,
             "non_members": len(encoded),
             "overlap": overlap,
+            "shared_references": sum(not self._texts.isdisjoint(item.example.references) for item in encoded),
             "without_references": len(examples) - len(others) - overlap,
             "members_cut": sum(cut[:count]),
             "non_members_cut": sum(cut[count:]),

@@ -60,6 +60,9 @@ def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refus
         duplicates.add(seed.prompt)
     weights = RewardWeights()
     world = make_world(config, operations, seeds, weights=weights, seen=duplicates.seen, keep=duplicates.add)
+    learned_in = getattr(policy, "space", world.space.signature)
+    if learned_in != world.space.signature:
+        console.warn(f"the policy learned with novelty measured by {learned_in}; here it is {world.space.signature}")
     paid = paid_in(world)
     with closing_all(paid):
         world.guide.check([Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations], config.max_new_tokens)
@@ -69,7 +72,8 @@ def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refus
         claimed = RunDir.claim(config.output, COMMAND, existing=existing, seed=config.seed)
         with claimed.running() as folder:
             folder.write_config(resolved.to_json())
-            for parent in (config.data, config.operations, config.policy, config.novelty.encoder):
+            learned = None if config.policy in BASELINES else config.policy
+            for parent in (config.data, config.operations, learned, config.novelty.encoder):
                 folder.manifest.add_parent(parent)
             charge_together(paid, folder.manifest.data["run_id"], config.budget, folder.manifest.data["spend"])
             _Generation(config, world, policy, seeds, folder).run()
