@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from conftest import write_rows
 from reward_tasks import FAST, describe, negatives, pairs, reviews
@@ -111,6 +113,19 @@ def test_the_good_label_can_be_named(run_cli: Any, tmp_path: Path) -> None:
     refused = run_cli(*arguments, "--good-label", "nope", "-o", tmp_path / "other")
     assert refused.exit_code == 2 and "no example has the good label 'nope'" in refused.stderr
     assert not (tmp_path / "other").exists()
+
+
+def test_a_model_that_gives_no_number_is_an_error(run_cli: Any, tmp_path: Path, tiny_classifier: Path) -> None:
+    """NaN lies below no threshold: such a model would call every text good."""
+    model = Path(shutil.copytree(tiny_classifier, tmp_path / "rm"))
+    weights = load_file(model / "model.safetensors")
+    save_file({**weights, "score.weight": weights["score.weight"] * float("nan")}, model / "model.safetensors")
+    known = {"objective": "classification", "reads": {"prompt": True, "max_tokens": None}}
+    (model / "evaluation.json").write_text(json.dumps({**known, "threshold": 0.5, "good_flagged": 0.1}))
+    given = write_rows(tmp_path / "p.jsonl", [{"id": "a", "prompt": "x", "prediction": "y"}])
+    shown = run_cli("eval", "--predictions", given, "--metrics", f"flagged:{model}", "-o", tmp_path / "eval")
+    assert shown.exit_code == 1 and "nan" in shown.stderr and "'a'" in shown.stderr, shown.stderr
+    assert not (tmp_path / "eval/scores.json").exists()
 
 
 def test_what_has_no_threshold_is_refused(run_cli: Any, tmp_path: Path, tiny_classifier: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from conftest import Result, toy_examples, write_rows
 from rlgf_cli.artifacts.jsonl import read_records
@@ -115,6 +117,17 @@ def test_what_is_counted_and_left_out(evaluate, tmp_path):
     found = {key.partition(".")[2]: n for key, n in scores["counts"].items() if key.startswith("membership.")}
     assert found == expected and "membership.overlap 1" in result.stderr
     assert (scores["metrics"]["membership.loss"]["n"], scores["metrics"]["membership.loss"]["n_skipped"]) == (18, 2)
+
+
+def test_a_model_whose_likelihoods_are_no_numbers_is_an_error(evaluate, tmp_path, tiny_gpt2):
+    """NaN is sorted like a number: all of them would tie, and the AUC be 0.5 with an interval."""
+    model = Path(shutil.copytree(tiny_gpt2, tmp_path / "model"))
+    weights = load_file(model / "model.safetensors")
+    broken = {name: w * float("nan") if "ln_f" in name else w for name, w in weights.items()}
+    save_file(broken, model / "model.safetensors", metadata={"format": "pt"})
+    result = evaluate(model=model)
+    assert result.exit_code == 1 and "nan" in result.stderr and str(model) in result.stderr, result.stderr
+    assert not (tmp_path / "out" / "scores.json").exists()
 
 
 def test_members_are_drawn_with_a_seed(evaluate, tmp_path):

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from rlgf_cli.artifacts.jsonl import read_json
-from rlgf_cli.errors import UserError
+from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.metrics import reward_report
 from rlgf_cli.metrics.base import signature
 from rlgf_cli.protocols import Example, MetricResult
@@ -83,6 +84,7 @@ class FlaggedMetric:
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
         before = counts_of(self._scorer)
         logits = self._scorer.logits(examples, texts).double().numpy()
+        self._refuse_no_numbers(examples, logits)
         values: dict[str, list[float | None]] = {}
         if self.labels:
             taken = reward_report.taken_for(logits, self.threshold)
@@ -95,6 +97,16 @@ class FlaggedMetric:
         return MetricResult(
             values, signature(self.name, self._settings, examples), {key: n for key, n in counts.items() if n}
         )
+
+    def _refuse_no_numbers(self, examples: Sequence[Example], logits: np.ndarray) -> None:
+        """NaN lies below no threshold, and its text would count as good."""
+        if (broken := np.flatnonzero(~np.isfinite(logits).all(axis=1))).size:
+            raise RlgfError(
+                f"the reward model gives {logits[broken[0]].tolist()} for the text of example "
+                f"{examples[broken[0]].id!r}, which is not finite",
+                where=self._scorer.path,
+                hint="its weights are damaged, or its training diverged: train it again",
+            )
 
 
 def _read(path: str) -> tuple[_Evaluation, float]:

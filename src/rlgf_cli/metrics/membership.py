@@ -27,7 +27,7 @@ from pydantic import Field
 from rlgf_cli import noise
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.rundir import file_sha256
-from rlgf_cli.errors import UserError
+from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.metrics import ranking
 from rlgf_cli.metrics.base import require_some_references, signature
 from rlgf_cli.protocols import BoundedFigure, Example, MetricResult
@@ -175,6 +175,14 @@ class MembershipMetric:
             self.on_rows(done * told // len(rows) - before * told // len(rows))
 
         found = token_logprobs(self._model, rows, batch_size=self.batch_size, on_rows=hear)
+        for i, values in zip(owners, found, strict=True):
+            if not np.isfinite(values).all():  # NaN would be ranked like a number
+                raise RlgfError(
+                    f"the log-probability of a token of {encoded[i].example.id!r} is "
+                    f"{values[~np.isfinite(values)][0]}, which is not finite",
+                    where=self._model.name,
+                    hint="its weights are damaged or its training diverged; of float16, try --set model.dtype=float32",
+                )
         texts = np.bincount(owners)
         return {
             "loss": np.bincount(owners, [float(values.mean()) for values in found]) / texts,
