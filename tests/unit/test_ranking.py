@@ -54,6 +54,12 @@ def test_the_threshold_has_the_most_equal_errors_of_all_cuts(good, bad):
     assert alarms + missed == pytest.approx((passed + 1 - found)[1:-1][ties].min(), abs=1e-12)
 
 
+def test_of_thresholds_that_are_as_good_the_lowest_is_taken():
+    """1/5 + 2/5 and 2/5 + 1/5 are not one floating-point number; which is smaller must not decide."""
+    good, bad = np.array([5.0, 4.0, 0.0, 3.0, 4.0]), np.array([0.0, 3.0, 2.0, 0.0, 5.0])
+    assert ranking.equal_error_threshold(good, bad) == 2.5
+
+
 def test_the_threshold_lies_in_the_middle_of_a_gap():
     assert ranking.equal_error_threshold(np.array([3.0, 9.0]), np.array([1.0, -4.0])) == 2.0
     assert ranking.equal_error_threshold(np.array([1.0]), np.array([])) is None
