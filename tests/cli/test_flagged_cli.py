@@ -144,3 +144,7 @@ def test_what_has_no_threshold_is_refused(run_cli: Any, tmp_path: Path, tiny_cla
     assert "threshold: field required" in refused(f"flagged:{tmp_path / 'rm'}")
     report.write_text(json.dumps({**known, "threshold": None, "good_flagged": None}))
     assert "this model has no threshold" in refused(f"flagged:{tmp_path / 'rm'}")
+    for torn in ('{"objective": "pair', "[]"):
+        report.write_text(torn)
+        said = refused(f"flagged:{tmp_path / 'rm'}")
+        assert "evaluation.json" in said and "hint: train the reward model again" in said and ": :" not in said

@@ -98,6 +98,18 @@ def test_resume_writes_texts_once_a_metric_reads_them_and_then_keeps_them(evalua
     assert list(scores_of(tmp_path / "out")["metrics"]) == FIGURES
 
 
+def test_texts_of_some_examples_alone_are_not_gone_on_with(evaluate, tmp_path):
+    assert evaluate(metrics="length").exit_code == 0
+    path = tmp_path / "out" / "predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    before = write_rows(
+        path, [{**row, "prediction": None} if i == 3 else row for i, row in enumerate(rows)]
+    ).read_text()
+    result = evaluate("--resume", metrics="length")
+    assert result.exit_code == 2 and "1 of 20 texts are missing" in result.stderr and "\nhint: " in result.stderr
+    assert path.read_text() == before
+
+
 def test_what_is_counted_and_left_out(evaluate, tmp_path):
     """Held-out examples that are members, or have no reference; texts and prompts that do not fit."""
     members, data = toy_examples(30, 1), held_out()
@@ -217,6 +229,7 @@ def test_compare_and_report_show_the_intervals(evaluate, tmp_path, run_cli, tiny
     assert shown["a"] in result.stdout and shown["b"] in result.stdout
     assert "membership.loss, membership.min_k: a figure of the set as one" in result.stdout
     assert "is that of rlgf eval at the same level (Wilson's" in result.stdout and "no test" in result.stdout
+    assert "prompts are few" not in result.stdout  # of a bootstrap that there is not
     other = run_cli("compare", tmp_path / "a", tmp_path / "b", "--level", 0.8)
     assert other.exit_code == 0 and shown["a"].partition(" | ")[0] in other.stdout and shown["a"] not in other.stdout
 
@@ -239,3 +252,4 @@ def test_an_evaluation_without_texts_is_no_file_of_texts(evaluate, tmp_path, run
     assert evaluate().exit_code == 0
     result = run_cli("eval", "--predictions", tmp_path / "out" / "predictions.jsonl", "-o", tmp_path / "again")
     assert result.exit_code == 2 and "is None, not a text" in result.stderr
+    assert "hint: no metric of that evaluation read texts, and none were written" in result.stderr

@@ -118,15 +118,19 @@ def _read(path: str) -> tuple[_Evaluation, float]:
             where=path,
             hint="a folder that `rlgf train-reward` wrote is needed; reward:rm:PATH gives the mean score of any model",
         )
+    again = "train the reward model again"
     try:
         known = _Evaluation.model_validate(read_json(file))
     except ValidationError as error:
         first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
         raise UserError(
-            f"it says of no threshold: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}",
+            f"it says of no threshold: {place}: {first['msg'].lower()}",
             where=str(file),
-            hint="an earlier version of rlgf wrote it; train the reward model again",
+            hint=f"{again}: an earlier version of rlgf may have written it",
         ) from None
+    except RlgfError as error:  # torn
+        raise UserError(error.message, where=error.where, hint=again) from None
     if known.threshold is None or known.good_flagged is None:
         raise UserError(
             "this model has no threshold: its held-out texts were all good, all bad, or all of one score",
