@@ -248,6 +248,15 @@ def test_other_members_are_not_compared(evaluate, tmp_path, run_cli):
     assert result.exit_code == 2 and "membership.loss was computed in different ways" in result.stderr
 
 
+def test_prompts_cut_elsewhere_are_not_compared(evaluate, tmp_path, run_cli):
+    short = ["--set", "lengths.max_prompt_tokens=1", "--on-overlong", "truncate"]
+    assert evaluate(out="a").exit_code == evaluate(*short, out="b").exit_code == 0
+    values = [scores_of(tmp_path / name)["metrics"]["membership.loss"]["value"] for name in "ab"]
+    assert values[0] != values[1] and scores_of(tmp_path / "b")["counts"]["membership.members_truncated"] == 30
+    result = run_cli("compare", tmp_path / "a", tmp_path / "b")
+    assert result.exit_code == 2 and "membership.loss was computed in different ways" in result.stderr
+
+
 def test_an_evaluation_without_texts_is_no_file_of_texts(evaluate, tmp_path, run_cli):
     assert evaluate().exit_code == 0
     result = run_cli("eval", "--predictions", tmp_path / "out" / "predictions.jsonl", "-o", tmp_path / "again")

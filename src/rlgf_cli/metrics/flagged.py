@@ -65,13 +65,15 @@ class FlaggedMetric:
         """The labels that a text can be taken for; none where there is good and bad alone."""
         config = self._scorer.model.config
         names = [str(config.id2label[i]) for i in range(config.num_labels - 1)]
-        if _ANY in names:
+        if len(names) < 2:
+            return []
+        if taken := [name for name in names if name in (_ANY, "score")]:  # the key score is shown as the name alone
             raise UserError(
-                f"a label of this classifier is {_ANY!r}, as is the figure of them all",
+                f"a label of this classifier is {taken[0]!r}, which would be read as the figure of them all",
                 where=path,
-                hint="train it with another name: --set label_names={any: ...}",
+                hint=f"train it with another name: --set 'label_names={{{taken[0]}: ...}}'",
             )
-        return names if len(names) > 1 else []
+        return names
 
     @property
     def on_rows(self) -> Callable[[int], None]:

@@ -141,6 +141,8 @@ class MembershipMetric:
         }
         dtype = str(self._model.dtype).removeprefix("torch.")
         settings = f"{self._settings},max_new_tokens={self._lengths.max_new_tokens},dtype={dtype}"
+        if self._lengths.max_prompt_tokens is not None:
+            settings += f",max_prompt_tokens={self._lengths.max_prompt_tokens}"
         return MetricResult(
             {},
             signature(self.name, settings, examples),
