@@ -183,7 +183,7 @@ class MembershipMetric:
                     f"the log-probability of a token of {encoded[i].example.id!r} is "
                     f"{values[~np.isfinite(values)][0]}, which is not finite",
                     where=self._model.name,
-                    hint="its weights are damaged or its training diverged; of float16, try --set model.dtype=float32",
+                    hint="its weights are damaged, or its training diverged: train it again",
                 )
         texts = np.bincount(owners)
         return {
