@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from conftest import write_rows
 from reward_tasks import FAST, describe, negatives, pairs, reviews
+from rlgf_cli.errors import UserError
 from rlgf_cli.metrics.flagged import FlaggedMetric
 from rlgf_cli.protocols import Example
 from rlgf_cli.rewards.classifier import ClassifierReward, RewardModelReward
@@ -113,6 +116,35 @@ def test_the_good_label_can_be_named(run_cli: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_a_model_that_gives_no_number_is_an_error(run_cli: Any, tmp_path: Path, tiny_classifier: Path) -> None:
+    """NaN lies below no threshold: such a model would call every text good."""
+    model = Path(shutil.copytree(tiny_classifier, tmp_path / "rm"))
+    weights = load_file(model / "model.safetensors")
+    save_file({**weights, "score.weight": weights["score.weight"] * float("nan")}, model / "model.safetensors")
+    known = {"objective": "classification", "reads": {"prompt": True, "max_tokens": None}}
+    (model / "evaluation.json").write_text(json.dumps({**known, "threshold": 0.5, "good_flagged": 0.1}))
+    given = write_rows(tmp_path / "p.jsonl", [{"id": "a", "prompt": "x", "prediction": "y"}])
+    shown = run_cli("eval", "--predictions", given, "--metrics", f"flagged:{model}", "-o", tmp_path / "eval")
+    assert shown.exit_code == 1 and "nan" in shown.stderr and "'a'" in shown.stderr, shown.stderr
+    assert not (tmp_path / "eval/scores.json").exists()
+
+
+@pytest.mark.parametrize("label", ["any", "score"])
+def test_a_label_that_would_hide_another_figure_is_refused(tmp_path: Path, tiny_classifier: Path, label: str) -> None:
+    """flagged.any is the rate of all labels; the key ``score`` has no name of its own, and would be ``flagged``."""
+    model = Path(shutil.copytree(tiny_classifier, tmp_path / "rm"))
+    weights, config = load_file(model / "model.safetensors"), json.loads((model / "config.json").read_text())
+    three = {"score.weight": weights["score.weight"][[0, 1, 1]]}
+    save_file({**weights, **three}, model / "model.safetensors", metadata={"format": "pt"})
+    labels = {"id2label": {"0": label, "1": "cut", "2": "good"}, "label2id": {label: 0, "cut": 1, "good": 2}}
+    (model / "config.json").write_text(json.dumps({**config, **labels}))
+    known = {"objective": "classification", "reads": {"prompt": True, "max_tokens": None}}
+    (model / "evaluation.json").write_text(json.dumps({**known, "threshold": 0.5, "good_flagged": 0.1}))
+    with pytest.raises(UserError, match=f"a label of this classifier is '{label}'") as error:
+        FlaggedMetric(str(model), device="cpu")
+    assert error.value.hint == f"train it with another name: --set 'label_names={{{label}: ...}}'"
+
+
 def test_what_has_no_threshold_is_refused(run_cli: Any, tmp_path: Path, tiny_classifier: Path) -> None:
     given = write_rows(tmp_path / "p.jsonl", [{"id": "a", "prompt": "x", "prediction": "y", "references": []}])
 
@@ -129,3 +161,7 @@ def test_what_has_no_threshold_is_refused(run_cli: Any, tmp_path: Path, tiny_cla
     assert "threshold: field required" in refused(f"flagged:{tmp_path / 'rm'}")
     report.write_text(json.dumps({**known, "threshold": None, "good_flagged": None}))
     assert "this model has no threshold" in refused(f"flagged:{tmp_path / 'rm'}")
+    for torn in ('{"objective": "pair', "[]"):
+        report.write_text(torn)
+        said = refused(f"flagged:{tmp_path / 'rm'}")
+        assert "evaluation.json" in said and "hint: train the reward model again" in said and ": :" not in said

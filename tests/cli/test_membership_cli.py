@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from conftest import Result, toy_examples, write_rows
 from rlgf_cli.artifacts.jsonl import read_records
@@ -96,6 +98,18 @@ def test_resume_writes_texts_once_a_metric_reads_them_and_then_keeps_them(evalua
     assert list(scores_of(tmp_path / "out")["metrics"]) == FIGURES
 
 
+def test_texts_of_some_examples_alone_are_not_gone_on_with(evaluate, tmp_path):
+    assert evaluate(metrics="length").exit_code == 0
+    path = tmp_path / "out" / "predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    before = write_rows(
+        path, [{**row, "prediction": None} if i == 3 else row for i, row in enumerate(rows)]
+    ).read_text()
+    result = evaluate("--resume", metrics="length")
+    assert result.exit_code == 2 and "1 of 20 texts are missing" in result.stderr and "\nhint: " in result.stderr
+    assert path.read_text() == before
+
+
 def test_what_is_counted_and_left_out(evaluate, tmp_path):
     """Held-out examples that are members, or have no reference; texts and prompts that do not fit."""
     members, data = toy_examples(30, 1), held_out()
@@ -115,6 +129,17 @@ def test_what_is_counted_and_left_out(evaluate, tmp_path):
     found = {key.partition(".")[2]: n for key, n in scores["counts"].items() if key.startswith("membership.")}
     assert found == expected and "membership.overlap 1" in result.stderr
     assert (scores["metrics"]["membership.loss"]["n"], scores["metrics"]["membership.loss"]["n_skipped"]) == (18, 2)
+
+
+def test_a_model_whose_likelihoods_are_no_numbers_is_an_error(evaluate, tmp_path, tiny_gpt2):
+    """NaN is sorted like a number: all of them would tie, and the AUC be 0.5 with an interval."""
+    model = Path(shutil.copytree(tiny_gpt2, tmp_path / "model"))
+    weights = load_file(model / "model.safetensors")
+    broken = {name: w * float("nan") if "ln_f" in name else w for name, w in weights.items()}
+    save_file(broken, model / "model.safetensors", metadata={"format": "pt"})
+    result = evaluate(model=model)
+    assert result.exit_code == 1 and "nan" in result.stderr and str(model) in result.stderr, result.stderr
+    assert not (tmp_path / "out" / "scores.json").exists()
 
 
 def test_members_are_drawn_with_a_seed(evaluate, tmp_path):
@@ -204,6 +229,7 @@ def test_compare_and_report_show_the_intervals(evaluate, tmp_path, run_cli, tiny
     assert shown["a"] in result.stdout and shown["b"] in result.stdout
     assert "membership.loss, membership.min_k: a figure of the set as one" in result.stdout
     assert "is that of rlgf eval at the same level (Wilson's" in result.stdout and "no test" in result.stdout
+    assert "prompts are few" not in result.stdout  # of a bootstrap that there is not
     other = run_cli("compare", tmp_path / "a", tmp_path / "b", "--level", 0.8)
     assert other.exit_code == 0 and shown["a"].partition(" | ")[0] in other.stdout and shown["a"] not in other.stdout
 
@@ -222,7 +248,17 @@ def test_other_members_are_not_compared(evaluate, tmp_path, run_cli):
     assert result.exit_code == 2 and "membership.loss was computed in different ways" in result.stderr
 
 
+def test_prompts_cut_elsewhere_are_not_compared(evaluate, tmp_path, run_cli):
+    short = ["--set", "lengths.max_prompt_tokens=1", "--on-overlong", "truncate"]
+    assert evaluate(out="a").exit_code == evaluate(*short, out="b").exit_code == 0
+    values = [scores_of(tmp_path / name)["metrics"]["membership.loss"]["value"] for name in "ab"]
+    assert values[0] != values[1] and scores_of(tmp_path / "b")["counts"]["membership.members_truncated"] == 30
+    result = run_cli("compare", tmp_path / "a", tmp_path / "b")
+    assert result.exit_code == 2 and "membership.loss was computed in different ways" in result.stderr
+
+
 def test_an_evaluation_without_texts_is_no_file_of_texts(evaluate, tmp_path, run_cli):
     assert evaluate().exit_code == 0
     result = run_cli("eval", "--predictions", tmp_path / "out" / "predictions.jsonl", "-o", tmp_path / "again")
     assert result.exit_code == 2 and "is None, not a text" in result.stderr
+    assert "hint: no metric of that evaluation read texts, and none were written" in result.stderr

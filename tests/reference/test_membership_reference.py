@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from conftest import toy_examples, write_rows
 from rlgf_cli.config.common import LengthConfig, ModelConfig
 from rlgf_cli.metrics.make import compute_figures
-from rlgf_cli.metrics.membership import MembershipMetric
+from rlgf_cli.metrics.membership import MembershipMetric, min_k
 from rlgf_cli.models.likelihood import token_logprobs
 from rlgf_cli.models.load import load
 from rlgf_cli.models.prompts import encode_prompts, encode_target
@@ -108,3 +108,12 @@ def test_a_text_that_leaves_no_room_for_eos_is_cut(tiny_gpt2: Path, more: int, e
     plain = loaded.text.encode_response(loaded.tokenizer, "the cat sees the garden .")
     ids, cut = encode_target(loaded, "the cat sees the garden .", len(plain) + more)
     assert ids == ([*plain, loaded.eos_id] if eos else plain[: len(plain) + more]) and cut is not eos
+
+
+@pytest.mark.parametrize(
+    ("tokens", "k", "taken"), [(1, 20, 1), (9, 20, 1), (10, 20, 2), (14, 20, 2), (15, 20, 3), (500, 64.6, 323)]
+)
+def test_min_k_takes_the_whole_tokens_of_k_percent(tokens: int, k: float, taken: int) -> None:
+    """At least one; 64.6 * 500 / 100 is 322.99999999999994 in floating point, and 323 tokens."""
+    logprobs = -np.arange(tokens, dtype=float)
+    assert min_k(logprobs, k) == np.mean(np.sort(logprobs)[:taken])

@@ -10,8 +10,9 @@ import torch
 import transformers as hf
 
 from conftest import write_rows
-from rlgf_cli.errors import UserError
+from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.metrics.bleurt import BleurtMetric
+from rlgf_cli.metrics.make import compute_figures
 from rlgf_cli.protocols import Example
 
 WORDS = ["the", "a", "dog", "cat", "sees", "likes", "old", "new", "tree", "house", "."]
@@ -85,6 +86,16 @@ def test_the_best_reference_by_the_pair_of_reference_and_text(tiny_bleurt: Path)
     assert alone(tiny_bleurt, groups[1][0], texts[1]) != pytest.approx(alone(tiny_bleurt, texts[1], groups[1][0]))
     weights = found.signature.partition("sha256=")[2][:12]
     assert len(weights) == 12 and "max_tokens=24,input=reference+text,references=max|n=6" in found.signature
+
+
+def test_what_is_no_number_is_not_hidden_behind_a_better_reference(tiny_bleurt: Path) -> None:
+    """``max`` passes over NaN that comes second; a damaged model must not have a score."""
+    metric = BleurtMetric(str(tiny_bleurt), device="cpu")
+    with torch.no_grad():
+        metric.model.get_input_embeddings().weight[metric.tokenizer.convert_tokens_to_ids("tree")] = float("nan")
+    for references in (("a dog", "a tree"), ("a tree", "a dog")):
+        with pytest.raises(RlgfError, match="gave nan as bleurt of example 'a'"):
+            compute_figures(metric, [Example("a", "x", references)], ["the cat"])
 
 
 def test_through_the_command_line(run_cli, tiny_bleurt: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from rlgf_cli.evolve import describe
 from rlgf_cli.evolve.measure import complexity, figures, measured
 from rlgf_cli.evolve.novelty import NgramSpace
 from rlgf_cli.evolve.sets import read_set
+from rlgf_cli.report.evolution import plots
 
 
 def test_a_folder_has_texts_their_seeds_steps_and_rows(tmp_path):
@@ -84,6 +85,16 @@ def test_totals_count_every_rewrite_and_its_price(tmp_path):
     assert describe.per_kept(per_seed, ["a"]) == {"queries_per_kept": 5.0, "cost_per_kept": 1.25}
     assert describe.per_kept(per_seed, ["a", "b", "c"]) == {"queries_per_kept": 6.0}
     assert describe.per_kept(per_seed, ["b"]) == {}
+
+
+@pytest.mark.parametrize(("prices", "said"), [([0.5, 0.25], "0.375"), ([0.5, None], "unknown"), ([None, 0.5], None)])
+def test_cost_is_drawn_as_far_as_all_of_it_is_known(prices, said):
+    """As ``per_kept``: what a text without a price cost is not 0."""
+    means = {"texts": 1, "words": 6.0, "sentences": 1.0, "conjunctions": 0.0, "type_token_ratio": 1.0}
+    rows = [{"step": k, **means, **describe.totals([step("a", k, cost_usd=p)])} for k, p in enumerate(prices, 1)]
+    (spent,) = [p for p in plots({"by_step": rows, "over_time": None}, "") if p.name == "spent"]
+    assert (f"USD per instruction so far: {said} at the last step" in spent.svg) == (said is not None)
+    assert ("USD per instruction" in spent.svg) == (said is not None)
 
 
 def test_nothing_kept_and_nothing_priced_is_null(tmp_path):

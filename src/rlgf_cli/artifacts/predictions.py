@@ -45,8 +45,11 @@ def read_predictions(path: str | Path) -> tuple[list[tuple[int, PredictionRecord
                 hint=f"this line has: {', '.join(sorted(value)) or 'nothing'}",
             )
         if not isinstance(value[key], str):
+            unwritten = "no metric of that evaluation read texts, and none were written; evaluate with one that does"
             raise UserError(
-                f"the field {key!r} is {value[key]!r}, not a text", where=where, hint='a text may be empty: ""'
+                f"the field {key!r} is {value[key]!r}, not a text",
+                where=where,
+                hint=unwritten if value[key] is None and "scores" in value else 'a text may be empty: ""',
             )
         if value.get("prefix"):
             raise UserError(

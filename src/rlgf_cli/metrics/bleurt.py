@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field
 from transformers import PretrainedConfig
@@ -69,7 +70,8 @@ class BleurtMetric:
         pairs = dict.fromkeys((r, text) for group, text in zip(groups, texts, strict=True) for r in group)
         scores, truncated = self._scores(list(pairs))
         values = [
-            max((scores[r, text] for r in group), default=None) for group, text in zip(groups, texts, strict=True)
+            float(np.max([scores[r, text] for r in group])) if group else None  # unlike max, it keeps NaN
+            for group, text in zip(groups, texts, strict=True)
         ]
         self.on_rows(len(texts))
         if truncated:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from rlgf_cli.artifacts.jsonl import read_json
-from rlgf_cli.errors import UserError
+from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.metrics import reward_report
 from rlgf_cli.metrics.base import signature
 from rlgf_cli.protocols import Example, MetricResult
@@ -64,13 +65,15 @@ class FlaggedMetric:
         """The labels that a text can be taken for; none where there is good and bad alone."""
         config = self._scorer.model.config
         names = [str(config.id2label[i]) for i in range(config.num_labels - 1)]
-        if _ANY in names:
+        if len(names) < 2:
+            return []
+        if taken := [name for name in names if name in (_ANY, "score")]:  # the key score is shown as the name alone
             raise UserError(
-                f"a label of this classifier is {_ANY!r}, as is the figure of them all",
+                f"a label of this classifier is {taken[0]!r}, which would be read as the figure of them all",
                 where=path,
-                hint="train it with another name: --set label_names={any: ...}",
+                hint=f"train it with another name: --set 'label_names={{{taken[0]}: ...}}'",
             )
-        return names if len(names) > 1 else []
+        return names
 
     @property
     def on_rows(self) -> Callable[[int], None]:
@@ -83,6 +86,7 @@ class FlaggedMetric:
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
         before = counts_of(self._scorer)
         logits = self._scorer.logits(examples, texts).double().numpy()
+        self._refuse_no_numbers(examples, logits)
         values: dict[str, list[float | None]] = {}
         if self.labels:
             taken = reward_report.taken_for(logits, self.threshold)
@@ -96,6 +100,16 @@ class FlaggedMetric:
             values, signature(self.name, self._settings, examples), {key: n for key, n in counts.items() if n}
         )
 
+    def _refuse_no_numbers(self, examples: Sequence[Example], logits: np.ndarray) -> None:
+        """NaN lies below no threshold, and its text would count as good."""
+        if (broken := np.flatnonzero(~np.isfinite(logits).all(axis=1))).size:
+            raise RlgfError(
+                f"the reward model gives {logits[broken[0]].tolist()} for the text of example "
+                f"{examples[broken[0]].id!r}, which is not finite",
+                where=self._scorer.path,
+                hint="its weights are damaged, or its training diverged: train it again",
+            )
+
 
 def _read(path: str) -> tuple[_Evaluation, float]:
     """What the model's folder says of it, and its threshold."""
@@ -106,15 +120,19 @@ def _read(path: str) -> tuple[_Evaluation, float]:
             where=path,
             hint="a folder that `rlgf train-reward` wrote is needed; reward:rm:PATH gives the mean score of any model",
         )
+    again = "train the reward model again"
     try:
         known = _Evaluation.model_validate(read_json(file))
     except ValidationError as error:
         first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
         raise UserError(
-            f"it says of no threshold: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}",
+            f"it says of no threshold: {place}: {first['msg'].lower()}",
             where=str(file),
-            hint="an earlier version of rlgf wrote it; train the reward model again",
+            hint=f"{again}: an earlier version of rlgf may have written it",
         ) from None
+    except RlgfError as error:  # torn
+        raise UserError(error.message, where=error.where, hint=again) from None
     if known.threshold is None or known.good_flagged is None:
         raise UserError(
             "this model has no threshold: its held-out texts were all good, all bad, or all of one score",

@@ -27,7 +27,7 @@ from pydantic import Field
 from rlgf_cli import noise
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.rundir import file_sha256
-from rlgf_cli.errors import UserError
+from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.metrics import ranking
 from rlgf_cli.metrics.base import require_some_references, signature
 from rlgf_cli.protocols import BoundedFigure, Example, MetricResult
@@ -141,6 +141,8 @@ class MembershipMetric:
         }
         dtype = str(self._model.dtype).removeprefix("torch.")
         settings = f"{self._settings},max_new_tokens={self._lengths.max_new_tokens},dtype={dtype}"
+        if self._lengths.max_prompt_tokens is not None:
+            settings += f",max_prompt_tokens={self._lengths.max_prompt_tokens}"
         return MetricResult(
             {},
             signature(self.name, settings, examples),
@@ -175,6 +177,14 @@ class MembershipMetric:
             self.on_rows(done * told // len(rows) - before * told // len(rows))
 
         found = token_logprobs(self._model, rows, batch_size=self.batch_size, on_rows=hear)
+        for i, values in zip(owners, found, strict=True):
+            if not np.isfinite(values).all():  # NaN would be ranked like a number
+                raise RlgfError(
+                    f"the log-probability of a token of {encoded[i].example.id!r} is "
+                    f"{values[~np.isfinite(values)][0]}, which is not finite",
+                    where=self._model.name,
+                    hint="its weights are damaged, or its training diverged: train it again",
+                )
         texts = np.bincount(owners)
         return {
             "loss": np.bincount(owners, [float(values.mean()) for values in found]) / texts,
@@ -184,7 +194,8 @@ class MembershipMetric:
 
 def min_k(logprobs: np.ndarray, k: float) -> float:
     """The mean of the ``k`` percent smallest of ``logprobs`` [T], T at least 1; at least one of them."""
-    return float(np.sort(logprobs)[: max(1, int(len(logprobs) * k / 100))].mean())
+    taken = int(len(logprobs) * k / 100 + 1e-9)  # 500 * 64.6 / 100 is a little below 323
+    return float(np.sort(logprobs)[: max(1, taken)].mean())
 
 
 def _figures(key: str, members: np.ndarray, others: np.ndarray) -> dict[str, BoundedFigure]:

@@ -121,7 +121,7 @@ def equal_error_threshold(good: np.ndarray, bad: np.ndarray) -> float | None:
     middle = levels[:-1] + np.diff(levels) / 2
     false_alarms = np.searchsorted(np.sort(good), middle, "left") / len(good)
     missed = 1 - np.searchsorted(np.sort(bad), middle, "left") / len(bad)
-    best = np.lexsort((middle, false_alarms + missed, np.abs(false_alarms - missed).round(12)))[0]
+    best = np.lexsort((middle, (false_alarms + missed).round(12), np.abs(false_alarms - missed).round(12)))[0]
     return float(middle[best])
 
 

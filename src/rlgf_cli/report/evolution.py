@@ -94,10 +94,11 @@ def _lines(name: str, title: str, key: str, x: str, rows: Rows, what: Mapping[st
 
 
 def _spent(name: str, rows: Rows) -> Plot:
-    """Queries per instruction of the set, and cost where some is known, as far as each step."""
+    """Queries per instruction of the set, and cost where some is known, as far as each step. Cost ends before the first
+    step with a text whose price is not known."""
     columns: dict[str, list[float | None]] = {"queries per instruction so far": _so_far(rows, "queries")}
-    if any(row["cost_usd"] for row in rows):
-        columns["USD per instruction so far"] = _so_far(rows, "cost_usd")
+    if any(usd := _so_far(rows, "cost_usd")):
+        columns["USD per instruction so far"] = usd
 
     def paint(canvas: Figure, palette: Palette) -> None:
         many = canvas.subplots(1, len(columns), squeeze=False)
@@ -113,11 +114,12 @@ def _spent(name: str, rows: Rows) -> Plot:
 
 def _so_far(rows: Rows, key: str) -> list[float | None]:
     found: list[float | None] = []
-    spent, kept = 0.0, 0
+    spent, kept, known = 0.0, 0, True
     for row in rows:
+        known = known and not (key == "cost_usd" and row["unpriced"])
         spent += row[key] or 0
         kept += row["kept"]
-        found.append(spent / kept if kept else None)
+        found.append(spent / kept if kept and known else None)
     return found
 
 

@@ -301,7 +301,8 @@ def _note_figures(comparison: Comparison) -> None:
         comparison.tests["notes"].append(f"{names}: {why}: {own}, no test")
     if all(len(folders) > 1 for folders in comparison.systems.values()):
         return  # Student's t knows how few they are
-    fewest = min(figure["n"] for figure in comparison.figures.values())
+    tested = [figure["n"] for figure in comparison.figures.values() if figure["aggregate"] is not None]
+    fewest = min(tested, default=_FEW_PROMPTS)
     if fewest < _FEW_PROMPTS and comparison.tests["test"] == "bootstrap":
         why = "the bootstrap's intervals are narrow and its p-values small; --test randomisation is exact"
         comparison.tests["notes"].append(f"{fewest} prompts are few: {why}")

@@ -208,6 +208,10 @@ def _stored_answers(
     texts = {name: record.prediction for name, record in records.items() if record.prediction is not None}
     if not texts:
         return None
+    if lacking := len(records) - len(texts):
+        raise UserError(
+            f"{lacking} of {len(records)} texts are missing", where=str(path), hint="--overwrite writes new ones"
+        )
     console.log(f"{len(texts)} texts are there already; they are scored as they are")
     return [Answer(e, texts[e.id], records[e.id].finish_reason) for e in model.examples]
 
