@@ -53,7 +53,8 @@ def run(resolved: Resolved[EvolveTrainConfig], *, existing: Existing = "refuse")
         console.log(f"{config.output} is done already")
         return EvolveTrainResult(Path(config.output), done, read_json(Path(config.output, "run.json"))["spend"])
     if existing == "resume":
-        resume.refuse_changed(config.output, resolved.to_json(), free=FREE_ON_RESUME)
+        weights = (config.novelty.encoder,)
+        resume.refuse_changed(config.output, resolved.to_json(), free=FREE_ON_RESUME, weights=weights)
     operations, seeds, world = _load(config)
     paid = paid_in(world)
     with closing_all(paid):
