@@ -95,7 +95,11 @@ def _inputs(config: EvolveGenerateConfig) -> tuple[list[Operation], Policy, list
             hint = "name a live guide: hf:PATH, openai:MODEL or an alias"
             raise UserError("this guide is recorded; it has no new text to give", where=who.name, hint=hint)
     operations = read_operations(config.operations)
-    return operations, _policy(config.policy, operations), read_examples(config.data, limit=config.limit)
+    return (
+        operations,
+        _policy(config.policy, operations),
+        read_examples(config.data, limit=config.limit, references=False),
+    )
 
 
 def _policy(name: str, operations: Sequence[Operation]) -> Policy:

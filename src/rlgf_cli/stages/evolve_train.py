@@ -89,7 +89,7 @@ def _inputs(config: EvolveTrainConfig) -> tuple[list[Operation], list[Example]]:
         if who is not None and not describe(who).live:
             hint = "name a live guide: hf:PATH, openai:MODEL or an alias"
             raise UserError("this guide is recorded; it has no new text to give", where=who.name, hint=hint)
-    return operations, read_examples(config.data, limit=config.limit)
+    return operations, read_examples(config.data, limit=config.limit, references=False)
 
 
 def _load(config: EvolveTrainConfig) -> tuple[list[Operation], list[Example], World]:
