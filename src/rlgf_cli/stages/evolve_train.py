@@ -58,7 +58,7 @@ def run(resolved: Resolved[EvolveTrainConfig], *, existing: Existing = "refuse")
     operations, seeds, world = _load(config)
     paid = paid_in(world)
     with closing_all(paid):
-        world.guide.check([Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations], config.max_new_tokens)
+        world.guide.check((Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations), config.max_new_tokens)
         for writer in paid:
             writer.notify = console.warn
             writer.check_budget(config.budget)
