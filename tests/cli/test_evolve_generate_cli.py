@@ -313,6 +313,7 @@ def test_a_server_that_is_down_is_a_letter_and_no_set(generate):
         (["--set", "answer_template=hello"], "{instruction}"),
         (["--set", "polici=random"], "policy"),
         (["--passes", "0"], "passes"),
+        (["--set", "guide.context_length=1000"], "--max-answer-tokens"),
         (["--max-cost-usd", "1", "--set", "guide.usd_per_million_input=null", "--set",
           "guide.usd_per_million_output=null"], "price"),
     ],

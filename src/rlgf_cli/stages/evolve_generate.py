@@ -16,7 +16,7 @@ from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.evolve_generate import FREE_ON_RESUME, EvolveGenerateConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import Interrupted, RlgfError, UserError
-from rlgf_cli.evolve.answers import Answered, answer
+from rlgf_cli.evolve.answers import Answered, answer, asked_for
 from rlgf_cli.evolve.card import write_data_card
 from rlgf_cli.evolve.dataset import INSTRUCTIONS, STEPS, Place, Rows, Tally, blocks, kept_in
 from rlgf_cli.evolve.duplicates import Duplicates
@@ -66,6 +66,8 @@ def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refus
     paid = paid_in(world)
     with closing_all(paid):
         world.guide.check((Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations), config.max_new_tokens)
+        if config.answers:
+            _check_answers(config, world, seeds)
         for writer in paid:
             writer.notify = console.warn
             writer.check_budget(config.budget)
@@ -100,6 +102,15 @@ def _inputs(config: EvolveGenerateConfig) -> tuple[list[Operation], Policy, list
         _policy(config.policy, operations),
         read_examples(config.data, limit=config.limit, references=False),
     )
+
+
+def _check_answers(config: EvolveGenerateConfig, world: World, seeds: Sequence[Example]) -> None:
+    """Refuse answers that could not even be given to the seeds, before rewrites are paid for that nobody can answer."""
+    try:
+        world.guide.check(asked_for(seeds, config.answer_template), config.max_answer_tokens)
+    except UserError as error:
+        hint = "lower --max-answer-tokens, or leave answers out with --no-answers"
+        raise UserError(f"answers: {error.message}", where=error.where, hint=hint) from None
 
 
 def _policy(name: str, operations: Sequence[Operation]) -> Policy:
