@@ -264,6 +264,8 @@ VERDICTS = {
     "nothing": ("", "unreviewed"),
     "parrots": (None, "unreviewed"),
     "equal": ("Nothing differs.\nVerdict: equal", "equal"),
+    "no text": (Reply(body={"choices": [{"message": {"content": None}}]}), "unreviewed"),
+    "odd end": (Reply(text="Verdict: different", finish_reason="tool_calls"), "unreviewed"),
 }
 
 
@@ -280,6 +282,7 @@ def test_a_reviewer_that_gives_no_verdict_keeps_nothing(generate, run_cli, tmp_p
         shown = run_cli(
             "evolve", "generate", "--guide", "openai:m", "--base-url", server.url, "--data", data, "-o",
             tmp_path / "set", "--steps", 3, "--reviewer", "openai:r", "--set", f"reviewer.base_url={server.url}",
+            "--set", "reviewer.max_retries=0",
         )  # fmt: skip
     assert shown.exit_code == 0, shown.stderr
     steps = rows(tmp_path / "set" / "steps.jsonl")
@@ -310,6 +313,7 @@ def test_a_server_that_is_down_is_a_letter_and_no_set(generate):
         (["--set", "answer_template=hello"], "{instruction}"),
         (["--set", "polici=random"], "policy"),
         (["--passes", "0"], "passes"),
+        (["--set", "guide.context_length=1000"], "--max-answer-tokens"),
         (["--max-cost-usd", "1", "--set", "guide.usd_per_million_input=null", "--set",
           "guide.usd_per_million_output=null"], "price"),
     ],
@@ -377,6 +381,40 @@ def test_a_budget_ends_in_a_valid_set_and_goes_on(generate, space):
     assert len(server.requests) == 12  # the other block
     for name in ("instructions.jsonl", "steps.jsonl"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def stopped_by_budget(generate, *flags):
+    """A run of which one block of two is there."""
+    shown, out, _ = generate(guide(), *flags, "--max-calls", 30)
+    assert shown.exit_code == 3
+    return out, {name: (out / name).read_bytes() for name in ("instructions.jsonl", "README.md")}
+
+
+def test_a_resume_that_cannot_read_what_is_there_leaves_the_set_alone(generate):
+    out, before = stopped_by_budget(generate)
+    result = read_json(out / "run.json")["result"]
+    steps = (out / "steps.jsonl").read_bytes()
+    (out / "steps.jsonl").write_bytes(b"{" + steps)
+    shown, _, server = generate(guide(), "--max-calls", 100, "--resume")
+    assert shown.exit_code == 2 and "steps.jsonl:1" in shown.stderr and not server.requests
+    assert {name: (out / name).read_bytes() for name in before} == before
+    assert read_json(out / "run.json")["result"] == result
+    (out / "steps.jsonl").write_bytes(steps)
+    shown, _, _ = generate(guide(), "--max-calls", 100, "--resume")
+    assert shown.exit_code == 0 and len(rows(out / "instructions.jsonl")) == 18
+
+
+def test_a_set_is_not_gone_on_with_by_another_policy(generate, tmp_path):
+    builtin = read_operations(None)
+    (tmp_path / "policy").mkdir()
+    for seed in (0, 1):
+        net = PolicyNet(len(feature_names(builtin)), len(builtin), 8, seed=seed)
+        LearnedPolicy(net, builtin, 6, "ngrams=1-2,hashed=2048").save(tmp_path / "policy")
+        if seed == 0:
+            out, before = stopped_by_budget(generate, "--policy", tmp_path / "policy")
+    shown, _, server = generate(guide(), "--policy", tmp_path / "policy", "--max-calls", 100, "--resume")
+    assert shown.exit_code == 2 and "changed since the run began" in shown.stderr and not server.requests
+    assert {name: (out / name).read_bytes() for name in before} == before
 
 
 def test_dry_run_bounds_what_is_asked(generate):

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from collecting import PRICES, environment, lines
 from conftest import Result, write_rows
 from fake_openai import FakeOpenAI, Reply
 from rlgf_cli.artifacts.records import StepRecord
+from rlgf_cli.cli.evolve_generate import evolve_generate
+from rlgf_cli.cli.evolve_train import evolve_train
 from rlgf_cli.evolve.learned import LearnedPolicy, load_policy
 from rlgf_cli.evolve.operations import read_operations
 from teams_rl import plan, seeds
@@ -121,6 +124,16 @@ def test_baselines_walk_the_same_world(
         load_policy(str(run), read_operations(None))
 
 
+@pytest.mark.parametrize("which", ["train", "generate"])
+def test_references_of_the_seeds_are_not_looked_at(
+    run_cli: Callable[..., Result], server: FakeOpenAI, tmp_path: Path, which: str
+) -> None:
+    data = write_rows(tmp_path / "seeds.jsonl", [{"prompt": "Name a bird.", "references": [""]}])
+    own = ["--data", data, "--guide", "openai:scripted", "--base-url", server.url, "-o", tmp_path / "run"]
+    done = run_cli("evolve", which, *own, "--dry-run")
+    assert done.exit_code == 0, done.stderr
+
+
 def test_dry_run(run_cli: Callable[..., Result], server: FakeOpenAI, data: Path, tmp_path: Path) -> None:
     reviewed = ["--reviewer", "openai:r", "--set", f"reviewer.base_url={server.url}"]
     done = run_cli(*command(server, data, tmp_path / "run", "--dry-run", "--json", *reviewed))
@@ -132,6 +145,11 @@ def test_dry_run(run_cli: Callable[..., Result], server: FakeOpenAI, data: Path,
     assert real.exit_code == 0
     assert 0 < manifest(tmp_path / "run")["spend"]["charged_usd"] <= found["at_most_usd"]
     assert found["usd"][0] <= found["usd"][1] <= found["usd"][2]
+
+
+def test_what_asks_the_guide_is_set_by_the_same_flags_as_in_generate() -> None:
+    own = {"passes", "answers", "max_answer_tokens"}
+    assert {*signature(evolve_generate).parameters} - own <= {*signature(evolve_train).parameters}
 
 
 # --- what is refused, before anything is written or asked

@@ -88,6 +88,16 @@ def test_other_operations_are_refused(policy: LearnedPolicy, tmp_path: Path, oth
     assert said in caught.value.message and caught.value.where == str(tmp_path / "policy.json")
 
 
+@pytest.mark.parametrize("missing", ["operations", "features", "horizon", "hidden", "space"])
+def test_a_description_that_lacks_a_part_is_refused(policy: LearnedPolicy, tmp_path: Path, missing: str):
+    policy.save(tmp_path)
+    description = json.loads((tmp_path / "policy.json").read_text())
+    del description[missing]
+    (tmp_path / "policy.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="no policy that this rlgf reads"):
+        load_policy(str(tmp_path), OPERATIONS)
+
+
 def test_what_is_no_policy_is_refused(policy: LearnedPolicy, tmp_path: Path):
     with pytest.raises(UserError, match="no policy 'rondom'") as caught:
         load_policy("rondom", OPERATIONS)

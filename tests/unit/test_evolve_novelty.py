@@ -58,3 +58,9 @@ def test_a_collection_is_its_fixed_rows_and_the_last_ones(fixed, capacity, added
     again.add(ROWS[-2])
     there.add(ROWS[-2])
     assert np.array_equal(again.recent(), there.recent())
+
+
+def test_a_text_whose_n_grams_cancel_each_other_lies_somewhere():
+    text = "bdwxo bdwxo"  # the word and the pair fall on one place, with unlike signs
+    assert np.linalg.norm(NgramSpace().embed([text])[0]) == pytest.approx(1)
+    assert not NgramSpace().embed(["..."]).any()

@@ -208,6 +208,22 @@ def test_an_answer_that_says_the_question_again_is_an_echo(label):
     assert answer(f"{label}{INSTRUCTION} Whale, crab, squid, seal, cod.") is None
 
 
+MARKS = ["<think>\nWell.\n</think>\n{}", "{}<|im_end|>", "[INST] {} [/INST]", "<|start_header_id|>user\n{}", "{}</s>"]
+
+
+@pytest.mark.parametrize("around", MARKS)
+def test_marks_of_a_chat_template_are_no_part_of_a_text(around):
+    text = around.format("Name five rivers and their lengths.")
+    assert rewrite(text) == answer(text) == "template"
+    asked = around.format("Say what these marks are for.")
+    assert rewrite(text, instruction=asked) is None and answer(text, instruction=asked) is None
+
+
+def test_marks_of_other_kinds_are_left_alone():
+    for text in ("Explain what <b>bold</b> does in x<|y.", "Let a[i] be f |> g <| h.", "What does a [install] tag do?"):
+        assert rewrite(text) is None and answer(text) is None
+
+
 @pytest.mark.parametrize("text", ["No.", "Blue", "Sure, it is Paris.", '"Know thyself"', "Task: rest", "4", "{'a': 1}"])
 def test_short_and_quoted_answers_are_answers(text):
     assert answer(text) is None

@@ -129,10 +129,14 @@ def read_records(path: str | Path, kind: type[R], *, torn_tail: bool = False) ->
 
 
 def example_records(
-    path: str | Path, *, limit: int | None = None, need_references: bool = False
+    path: str | Path, *, limit: int | None = None, need_references: bool = False, references: bool = True
 ) -> Iterator[tuple[int, ExampleRecord]]:
-    """``(line number, record)`` of a prompt/references file. Missing ids become ``line-N``."""
+    """``(line number, record)`` of a prompt/references file. Missing ids become ``line-N``. Without ``references``
+    those that are there are not looked at.
+    """
     for number, value in itertools.islice(read_objects(path), limit):
+        if not references:
+            value.pop("references", None)
         record = parse_record(ExampleRecord, value, f"{path}:{number}")
         record.id = record.id or f"line-{number}"
         if need_references and not record.references:
@@ -153,11 +157,13 @@ def id_twice(id_: str, first: int, where: str) -> UserError:
     )
 
 
-def read_examples(path: str | Path, *, limit: int | None = None, need_references: bool = False) -> list[Example]:
-    """The examples of a prompt/references file. An id twice is refused."""
+def read_examples(
+    path: str | Path, *, limit: int | None = None, need_references: bool = False, references: bool = True
+) -> list[Example]:
+    """The examples of a prompt/references file, as :func:`example_records` reads it. An id twice is refused."""
     examples: list[Example] = []
     lines: dict[str, int] = {}
-    for number, record in example_records(path, limit=limit, need_references=need_references):
+    for number, record in example_records(path, limit=limit, need_references=need_references, references=references):
         if record.id in lines:
             raise id_twice(record.id, lines[record.id], f"{path}:{number}")
         lines[record.id] = number

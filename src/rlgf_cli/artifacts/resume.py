@@ -38,10 +38,13 @@ def finished_result(output: str, existing: Existing) -> dict[str, Any] | None:
     return dict(data.get("result", {})) if data.get("status") == "done" else None
 
 
-def refuse_changed(output: str, resolved: Mapping[str, Any], *, free: Collection[str] = ()) -> None:
+def refuse_changed(
+    output: str, resolved: Mapping[str, Any], *, free: Collection[str] = (), weights: Collection[str | None] = ()
+) -> None:
     """A resumed run must have the settings and the data that it began with.
 
-    ``resolved`` is what ``Resolved.to_json`` gives; ``free`` names further dotted keys that may differ.
+    ``resolved`` is what ``Resolved.to_json`` gives; ``free`` names further dotted keys that may differ. ``weights``:
+    input folders whose weights no checkpoint of the run holds; they must be the same, too.
     """
     folder = Path(output)
     stored = folder / "config.resolved.json"
@@ -57,11 +60,13 @@ def refuse_changed(output: str, resolved: Mapping[str, Any], *, free: Collection
             )
     for parent in read_json(folder / "run.json").get("parents", []):
         path = Path(parent["path"])
-        if path.is_file() and (found := parent_of(path)) and found["sha256"] != parent["sha256"]:
+        looked_at = path.is_file() or path in {Path(name) for name in weights if name}
+        if looked_at and (found := parent_of(path)) and found["sha256"] != parent["sha256"]:
+            what = "file" if path.is_file() else "folder"
             raise UserError(
-                "this file changed since the run began",
+                f"this {what} changed since the run began",
                 where=str(path),
-                hint="start another run with another -o, or put the old file back",
+                hint=f"start another run with another -o, or put the old {what} back",
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rlgf_cli.evolve.operations import PLACEHOLDER
@@ -22,14 +22,18 @@ class Answered:
     cost_usd: float | None
 
 
+def asked_for(instructions: Iterable[Example], template: str | None) -> Iterator[Example]:
+    """What the guide is asked for an answer to each instruction; without a ``template``, the instruction."""
+    for instruction in instructions:
+        prompt = instruction.prompt if template is None else template.replace(PLACEHOLDER, instruction.prompt)
+        yield Example(instruction.id, prompt)
+
+
 def answer(
     guide: LiveGuide, instructions: Sequence[Example], *, template: str | None, max_new_tokens: int, limits: Limits
 ) -> list[Answered]:
     """The guide's answer to each instruction, in order. Raises RlgfError where the guide failed."""
-    asked = [
-        instruction if template is None else Example(instruction.id, template.replace(PLACEHOLDER, instruction.prompt))
-        for instruction in instructions
-    ]
+    asked = asked_for(instructions, template)
     outcomes = ask(guide, [GuideRequest(example, max_new_tokens=max_new_tokens) for example in asked])
     return [_held(i.prompt, outcome, limits) for i, outcome in zip(instructions, outcomes, strict=True)]
 

@@ -205,5 +205,5 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
 
 
 def is_in_set(row: AnsweredStepRecord) -> bool:
-    """Whether the instruction of a step is part of the set."""
+    """Whether the rewrite of a step is part of the set: kept, and its answer too where one was asked for."""
     return row.outcome == KEPT and row.answer in (None, KEPT)

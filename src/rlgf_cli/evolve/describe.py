@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlgf_cli.artifacts.records import AnsweredStepRecord
+from rlgf_cli.evolve.dataset import is_in_set
 from rlgf_cli.evolve.measure import COMPLEXITY, complexity
 from rlgf_cli.evolve.sets import TextSet
 from rlgf_cli.evolve.world import KEPT
@@ -19,14 +20,9 @@ _PARTS = 10
 """Parts that the rewrites are divided into, in order of time."""
 
 
-def in_set(row: AnsweredStepRecord) -> bool:
-    """Whether the rewrite became part of the set: kept, and its answer too where one was asked for."""
-    return row.outcome == KEPT and row.answer in (None, KEPT)
-
-
 def outcome(row: AnsweredStepRecord) -> str:
     """Why a rewrite is not in the set, or ``kept``; rules that the answer broke begin with ``answer:``."""
-    return f"answer:{row.answer}" if row.outcome == KEPT and not in_set(row) else row.outcome
+    return f"answer:{row.answer}" if row.outcome == KEPT and not is_in_set(row) else row.outcome
 
 
 def cost(row: AnsweredStepRecord) -> float | None:
@@ -40,7 +36,7 @@ def totals(rows: Sequence[AnsweredStepRecord]) -> dict[str, Any]:
 
     ``cost_usd`` is null where no rewrite has a price; ``unpriced`` ones gave a text without one and are not in it.
     """
-    kept = [row for row in rows if in_set(row)]
+    kept = [row for row in rows if is_in_set(row)]
     prices = [cost(row) for row in rows]
     known = [price for price in prices if price is not None]
     novelty = [row.novelty for row in kept if row.novelty is not None]
@@ -88,7 +84,7 @@ def by_seed_totals(rows: Sequence[AnsweredStepRecord]) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for row in rows:
         of = found.setdefault(row.seed_id, np.zeros(4))
-        of += [in_set(row), row.queries, cost(row) or 0, _unpriced(row)]
+        of += [is_in_set(row), row.queries, cost(row) or 0, _unpriced(row)]
     return found
 
 

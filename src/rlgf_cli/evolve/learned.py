@@ -27,6 +27,7 @@ from rlgf_cli.evolve.policies import BASELINES, Policy
 from rlgf_cli.evolve.world import Chain
 
 DESCRIPTION, WEIGHTS = "policy.json", "policy.safetensors"
+_SAID = {"operations", "features", "horizon", "hidden", "space"}
 
 
 class PolicyNet(torch.nn.Module):
@@ -106,7 +107,7 @@ def load_policy(name: str, operations: Sequence[Operation]) -> Policy:
         raise UserError("this folder holds no learned policy", where=name, hint=hint)
     saved = read_json(folder / DESCRIPTION)
     where = str(folder / DESCRIPTION)
-    if not isinstance(saved, dict) or saved.get("schema_version") != SCHEMA_VERSION:
+    if not isinstance(saved, dict) or saved.get("schema_version") != SCHEMA_VERSION or not saved.keys() >= _SAID:
         raise UserError("this is no policy that this rlgf reads", where=where, hint="train it anew")
     _refuse_others(saved["operations"], _described(operations), where)
     if saved["features"] != feature_names(operations):

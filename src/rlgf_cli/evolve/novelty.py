@@ -39,9 +39,12 @@ class NgramSpace:
         rows = np.zeros((len(texts), self.dimensions), dtype=np.float32)
         for row, text in zip(rows, texts, strict=True):
             found = words(text)
-            for gram in {*found, *(f"{a} {b}" for a, b in itertools.pairwise(found))}:
+            grams = {*found, *(f"{a} {b}" for a, b in itertools.pairwise(found))}
+            for gram in grams:
                 digest = zlib.crc32(gram.encode())
                 row[(digest >> 1) % self.dimensions] += 1 if digest & 1 else -1
+            if grams and not row.any():  # they cancelled each other, as two can; a text with words lies somewhere
+                row[(zlib.crc32(min(grams).encode()) >> 1) % self.dimensions] = 1
         return unit(rows)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from rlgf_cli.evolve.world import NO_TEXT
 from rlgf_cli.protocols import Example
 from rlgf_cli.rewards.judge import Judge, fill, last_line
 
@@ -26,21 +26,21 @@ _VERDICT = re.compile(r"Verdict: *(equal|different)", re.IGNORECASE)
 
 
 class GuideReviewer:
-    """Asks a guide, greedily and through the cache. ``unreviewed`` counts what it gave no verdict on."""
+    """Asks a guide, greedily and through the cache."""
 
     def __init__(self, guide: dict[str, Any], *, device: str = "auto") -> None:
         self.judge = Judge("the reviewer", None, guide, ending=ENDING, max_new_tokens=MAX_NEW_TOKENS, device=device)
-        self.counts: Counter[str] = Counter()
+        self.judge.given_up = NO_TEXT  # one answer without a text would end a run of thousands, and each resume of it
 
     def different(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
-        """Whether each rewrite differs from its instruction; None: three answers held no verdict, or it refused."""
+        """Whether each rewrite differs from its instruction; None: three answers held no verdict, it refused, or what
+        came holds no text. Raises RlgfError where the guide failed otherwise.
+        """
         asked = [
             (Example(f"review {i}", first), fill(TEMPLATE, {"first": first, "second": second}))
             for i, (first, second) in enumerate(pairs)
         ]
-        found = [verdict.value for verdict in self.judge.ask(asked, read_verdict, lambda n: None)]
-        self.counts["unreviewed"] += sum(value is None for value in found)
-        return found
+        return [verdict.value for verdict in self.judge.ask(asked, read_verdict, lambda n: None)]
 
 
 def read_verdict(answer: str) -> bool | None:

@@ -80,6 +80,8 @@ _NO_TASK = re.compile(
 )
 """What is said in the place of a task."""
 _UNFINISHED = re.compile(r"(?:[,;(\[{–—-]|\b(?:and|or|the|an?|of|with|because|including|such as|between|from))\Z")
+_MARK = re.compile(r"<\|[a-z_]+\|>|\[/?INST\]|<</?SYS>>|</?think(?:ing)?>|</s>")
+"""What stands between the turns of a chat template, or around what a model thinks."""
 _LABELS = {"task", "instruction", "prompt", "question", "answer", "input", "output", "response", "q", "a"}
 _LEAK = 6
 """So many words in a row of what the guide was asked, and not of the instruction, were copied."""
@@ -102,7 +104,8 @@ def broken_by_rewrite(text: str, finish: FinishReason, *, instruction: str, prom
 
     ``empty``: no letter or digit. ``garbled``: characters that no text has. ``too_long``: more than
     ``limits.max_words`` words. ``refusal``: it begins as refusals do. ``cut``: the guide ran out of tokens, or it ends
-    in the middle. ``template``: it has six words in a row of what the guide was asked. ``chatter``: words about the
+    in the middle. ``template``: it has six words in a row of what the guide was asked, or marks of a chat template
+    (``<|im_end|>``, ``<think>``). ``chatter``: words about the
     rewrite, quotes and the like around it, or no task at all. ``unchanged``: the instruction's own characters but for
     space, case and punctuation. ``repetitive``: it says the same again and again.
     """
@@ -123,8 +126,9 @@ def broken_by_rewrite(text: str, finish: FinishReason, *, instruction: str, prom
 
 
 def broken_by_answer(text: str, finish: FinishReason, *, instruction: str, limits: Limits) -> str | None:
-    """The rule that an answer to ``instruction`` breaks, or None: ``empty``, ``garbled``, ``too_long``, ``refusal`` and
-    ``cut`` (by tokens alone) as for rewrites; ``echo``: the instruction itself, and labels at most.
+    """The rule that an answer to ``instruction`` breaks, or None: ``empty``, ``garbled``, ``too_long``, ``refusal``,
+    ``cut`` (by tokens alone) and ``template`` (by marks alone) as for rewrites; ``echo``: the instruction itself, and
+    labels at most.
     """
     if (rule := _broken(text, finish, instruction, limits.max_answer_words)) is not None:
         return rule
@@ -142,7 +146,9 @@ def _broken(text: str, finish: FinishReason, instruction: str, max_words: int) -
         return "too_long"
     if is_refusal(text) and not is_refusal(instruction):
         return "refusal"
-    return "cut" if finish == "length" else None
+    if finish == "length":
+        return "cut"
+    return None if {*_MARK.findall(text)} <= {*_MARK.findall(instruction)} else "template"
 
 
 def is_refusal(text: str) -> bool:

@@ -28,7 +28,7 @@ LONGEST = 100
 """Steps that a chain can have."""
 UNANSWERED, UNREVIEWED = "unanswered", "unreviewed"
 """Outcomes that say nothing of the operation: the guide gave no text, or no verdict could be read."""
-_NO_TEXT = ("malformed", "finish_reason")
+NO_TEXT = ("malformed", "finish_reason")
 """Failures of an answer that came: there is no text in it, or it ended as no text does."""
 
 
@@ -225,7 +225,7 @@ def ask(guide: LiveGuide, requests: Sequence[GuideRequest]) -> list[Completion |
         for answer in guide.stream([requests[i] for i in left]):
             found[left[answer.index]] = answer.outcome
     left_over = [outcome for outcome in found.values() if isinstance(outcome, Failure) and _passing(outcome)]
-    failed = [failure for failure in left_over if failure.kind not in _NO_TEXT]
+    failed = [failure for failure in left_over if failure.kind not in NO_TEXT]
     if failed:
         kinds = ", ".join(f"{kind}: {n}" for kind, n in Counter(f.kind for f in failed).most_common())
         raise RlgfError(

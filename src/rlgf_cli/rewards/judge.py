@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -54,7 +54,8 @@ class Judge:
 
     The section is that of ``rlgf collect-guide``, with temperature 0 and no seeds unless it says otherwise.
     ``ending`` is the last thing that the judge is told: how to end its answer. ``on_rows(n)`` hears of n more answers
-    that could be read or are given up; where ``stop()`` is true nothing more is asked.
+    that could be read or are given up; where ``stop()`` is true nothing more is asked. Failures of the kinds
+    ``given_up`` are taken as refusals are; other ones that pass are raised.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Judge:
         self.guide: LiveGuide = make_live_guide(self.config, seed=0)
         self.counts: Counter[str] = Counter()
         self.stop: Callable[[], bool] = lambda: False
+        self.given_up: Collection[str] = ()
 
     @property
     def settings(self) -> str:
@@ -131,7 +133,7 @@ class Judge:
         with closing(self.guide.stream(requests())) as answers:
             for answer in answers:
                 outcome, question = answer.outcome, questions[answer.index]
-                if isinstance(outcome, Failure) and not outcome.final:
+                if isinstance(outcome, Failure) and not outcome.final and outcome.kind not in self.given_up:
                     failures.append(outcome)
                     continue
                 self.counts["answers"] += not isinstance(outcome, Failure)

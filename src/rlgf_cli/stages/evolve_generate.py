@@ -16,7 +16,7 @@ from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.evolve_generate import FREE_ON_RESUME, EvolveGenerateConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import Interrupted, RlgfError, UserError
-from rlgf_cli.evolve.answers import Answered, answer
+from rlgf_cli.evolve.answers import Answered, answer, asked_for
 from rlgf_cli.evolve.card import write_data_card
 from rlgf_cli.evolve.dataset import INSTRUCTIONS, STEPS, Place, Rows, Tally, blocks, kept_in
 from rlgf_cli.evolve.duplicates import Duplicates
@@ -53,19 +53,21 @@ def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refus
         console.log(f"{config.output} is done already")
         return EvolveGenerateResult(Path(config.output), done, read_json(Path(config.output, "run.json"))["spend"])
     if existing == "resume":
-        resume.refuse_changed(config.output, resolved.to_json(), free=FREE_ON_RESUME)
+        weights = (config.policy, config.novelty.encoder)
+        resume.refuse_changed(config.output, resolved.to_json(), free=FREE_ON_RESUME, weights=weights)
     operations, policy, seeds = _inputs(config)
     duplicates = Duplicates(config.minhash.threshold, config.minhash.permutations)
     for seed in seeds:
         duplicates.add(seed.prompt)
-    weights = RewardWeights()
-    world = make_world(config, operations, seeds, weights=weights, seen=duplicates.seen, keep=duplicates.add)
+    world = make_world(config, operations, seeds, weights=RewardWeights(), seen=duplicates.seen, keep=duplicates.add)
     learned_in = getattr(policy, "space", world.space.signature)
     if learned_in != world.space.signature:
         console.warn(f"the policy learned with novelty measured by {learned_in}; here it is {world.space.signature}")
     paid = paid_in(world)
     with closing_all(paid):
         world.guide.check((Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations), config.max_new_tokens)
+        if config.answers:
+            _check_answers(config, world, seeds)
         for writer in paid:
             writer.notify = console.warn
             writer.check_budget(config.budget)
@@ -95,7 +97,20 @@ def _inputs(config: EvolveGenerateConfig) -> tuple[list[Operation], Policy, list
             hint = "name a live guide: hf:PATH, openai:MODEL or an alias"
             raise UserError("this guide is recorded; it has no new text to give", where=who.name, hint=hint)
     operations = read_operations(config.operations)
-    return operations, _policy(config.policy, operations), read_examples(config.data, limit=config.limit)
+    return (
+        operations,
+        _policy(config.policy, operations),
+        read_examples(config.data, limit=config.limit, references=False),
+    )
+
+
+def _check_answers(config: EvolveGenerateConfig, world: World, seeds: Sequence[Example]) -> None:
+    """Refuse answers that could not even be given to the seeds, before rewrites are paid for that nobody can answer."""
+    try:
+        world.guide.check(asked_for(seeds, config.answer_template), config.max_answer_tokens)
+    except UserError as error:
+        hint = "lower --max-answer-tokens, or leave answers out with --no-answers"
+        raise UserError(f"answers: {error.message}", where=error.where, hint=hint) from None
 
 
 def _policy(name: str, operations: Sequence[Operation]) -> Policy:
@@ -108,7 +123,7 @@ def _policy(name: str, operations: Sequence[Operation]) -> Policy:
 
 @dataclass
 class _Generation:
-    """One session of a run."""
+    """One session of a run. ``behind``: blocks of an earlier session are still to be read, and the sums lack them."""
 
     config: EvolveGenerateConfig
     world: World
@@ -116,6 +131,7 @@ class _Generation:
     seeds: Sequence[Example]
     folder: RunDir
     tally: Tally = field(default_factory=Tally)
+    behind: bool = True
 
     def run(self) -> None:
         """Block after block. Raises RlgfError where nothing is worth keeping, and whatever stopped the session."""
@@ -131,11 +147,13 @@ class _Generation:
                     if (finished := rows.finished(block, config.steps)) is not None:
                         self._recall(finished)
                     else:
+                        self.behind = False
                         finished = rows.append(block, self._evolve(block, stop))
                     self.folder.keeps = True
                     self.tally.add(finished)
                     self._refuse_barren(last=False)
                     bar.update(len(block), self._note())
+            self.behind = False
             self._refuse_barren(last=True)
         finally:
             self._finish()
@@ -179,12 +197,17 @@ class _Generation:
         )
 
     def _finish(self) -> None:
-        """However it ends, the manifest and the card say what is there and what it cost."""
+        """However it ends, the manifest and the card say what is there and what it cost. Where what is there could not
+        be read, nobody says anything new of it, and it stays.
+        """
         paid = paid_in(self.world)
         told = {name: writer.provenance() for name, writer in zip(("guide", "reviewer"), paid, strict=False)}
         summary = {"seeds": len(self.seeds), "policy": self.config.policy, **self.tally.summary(self.world.operations)}
         manifest = self.folder.manifest
-        manifest.save(result=summary, spend=spend_together(paid), **told)
+        manifest.save(spend=spend_together(paid), **told)
+        if self.behind:
+            return
+        manifest.save(result=summary)
         if summary["instructions"]:
             write_data_card(self.folder.file("README.md"), self.config, manifest.data)
         else:

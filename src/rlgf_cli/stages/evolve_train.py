@@ -53,11 +53,12 @@ def run(resolved: Resolved[EvolveTrainConfig], *, existing: Existing = "refuse")
         console.log(f"{config.output} is done already")
         return EvolveTrainResult(Path(config.output), done, read_json(Path(config.output, "run.json"))["spend"])
     if existing == "resume":
-        resume.refuse_changed(config.output, resolved.to_json(), free=FREE_ON_RESUME)
+        weights = (config.novelty.encoder,)
+        resume.refuse_changed(config.output, resolved.to_json(), free=FREE_ON_RESUME, weights=weights)
     operations, seeds, world = _load(config)
     paid = paid_in(world)
     with closing_all(paid):
-        world.guide.check([Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations], config.max_new_tokens)
+        world.guide.check((Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations), config.max_new_tokens)
         for writer in paid:
             writer.notify = console.warn
             writer.check_budget(config.budget)
@@ -88,7 +89,7 @@ def _inputs(config: EvolveTrainConfig) -> tuple[list[Operation], list[Example]]:
         if who is not None and not describe(who).live:
             hint = "name a live guide: hf:PATH, openai:MODEL or an alias"
             raise UserError("this guide is recorded; it has no new text to give", where=who.name, hint=hint)
-    return operations, read_examples(config.data, limit=config.limit)
+    return operations, read_examples(config.data, limit=config.limit, references=False)
 
 
 def _load(config: EvolveTrainConfig) -> tuple[list[Operation], list[Example], World]:
