@@ -94,6 +94,15 @@ def test_a_run_on_disk(run_cli: Callable[..., Result], server: FakeOpenAI, data:
         assert row["reward"] == pytest.approx(sum(rewards) / len(rewards))
         assert sum(value for name, value in row.items() if name.startswith("operation/")) == pytest.approx(1)
         assert row["memory"] <= 20 and row["ppo/entropy"] > 0
+    assert result["outcomes"] == Counter(step.outcome for step in steps)
+    last = Counter(step.operation for step in steps if step.iteration == ITERATIONS)
+    assert result["operations"] == {name: last[name] / (CHAINS * STEPS) for name in result["operations"]}
+    first = Counter(step.operation for step in steps if step.iteration == 1)
+    for name, share in result["operations"].items():
+        line = next(line for line in done.stderr.splitlines() if line.startswith(f"| {name} "))
+        shares = [cell.strip() for cell in line.split("|")[2:4]]
+        assert shares == [f"{first[name] / (CHAINS * STEPS):.1%}", f"{share:.1%}"]
+    assert f"{QUERIES} rewrites, {QUERIES} queries: " in done.stderr
     # every seed is visited once before any is visited again, and each visit has texts of its own
     visits = Counter((step.seed_id, step.visit) for step in steps)
     assert len(visits) == ITERATIONS * CHAINS and set(visits.values()) == {STEPS}

@@ -92,10 +92,7 @@ def refuse_barren(rows: Sequence[Mapping[str, Any]], *, last: bool) -> None:
     asked = sum(row["rewrites"] for row in barren)
     if asked < PATIENCE and not (last and len(barren) == len(rows)):
         return
-    counts: Counter[str] = Counter()
-    for row in barren:
-        counts.update({name.partition("/")[2]: n for name, n in row.items() if name.startswith("outcome/")})
-    why = ", ".join(f"{name}: {count}" for name, count in counts.most_common())
+    why = ", ".join(f"{name}: {count}" for name, count in _outcomes(barren).most_common())
     raise RlgfError(
         f"none of the last {asked} rewrites was kept ({why}): there is nothing to learn from",
         hint="steps.jsonl holds what the guide wrote; mend the guide, the operations or the limits, then train anew",
@@ -103,12 +100,38 @@ def refuse_barren(rows: Sequence[Mapping[str, Any]], *, last: bool) -> None:
 
 
 def summary_of(rows: Sequence[Mapping[str, Any]], policy: str) -> dict[str, Any]:
-    """What run.json says of the training: its sums, and its last tenth."""
-    tail = rows[-max(1, len(rows) // 10) :]
+    """What run.json says of the training: its sums, and its last tenth (``reward`` to ``operations``)."""
+    tail = rows[-_tenth(rows) :]
     found: dict[str, Any] = {"policy": policy, "iterations": len(rows)}
     for name in ("rewrites", "queries"):
         found[name] = sum(row[name] for row in rows)
     for name in ("reward", "kept", "novelty"):
         if values := [row[name] for row in tail if name in row]:
             found[name] = fmean(values)
+    found["operations"] = _shares(tail)
+    found["outcomes"] = dict(_outcomes(rows).most_common())
     return found
+
+
+def told(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of a table: how often each operation was chosen in the first and in the last tenth."""
+    first, last = _shares(rows[: _tenth(rows)]), _shares(rows[-_tenth(rows) :])
+    return ["operation", "first tenth", "last tenth"], [
+        [name, f"{first[name]:.1%}", f"{share:.1%}"] for name, share in last.items()
+    ]
+
+
+def _outcomes(rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts.update({name.partition("/")[2]: n for name, n in row.items() if name.startswith("outcome/")})
+    return counts
+
+
+def _tenth(rows: Sequence[Any]) -> int:
+    return max(1, len(rows) // 10)
+
+
+def _shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    names = [name for name in rows[0] if name.startswith("operation/")]
+    return {name.partition("/")[2]: fmean(row[name] for row in rows) for name in names}

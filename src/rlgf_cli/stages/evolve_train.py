@@ -21,7 +21,7 @@ from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import Interrupted, RlgfError, UserError
 from rlgf_cli.evolve import plots, ppo
 from rlgf_cli.evolve.features import feature_names
-from rlgf_cli.evolve.iterations import chains_of, records_of, refuse_barren, row_of, summary_of
+from rlgf_cli.evolve.iterations import chains_of, records_of, refuse_barren, row_of, summary_of, told
 from rlgf_cli.evolve.learned import LearnedPolicy, PolicyNet, load_policy
 from rlgf_cli.evolve.make import make_world, paid_in
 from rlgf_cli.evolve.operations import Operation, read_operations
@@ -71,6 +71,7 @@ def run(resolved: Resolved[EvolveTrainConfig], *, existing: Existing = "refuse")
             training = _Training(config, world, seeds, folder)
             with _books(training):
                 _loop(training, resumed=existing == "resume")
+    _tell(training.rows, folder.manifest.data["result"], folder.manifest.data["spend"])
     return EvolveTrainResult(folder.path, folder.manifest.data["result"], folder.manifest.data["spend"])
 
 
@@ -238,6 +239,14 @@ def _finish(training: _Training) -> None:
     folder.write_files(lambda target: plots.write(target / "plots", rows))
     if training.learned is not None:
         folder.write_files(training.learned.save)
+
+
+def _tell(rows: Sequence[dict[str, Any]], summary: dict[str, Any], spend: dict[str, Any]) -> None:
+    """What the policy came to choose, what became of the rewrites, and what they cost, for the person who watched."""
+    console.log(console.table(*told(rows)))
+    outcomes = ", ".join(f"{name} {count}" for name, count in summary["outcomes"].items())
+    charged = "" if spend["charged_usd"] is None else f"; {spend['charged_usd']:.4f} USD charged"
+    console.log(f"{summary['rewrites']} rewrites, {summary['queries']} queries: {outcomes}{charged}")
 
 
 def _note(row: dict[str, Any]) -> str:
