@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "rewards": BOTTOM | {"failures", "models", "guides"},  # a judge is asked as a guide is
     "metrics": BOTTOM | {"failures", "functional", "models", "rewards"},
     "training": BOTTOM | {"models", "functional"},
-    "evolve": BOTTOM | {"functional", "models", "guides", "rewards", "metrics"},
+    "evolve": BOTTOM | {"failures", "functional", "models", "guides", "rewards", "metrics"},
     "report": BOTTOM,
     "sweep": BOTTOM | {"guides"},
     "console": {"errors"},

@@ -7,17 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from rlgf_cli import console
+from rlgf_cli.cli import evolve_options as shared
 from rlgf_cli.cli import options
-
-EVOLVE = "Evolution options"
+from rlgf_cli.cli.evolve_options import EVOLVE
 
 
 def evolve_generate(
-    guide: Annotated[
-        str | None,
-        typer.Option("--guide", help="hf:PATH, openai:MODEL, or an alias (rlgf ls guides)."),
-    ] = None,
-    data: Annotated[str | None, typer.Option("--data", help="JSONL file with the seed instructions.")] = None,
+    guide: shared.Guide = None,
+    data: shared.Data = None,
     output: options.Output = None,
     limit: options.Limit = None,
     config: options.Config = None,
@@ -31,38 +28,19 @@ def evolve_generate(
             rich_help_panel=EVOLVE,
         ),
     ] = None,
-    operations: Annotated[
-        str | None,
-        typer.Option("--operations", help="YAML file of operations; else the built-in six.", rich_help_panel=EVOLVE),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", help="Rewrites of a chain. Default: 6.", rich_help_panel=EVOLVE)
-    ] = None,
+    operations: shared.Operations = None,
+    steps: shared.Steps = None,
     passes: Annotated[
         int | None, typer.Option("--passes", help="Chains of each seed. Default: 1.", rich_help_panel=EVOLVE)
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Chains side by side.", rich_help_panel=EVOLVE)
-    ] = None,
+    batch_size: shared.BatchSize = None,
     answers: Annotated[
         bool | None,
         typer.Option("--answers/--no-answers", help="Ask the guide for answers, or not.", rich_help_panel=EVOLVE),
     ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            "--encoder", help="Text encoder that novelty is measured with; else words.", rich_help_panel=EVOLVE
-        ),
-    ] = None,
-    reviewer: Annotated[
-        str | None,
-        typer.Option(
-            "--reviewer", help="Guide that says whether a rewrite asks for something else.", rich_help_panel=EVOLVE
-        ),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", help="Longest rewrite, in tokens.", rich_help_panel=EVOLVE)
-    ] = None,
+    encoder: shared.Encoder = None,
+    reviewer: shared.Reviewer = None,
+    max_new_tokens: shared.MaxNewTokens = None,
     max_answer_tokens: Annotated[
         int | None, typer.Option("--max-answer-tokens", help="Longest answer, in tokens.", rich_help_panel=EVOLVE)
     ] = None,

@@ -7,46 +7,28 @@ from typing import Annotated
 import typer
 
 from rlgf_cli import console
+from rlgf_cli.cli import evolve_options as shared
 from rlgf_cli.cli import options
+from rlgf_cli.cli.evolve_options import EVOLVE
 
-EVOLVE, LEARNING = "Evolving options", "Learning options"
+LEARNING = "Learning options"
 
 
 def evolve_train(
-    data: Annotated[
-        str | None, typer.Option("--data", help="JSONL with the seed instructions.", rich_help_panel=options.COMMON)
-    ] = None,
-    guide: Annotated[
-        str | None,
-        typer.Option("--guide", help="Who rewrites: hf:PATH, openai:MODEL, alias.", rich_help_panel=options.COMMON),
-    ] = None,
+    data: shared.Data = None,
+    guide: shared.Guide = None,
     policy: Annotated[
         str | None,
         typer.Option("--policy", help="learned, random, round-robin or paper.", rich_help_panel=options.COMMON),
     ] = None,
     output: options.Output = None,
     limit: options.Limit = None,
-    operations: Annotated[
-        str | None,
-        typer.Option("--operations", help="YAML of ways to rewrite; else six of them.", rich_help_panel=EVOLVE),
-    ] = None,
-    reviewer: Annotated[
-        str | None,
-        typer.Option("--reviewer", help="Guide that says whether a rewrite differs.", rich_help_panel=EVOLVE),
-    ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option("--encoder", help="Text encoder for novelty; else words.", rich_help_panel=EVOLVE),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", help="Rewrites of a chain. Default: 6.", rich_help_panel=EVOLVE)
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Chains of an iteration.", rich_help_panel=EVOLVE)
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", help="Longest rewrite, in tokens.", rich_help_panel=EVOLVE)
-    ] = None,
+    operations: shared.Operations = None,
+    reviewer: shared.Reviewer = None,
+    encoder: shared.Encoder = None,
+    steps: shared.Steps = None,
+    batch_size: shared.BatchSize = None,
+    max_new_tokens: shared.MaxNewTokens = None,
     memory: Annotated[
         int | None, typer.Option("--memory", help="Kept rewrites that novelty looks at.", rich_help_panel=EVOLVE)
     ] = None,

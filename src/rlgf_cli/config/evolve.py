@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from rlgf_cli.config.common import StageConfig, Strict
-from rlgf_cli.config.guide import BudgetConfig, GuideConfig
+from rlgf_cli.config.guide import TRANSPORT, BudgetConfig, GuideConfig
 
 
 class NoveltyConfig(Strict):
@@ -45,3 +45,11 @@ class EvolveConfig(StageConfig):
     novelty: NoveltyConfig = Field(default_factory=NoveltyConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     device: str = "auto"
+
+
+FREE_WHILE_EVOLVING = {
+    "budget.max_cost_usd",
+    "budget.max_calls",
+    *(f"{who}.{key}" for who in ("guide", "reviewer") for key in TRANSPORT),
+}
+"""Keys that may differ when a run is resumed: they do not change what is kept."""

@@ -6,7 +6,6 @@ from pydantic import Field, model_validator
 
 from rlgf_cli.config.common import Strict
 from rlgf_cli.config.evolve import EvolveConfig
-from rlgf_cli.config.guide import TRANSPORT
 
 
 class MinHashConfig(Strict):
@@ -37,11 +36,3 @@ class EvolveGenerateConfig(EvolveConfig):
         if self.answer_template is not None and "{instruction}" not in self.answer_template:
             raise ValueError("answer_template must hold {instruction}")
         return self
-
-
-FREE_ON_RESUME = {
-    "budget.max_cost_usd",
-    "budget.max_calls",
-    *(f"{who}.{key}" for who in ("guide", "reviewer") for key in TRANSPORT),
-}
-"""Keys that may differ when a run is resumed: they do not change the set."""

@@ -7,8 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from rlgf_cli.config.common import Strict
-from rlgf_cli.config.evolve import EvolveConfig
-from rlgf_cli.config.guide import TRANSPORT
+from rlgf_cli.config.evolve import FREE_WHILE_EVOLVING, EvolveConfig
 
 
 class EvolveRewardConfig(Strict):
@@ -55,11 +54,5 @@ class EvolveTrainConfig(EvolveConfig):
     save_total_limit: int | None = Field(2, ge=1)
 
 
-FREE_ON_RESUME = {
-    "save_every",
-    "device",
-    "budget.max_cost_usd",
-    "budget.max_calls",
-    *(f"{who}.{key}" for who in ("guide", "reviewer") for key in TRANSPORT),
-}
+FREE_ON_RESUME = FREE_WHILE_EVOLVING | {"save_every", "device"}
 """Keys that may differ when a run is resumed: they do not change the policy."""

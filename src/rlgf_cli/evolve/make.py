@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from rlgf_cli.config.evolve import EvolveConfig, NoveltyConfig
 from rlgf_cli.evolve.novelty import Collection, NgramSpace, Space
@@ -10,8 +11,9 @@ from rlgf_cli.evolve.operations import Operation
 from rlgf_cli.evolve.reviewer import GuideReviewer
 from rlgf_cli.evolve.rules import Limits
 from rlgf_cli.evolve.world import RewardWeights, World
+from rlgf_cli.guides.accounts import spend_together
 from rlgf_cli.guides.base import LiveGuide
-from rlgf_cli.guides.make import make_live_guide
+from rlgf_cli.guides.make import make_live_guide, refuse_recorded
 from rlgf_cli.protocols import Example
 
 
@@ -58,3 +60,16 @@ def paid_in(world: World) -> list[LiveGuide]:
     """All who write for a world and are paid: its guide and its reviewer."""
     reviewer = world.reviewer
     return [world.guide, *([reviewer.judge.guide] if isinstance(reviewer, GuideReviewer) else [])]
+
+
+def refuse_recorded_guides(config: EvolveConfig) -> None:
+    """Raise UserError where the guide or the reviewer has recorded text alone; nothing is loaded."""
+    for who in filter(None, (config.guide, config.reviewer)):
+        refuse_recorded(who)
+
+
+def books_of(world: World) -> dict[str, Any]:
+    """What a manifest says of those who were paid: the spend, and whose texts these are."""
+    paid = paid_in(world)
+    told = {name: writer.provenance() for name, writer in zip(("guide", "reviewer"), paid, strict=False)}
+    return {"spend": spend_together(paid), **told}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlgf_cli.evolve.diversity import leaders, spread, vendi_score
+from rlgf_cli.failures import pieces
 from rlgf_cli.metrics.distinct import ORDERS, set_distinct
 from rlgf_cli.metrics.self_bleu import counted, self_bleu
 from rlgf_cli.rewards.coverage import words
@@ -37,7 +37,6 @@ _CONJUNCTIONS = frozenset(
         *("that", "which", "who", "whom", "whose"),
     ]
 )
-_END = re.compile(r"[.!?]+(?=[\s\"'”’)\]]|$)|[。！？]+|\n")
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,6 @@ def figures(of: Measured, which: np.ndarray, cosine: float) -> dict[str, float]:
 def complexity(text: str) -> tuple[float, float, float, float]:
     """Words, sentences, conjunctions and the type-token ratio of a text that has a word."""
     found = words(text)
-    sentences = sum(bool(words(part)) for part in _END.split(text))
+    sentences = sum(bool(words(part)) for part in pieces.sentences(text))
     conjunctions = sum(word in _CONJUNCTIONS for word in found)
     return len(found), sentences, conjunctions, len(set(found)) / len(found)

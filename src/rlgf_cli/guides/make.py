@@ -73,14 +73,18 @@ def make_guide(config: GuideConfig, *, seed: int) -> Guide:
 
 def make_live_guide(config: GuideConfig, *, seed: int) -> LiveGuide:
     """As :func:`make_guide`, for a guide that is asked for new text; a recorded one is refused."""
-    kind = kind_of(config.name)
-    if kind == RECORDED:
+    refuse_recorded(config)
+    return _live_kind(kind_of(config.name))(config, seed=seed)
+
+
+def refuse_recorded(config: GuideConfig) -> None:
+    """Raise UserError for a guide that has no new text to give; no model is loaded, no server called."""
+    if not describe(config).live:
         raise UserError(
             "this guide is recorded; it has no new text to give",
             where=config.name,
             hint="name a live guide: hf:PATH, openai:MODEL or an alias",
         )
-    return _live_kind(kind)(config, seed=seed)
 
 
 def _live_kind(kind: str) -> type[LiveGuide]:

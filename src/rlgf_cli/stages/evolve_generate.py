@@ -13,20 +13,20 @@ from rlgf_cli.artifacts import resume
 from rlgf_cli.artifacts.jsonl import read_examples, read_json
 from rlgf_cli.artifacts.records import AnsweredStepRecord
 from rlgf_cli.artifacts.rundir import Existing, RunDir
-from rlgf_cli.config.evolve_generate import FREE_ON_RESUME, EvolveGenerateConfig
+from rlgf_cli.config.evolve import FREE_WHILE_EVOLVING
+from rlgf_cli.config.evolve_generate import EvolveGenerateConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import Interrupted, RlgfError, UserError
 from rlgf_cli.evolve.answers import Answered, answer, asked_for
 from rlgf_cli.evolve.card import write_data_card
 from rlgf_cli.evolve.dataset import INSTRUCTIONS, STEPS, Place, Rows, Tally, blocks, kept_in
 from rlgf_cli.evolve.duplicates import Duplicates
-from rlgf_cli.evolve.make import make_world, paid_in
+from rlgf_cli.evolve.make import books_of, make_world, paid_in, refuse_recorded_guides
 from rlgf_cli.evolve.operations import Operation, read_operations
 from rlgf_cli.evolve.planned import planned
 from rlgf_cli.evolve.policies import BASELINES, Policy, walk
 from rlgf_cli.evolve.world import KEPT, Chain, RewardWeights, World
-from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
-from rlgf_cli.guides.make import describe
+from rlgf_cli.guides.accounts import charge_together, closing_all
 from rlgf_cli.protocols import Example
 
 COMMAND = "evolve generate"
@@ -54,7 +54,7 @@ def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refus
         return EvolveGenerateResult(Path(config.output), done, read_json(Path(config.output, "run.json"))["spend"])
     if existing == "resume":
         weights = (config.policy, config.novelty.encoder)
-        resume.refuse_changed(config.output, resolved.to_json(), free=FREE_ON_RESUME, weights=weights)
+        resume.refuse_changed(config.output, resolved.to_json(), free=FREE_WHILE_EVOLVING, weights=weights)
     operations, policy, seeds = _inputs(config)
     duplicates = Duplicates(config.minhash.threshold, config.minhash.permutations)
     for seed in seeds:
@@ -92,10 +92,7 @@ def dry_run(resolved: Resolved[EvolveGenerateConfig]) -> dict[str, Any]:
 
 
 def _inputs(config: EvolveGenerateConfig) -> tuple[list[Operation], Policy, list[Example]]:
-    for who in (config.guide, config.reviewer):
-        if who is not None and not describe(who).live:
-            hint = "name a live guide: hf:PATH, openai:MODEL or an alias"
-            raise UserError("this guide is recorded; it has no new text to give", where=who.name, hint=hint)
+    refuse_recorded_guides(config)
     operations = read_operations(config.operations)
     return (
         operations,
@@ -200,11 +197,9 @@ class _Generation:
         """However it ends, the manifest and the card say what is there and what it cost. Where what is there could not
         be read, nobody says anything new of it, and it stays.
         """
-        paid = paid_in(self.world)
-        told = {name: writer.provenance() for name, writer in zip(("guide", "reviewer"), paid, strict=False)}
         summary = {"seeds": len(self.seeds), "policy": self.config.policy, **self.tally.summary(self.world.operations)}
         manifest = self.folder.manifest
-        manifest.save(spend=spend_together(paid), **told)
+        manifest.save(**books_of(self.world))
         if self.behind:
             return
         manifest.save(result=summary)

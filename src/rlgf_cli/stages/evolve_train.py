@@ -23,13 +23,12 @@ from rlgf_cli.evolve import plots, ppo
 from rlgf_cli.evolve.features import feature_names
 from rlgf_cli.evolve.iterations import chains_of, records_of, refuse_barren, row_of, summary_of, told
 from rlgf_cli.evolve.learned import LearnedPolicy, PolicyNet, load_policy
-from rlgf_cli.evolve.make import make_world, paid_in
+from rlgf_cli.evolve.make import books_of, make_world, paid_in, refuse_recorded_guides
 from rlgf_cli.evolve.operations import Operation, read_operations
 from rlgf_cli.evolve.planned import planned
 from rlgf_cli.evolve.policies import Policy, walk
 from rlgf_cli.evolve.world import RewardWeights, World
-from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
-from rlgf_cli.guides.make import describe
+from rlgf_cli.guides.accounts import charge_together, closing_all
 from rlgf_cli.protocols import Example
 
 COMMAND = "evolve train"
@@ -86,10 +85,7 @@ def _inputs(config: EvolveTrainConfig) -> tuple[list[Operation], list[Example]]:
     operations = read_operations(config.operations)
     if config.policy != "learned":
         load_policy(config.policy, operations)  # refuses what the baseline cannot work with
-    for who in (config.guide, config.reviewer):
-        if who is not None and not describe(who).live:
-            hint = "name a live guide: hf:PATH, openai:MODEL or an alias"
-            raise UserError("this guide is recorded; it has no new text to give", where=who.name, hint=hint)
+    refuse_recorded_guides(config)
     return operations, read_examples(config.data, limit=config.limit, references=False)
 
 
@@ -228,9 +224,7 @@ def _books(training: _Training) -> Iterator[None]:
             _finish(training)
         raise
     finally:
-        paid = paid_in(training.world)
-        told = {name: writer.provenance() for name, writer in zip(("guide", "reviewer"), paid, strict=False)}
-        training.folder.manifest.save(spend=spend_together(paid), **told)
+        training.folder.manifest.save(**books_of(training.world))
 
 
 def _finish(training: _Training) -> None:
