@@ -34,7 +34,7 @@ from rlgf_cli.config.evolve_generate import EvolveGenerateConfig
 from rlgf_cli.config.evolve_train import EvolveTrainConfig
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.console import table
-from rlgf_cli.evolve.describe import in_set
+from rlgf_cli.evolve.dataset import is_in_set
 from rlgf_cli.evolve.diversity import leaders, vendi_score
 from rlgf_cli.evolve.novelty import NgramSpace
 from rlgf_cli.evolve.operations import read_operations
@@ -92,9 +92,9 @@ class Curve:
     def __init__(self, folder: Path) -> None:
         rows = list(read_records(folder / "steps.jsonl", AnsweredStepRecord))
         rows.sort(key=lambda row: (row.visit, row.step))  # of a round, the order of the seeds stays
-        kept = [row for row in rows if in_set(row)]
+        kept = [row for row in rows if is_in_set(row)]
         self.queries = np.cumsum([row.queries for row in rows])
-        self.kept = np.cumsum([in_set(row) for row in rows])
+        self.kept = np.cumsum([is_in_set(row) for row in rows])
         self.vectors = NgramSpace().embed([row.text for row in kept])
 
     def at(self, figure: str, rows: int) -> float:
