@@ -14,6 +14,7 @@ from conftest import toy_examples
 from rlgf_cli.algorithms import catalog
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.config.common import LengthConfig, ModelConfig
+from rlgf_cli.config.train import KLConfig
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.generate import Generated
@@ -21,9 +22,9 @@ from rlgf_cli.models.load import Loaded, load
 from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.protocols import Completion, Example, FinishReason, GuideAbilities, GuideRequest, Score
 from rlgf_cli.training.checkpoint import TrainerState
-from rlgf_cli.training.credit import CreditSettings, annotate, assign
+from rlgf_cli.training.credit import CreditSettings, Standing, annotate, assign
 from rlgf_cli.training.episodes import Episode, build_batch
-from rlgf_cli.training.loop import KLSettings, Trainer
+from rlgf_cli.training.loop import CriticSettings, Trainer
 from rlgf_cli.training.rollout import Roller, Sampling
 from rlgf_cli.training.update import StepData, UpdateSettings, make_optimizer
 
@@ -171,7 +172,7 @@ def step_data(
     if regime.estimator == "likelihood":
         return StepData(regime, batch, None, None, None)
     notes = annotate(model, batch, regime, sampling, rows_at_once=rows_at_once)
-    credit = assign(regime, batch, notes, kl_coef=kl_coef, settings=CreditSettings(1.0, 0.95, 1.0, True))
+    credit = assign(regime, batch, notes, CreditSettings(), Standing(kl_coef))
     return StepData(regime, batch, notes, credit, None)
 
 
@@ -195,7 +196,8 @@ def trainer_for(
     *,
     parameters: dict[str, Any] | None = None,
     kl_coef: float = 0.0,
-    kl_in_reward: bool = True,
+    kl_where: Any = "auto",
+    credit: CreditSettings | None = None,
     learning_rate: float = 1e-2,
     episodes: int = 8,
     seed: int = 0,
@@ -206,7 +208,7 @@ def trainer_for(
 ) -> Trainer:
     """The training loop on a tiny model. ``changes``: fields of UpdateSettings."""
     spec = catalog.build(algorithm, parameters or {})
-    model = ActorCritic(loaded, spec.critics, mode="shared", with_reference=spec.uses_reference)
+    model = ActorCritic(loaded, spec.critics, mode="shared", with_reference=spec.has_policy_gradient)
     optimizer = make_optimizer(model.trainable(), learning_rate, 0.0)
     return Trainer(
         spec=spec,
@@ -216,14 +218,14 @@ def trainer_for(
         prompts=prompts_for(loaded, 12),
         roller=roller_for(loaded, guide, seed=seed, covered=covered),
         scorer=scorer,
-        credit=CreditSettings(1.0, 0.95, 1.0, True),
+        credit=credit or CreditSettings(),
         update=update_settings(**{"minibatch_size": 4, **changes}),
-        kl=KLSettings(kl_in_reward, False, 6.0, 10_000),
+        kl=KLConfig(coef=kl_coef, where=kl_where),
         state=TrainerState(kl_coef=kl_coef, horizon=6.0),
         seed=seed,
         episodes=episodes,
         missing_eos_penalty=0.0,
-        critic_warmup_steps=warmup,
+        critic=CriticSettings(warmup),
         eval_every=1,
     )
 

@@ -35,6 +35,7 @@ from rl import (
 from rlgf_cli.algorithms import catalog
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.config.guide import GuideConfig
+from rlgf_cli.functional import losses
 from rlgf_cli.guides.make import make_live_guide
 from rlgf_cli.models import actor_critic as actor_critic_module
 from rlgf_cli.models.forward import TokenBatch
@@ -42,6 +43,7 @@ from rlgf_cli.models.load import Loaded
 from rlgf_cli.protocols import Example, GuideRequest, Score
 from rlgf_cli.training import loop
 from rlgf_cli.training import update as update_module
+from rlgf_cli.training.credit import Standing
 from rlgf_cli.training.episodes import Episode, build_batch
 from rlgf_cli.training.update import update
 
@@ -116,16 +118,16 @@ def test_mistake_3_the_kl_is_logged_but_not_trained_on(
     tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch, name: str, injected: bool
 ) -> None:
     """kl_coef 0 and 10 gave identical parameters in the guided algorithms. Here they differ in every one as soon as the
-    policy has left the reference; ``kl.in_reward: false`` logs it alone."""
+    policy has left the reference, in the reward or as a loss; ``kl.where: log`` measures it alone."""
     if injected:
-        assign = loop.assign
-        monkeypatch.setattr(loop, "assign", lambda *args, **kwargs: assign(*args, **{**kwargs, "kl_coef": 0.0}))
+        monkeypatch.setattr(loop, "Standing", lambda kl_coef, *more: Standing(0.0, *more))
+        monkeypatch.setattr(losses, "kl_loss", lambda logprobs, *more: 0 * logprobs.sum())
 
-    def train(kl_coef: float, in_reward: bool = True) -> torch.Tensor:
+    def train(kl_coef: float, where: str = "auto") -> torch.Tensor:
         groups = {"group_size": 4} if "po" in name and "g" in name else {}
         parameters = {"p_ppo_pp": 0.5} if name == "lols" else {"switch_step": 1} if name == "d2lols" else groups
         trainer = trainer_for(
-            loaded_from(tiny_gpt2), name, guide(), parameters=parameters, kl_coef=kl_coef, kl_in_reward=in_reward
+            loaded_from(tiny_gpt2), name, guide(), parameters=parameters, kl_coef=kl_coef, kl_where=where
         )
         for _ in range(3):
             trainer.step()
@@ -134,7 +136,7 @@ def test_mistake_3_the_kl_is_logged_but_not_trained_on(
     free = train(0.0)
     with caught_if(injected):
         assert float((train(10.0) - free).abs().max()) > 1e-3
-    assert torch.equal(train(10.0, in_reward=False), free)
+    assert torch.equal(train(10.0, where="log"), free)
 
 
 class _Forward:

@@ -183,12 +183,18 @@ def test_mistake_10b_references_are_looked_up_by_decoded_prompt(
 
 
 def _exp_first(
-    logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, clip: float, count: Any
+    logprobs: torch.Tensor,
+    old: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    clip: float,
+    count: Any,
+    **_: Any,
 ) -> Any:
     ratio = (logprobs - old).exp()
     gain = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
     zero = torch.zeros(())
-    return -(gain * mask).sum() / count, {"ratio": zero, "clipped": zero, "approx_kl": zero}
+    return -(gain * mask / count).sum(), {"ratio": zero, "clipped": zero, "approx_kl": zero}
 
 
 @both

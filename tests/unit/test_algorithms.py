@@ -49,11 +49,11 @@ def test_the_table_is_the_whole_catalogue() -> None:
 
 @pytest.mark.parametrize("name", TABLE)
 def test_each_algorithm_is_the_row_that_it_should_be(name: str) -> None:
-    regimes, needs_guide, needs_live, critics, uses_reference = TABLE[name]
+    regimes, needs_guide, needs_live, critics, has_policy_gradient = TABLE[name]
     spec = catalog.build(name, {})
     assert [(r.roll_in, r.roll_out, r.estimator) for r in spec.regimes] == regimes
     assert (spec.needs_guide, spec.needs_live_guide) == (needs_guide, needs_live)
-    assert (spec.critics, spec.uses_reference) == (critics, uses_reference)
+    assert (spec.critics, spec.has_policy_gradient) == (critics, has_policy_gradient)
     for regime in spec.regimes:
         assert regime.learn_author == ("guide" if regime.estimator == "likelihood" else "policy")
         assert regime.critic == (regime.roll_out if regime.estimator == "gae" else None)
@@ -71,7 +71,7 @@ def test_parameters_reach_the_regimes() -> None:
     assert catalog.build("grpo++", {"group_size": 3}).group_size == 3
     mc = catalog.build("aggrevated", {"advantage": "guide_mc", "mc_samples": 3, "cut_horizon": 5})
     assert mc.regimes == (Regime.model_validate({**MC, "mc_samples": 3, "cut_horizon": 5}),)
-    assert (mc.critics, mc.needs_live_guide, mc.uses_reference, mc.regimes[0].guide_calls) == ((), True, True, 6)
+    assert (mc.critics, mc.needs_live_guide, mc.has_policy_gradient, mc.regimes[0].guide_calls) == ((), True, True, 6)
 
 
 @pytest.mark.parametrize("name", ["ppo++", "lols", "d2lols", "grpo++", "rloo++"])

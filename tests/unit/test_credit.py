@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from rlgf_cli.algorithms import catalog
 from rlgf_cli.algorithms.spec import Author, Regime
+from rlgf_cli.config.train import KLConfig
 from rlgf_cli.protocols import Example, Score
-from rlgf_cli.training.credit import Credit, CreditSettings, Notes, assign
+from rlgf_cli.training.credit import Credit, CreditSettings, Notes, Standing, assign
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch
 
 LOADED = SimpleNamespace(device=torch.device("cpu"), pad_id=0, encoder_decoder=False)
@@ -50,17 +51,16 @@ def notes_for(batch: EpisodeBatch, critics: Any, seed: int) -> Notes:
 
 
 def by_definition(
-    e: Episode, row: int, notes: Notes, critic: str, settings: CreditSettings
+    e: Episode, row: int, notes: Notes, values: list[float], settings: CreditSettings, lambdas: list[float]
 ) -> tuple[list[float], list[float], list[float]]:
-    """Rewards, advantages and returns of one episode, token by token."""
+    """Rewards, advantages and returns of one episode, token by token. lambdas: one per token."""
+    assert notes.ref_logprobs is not None
     authors = [author for author, ids in e.segments for _ in ids]
     rewards = [
         -KL * float(notes.logprobs[row, t] - notes.ref_logprobs[row, t]) if author == "policy" else 0.0
         for t, author in enumerate(authors)
     ]
     rewards[-1] += e.value
-    values = [float(v) for v in notes.values[critic][row, : len(authors)]]
-    lambdas = [settings.gae_lambda if author == "policy" else settings.guide_lambda for author in authors]
     deltas = [r + settings.gamma * v2 - v for r, v, v2 in zip(rewards, values, [*values[1:], 0.0], strict=True)]
     advantages = [
         sum(settings.gamma ** (j - t) * math.prod(lambdas[t + 1 : j + 1]) * deltas[j] for j in range(t, len(deltas)))
@@ -69,58 +69,116 @@ def by_definition(
     return rewards, advantages, [a + v for a, v in zip(advantages, values, strict=True)]
 
 
-@pytest.mark.parametrize("whiten", [False, True])
+def lambdas_of(e: Episode, settings: CreditSettings) -> list[float]:
+    authors = [author for author, ids in e.segments for _ in ids]
+    own = settings.gae_lambda
+    if settings.adaptive_lambda is not None:
+        own = max(0.0, 1 - 1 / (settings.adaptive_lambda * len(authors)))
+    return [own if author == "policy" else settings.guide_lambda for author in authors]
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize("scale", ["none", "batch", "running"])
 @pytest.mark.parametrize("name", ["ppo", "ppo++", "lols", "aggrevated"])
 @given(data=st.data())
-def test_gae_algorithms(name: str, whiten: bool, data: st.DataObject) -> None:
-    """Advantages from the critic of the regime's roll-out, on learned tokens; each critic's targets on its own."""
+def test_gae_algorithms(name: str, scale: Any, trusted: bool, data: st.DataObject) -> None:
+    """Advantages from the critic of the regime's roll-out, or from the mean score where that critic is not trusted;
+    each critic's targets on its own, with a lambda of their own."""
     spec = catalog.build(name, {})
     regime = data.draw(st.sampled_from(spec.regimes))
     episodes, seed = data.draw(cases(regime))
     batch = build_batch(episodes, regime, spec.critics, LOADED)
     notes = notes_for(batch, data.draw(st.permutations(spec.critics)), seed)
-    settings = CreditSettings(0.9, 0.7, 1.0, whiten)
-    credit: Credit = assign(regime, batch, notes, kl_coef=KL, settings=settings)
+    adaptive = data.draw(st.sampled_from([None, 0.5]))
+    settings = CreditSettings(0.9, 0.7, 1.0, 0.8, adaptive, scale)
+    standing = Standing(KL, 0.4, frozenset(spec.critics) if trusted else frozenset())
+    credit: Credit = assign(regime, batch, notes, settings, standing)
+    fitted = [e.value for e in episodes if e.fits == regime.roll_out] or [e.value for e in episodes]
     expected = torch.zeros(batch.real.shape)
     for row, e in enumerate(episodes):
-        rewards, advantages, _ = by_definition(e, row, notes, regime.roll_out, settings)
+        baseline = [float(v) for v in notes.values[regime.roll_out][row, : e.length]]
+        if not trusted:
+            baseline = [sum(fitted) / len(fitted)] * e.length
+        rewards, advantages, _ = by_definition(e, row, notes, baseline, settings, lambdas_of(e, settings))
         assert credit.rewards[row, : e.length].tolist() == pytest.approx(rewards, abs=1e-5)
         expected[row, : e.length] = torch.tensor(advantages)
         for critic, returns in credit.returns.items():
-            targets = torch.tensor(by_definition(e, row, notes, critic, settings)[2])
+            own = [float(v) for v in notes.values[critic][row, : e.length]]
+            targets = torch.tensor(by_definition(e, row, notes, own, settings, [0.8] * e.length)[2])
             fit = batch.fit[critic][row, : e.length]
             assert torch.allclose(returns[row, : e.length][fit], targets[fit], atol=1e-5)
     chosen = expected[batch.learned]
-    if whiten and len(chosen) > 1:
+    if scale == "batch" and len(chosen) > 1:
         chosen = (chosen - chosen.mean()) / (chosen.var(unbiased=False) + 1e-8).sqrt()
+    if scale == "running" and len(chosen):
+        chosen = (chosen - chosen.mean()) / 0.4
     assert torch.allclose(credit.advantages[batch.learned], chosen, atol=1e-4)
     assert not credit.advantages[~batch.learned].any()
     assert set(credit.returns) == {critic for critic in spec.critics if bool(batch.fit[critic].any())}
 
 
+def test_a_batch_without_signal_has_small_advantages() -> None:
+    """No text succeeded and the critic is almost right: what is left is the size of its error, not 1."""
+    regime = Regime()
+    episodes = [
+        Episode(i, Example("e", "p"), [5], i, "policy", [("policy", [7] * 4)], score=Score(0.0)) for i in range(4)
+    ]
+    batch = build_batch(episodes, regime, ["policy"], LOADED)
+    notes = Notes(torch.zeros(4, 4), torch.zeros(4, 4), {"policy": 1e-3 * torch.randn(4, 4)})
+    standing = Standing(0.0, 0.3, frozenset({"policy"}))
+    found = {
+        scale: assign(regime, batch, notes, CreditSettings(scale=scale), standing).advantages.abs().max()
+        for scale in ("running", "batch")
+    }
+    assert float(found["running"]) < 0.02 and float(found["batch"]) > 1  # whitening makes noise of full size of it
+
+
+@pytest.mark.parametrize("kl_coef", [1e-4, 0.02, 1.0, 100.0])
+@pytest.mark.parametrize("name", ["grpo", "grpo++", "rloo", "rloo++"])
+def test_equal_scores_in_a_group_are_worth_nothing_whatever_the_kl(name: str, kl_coef: float) -> None:
+    """The KL of a group algorithm is a loss of its own. Divided with the score it was noise of full size."""
+    regime = catalog.build(name, {"group_size": 4}).regimes[0]
+    episodes = [
+        Episode(i, Example("e", "p"), [5], i // 4, "policy", [("policy", [7] * (2 + i % 3))], score=Score(0.3))
+        for i in range(8)
+    ]
+    batch = build_batch(episodes, regime, [], LOADED)
+    notes = notes_for(batch, [], 0)
+    place = KLConfig(coef=kl_coef).charges(regime.estimator)
+    standing = Standing(kl_coef if place == "reward" else 0.0)
+    assert place == "loss"
+    assert not assign(regime, batch, notes, CreditSettings(), standing).advantages.any()
+    charged = assign(regime, batch, notes, CreditSettings(), Standing(kl_coef)).advantages  # as it was
+    assert float(charged.abs().max()) > (0.3 if "grpo" in name else 0)
+
+
 @pytest.mark.parametrize("name", ["grpo", "rloo", "grpo++", "rloo++"])
 @given(data=st.data())
 def test_group_algorithms(name: str, data: st.DataObject) -> None:
-    """R = score - KL over learned tokens; every learned token of an episode gets R less its group's baseline."""
+    """Every learned token of an episode gets its score less its group's baseline; with a charge in the reward
+    (rloo alone) R = score - KL over learned tokens takes the score's place."""
     spec = catalog.build(name, {"group_size": 2})
     regime = spec.regimes[0]
     episodes, seed = data.draw(cases(regime))
     batch = build_batch(episodes, regime, spec.critics, LOADED)
     notes = notes_for(batch, [], seed)
-    credit = assign(regime, batch, notes, kl_coef=KL, settings=CreditSettings(0.9, 0.7, 1.0, True))
+    assert notes.ref_logprobs is not None
+    charge = data.draw(st.sampled_from([0.0] if "grpo" in name else [0.0, KL]))
+    scale: Any = data.draw(st.sampled_from(["auto", "none"]))
+    credit = assign(regime, batch, notes, CreditSettings(0.9, 0.7, scale=scale), Standing(charge))
     returns = []
     for row, e in enumerate(episodes):
         authors = [author for author, ids in e.segments for _ in ids]
         ratio = notes.logprobs[row] - notes.ref_logprobs[row]
         kl = sum(float(ratio[t]) for t, author in enumerate(authors) if author == "policy")
-        returns.append(e.value - KL * kl)
+        returns.append(e.value - charge * kl)
     for row in range(4):
         own, other = returns[row], returns[row ^ 1]
         expected = own - other
         if "grpo" in name:
             mean = (own + other) / 2
             deviation = math.sqrt((own - mean) ** 2 + (other - mean) ** 2)
-            expected = (own - mean) / (deviation + 1e-4)
+            expected = (own - mean) / (deviation + 1e-4 if scale == "auto" else 1)
         found = credit.advantages[row][batch.learned[row]]
         assert found.tolist() == pytest.approx([expected] * len(found), abs=1e-3)
     assert not credit.returns and not credit.advantages[~batch.learned].any()
@@ -130,6 +188,8 @@ def test_without_a_coefficient_the_log_ratio_is_still_known() -> None:
     e = Episode(0, Example("e", "p"), [5], 0, "policy", [("guide", [7, 7]), ("policy", [7])], 2, score=Score(2.0))
     batch = build_batch([e], Regime(roll_in="guide"), ["policy"], LOADED)
     notes = Notes(torch.full((1, 3), -1.0), torch.full((1, 3), -3.0), {"policy": torch.zeros(1, 3)})
-    credit = assign(Regime(roll_in="guide"), batch, notes, kl_coef=0.0, settings=CreditSettings(1.0, 1.0, 1.0, False))
+    credit = assign(Regime(roll_in="guide"), batch, notes, CreditSettings(scale="none"))
     assert credit.rewards.tolist() == [[0.0, 0.0, 2.0]]
-    assert credit.log_ratio.tolist() == [[0.0, 0.0, 2.0]]  # on the policy's token alone
+    assert credit.log_ratio is not None and credit.log_ratio.tolist() == [
+        [0.0, 0.0, 2.0]
+    ]  # on the policy's token alone

@@ -19,7 +19,7 @@ from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.protocols import Completion, Example, GuideRequest, Score
 from rlgf_cli.training import rollout
-from rlgf_cli.training.credit import CreditSettings, Notes, assign
+from rlgf_cli.training.credit import CreditSettings, Notes, Standing, assign
 from rlgf_cli.training.episodes import Episode, build_batch
 from rlgf_cli.training.metric_names import known
 from rlgf_cli.training.rollout import Roller
@@ -156,7 +156,7 @@ def test_the_advantage_is_the_difference_less_the_actions_kl(gpt2: Loaded, polic
     shape = batch.real.shape
     torch.manual_seed(0)
     notes = Notes(torch.randn(shape), torch.randn(shape), {})
-    credit = assign(regime(2), batch, notes, kl_coef=0.3, settings=CreditSettings(1.0, 0.95, 1.0, False))
+    credit = assign(regime(2), batch, notes, CreditSettings(scale="none"), Standing(0.3))
     assert not credit.returns
     for row, e in enumerate(episodes):
         before, after = e.sides or (0.0, 0.0)
@@ -165,7 +165,7 @@ def test_the_advantage_is_the_difference_less_the_actions_kl(gpt2: Loaded, polic
         expected = torch.zeros(shape[1])
         expected[action] = after - before - 0.3 * kl
         assert torch.allclose(credit.advantages[row], expected, atol=1e-5)
-    whitened = assign(regime(2), batch, notes, kl_coef=0.3, settings=CreditSettings(1.0, 0.95, 1.0, True))
+    whitened = assign(regime(2), batch, notes, CreditSettings(scale="batch"), Standing(0.3))
     learned, raw = whitened.advantages[batch.learned], credit.advantages[batch.learned]
     assert torch.allclose(learned * raw.std(unbiased=False) + raw.mean(), raw, atol=1e-5)
     assert float(learned.mean()) == pytest.approx(0, abs=1e-5)

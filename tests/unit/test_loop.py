@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from rl import ScriptedGuide, guide, loaded_from, parameters_of, roller_for, state_of, trainer_for
+from rlgf_cli.config.train import KLConfig
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.protocols import Example, Score
-from rlgf_cli.training.loop import KLSettings
+from rlgf_cli.training.credit import CreditSettings
 from rlgf_cli.training.metric_names import known
 
 ALGORITHMS = [
@@ -86,7 +87,7 @@ def test_the_horizon_follows_the_lengths(gpt2: Loaded) -> None:
 
 def test_the_adaptive_coefficient_is_moved_by_what_was_logged(gpt2: Loaded) -> None:
     trainer = trainer_for(gpt2, "ppo", kl_coef=0.1, learning_rate=5e-2)
-    trainer.kl = KLSettings(True, True, 0.01, 100)
+    trainer.kl = KLConfig(coef=0.1, adaptive=True, target=0.01, horizon=100)
     trainer.step()
     row, _ = trainer.step()
     third, _ = trainer.step()
@@ -139,13 +140,12 @@ def test_accumulation_gives_the_whole_minibatchs_update(tiny_gpt2: Path, name: s
 
 def test_a_gradient_that_is_not_finite_stops_the_run_with_the_weights_as_they_were(gpt2: Loaded) -> None:
     trainer = trainer_for(gpt2, "ppo")
-    before = state_of(trainer.model)
-    assign = trainer.credit
-    trainer.credit = type(assign)(1.0, 0.95, 1.0, False)
-    trainer.scorer = lambda batch, texts: [Score(1e38) for _ in texts]
+    before = parameters_of(trainer.model)
+    trainer.credit = CreditSettings(scale="none")
+    trainer.scorer = lambda batch, texts: [Score(1e38 * (i % 2)) for i in range(len(texts))]
     with pytest.raises(RlgfError, match="step 1 is not finite"):
         trainer.step()
-    assert all(torch.equal(before[name], tensor) for name, tensor in state_of(trainer.model).items())
+    assert torch.equal(before, parameters_of(trainer.model))
 
 
 def test_behaviour_cloning_of_short_texts_is_finite_whatever_the_policy_may_sample(gpt2: Loaded) -> None:
@@ -167,10 +167,10 @@ def test_behaviour_cloning_learns_the_guides_text(gpt2: Loaded) -> None:
 def test_the_first_step_is_examined_before_anything_is_learned(gpt2: Loaded, name: str) -> None:
     """And its entropy is estimated from the log-probabilities of the policy's own tokens."""
     trainer = trainer_for(gpt2, name, guide(), kl_coef=0.3)
-    before, seen = state_of(trainer.model), []
+    before, seen = parameters_of(trainer.model), []
 
     def examine(regime: Any, episodes: Any, batch: Any, notes: Any, credit: Any, kl_coef: float) -> None:
-        assert all(torch.equal(before[n], tensor) for n, tensor in state_of(trainer.model).items())
+        assert torch.equal(before, parameters_of(trainer.model))
         drawn = None if notes is None else [float(p) for p in notes.logprobs[batch.policy]]
         seen.append((len(episodes), kl_coef, drawn))
 

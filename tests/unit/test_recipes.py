@@ -217,7 +217,7 @@ PAPER: dict[str, dict[str, Any]] = {
 """arXiv 2306.11816 and the configs released with it: what holds for every algorithm of a task."""
 
 SHARED = {
-    "kl.adaptive": False, "kl.in_reward": True, "ppo.critic": "separate", "ppo.clip_range": 0.2,
+    "kl.adaptive": False, "kl.where": "auto", "ppo.critic": "separate", "ppo.clip_range": 0.2,
     "ppo.value_clip_range": 0.2, "optim.max_grad_norm": 1.0, "rollout.temperature": 1.0, "rollout.top_p": 1.0,
     "aux.reference_nll": 0.1,
 }  # fmt: skip

@@ -212,6 +212,6 @@ class AlgorithmSpec(_Data):
         return any(r.needs_live_guide for r in self.regimes)
 
     @property
-    def uses_reference(self) -> bool:
-        """Whether any regime has policy-gradient tokens, which are charged the KL."""
+    def has_policy_gradient(self) -> bool:
+        """Whether any regime has policy-gradient tokens, which need a reward and may be charged a KL."""
         return any(r.estimator != "likelihood" for r in self.regimes)

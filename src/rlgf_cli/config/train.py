@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from rlgf_cli.algorithms import catalog
-from rlgf_cli.algorithms.spec import AlgorithmSpec
+from rlgf_cli.algorithms.spec import AlgorithmSpec, Estimator
 from rlgf_cli.config.common import (
     LengthConfig,
     LoraConfig,
@@ -102,7 +102,9 @@ class ServerConfig(Strict):
 class RolloutConfig(Strict):
     """How episodes are written. ``episodes`` per step; ``batch_size`` rows are generated at a time.
 
-    Every ``save_every`` steps (0: never) ``save_count`` of them are saved, and ``show_count`` are shown on stderr.
+    ``resample_groups``: how often a step replaces groups whose scores are all equal by those of other prompts (0:
+    it keeps them). Every ``save_every`` steps (0: never) ``save_count`` episodes are saved; ``show_count`` are shown on
+    stderr.
     """
 
     episodes: int = Field(128, ge=1)
@@ -112,43 +114,78 @@ class RolloutConfig(Strict):
     top_p: float = Field(1.0, gt=0, le=1)
     missing_eos_penalty: float = Field(0.0, ge=0)
     on_uncovered: Literal["unguided", "drop"] = "unguided"
+    resample_groups: int = Field(0, ge=0)
     save_every: int = Field(10, ge=0)
     save_count: int = Field(16, ge=0)
     show_count: int = Field(1, ge=0)
     vllm: ServerConfig = ServerConfig()
 
 
+AdvantageScale = Literal["auto", "none", "running", "batch", "group"]
+
+
 class PPOConfig(Strict):
-    """Credit and losses. See docs/algorithms.md for each formula."""
+    """Credit and losses. See docs/algorithms.md for each formula and each default.
+
+    ``advantage_scale``: what advantages are divided by; ``auto``: the group's standard deviation for grpo, nothing for
+    rloo, else the standard deviation of the scores of the run so far. ``critic_min_explained``: the share of the
+    returns' variance that a critic must explain before its values are the baseline. ``critic_warmup_explained``: the
+    critic's warm-up of at most ``critic_warmup_steps`` ends at this share. ``critic_learning_rate`` null: the policy's.
+    ``value_clip_range`` is in units of the returns' standard deviation.
+    """
 
     gamma: float = Field(1.0, gt=0, le=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)
+    adaptive_lambda: float | None = Field(None, gt=0)
     guide_lambda: float = Field(1.0, ge=0, le=1)
-    whiten_advantages: bool = True
+    critic_lambda: float = Field(1.0, ge=0, le=1)
+    advantage_scale: AdvantageScale = "auto"
     epochs: int = Field(4, ge=1)
     minibatch_size: int = Field(32, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
     clip_range: float = Field(0.2, gt=0)
-    value_clip_range: float | None = Field(0.2, gt=0)
+    clip_range_high: float | None = Field(None, gt=0)
+    loss_average: Literal["tokens", "sequences", "constant"] = "tokens"
+    mask_truncated: bool = False
+    value_clip_range: float | None = Field(None, gt=0)
     value_coef: float = Field(0.5, ge=0)
     entropy_coef: float = Field(0.0, ge=0)
-    critic: Literal["shared", "separate"] = "shared"
+    critic: Literal["shared", "head", "separate"] = "shared"
+    critic_learning_rate: float | None = Field(None, gt=0)
+    critic_min_explained: float = Field(0.05, le=1)
     critic_warmup_steps: int = Field(0, ge=0)
+    critic_warmup_explained: float | None = Field(None, gt=0, lt=1)
 
 
 class KLConfig(Strict):
-    """The charge for leaving the reference: reward_t -= coef * (log pi - log pi_ref), on the policy's tokens.
+    """The charge for leaving the reference, on the policy's tokens.
 
-    ``in_reward: false`` logs it without charging it. ``adaptive`` moves the coefficient towards ``target``
-    (nats per episode).
+    ``where``: ``reward``: reward_t -= coef * (log pi - log pi_ref); ``loss``: loss += coef * the mean of ``estimator``
+    per token; ``log``: measured and not charged; ``auto``: loss for algorithms with groups, else reward. With coef 0
+    there is no reference, unless ``where`` is ``log``. ``adaptive`` moves the coefficient towards ``target`` (nats per
+    episode).
     """
 
     scalar_key: ClassVar[str | None] = "coef"
     coef: float = Field(0.02, ge=0)
-    in_reward: bool = True
+    where: Literal["auto", "reward", "loss", "log"] = "auto"
+    estimator: Literal["k1", "k2", "k3"] = "k3"
     adaptive: bool = False
     target: float = Field(6.0, gt=0)
     horizon: int = Field(10000, ge=1)
+
+    def charges(self, estimator: Estimator) -> Literal["reward", "loss", "log"]:
+        """Where the KL is charged under an estimator. ``auto`` keeps it out of scores that are compared within a group:
+        divided by their standard deviation, equal scores would leave the KL alone, in full size."""
+        if self.where != "auto":
+            return self.where
+        return "loss" if estimator in ("group_mean", "leave_one_out") else "reward"
+
+    @model_validator(mode="after")
+    def _check(self) -> KLConfig:
+        if self.adaptive and (self.coef == 0 or self.where == "log"):
+            raise Refused("an adaptive coefficient needs one to start from that is charged", "set kl.coef above 0")
+        return self
 
 
 class AuxConfig(Strict):
@@ -240,7 +277,7 @@ class TrainConfig(StageConfig):
                 "a vLLM server is sent whole weights, not shards or 4-bit ones",
                 "leave rollout.vllm out, or use parallel.strategy: ddp and no load_in_4bit",
             )
-        if self.reward_needed and not self.reward and spec.uses_reference:
+        if self.reward_needed and not self.reward and spec.has_policy_gradient:
             raise ValueError("at least one reward is needed")
         if spec.needs_guide and self.guide is None:
             raise ValueError(f"the algorithm {spec.name!r} needs a guide: give --guide FILE, hf:PATH or openai:MODEL")
@@ -253,9 +290,32 @@ class TrainConfig(StageConfig):
                 f"ppo.minibatch_size ({self.ppo.minibatch_size}) is larger than "
                 f"rollout.episodes ({self.rollout.episodes})"
             )
+        self._check_scale(spec)
         if self.watch is not None:
             self._check_watch(self.watch)
         return self
+
+    def _check_scale(self, spec: AlgorithmSpec) -> None:
+        """Refuse divisors that an estimator has no use for, and a KL that would be divided with the score."""
+        scale, where = self.ppo.advantage_scale, self.kl.where
+        fitting = {"group_mean": ("auto", "group", "none"), "leave_one_out": ("auto", "none"), "likelihood": (scale,)}
+        for estimator in dict.fromkeys(regime.estimator for regime in spec.regimes):
+            allowed = fitting.get(estimator, ("auto", "running", "batch", "none"))
+            if scale not in allowed:
+                raise Refused(
+                    f"ppo.advantage_scale: {scale} does not go with {spec.name!r} ({estimator})",
+                    f"it takes {', '.join(allowed)}",
+                )
+            if estimator == "group_mean" and scale != "none" and where == "reward" and self.kl.coef:
+                raise Refused(
+                    "kl.where: reward puts the KL into scores that are divided by their group's standard deviation: "
+                    "equal scores would leave the KL's noise alone, blown up to the size of a success",
+                    "kl.where: loss, or ppo.advantage_scale: none",
+                )
+        if self.rollout.resample_groups and spec.group_size == 1:
+            raise Refused(
+                f"rollout.resample_groups replaces groups, and {spec.name!r} has none", "grpo and rloo have them"
+            )
 
     def _check_watch(self, watch: WatchConfig) -> None:
         if self.eval.data is None:

@@ -53,15 +53,50 @@ def episode_returns(scores: torch.Tensor, ratio: torch.Tensor, learned: torch.Te
     return scores - kl_coef * torch.where(learned, ratio, torch.zeros_like(ratio)).sum(-1)
 
 
-def group_advantages(returns: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """GRPO: (R - group mean) / (group standard deviation + 1e-4) (Shao et al. 2024, section 4.1.2).
+def divide(advantages: torch.Tensor, mask: torch.Tensor, spread: float) -> torch.Tensor:
+    """Mean zero over the mask, divided by ``spread`` (that of the scores; 1 where it is 0); 0 elsewhere. [B, T]
 
-    returns [B], groups [B] int64 (equal number: same prompt and prefix) -> [B]. A group whose returns are all equal
-    gets 0.
+    ``spread`` comes from more than this batch: dividing a batch without signal by its own standard deviation gives
+    noise of full size.
     """
-    mean, size, index = _group_means(returns, groups)
-    variance = torch.zeros_like(mean).index_add(0, index, (returns - mean[index]).square()) / (size - 1).clamp_min(1)
-    return (returns - mean[index]) / (variance[index].sqrt() + 1e-4)
+    centred = torch.where(mask, advantages - masked_mean(advantages, mask), torch.zeros_like(advantages))
+    return centred / (spread if spread > 0 else 1.0)
+
+
+def length_adaptive_lambdas(lengths: torch.Tensor, alpha: float) -> torch.Tensor:
+    """lambda = 1 - 1 / (alpha * length), at least 0 (VAPO, arXiv 2504.05118, length-adaptive GAE).
+
+    lengths, of any shape -> the same shape, float32
+    """
+    return (1 - 1 / (alpha * lengths.clamp_min(1).float())).clamp_min(0)
+
+
+def group_advantages(scores: torch.Tensor, groups: torch.Tensor, *, scaled: bool = True) -> torch.Tensor:
+    """GRPO: (score - group mean) / (group standard deviation + 1e-4) (Shao et al. 2024, section 4.1.2).
+
+    scores [B], groups [B] int64 (equal number: same prompt and prefix) -> [B]. A group whose scores are all equal gets
+    exactly 0. Scores alone go in: a KL charge that differs between equal scores would be divided up to size 1.
+    ``scaled`` false: not divided (Dr. GRPO, arXiv 2503.20783).
+    """
+    mean, size, index = _group_means(scores, groups)
+    centred = torch.where(_varies(scores, index, len(mean))[index], scores - mean[index], torch.zeros_like(scores))
+    if not scaled:
+        return centred
+    variance = torch.zeros_like(mean).index_add(0, index, centred.square()) / (size - 1).clamp_min(1)
+    return centred / (variance[index].sqrt() + 1e-4)
+
+
+def without_variance(scores: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Whether all scores of an episode's group are equal, so that the group teaches nothing. [B], [B] -> [B] bool"""
+    found, index = groups.unique(return_inverse=True)
+    return ~_varies(scores, index, len(found))[index]
+
+
+def _varies(scores: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
+    """Per group, whether its scores differ. scores, index [B] -> [count] bool"""
+    low = scores.new_full((count,), float("inf")).scatter_reduce(0, index, scores, "amin")
+    high = scores.new_full((count,), float("-inf")).scatter_reduce(0, index, scores, "amax")
+    return high > low
 
 
 def leave_one_out_advantages(returns: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:

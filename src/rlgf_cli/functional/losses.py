@@ -1,17 +1,39 @@
 """The losses. Each is a sum over a mask divided by a count that the caller gives.
 
 The count is that of the whole minibatch, so that accumulating over parts of it gives the same gradient; an empty
-selection gives zero, never NaN. Shapes: B episodes, T response positions.
+selection gives zero, never NaN. It is one number, or one per episode [B, 1] (:func:`loss_counts`). Shapes: B episodes,
+T response positions.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+
+from rlgf_cli.functional.shaping import k3
+
+LossAverage = Literal["tokens", "sequences", "constant"]
+KLEstimator = Literal["k1", "k2", "k3"]
 
 
 def _mean(values: torch.Tensor, mask: torch.Tensor, count: torch.Tensor | float) -> torch.Tensor:
-    total = torch.where(mask, values, values.new_zeros(())).sum()
-    return total / torch.as_tensor(count, dtype=total.dtype, device=total.device).clamp_min(1)
+    totals = torch.where(mask, values, values.new_zeros(())).sum(-1, keepdim=True)
+    return (totals / torch.as_tensor(count, dtype=totals.dtype, device=totals.device).clamp_min(1)).sum()
+
+
+def loss_counts(mask: torch.Tensor, average: LossAverage, constant: int) -> torch.Tensor:
+    """What each episode's sum over ``mask`` [B, T] is divided by, so that the sum over episodes is the average. [B, 1]
+
+    ``tokens``: the mask's tokens (DAPO, arXiv 2503.14476, eq. 8). ``sequences``: an episode's own tokens, times the
+    number of episodes with any (GRPO, Shao et al. 2024, eq. 3). ``constant``: ``constant`` tokens per episode, whatever
+    its length (Dr. GRPO, arXiv 2503.20783).
+    """
+    lengths = mask.sum(-1, keepdim=True)
+    episodes = (lengths > 0).sum()
+    if average == "tokens":
+        return lengths.sum().expand_as(lengths)
+    return episodes * (lengths if average == "sequences" else torch.full_like(lengths, constant))
 
 
 def policy_loss(
@@ -21,9 +43,12 @@ def policy_loss(
     mask: torch.Tensor,
     clip_range: float,
     count: torch.Tensor | float,
+    *,
+    clip_range_high: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated: -mean min(rho A, clip(rho, 1-c, 1+c) A).
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated: -mean min(rho A, clip(rho, 1-c, 1+h) A).
 
+    c is ``clip_range`` and h is ``clip_range_high`` (None: c), which DAPO sets higher (arXiv 2503.14476, section 3.1).
     rho = exp(log pi - log pi_old). The log-ratio is masked *before* exp: on the guide's tokens it may overflow, and
     infinity times 0 is NaN. All [B, T], mask bool. Returns the loss and sums over the mask: ``ratio``,
     ``clipped`` (tokens where the clip binds), ``approx_kl`` (k3 estimate of KL(pi_old || pi)).
@@ -31,7 +56,8 @@ def policy_loss(
     difference = torch.where(mask, logprobs - old_logprobs, torch.zeros_like(logprobs))
     ratio = difference.exp()
     unclipped = ratio * advantages
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range) * advantages
+    high = clip_range if clip_range_high is None else clip_range_high
+    clipped = ratio.clamp(1 - clip_range, 1 + high) * advantages
     loss = _mean(-torch.minimum(unclipped, clipped), mask, count)
     with torch.no_grad():
         # both estimators of KL(pi_old || pi) sample from pi_old, where r = log pi_old - log pi = -difference
@@ -41,6 +67,32 @@ def policy_loss(
             "approx_kl": torch.where(mask, torch.expm1(difference) - difference, torch.zeros_like(ratio)).sum(),
         }
     return loss, stats
+
+
+def kl_loss(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    ref_logprobs: torch.Tensor,
+    mask: torch.Tensor,
+    estimator: KLEstimator,
+    count: torch.Tensor | float,
+) -> torch.Tensor:
+    """KL(pi || pi_ref) as a loss: the mean over the mask of an estimate per token, r = log pi - log pi_ref. All [B, T].
+
+    ``k3``: exp(-r) - 1 + r (Shao et al. 2024, eq. 4); its gradient is that of KL(pi_ref || pi). ``k2``: r^2 / 2, whose
+    gradient is that of KL(pi || pi_ref) where pi wrote the tokens. ``k1``: rho r with rho = pi / pi_old: r alone has a
+    gradient of mean zero and would hold nothing back (arXiv 2506.09477). The names are those of Schulman,
+    "Approximating KL divergence".
+    """
+    zero = torch.zeros_like(logprobs)
+    ratio = torch.where(mask, logprobs - ref_logprobs, zero)
+    if estimator == "k3":
+        estimate = k3(ratio)
+    elif estimator == "k2":
+        estimate = 0.5 * ratio.square()
+    else:
+        estimate = torch.where(mask, logprobs - old_logprobs, zero).exp() * ratio
+    return _mean(estimate, mask, count)
 
 
 def value_loss(

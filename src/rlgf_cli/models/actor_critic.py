@@ -27,8 +27,14 @@ from rlgf_cli.models.trl_primitives import (
 
 
 class ValueHead(nn.Module):
-    """Hidden states [..., H] to values [...]. It starts at zero everywhere; the norm makes the scale of an
-    architecture's last hidden state (T5 divides by the square root of H) not matter."""
+    """Hidden states [..., H] to values [...] in the reward's units: mean + unit * (w . norm(h) + b).
+
+    It starts at ``mean`` everywhere; :meth:`calibrate` says what that is. The norm makes the scale of an architecture's
+    last hidden state (T5 divides by the square root of H) not matter.
+    """
+
+    mean: torch.Tensor
+    unit: torch.Tensor
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -36,11 +42,28 @@ class ValueHead(nn.Module):
         self.out = nn.Linear(hidden, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("unit", torch.ones(()))
+
+    @torch.no_grad()
+    def calibrate(self, mean: float, spread: float, *, keep: bool) -> None:
+        """Set the units of the values from the returns' mean and standard deviation (0: 1 is taken).
+
+        ``keep``: change the weights so that every value stays what it was (PopArt, van Hasselt et al. 2016, arXiv
+        1602.07714, proposition 1).
+        """
+        unit = spread if spread > 0 else 1.0
+        if keep:
+            ratio = float(self.unit) / unit
+            self.out.weight.mul_(ratio)
+            self.out.bias.mul_(ratio).add_((float(self.mean) - mean) / unit)
+        self.mean.fill_(mean)
+        self.unit.fill_(unit)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         # a bfloat16 value has three digits: advantages are differences of values
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.out(self.norm(hidden.float())).squeeze(-1)
+            return self.mean + self.unit * self.out(self.norm(hidden.float())).squeeze(-1)
 
 
 class _NoHead(nn.Module):
@@ -76,8 +99,11 @@ class Scored:
 class ActorCritic(nn.Module):
     """``policy`` learns; the reference is frozen; ``critics`` maps a roll-out author to its value function.
 
-    The reference is: under LoRA on plain weights, the weights with the adapter switched off; under LoRA that goes on
-    from an adapter checkpoint, a frozen second adapter with that checkpoint's weights; else a frozen copy.
+    ``mode``: a critic is a head on the policy's hidden states whose error reaches the policy's weights (``shared``) or
+    not (``head``), or a model of its own (``separate``). ``with_reference`` false: there is none, and nothing to hold
+    or to run for it. The reference is: under LoRA on plain weights, the weights with the adapter switched off; under
+    LoRA that goes on from an adapter checkpoint, a frozen second adapter with that checkpoint's weights; else a frozen
+    copy.
     """
 
     eos: torch.Tensor
@@ -91,13 +117,14 @@ class ActorCritic(nn.Module):
         self._checkpointing = False
         base: Any = self.policy.get_base_model() if isinstance(self.policy, PeftModel) else self.policy
         hidden = base.get_output_embeddings().weight.shape[-1]
-        self.separate = mode == "separate"
+        self.separate, self._detached = mode == "separate", mode == "head"
         frozen = _without_adapters(self.policy) if self.separate and isinstance(self.policy, PeftModel) else base
         self.critics = nn.ModuleDict(
             {name: SeparateCritic(frozen, hidden) if self.separate else ValueHead(hidden) for name in critics}
         ).to(loaded.device)
         if self.separate:
             self.critics.requires_grad_(True)
+        self.has_reference = with_reference
         self.reference: Any = None
         self._reference_adapter: str | None = None
         if with_reference:
@@ -153,6 +180,15 @@ class ActorCritic(nn.Module):
             for layer in layers:
                 layer.training = False
 
+    def head(self, critic: str) -> ValueHead:
+        """A critic's value head."""
+        found: Any = self.critics[critic]
+        return found.head if self.separate else found
+
+    def value_unit(self, critic: str) -> torch.Tensor:
+        """What a critic's errors are measured in, a scalar."""
+        return self.head(critic).unit
+
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters that learn, by name: the policy's, then the critics'."""
         policy = [(f"policy.{n}", p) for n, p in self.policy.named_parameters() if p.requires_grad]
@@ -185,7 +221,11 @@ class ActorCritic(nn.Module):
             found = {}
             for name in wanted:
                 critic = self.critics[name]
-                found[name] = critic(batch) if self.separate else critic(hidden)
+                if self.separate:
+                    found[name] = critic(batch)
+                else:
+                    assert hidden is not None
+                    found[name] = critic(hidden.detach() if self._detached else hidden)
         logprobs, entropies = self._select(logits, batch, select, temperature, min_new_tokens, entropy)
         return Scored(logprobs, entropies, found)
 

@@ -38,7 +38,8 @@ from rlgf_cli.rewards.exam import Texts, examine_reward
 from rlgf_cli.rewards.judge import judges_of
 from rlgf_cli.rewards.make import SumReward, make_reward
 from rlgf_cli.training import probe
-from rlgf_cli.training.credit import CreditSettings, annotate, assign
+from rlgf_cli.training.build import needs_reference
+from rlgf_cli.training.credit import CreditSettings, Standing, annotate, assign
 from rlgf_cli.training.episodes import Episode, build_batch, written
 from rlgf_cli.training.rollout import Roller, Sampling
 
@@ -172,7 +173,7 @@ def _policy(
     exam: Exam | None,
 ) -> list[Check]:
     """Let the policy write for every regime of the algorithm, and hold the truths of step 0 against what it wrote."""
-    model = ActorCritic(loaded, spec.critics, mode=config.ppo.critic, with_reference=spec.uses_reference)
+    model = ActorCritic(loaded, spec.critics, mode=config.ppo.critic, with_reference=needs_reference(config))
     sampling = Sampling.of(config.rollout, config.lengths)
     guide = _Known(config.guide.name, exam) if config.guide is not None and exam is not None else None
     covered = frozenset(guide.texts) if guide is not None else None
@@ -187,10 +188,10 @@ def _policy(
         _give_scores(episodes, reward if sound else None, config.rollout.missing_eos_penalty)
         batch = build_batch(episodes, regime, spec.critics, loaded)
         notes = credit = None
-        charged = config.kl.coef if config.kl.in_reward else 0.0
+        charged = config.kl.coef if config.kl.charges(regime.estimator) == "reward" else 0.0
         if regime.estimator != "likelihood":
             notes = annotate(model, batch, regime, sampling, rows_at_once=sampling.batch_size)
-            credit = assign(regime, batch, notes, kl_coef=charged, settings=CreditSettings.of(config.ppo))
+            credit = assign(regime, batch, notes, CreditSettings.of(config.ppo), Standing(charged))
         checks = probe.examine(
             model, regime, episodes, batch, notes, credit, sampling, kl_coef=charged, seed=config.seed, step=0
         )

@@ -15,9 +15,14 @@ from rlgf_cli.training import probe
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.credit import CreditSettings
 from rlgf_cli.training.distributed import Group
-from rlgf_cli.training.loop import Evaluate, KLSettings, Scorer, ScorerAt, Trainer
+from rlgf_cli.training.loop import CriticSettings, Evaluate, Scorer, ScorerAt, Trainer
 from rlgf_cli.training.rollout import Roller, Sampling
 from rlgf_cli.training.update import UpdateSettings, make_optimizer, make_scheduler
+
+
+def needs_reference(config: TrainConfig) -> bool:
+    """Whether a run charges or measures a KL: else its reference is neither held in memory nor run."""
+    return config.algorithm.spec().has_policy_gradient and (config.kl.coef > 0 or config.kl.where == "log")
 
 
 def make_trainer(
@@ -39,12 +44,14 @@ def make_trainer(
     ``warn`` is told of a broken truth of step 0 where that should not end the run.
     """
     spec, ppo = config.algorithm.spec(), config.ppo
-    model = ActorCritic(loaded, spec.critics, mode=ppo.critic, with_reference=spec.uses_reference)
+    model = ActorCritic(loaded, spec.critics, mode=ppo.critic, with_reference=needs_reference(config))
     if config.gradient_checkpointing:
         model.enable_checkpointing()
     group.spread(model)
     group.prepare(model)
-    optimizer = make_optimizer(model.trainable(), config.optim.learning_rate, config.optim.weight_decay)
+    optimizer = make_optimizer(
+        model.trainable(), config.optim.learning_rate, config.optim.weight_decay, ppo.critic_learning_rate
+    )
     sampling = Sampling.of(config.rollout, config.lengths)
     roller = Roller(
         loaded,
@@ -67,13 +74,14 @@ def make_trainer(
         roller=roller,
         scorer=scorer,
         credit=CreditSettings.of(ppo),
-        update=UpdateSettings.of(ppo, config.aux, config.optim),
-        kl=KLSettings(config.kl.in_reward, config.kl.adaptive, config.kl.target, config.kl.horizon),
+        update=UpdateSettings.of(ppo, config.kl, config.aux, config.optim),
+        kl=config.kl,
         state=TrainerState(kl_coef=config.kl.coef, horizon=reference_length(loaded, prompts, sampling.max_new_tokens)),
         seed=config.seed,
         episodes=config.rollout.episodes,
         missing_eos_penalty=config.rollout.missing_eos_penalty,
-        critic_warmup_steps=ppo.critic_warmup_steps,
+        critic=CriticSettings(ppo.critic_warmup_steps, ppo.critic_warmup_explained, ppo.critic_min_explained),
+        resample_groups=config.rollout.resample_groups,
         eval_every=config.eval.every,
         scorer_at=scorer_at,
         evaluate=evaluate,

@@ -27,7 +27,9 @@ class TrainerState:
     """What the loop carries from step to step, apart from weights and optimizer.
 
     ``horizon``: recent mean response length, from which the policy's cut is drawn; ``critic_steps``: steps in which
-    each critic was fitted; ``guide_uses``/``guide_texts``: see GuideUse; ``own_scores``/``guide_scores``: see Gate;
+    each critic was fitted; ``explained``: each critic's running share of explained variance; ``moments``: running
+    moments (functional.stats) of the scores, and of those that each critic is fitted on; ``guide_uses``,
+    ``guide_texts``: see GuideUse; ``own_scores``, ``guide_scores``: see Gate;
     ``best_step``, ``best_score``: the step with the best held-out score so far (None: there was none yet);
     ``watched``: see training.divergence.
     """
@@ -36,6 +38,8 @@ class TrainerState:
     kl_coef: float = 0.0
     horizon: float = 1.0
     critic_steps: dict[str, int] = field(default_factory=dict)
+    explained: dict[str, float] = field(default_factory=dict)
+    moments: dict[str, list[float]] = field(default_factory=dict)
     guide_uses: dict[str, int] = field(default_factory=dict)
     guide_texts: dict[str, int] = field(default_factory=dict)
     best_step: int = 0

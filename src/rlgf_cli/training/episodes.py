@@ -56,7 +56,8 @@ class Episode:
     ``action_start`` where the last action before the cut begins (one token before it, or a whole word where the cut
     had to move). ``finished``: the last token is EOS. ``reached_cut``: the roll-in wrote all of the k tokens drawn.
     ``branches`` (guide_mc alone): the guide's other ends; the episode itself is the first from after the action.
-    ``sampled``: where a server wrote for the policy, its log-probability (nats) of the token at a position.
+    ``drawn``: the step and index that its sampling draws are a function of. ``sampled``: where a server wrote for the
+    policy, its log-probability (nats) of the token at a position.
     """
 
     index: int
@@ -72,6 +73,7 @@ class Episode:
     text: str = ""
     score: Score | None = None
     penalty: float = 0.0
+    drawn: tuple[int | str, int] = (0, 0)
     sampled: dict[int, float] = field(default_factory=dict)
     branches: list[Branch] = field(default_factory=list)
 
@@ -152,13 +154,22 @@ def written(episodes: Iterable[Episode]) -> Iterator[tuple[Example, Episode | Br
         yield from ((e.example, branch) for branch in e.branches)
 
 
+def by_group(episodes: Iterable[Episode]) -> dict[int, list[Episode]]:
+    """Episodes by the group that they are compared in."""
+    found: dict[int, list[Episode]] = {}
+    for e in episodes:
+        found.setdefault(e.group, []).append(e)
+    return found
+
+
 @dataclass(frozen=True)
 class EpisodeBatch:
     """Episodes as tensors. B episodes, T response positions; masks are bool [B, T].
 
     ``real``: response tokens; ``policy``: those that the policy wrote; ``learned``: those that carry the loss;
-    ``fit[author]``: those that the author's critic is fitted on; ``last``: the last token; ``scores``, ``groups``
-    [B]. ``differences`` [B]: mean value after the action at the cut less that before it, 0 where none is known.
+    ``fit[author]``: those that the author's critic is fitted on; ``last``: the last token; ``scores``, ``groups``,
+    ``finished`` (the text ended with EOS) [B]. ``differences`` [B]: mean value after the action at the cut less that
+    before it, 0 where none is known.
     """
 
     tokens: TokenBatch
@@ -169,6 +180,7 @@ class EpisodeBatch:
     last: torch.Tensor
     scores: torch.Tensor
     groups: torch.Tensor
+    finished: torch.Tensor
     differences: torch.Tensor
 
 
@@ -208,6 +220,7 @@ def build_batch(episodes: Sequence[Episode], regime: Regime, critics: Sequence[s
         last=masks.last_token(tokens.lengths, width),
         scores=torch.tensor([e.value if e.score is not None else 0.0 for e in episodes], device=device),
         groups=column([e.group for e in episodes]),
+        finished=column([int(e.finished) for e in episodes]).bool(),
         differences=column([after - before for before, after in (e.sides or (0.0, 0.0) for e in episodes)]),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, pstdev
 from typing import Any, Protocol
 
@@ -12,28 +12,32 @@ import torch
 
 from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import AlgorithmSpec, Regime
-from rlgf_cli.functional.shaping import adapt_kl_coef, k3
-from rlgf_cli.functional.stats import explained_variance
+from rlgf_cli.config.train import KLConfig
+from rlgf_cli.functional.shaping import adapt_kl_coef
+from rlgf_cli.functional.stats import running_moments, spread_of
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Example, Score
+from rlgf_cli.training import figures
 from rlgf_cli.training.checkpoint import TrainerState
-from rlgf_cli.training.credit import Credit, CreditSettings, Notes, annotate, assign, sampler_gap
+from rlgf_cli.training.credit import Credit, CreditSettings, Notes, Standing, annotate, assign
 from rlgf_cli.training.distributed import ALONE, Group
 from rlgf_cli.training.divergence import Evaluation, watch
-from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch, written
+from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch, by_group, written
 from rlgf_cli.training.gate import Gate, own_scores
 from rlgf_cli.training.restarts import Restarts, values_along
 from rlgf_cli.training.rollout import Roller
 from rlgf_cli.training.timing import Clock
-from rlgf_cli.training.update import StepData, UpdateSettings, update
+from rlgf_cli.training.update import StepData, UpdateSettings, carries_loss, update
 
 Scorer = Callable[[Sequence[Example], Sequence[str]], list[Score]]
 ScorerAt = Callable[[int], tuple[Scorer, dict[str, float]]]
 """What scores in an iteration (counted from 0), and the figures that say how, for its row."""
 HORIZON_MEMORY = 0.9
 """Weight of the past in the running mean of response lengths."""
+TRUST_MEMORY = 0.8
+"""Weight of the past in the running share of the returns' variance that a critic explains; single steps are noisy."""
 
 
 class Examine(Protocol):
@@ -57,13 +61,13 @@ class Evaluate(Protocol):
 
 
 @dataclass(frozen=True)
-class KLSettings:
-    """How the KL is charged; see functional.shaping for its sign."""
+class CriticSettings:
+    """When a critic may teach. The policy waits for at most ``warmup_steps`` fits of it, or until it explains
+    ``warmup_explained`` of the returns' variance; below ``min_explained`` the mean score takes its place."""
 
-    in_reward: bool
-    adaptive: bool
-    target: float
-    horizon: int
+    warmup_steps: int = 0
+    warmup_explained: float | None = None
+    min_explained: float = 0.05
 
 
 @dataclass
@@ -83,19 +87,21 @@ class Trainer:
     scorer: Scorer | None
     credit: CreditSettings
     update: UpdateSettings
-    kl: KLSettings
+    kl: KLConfig
     state: TrainerState
     seed: int
     episodes: int
     missing_eos_penalty: float
-    critic_warmup_steps: int
+    critic: CriticSettings
     eval_every: int
+    resample_groups: int = 0
     scorer_at: ScorerAt | None = None
     evaluate: Evaluate | None = None
     patience: int = 2
     examine: Examine | None = None
     group: Group = ALONE
     clock: Clock = field(init=False)
+    resampled: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.clock = Clock(lambda: self.roller.guide_seconds)
@@ -128,17 +134,14 @@ class Trainer:
             )
         row: dict[str, Any] = {
             "step": step + 1,
-            **self._figures(regime, episodes, batch, notes, credit),
+            **figures.of_episodes(regime, episodes),
+            **figures.of_tensors(episodes, batch, notes, credit),
+            **self._standing_figures(regime, batch, credit),
             **moving,
             **losses,
         }
         row["lr"] = self.scheduler.get_last_lr()[0]
         row["update/policy_frozen"] = float(settings.policy_frozen)
-        if notes is not None and credit is not None:
-            for name, mask in batch.fit.items():
-                if name in credit.returns:
-                    explained = explained_variance(notes.values[name], credit.returns[name], mask)
-                    row |= {} if explained is None else {f"value/explained_{name}": explained}
         self._advance(episodes, credit, row)
         if self.evaluate is not None and self.state.step % self.eval_every == 0:
             with self.clock.timed("eval"), self.group.gathered(self.model):
@@ -157,10 +160,14 @@ class Trainer:
         with self.clock.timed("reward"):
             self.group.agree(lambda: self._score(episodes))
             episodes = self._everyones(episodes)
+        self.resampled = 0
+        for number in range(self.resample_groups):
+            episodes = self._resample(regime, episodes, step, number)
+        self._take_moments(regime, episodes)
         with self.clock.timed("annotate"):
             batch = build_batch(episodes, regime, self.spec.critics, self.model.loaded)
             notes = credit = None
-            charged = self.state.kl_coef if self.kl.in_reward else 0.0
+            charged = self.state.kl_coef if self.kl.charges(regime.estimator) == "reward" else 0.0
             if regime.estimator != "likelihood":
                 notes = annotate(
                     self.model,
@@ -170,13 +177,54 @@ class Trainer:
                     rows_at_once=self.roller.sampling.batch_size,
                     group=self.group,
                 )
-                credit = assign(regime, batch, notes, kl_coef=charged, settings=self.credit)
+                credit = assign(regime, batch, notes, self.credit, self._standing(episodes, charged))
         # sharded models answer only where all processes ask alike
         if step == 0 and self.examine is not None and not self.group.lockstep:
             examine = self.examine
             with self.clock.timed("check"):
                 self.group.agree(lambda: examine(regime, episodes, batch, notes, credit, charged))
         return episodes, batch, notes, credit
+
+    def _take_moments(self, regime: Regime, episodes: list[Episode]) -> None:
+        """Take the step's scores into the running moments, and put the critics' values into their units."""
+        state = self.state
+        for name in self.spec.critics:
+            if values := [e.value for e in episodes if e.score is not None and e.fits == name]:
+                moments = state.moments[name] = running_moments(state.moments.get(name), values)
+                fitted = state.critic_steps.get(name, 0) > 0
+                self.model.head(name).calibrate(moments[1], spread_of(moments), keep=fitted)
+        if regime.estimator != "likelihood" and (values := [e.value for e in episodes if e.score is not None]):
+            state.moments["scores"] = running_moments(state.moments.get("scores"), values)
+
+    def _standing(self, episodes: list[Episode], kl_coef: float) -> Standing:
+        """What the run knows when the step's credit is given."""
+        moments = self.state.moments.get("scores")
+        # a step whose scores differ more than the run's so far does not weigh more for it
+        own = pstdev([e.value for e in episodes if e.score is not None]) if moments else 0.0
+        trusted = frozenset(name for name in self.spec.critics if self._trusts(name))
+        return Standing(kl_coef, max(own, spread_of(moments)) if moments else 0.0, trusted)
+
+    def _resample(self, regime: Regime, episodes: list[Episode], step: int, number: int) -> list[Episode]:
+        """Put groups of other prompts in the place of those whose scores are all equal (DAPO's dynamic sampling, arXiv
+        2503.14476, section 3.2). Prompts and draws are a function of (seed, step, number)."""
+        flat = [g for g, members in by_group(episodes).items() if len({e.value for e in members}) == 1]
+        if not flat:
+            return episodes
+        size, key = self.spec.group_size, f"{step}.{number}"
+        chosen = noise.generator(self.seed, "resample", key).integers(len(self.prompts), size=len(flat))
+        counts = self.roller.counts
+        with self.clock.timed("rollout"):
+            fresh = self._rolled(regime, [self.prompts[i] for i in chosen for _ in range(size)], key)
+        with self.clock.timed("reward"):
+            self.group.agree(lambda: self._score(fresh))
+            fresh = self._everyones(fresh)
+        self.roller.counts = counts + self.roller.counts
+        self.resampled += len(fresh)
+        kept = [e for e in episodes if e.group not in set(flat)]
+        for e in fresh:
+            place, member = flat[e.group], e.index % size
+            e.group, e.index = place, place * size + member
+        return sorted(kept + fresh, key=lambda e: e.index)
 
     def _prompts_of(self, step: int) -> list[Encoded]:
         """The step's prompts: a function of (seed, step), so a resumed run goes on where it was. Groups repeat one."""
@@ -205,7 +253,7 @@ class Trainer:
             gate=Gate(state.own_scores, state.guide_scores, score) if regime.gate else None,
         )
 
-    def _rolled(self, regime: Regime, prompts: list[Encoded], step: int) -> list[Episode]:
+    def _rolled(self, regime: Regime, prompts: list[Encoded], step: int | str) -> list[Episode]:
         """The episodes of this process."""
         horizon, size = self.state.horizon, self.spec.group_size
         return self.group.agree(lambda: self.roller.roll(regime, prompts, step, horizon, size, among=self.group))
@@ -247,15 +295,41 @@ class Trainer:
 
     def _settings(self, regime: Regime) -> UpdateSettings:
         """The policy waits while the critic that its advantages come from is not warm yet."""
-        fitted = self.state.critic_steps.get(regime.critic, 0) if regime.critic else self.critic_warmup_steps
-        frozen = fitted < self.critic_warmup_steps
-        return UpdateSettings(**{**self.update.__dict__, "policy_frozen": frozen})
+        frozen = False
+        if regime.critic is not None:
+            wanted = self.critic.warmup_explained
+            warm = wanted is not None and self.state.explained.get(regime.critic, 0.0) >= wanted
+            frozen = self.state.critic_steps.get(regime.critic, 0) < self.critic.warmup_steps and not warm
+        charged = self.state.kl_coef if self.kl.charges(regime.estimator) == "loss" else 0.0
+        return replace(self.update, policy_frozen=frozen, kl_coef=charged)
+
+    def _standing_figures(self, regime: Regime, batch: EpisodeBatch, credit: Credit | None) -> dict[str, Any]:
+        """What the row says of the trainer's own state."""
+        row: dict[str, Any] = {"tokens/learned": int(carries_loss(batch, self.update).sum())}
+        if regime.needs_live_guide:
+            row["length/horizon"] = self.state.horizon
+        if regime.needs_guide:
+            row |= figures.of_guide(regime, self.roller.counts) | {"guide/reuse": self.roller.use.reuse}
+        if self.resample_groups:
+            row["rollout/resampled"] = self.resampled
+        if credit is not None:
+            row["kl/coef"] = 0.0 if self.kl.charges(regime.estimator) == "log" else self.state.kl_coef
+            row |= {f"value/trusted_{name}": float(self._trusts(name)) for name in credit.returns}
+        return row
+
+    def _trusts(self, critic: str) -> bool:
+        """Whether a critic explained enough, lately, for its values to be the baseline."""
+        return self.state.explained.get(critic, 0.0) >= self.critic.min_explained
 
     def _advance(self, episodes: list[Episode], credit: Credit | None, row: dict[str, Any]) -> None:
         """Move the trainer's state to the next step."""
         state = self.state
         for name in credit.returns if credit is not None else ():
             state.critic_steps[name] = state.critic_steps.get(name, 0) + 1
+            if (now := row.get(f"value/explained_{name}")) is not None:
+                state.explained[name] = TRUST_MEMORY * state.explained.get(name, 0.0) + (1 - TRUST_MEMORY) * max(
+                    now, -1.0
+                )
         mean = fmean(e.length for e in episodes)
         state.horizon = HORIZON_MEMORY * state.horizon + (1 - HORIZON_MEMORY) * mean
         if self.kl.adaptive and credit is not None:
@@ -289,60 +363,3 @@ class Trainer:
         state, score = self.state, row.get("eval/score")
         if score is not None and (state.best_score is None or score > state.best_score):
             state.best_step, state.best_score = state.step, score
-
-    def _figures(
-        self,
-        regime: Regime,
-        episodes: list[Episode],
-        batch: EpisodeBatch,
-        notes: Notes | None,
-        credit: Credit | None,
-    ) -> dict[str, Any]:
-        """What the step's row says of its episodes, taken from what the losses use."""
-        row: dict[str, Any] = {
-            "regime": regime.roll_out if regime.roll_in == "none" else f"{regime.roll_in}>{regime.roll_out}",
-            "episodes": len(episodes),
-            "length/mean": fmean(e.length for e in episodes),
-            "length/truncated": fmean(not e.finished for e in episodes),
-            "tokens/policy": float(batch.policy.sum() / batch.real.sum()),
-            "tokens/learned": int(batch.learned.sum()),
-        }
-        scored = [e for e in episodes if e.score is not None]
-        if scored:
-            values = [e.value for e in scored]
-            row |= {"score/mean": fmean(values), "score/std": pstdev(values)}
-            parts = [e.score.parts for e in scored if e.score]
-            for name in sorted({name for found in parts for name in found}):  # a reward may log a part for some only
-                row[f"score/part/{name}"] = fmean(found[name] for found in parts if name in found)
-        begun = [e for e in episodes if e.cut > 0]
-        if regime.roll_in != "none":
-            row["rollin/share"] = len(begun) / len(episodes)
-            row |= {"rollin/tokens": fmean(e.cut for e in begun)} if begun else {}
-        if regime.needs_live_guide:
-            row["length/horizon"] = self.state.horizon
-            row |= {"rollin/self_ended": fmean(e.policy_alone and e.finished for e in begun)} if begun else {}
-        if regime.needs_guide:
-            counts = self.roller.counts
-            row |= {f"guide/{name}": counts[name] for name in ("cuts_moved", "unguided")}
-            row |= {"guide/requests": counts["guide_requests"], "guide/capped": counts["guide_capped"]}
-            row |= {"guide/failed": counts["guide_failed"]} if counts["guide_failed"] else {}
-            row |= {"guide/gated": counts["gated"]} if regime.gate else {}
-            row["guide/reuse"] = self.roller.use.reuse
-        if regime.estimator == "guide_mc":
-            sides = [e.sides for e in scored if e.sides is not None]
-            row |= {"mc/before": fmean(b for b, _ in sides), "mc/after": fmean(a for _, a in sides)} if sides else {}
-            row["mc/one_sided"] = self.roller.counts["one_sided"]
-        if notes is not None and bool(batch.policy.any()):
-            row["policy/entropy"] = -float(notes.logprobs[batch.policy].mean())
-        if notes is not None and (gap := sampler_gap(episodes, notes.logprobs)) is not None:
-            row["sampler/gap"] = float(gap.abs().mean())
-        if credit is not None:
-            policy_tokens = batch.policy.sum().clamp_min(1)
-            row["reward/sum"] = float(credit.rewards.sum(-1).mean())
-            row["kl/mean"] = float(credit.log_ratio.sum() / policy_tokens)
-            row["kl/k3"] = float(k3(credit.log_ratio).sum() / policy_tokens)
-            row["kl/episode"] = float(credit.log_ratio.sum(-1).mean())
-            row["kl/coef"] = self.state.kl_coef if self.kl.in_reward else 0.0
-            if int(batch.learned.sum()) > 1:
-                row["advantage/std"] = float(credit.advantages[batch.learned].std())
-        return row

@@ -55,18 +55,24 @@ def examine(
     rows = _some(batch)
     if notes is not None and credit is not None:
         found += _scoring(model, episodes, batch, notes, sampling, rows)
-        if isinstance(model.policy, PeftModel):
+        if isinstance(model.policy, PeftModel) and model.has_reference:
             found.append(_adapters(model, batch, sampling, rows))
-        everything = Gap.of(credit.log_ratio[batch.policy])
-        found.append(truths.compared("policy.reference", everything, EXACT, "policy and reference"))
+        if credit.log_ratio is not None:
+            everything = Gap.of(credit.log_ratio[batch.policy])
+            found.append(truths.compared("policy.reference", everything, EXACT, "policy and reference"))
     if any(e.said for e in episodes):
         found.append(_server(episodes, notes, sampling))
     else:
         found.append(_sampler(model, [episodes[i] for i in rows.tolist()], sampling, seed, step))
     found.append(truths.masks(episodes, batch, regime, model.loaded.eos_ids))
     if credit is not None:
-        found.append(truths.placement(episodes, batch.scores, credit.rewards, credit.log_ratio, kl_coef))
+        found.append(_placement(episodes, batch, credit, kl_coef))
     return [check for check in found if check is not None]
+
+
+def _placement(episodes: Sequence[Episode], batch: EpisodeBatch, credit: Credit, kl_coef: float) -> Check:
+    ratio = torch.zeros_like(credit.rewards) if credit.log_ratio is None else credit.log_ratio
+    return truths.placement(episodes, batch.scores, credit.rewards, ratio, kl_coef)
 
 
 def letter(check: Check) -> RlgfError:
@@ -176,7 +182,7 @@ def _sampler(model: ActorCritic, episodes: Sequence[Episode], sampling: Sampling
         with autocast(loaded.device, loaded.dtype):
             logits, _ = response_forward(model.policy, tokens, own[None])
         assert logits is not None
-        uniforms = noise.uniforms(sampling.max_new_tokens, seed, "tokens", step, e.index)
+        uniforms = noise.uniforms(sampling.max_new_tokens, seed, "tokens", *e.drawn)
         at = own.nonzero()[:, 0]
         for part in torch.arange(len(at), device=at.device).split(_POSITIONS):
             places = at[part]

@@ -86,7 +86,7 @@ class Roller:
         self,
         regime: Regime,
         prompts: Sequence[Encoded],
-        step: int,
+        step: int | str,
         horizon: float,
         group_size: int = 1,
         *,
@@ -98,7 +98,10 @@ class Roller:
         With ``group_size`` above 1, neighbouring prompts are equal and share the roll-in.
         """
         self.counts = Counter()
-        every = [Episode(i, p.example, p.ids, i // group_size, regime.roll_out) for i, p in enumerate(prompts)]
+        every = [
+            Episode(i, p.example, p.ids, i // group_size, regime.roll_out, drawn=(step, i))
+            for i, p in enumerate(prompts)
+        ]
         draws = np.stack(
             [noise.uniforms(self.sampling.max_new_tokens, self.seed, "tokens", step, e.index) for e in every]
         )

@@ -6,18 +6,19 @@ the minibatch's own gradient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.config.common import OptimConfig
-from rlgf_cli.config.train import AuxConfig, PPOConfig
+from rlgf_cli.config.train import AuxConfig, KLConfig, PPOConfig
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.functional import losses
 from rlgf_cli.models.actor_critic import ActorCritic
@@ -30,7 +31,8 @@ from rlgf_cli.training.rollout import Sampling
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """Sizes and coefficients of the update. ``policy_frozen``: the critics learn alone (critic warm-up)."""
+    """Sizes and coefficients of the update. ``kl_coef``: of the KL as a loss (0: it is charged elsewhere or not at
+    all); ``policy_frozen``: the critics learn alone (critic warm-up)."""
 
     epochs: int
     minibatch_size: int
@@ -41,10 +43,15 @@ class UpdateSettings:
     entropy_coef: float
     reference_nll: float
     max_grad_norm: float
+    clip_range_high: float | None = None
+    loss_average: losses.LossAverage = "tokens"
+    mask_truncated: bool = False
+    kl_estimator: losses.KLEstimator = "k3"
+    kl_coef: float = 0.0
     policy_frozen: bool = False
 
     @classmethod
-    def of(cls, ppo: PPOConfig, aux: AuxConfig, optim: OptimConfig) -> UpdateSettings:
+    def of(cls, ppo: PPOConfig, kl: KLConfig, aux: AuxConfig, optim: OptimConfig) -> UpdateSettings:
         return cls(
             epochs=ppo.epochs,
             minibatch_size=ppo.minibatch_size,
@@ -55,6 +62,10 @@ class UpdateSettings:
             entropy_coef=ppo.entropy_coef,
             reference_nll=aux.reference_nll,
             max_grad_norm=optim.max_grad_norm,
+            clip_range_high=ppo.clip_range_high,
+            loss_average=ppo.loss_average,
+            mask_truncated=ppo.mask_truncated,
+            kl_estimator=kl.estimator,
         )
 
 
@@ -112,11 +123,11 @@ def update(
     differentiates its share; the denominators are those of the whole.
     """
     sums = Sums()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for found in optimizer.param_groups for p in found["params"]]
     policy_learns = not settings.policy_frozen
     for minibatch in _minibatches(len(data.batch.scores), settings, seed, step):
-        learned = data.batch.learned[minibatch] & policy_learns
-        counts = _Counts.of(data, minibatch, learned, policy_learns)
+        learned = carries_loss(data.batch, settings)[minibatch] & policy_learns
+        counts = _Counts.of(data, minibatch, learned, settings, sampling.max_new_tokens)
         if counts.empty:
             sums.add("update/skipped", 1, 1)
             continue
@@ -134,40 +145,69 @@ def update(
             if loss.requires_grad:
                 (group.loss_scale * loss).backward()
         group.add_gradients(parameters)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
-        if not bool(norm.isfinite()):
-            error = RlgfError(
-                f"the gradient of step {step + 1} is not finite ({float(norm)}); the weights were not changed by it",
-                hint="a smaller learning rate, more kl.coef, or dtype float32; --resume goes on from the checkpoint",
-            )
-            raise shared(error)  # the sum of all processes' gradients is not finite on any of them
-        sums.add("update/grad_norm", norm, 1)
+        for role, owned in by_role(optimizer).items():
+            norm = _clip(owned, settings.max_grad_norm)
+            if not bool(norm.isfinite()):
+                error = RlgfError(
+                    f"the {role}'s gradient of step {step + 1} is not finite ({float(norm)}); the weights were not "
+                    "changed by it",
+                    hint="a smaller learning rate, more kl.coef, or dtype float32; --resume goes on from the "
+                    "checkpoint",
+                )
+                raise shared(error)  # the sum of all processes' gradients is not finite on any of them
+            sums.add("update/grad_norm" if role == "policy" else "update/critic_grad_norm", norm, 1)
         optimizer.step()
     sums.add_up(group)
     return sums.means()
 
 
+def carries_loss(batch: EpisodeBatch, settings: UpdateSettings) -> torch.Tensor:
+    """The tokens that the policy's loss is taken on. With ``mask_truncated`` a text that was cut at the limit has none
+    (DAPO's overlong filtering, arXiv 2503.14476, section 3.4). [B, T] bool"""
+    return batch.learned & batch.finished.unsqueeze(-1) if settings.mask_truncated else batch.learned
+
+
+def by_role(optimizer: torch.optim.Optimizer) -> dict[str, list[torch.Tensor]]:
+    """The parameters of the policy and of the critics: each has a learning rate and a gradient norm of its own, so that
+    the critic's error does not decide how far the policy moves."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for params in optimizer.param_groups:
+        found.setdefault(params.get("role", "policy"), []).extend(params["params"])
+    return found
+
+
+def _clip(parameters: Sequence[torch.Tensor], limit: float) -> torch.Tensor:
+    """Scale the gradients down to a norm of at most ``limit``; returns the norm before, a scalar."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
 @dataclass(frozen=True)
 class _Counts:
-    """Denominators of one minibatch."""
+    """Denominators of one minibatch. ``average``: what each episode's loss is divided by [B], at its row."""
 
     learned: torch.Tensor
     fitted: torch.Tensor
     reference: torch.Tensor
+    average: torch.Tensor
 
     @property
     def empty(self) -> bool:
         return not bool(self.learned + self.fitted + self.reference)
 
     @classmethod
-    def of(cls, data: StepData, rows: torch.Tensor, learned: torch.Tensor, policy_learns: bool) -> _Counts:
+    def of(
+        cls, data: StepData, rows: torch.Tensor, learned: torch.Tensor, settings: UpdateSettings, longest: int
+    ) -> _Counts:
         zero = torch.zeros((), dtype=torch.long, device=learned.device)
         fitted = [data.batch.fit[name][rows].sum() for name in (data.credit.returns if data.credit else {})]
-        wanted = data.references is not None and policy_learns
+        wanted = data.references is not None and not settings.policy_frozen
         tokens = data.references.lengths[rows].sum() if wanted and data.references is not None else zero
-        return cls(learned.sum(), sum(fitted, zero), tokens)
+        average = torch.zeros(len(data.batch.scores), dtype=torch.long, device=learned.device)
+        average[rows] = losses.loss_counts(learned, settings.loss_average, longest).squeeze(-1)
+        return cls(learned.sum(), sum(fitted, zero), tokens, average)
 
 
 def _minibatches(count: int, settings: UpdateSettings, seed: int, step: int) -> Iterator[torch.Tensor]:
@@ -211,6 +251,7 @@ def _loss(
     )
     total = 0 * scored.logprobs.clamp_min(-1e4).sum() if beside else scored.logprobs.new_zeros(())
     size = learned.sum()
+    average = counts.average[rows].unsqueeze(-1)
     if likelihood:
         loss = losses.likelihood_loss(scored.logprobs, learned, counts.learned)
         sums.add("loss/likelihood", loss.detach() * counts.learned, size)
@@ -218,12 +259,20 @@ def _loss(
     elif bool(size):
         assert notes is not None and credit is not None
         old, advantages = notes.logprobs[rows][:, :width], credit.advantages[rows][:, :width]
-        loss, stats = losses.policy_loss(scored.logprobs, old, advantages, learned, settings.clip_range, counts.learned)
+        loss, stats = losses.policy_loss(
+            scored.logprobs, old, advantages, learned, settings.clip_range, average,
+            clip_range_high=settings.clip_range_high,
+        )  # fmt: skip
         sums.add("loss/policy", loss.detach() * counts.learned, size)
         sums.add("ppo/ratio", stats["ratio"], size)
         sums.add("ppo/clip_fraction", stats["clipped"], size)
         sums.add("ppo/approx_kl", stats["approx_kl"], size)
         total = total + loss
+        if settings.kl_coef and notes.ref_logprobs is not None:
+            ref = notes.ref_logprobs[rows][:, :width]
+            charge = losses.kl_loss(scored.logprobs, old, ref, learned, settings.kl_estimator, average)
+            sums.add("loss/kl", charge.detach() * counts.learned, size)
+            total = total + settings.kl_coef * charge
     if scored.entropies is not None:
         bonus = losses.entropy_bonus(scored.entropies, learned, counts.learned)
         sums.add("ppo/entropy", bonus.detach() * counts.learned, size)
@@ -231,10 +280,11 @@ def _loss(
     for name in fitted:
         assert notes is not None and credit is not None
         mask = batch.fit[name][rows][:, :width]
+        unit = model.value_unit(name)  # in units of the returns' spread: no reward scale is special
         loss = losses.value_loss(
-            scored.values[name],
-            notes.values[name][rows][:, :width],
-            credit.returns[name][rows][:, :width],
+            scored.values[name] / unit,
+            notes.values[name][rows][:, :width] / unit,
+            credit.returns[name][rows][:, :width] / unit,
             mask,
             settings.value_clip_range,
             counts.fitted,
@@ -262,16 +312,33 @@ def _reference_loss(model: ActorCritic, tokens: TokenBatch, count: torch.Tensor,
     return loss
 
 
-def make_optimizer(named: Sequence[tuple[str, Any]], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW, one kernel for all parameters; LayerNorm weights, biases and other vectors are not decayed."""
-    decayed = [p for _, p in named if p.dim() >= 2]
-    plain = [p for _, p in named if p.dim() < 2]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+def make_optimizer(
+    named: Sequence[tuple[str, Any]],
+    learning_rate: float,
+    weight_decay: float,
+    critic_learning_rate: float | None = None,
+) -> torch.optim.AdamW:
+    """AdamW, one kernel for all parameters; LayerNorm weights, biases and other vectors are not decayed.
+
+    Parameters named ``critics.*`` are groups of their own (``role``), with ``critic_learning_rate`` (None: the
+    policy's).
+    """
+    groups = []
+    for role, rate in (("policy", learning_rate), ("critic", critic_learning_rate or learning_rate)):
+        own = [p for name, p in named if name.startswith("critics.") == (role == "critic")]
+        for decay, params in ((weight_decay, [p for p in own if p.dim() >= 2]), (0.0, [p for p in own if p.dim() < 2])):
+            groups.append({"params": params, "weight_decay": decay, "lr": rate, "role": role})
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, eps=1e-8, fused=True)
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int) -> Any:
-    """The learning rate over ``steps`` iterations, warmup included."""
-    # transformers' "constant" ignores the warmup
-    name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
-    return get_scheduler(name, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps)
+def make_scheduler(optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int) -> LambdaLR:
+    """The learning rates over ``steps`` iterations: (step + 1) / warmup_steps of them in the warmup, so that no
+    iteration is spent on a rate of 0, and then constant, or falling to 0 as a line or as half a cosine."""
+
+    def share(step: int) -> float:
+        if step + 1 < config.warmup_steps:
+            return (step + 1) / config.warmup_steps
+        done = min(1.0, max(0, step - config.warmup_steps) / max(1, steps - config.warmup_steps))
+        return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
+
+    return LambdaLR(optimizer, share)

@@ -1,0 +1,82 @@
+"""What a step's row says of its episodes and of the tensors that the losses used. Pure; shapes as in EpisodeBatch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+from typing import Any
+
+from rlgf_cli.algorithms.spec import Regime
+from rlgf_cli.functional.shaping import k3
+from rlgf_cli.functional.stats import explained_variance
+from rlgf_cli.training.credit import Credit, Notes, sampler_gap
+from rlgf_cli.training.episodes import Episode, EpisodeBatch, by_group
+
+Row = dict[str, Any]
+
+
+def of_episodes(regime: Regime, episodes: Sequence[Episode]) -> Row:
+    """Scores, lengths and roll-ins."""
+    row: Row = {
+        "regime": regime.roll_out if regime.roll_in == "none" else f"{regime.roll_in}>{regime.roll_out}",
+        "episodes": len(episodes),
+        "length/mean": fmean(e.length for e in episodes),
+        "length/truncated": fmean(not e.finished for e in episodes),
+    }
+    scored = [e for e in episodes if e.score is not None]
+    if scored:
+        values = [e.value for e in scored]
+        row |= {"score/mean": fmean(values), "score/std": pstdev(values)}
+        if regime.group_size > 1:
+            flat = [len({e.value for e in members}) == 1 for members in by_group(scored).values()]
+            row["score/groups_without_variance"] = fmean(flat)
+        parts = [e.score.parts for e in scored if e.score]
+        for name in sorted({name for found in parts for name in found}):  # a reward may log a part for some only
+            row[f"score/part/{name}"] = fmean(found[name] for found in parts if name in found)
+    begun = [e for e in episodes if e.cut > 0]
+    if regime.roll_in != "none":
+        row["rollin/share"] = len(begun) / len(episodes)
+        row |= {"rollin/tokens": fmean(e.cut for e in begun)} if begun else {}
+    if regime.needs_live_guide:
+        row |= {"rollin/self_ended": fmean(e.policy_alone and e.finished for e in begun)} if begun else {}
+    if regime.estimator == "guide_mc":
+        sides = [e.sides for e in scored if e.sides is not None]
+        row |= {"mc/before": fmean(b for b, _ in sides), "mc/after": fmean(a for _, a in sides)} if sides else {}
+    return row
+
+
+def of_guide(regime: Regime, counts: Counter[str]) -> Row:
+    """What the guide was asked for and how its texts were used."""
+    row: Row = {f"guide/{name}": counts[name] for name in ("cuts_moved", "unguided")}
+    row |= {"guide/requests": counts["guide_requests"], "guide/capped": counts["guide_capped"]}
+    row |= {"guide/failed": counts["guide_failed"]} if counts["guide_failed"] else {}
+    row |= {"guide/gated": counts["gated"]} if regime.gate else {}
+    row |= {"mc/one_sided": counts["one_sided"]} if regime.estimator == "guide_mc" else {}
+    return row
+
+
+def of_tensors(episodes: Sequence[Episode], batch: EpisodeBatch, notes: Notes | None, credit: Credit | None) -> Row:
+    """KL, entropy, advantages, and how each critic's values stand to the returns that they were to foretell."""
+    row: Row = {"tokens/policy": float(batch.policy.sum() / batch.real.sum())}
+    if notes is None or credit is None:
+        return row
+    if bool(batch.policy.any()):
+        row["policy/entropy"] = -float(notes.logprobs[batch.policy].mean())
+    if (gap := sampler_gap(episodes, notes.logprobs)) is not None:
+        row["sampler/gap"] = float(gap.abs().mean())
+    row["reward/sum"] = float(credit.rewards.sum(-1).mean())
+    if credit.log_ratio is not None:
+        policy_tokens = batch.policy.sum().clamp_min(1)
+        row["kl/mean"] = float(credit.log_ratio.sum() / policy_tokens)
+        row["kl/k3"] = float(k3(credit.log_ratio).sum() / policy_tokens)
+        row["kl/episode"] = float(credit.log_ratio.sum(-1).mean())
+    if int(batch.learned.sum()) > 1:
+        row["advantage/std"] = float(credit.advantages[batch.learned].std())
+    for name, returns in credit.returns.items():
+        mask, values = batch.fit[name], notes.values[name]
+        row[f"value/return_{name}"] = float(returns[mask].mean())
+        row[f"value/bias_{name}"] = float((values - returns)[mask].mean())
+        explained = explained_variance(values, returns, mask)
+        row |= {} if explained is None else {f"value/explained_{name}": explained}
+    return row
