@@ -218,7 +218,10 @@ def test_two_processes_are_one(two: Two, alone: Callable[..., str], name: str) -
     assert (one["own_scores"] != {}) == (one["guide_scores"] != {}) == ("--gate" in RUNS[name][1])
     assert ("--gate" in RUNS[name][1]) == (sum(row.get("guide/gated", 0) for row in two.world.rows(out)) > 0)
     assert one["watched"] == other["watched"]  # no figure is watched: it is empty
-    figures = [n for n in one if not n.startswith("guide_") and n != "watched"]
+    assert other["explained"] == pytest.approx(one["explained"], rel=1e-4, abs=1e-6)
+    for critic, moments in one["moments"].items():
+        assert other["moments"][critic] == pytest.approx(moments, rel=1e-6)
+    figures = [n for n in one if not n.startswith("guide_") and n not in ("watched", "explained", "moments")]
     for figure in figures:
         assert other[figure] == pytest.approx(one[figure], rel=1e-6), figure
     start = load_file(two.world.model / "model.safetensors")

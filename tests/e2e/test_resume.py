@@ -162,7 +162,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         assert rows_of(task.folder / "bought", without=ours) == rows_of(whole, without=ours)
     # there was something to get wrong
     rows, state = rows_of(whole), json.loads((last_checkpoint(whole) / "state.json").read_text())
-    assert len({row["lr"] for row in rows}) == STEPS
+    assert len({row["lr"] for row in rows}) == STEPS - 1  # the last iteration of the warmup and the one behind it
     assert state["horizon"] != 1.0
     likelihood = alg in ("bc-guide", "dagger")
     assert likelihood or len({row["kl/coef"] for row in rows}) > 2
