@@ -66,15 +66,26 @@ def token_limit(model: Any, tokenizer: Any, given: int | None = None) -> int | N
     Raises UserError where ``given`` is more than the model reads.
     """
     known = [int(tokenizer.model_max_length)] if tokenizer.model_max_length < _NO_LIMIT else []
-    config = model.config
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if positions and not hasattr(config, "relative_attention_num_buckets"):
-        # the RoBERTa family counts positions from pad + 1
-        offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-        known.append(int(positions) - offset)
+    if (positions := position_limit(model)) is not None:
+        known.append(positions)
     if given is not None and known and given > min(known):
         raise UserError(f"max_tokens is {given}; the model reads at most {min(known)}", hint="leave max_tokens out")
     return given if given is not None else min(known, default=None)
+
+
+def position_limit(model: Any) -> int | None:
+    """How many tokens have a position in an encoder or a decoder; None: any number (relative positions alone).
+
+    RoBERTa, and what is made like it (Longformer, MPNet, ESM, ...), counts positions from the padding's id + 1. Its
+    table of positions has a row for the padding, which no other table of positions has.
+    """
+    config = model.config
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    tables = (getattr(module, "position_embeddings", None) for module in model.modules())
+    padding = next((row for table in tables if (row := getattr(table, "padding_idx", None)) is not None), None)
+    if not limit or (padding is None and hasattr(config, "relative_attention_num_buckets")):
+        return None
+    return int(limit) - (0 if padding is None else padding + 1)
 
 
 def join(prompt: str, text: str) -> str:
