@@ -164,17 +164,19 @@ class ActorCritic(nn.Module):
 
     def enable_checkpointing(self) -> None:
         """Recompute activations in the backward pass instead of keeping them, where :meth:`score` is differentiated."""
-        self.policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        critics = [critic.backbone for critic in self.critics.values() if isinstance(critic, SeparateCritic)]
+        for network in (self.policy, *critics):
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._checkpointing = True
 
     @contextlib.contextmanager
-    def _layers_checkpoint(self) -> Iterator[None]:
+    def _layers_checkpoint(self, network: nn.Module) -> Iterator[None]:
         """A layer checkpoints in training mode only, and in that mode it ignores the key-value cache that sampling
         lives on: so the mode is on for a differentiated forward pass and off again behind it."""
         if not (self._checkpointing and torch.is_grad_enabled()):
             yield
             return
-        layers = [m for m in self.policy.modules() if isinstance(m, GradientCheckpointingLayer)]
+        layers = [m for m in network.modules() if isinstance(m, GradientCheckpointingLayer)]
         for layer in layers:
             layer.training = True
         try:
@@ -221,13 +223,14 @@ class ActorCritic(nn.Module):
             logits = hidden = None
             if picked is not None or (wanted and not self.separate):
                 learns = torch.is_grad_enabled() and not policy_frozen
-                with torch.set_grad_enabled(learns), self._layers_checkpoint():
+                with torch.set_grad_enabled(learns), self._layers_checkpoint(self.policy):
                     logits, hidden = response_forward(self.policy, batch, picked)
             found = {}
             for name in wanted:
                 critic = self.critics[name]
                 if self.separate:
-                    found[name] = critic(batch)
+                    with self._layers_checkpoint(critic):
+                        found[name] = critic(batch)
                 else:
                     assert hidden is not None
                     found[name] = critic(hidden.detach() if self._detached else hidden)
