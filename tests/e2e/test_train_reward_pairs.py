@@ -29,6 +29,7 @@ def bert(folder: Path) -> Path:
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"0123456789", *words]))
     tokenizer = hf.BertTokenizerFast(str(folder / "vocab.txt"))
     assert tokenizer.eos_token is None and len(tokenizer(words[0])["input_ids"]) == 3
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}"  # not trained with
     torch.manual_seed(0)
     hf.BertModel(
         hf.BertConfig(

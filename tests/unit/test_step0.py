@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rl import (
     AGGREVATED,
@@ -275,6 +276,38 @@ def test_gradient_checkpointing_changes_neither_gradients_nor_text(any_model: Pa
     assert found[0][1] == found[1][1]
     assert len(found[0][0]) == len(found[1][0]) > 5
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(found[0][0], found[1][0], strict=True))
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_separate_critics_checkpoint_too(tiny_llama: Path, lora: bool) -> None:
+    """Each layer runs a second time in the backward pass, and keeps less for it; the gradients are the same."""
+    found = []
+    for checkpointing in (False, True):
+        loaded = loaded_from(tiny_llama)
+        model = actor_critic(with_lora(loaded) if lora else loaded, ["policy", "guide"], mode="separate")
+        if checkpointing:
+            model.enable_checkpointing()
+        calls: list[torch.nn.Module] = []
+        for critic in model.critics.values():
+            critic.backbone.model.layers[1].self_attn.register_forward_hook(lambda m, *_, to=calls: to.append(m))
+        batch = token_batch(loaded, *some_texts(loaded))
+        nothing, kept = torch.zeros_like(real_mask(batch)), 0
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            scored = model.score(batch, nothing, temperature=1.0, min_new_tokens=0, values=["policy", "guide"])
+        assert len(set(calls)) == len(calls) == 2
+        sum(value.square().sum() for value in scored.values.values()).backward()  # type: ignore[union-attr]
+        assert [calls.count(layer) for layer in set(calls)] == ([2, 2] if checkpointing else [1, 1])
+        assert not any(m.training for m in model.critics.modules() if isinstance(m, GradientCheckpointingLayer))
+        found.append((kept, [p.grad for p in model.critics.parameters() if p.grad is not None]))
+    (plain, gradients), (less, others) = found
+    assert less < 0.5 * plain and len(gradients) == len(others) > 20
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(gradients, others, strict=True))
 
 
 @pytest.mark.parametrize("mode", ["shared", "separate"])

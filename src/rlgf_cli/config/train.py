@@ -102,6 +102,8 @@ class ServerConfig(Strict):
 class RolloutConfig(Strict):
     """How episodes are written. ``episodes`` per step; ``batch_size`` rows are generated at a time.
 
+    ``ban_control_tokens``: the policy never writes a special token other than its ending, or an id without a token. No
+    text shows them and no reward sees them; ``tokens/control`` in metrics.jsonl counts them (docs/algorithms.md).
     ``resample_groups``: how often a step replaces groups whose scores are all equal by those of other prompts (0:
     it keeps them). Every ``save_every`` steps (0: never) ``save_count`` episodes are saved; ``show_count`` are shown on
     stderr.
@@ -112,6 +114,7 @@ class RolloutConfig(Strict):
     temperature: float = Field(1.0, gt=0)
     top_k: int = Field(0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
+    ban_control_tokens: bool = False
     missing_eos_penalty: float = Field(0.0, ge=0)
     on_uncovered: Literal["unguided", "drop"] = "unguided"
     resample_groups: int = Field(0, ge=0)
@@ -276,6 +279,11 @@ class TrainConfig(StageConfig):
             raise Refused(
                 "a vLLM server is sent whole weights, not shards or 4-bit ones",
                 "leave rollout.vllm out, or use parallel.strategy: ddp and no load_in_4bit",
+            )
+        if self.rollout.vllm.url and self.rollout.ban_control_tokens:
+            raise Refused(
+                "rollout.ban_control_tokens is not known to a vLLM server, which would write the tokens all the same",
+                "leave one of them out",
             )
         if self.reward_needed and not self.reward and spec.has_policy_gradient:
             raise ValueError("at least one reward is needed")

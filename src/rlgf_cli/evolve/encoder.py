@@ -11,13 +11,14 @@ from transformers import AutoModel, AutoTokenizer
 
 from rlgf_cli.artifacts.rundir import parent_of
 from rlgf_cli.evolve.novelty import unit
+from rlgf_cli.models.classification import position_limit
 from rlgf_cli.models.load import check_checkpoint_name, pick_device
 
 
 class EncoderSpace:
     """The mean of the last layer's token vectors, of length one: what sentence encoders such as MiniLM were trained for
-    (Reimers and Gurevych 2019). Texts are cut at ``max_tokens``. ``batch_size`` None: 64, and 8 on a CPU, where what is
-    padded costs more than many calls.
+    (Reimers and Gurevych 2019). Texts are cut at ``max_tokens``, or where the encoder's positions end. ``batch_size``
+    None: 64, and 8 on a CPU, where what is padded costs more than many calls.
     """
 
     def __init__(
@@ -27,7 +28,7 @@ class EncoderSpace:
         self.tokenizer = AutoTokenizer.from_pretrained(name)
         self.model = AutoModel.from_pretrained(name).eval().to(pick_device(device))
         self.batch_size = batch_size or (8 if self.model.device.type == "cpu" else 64)
-        self.max_tokens = max_tokens
+        self.max_tokens = max_tokens = min(max_tokens, position_limit(self.model) or max_tokens)
         weights = (parent_of(name) or {}).get("sha256")
         self.signature = f"encoder={f'sha256:{weights[:12]}' if weights else Path(name).name},tokens={max_tokens}"
 

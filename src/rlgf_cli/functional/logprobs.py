@@ -12,18 +12,26 @@ from torch.autograd.function import once_differentiable
 
 
 def process_logits(
-    logits: torch.Tensor, temperature: float, eos_banned: torch.Tensor, eos_ids: torch.Tensor
+    logits: torch.Tensor,
+    temperature: float,
+    eos_banned: torch.Tensor,
+    eos_ids: torch.Tensor,
+    banned_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The policy's distribution as logits: divided by ``temperature``, EOS forbidden where ``eos_banned``.
+    """The policy's distribution as logits: divided by ``temperature``, EOS forbidden where ``eos_banned``, and
+    ``banned_ids`` everywhere.
 
-    logits [..., V], eos_banned [...] bool, eos_ids [n]. Sampler and scorer both call this, so the ratio of
-    new to old probability is taken under the distribution that wrote the tokens. At temperature 1 the ban is written
-    into ``logits`` itself: they are the largest tensor there is, and a copy of them costs as much as their softmax.
+    logits [..., V], eos_banned [...] bool, eos_ids [n], banned_ids [m]. Sampler and scorer both call this, so the ratio
+    of new to old probability is taken under the distribution that wrote the tokens. At temperature 1 the bans are
+    written into ``logits`` itself: they are the largest tensor there is, and a copy of them costs as much as their
+    softmax.
     """
     scaled = logits / temperature if temperature != 1.0 else logits
-    if bool(eos_banned.any()):
-        # no gradient is lost: a logit of minus infinity has the probability 0, and what comes back to it is 0
-        with torch.no_grad():
+    # no gradient is lost: a logit of minus infinity has the probability 0, and what comes back to it is 0
+    with torch.no_grad():
+        if banned_ids is not None:
+            scaled[..., banned_ids] = float("-inf")
+        if bool(eos_banned.any()):
             columns = scaled[..., eos_ids]
             scaled[..., eos_ids] = columns.masked_fill(eos_banned.unsqueeze(-1), float("-inf"))
     return scaled

@@ -50,7 +50,7 @@ class BleurtMetric:
         if path is None:
             raise UserError(f"{self.name!r} needs a checkpoint", hint=_WANTED)
         _refuse_own_type(path)
-        self.model, self.tokenizer = load_scorer(path, no_head=_WANTED)
+        self.model, self.tokenizer = load_scorer(path, no_head=_WANTED, dtype="float32")
         if (labels := self.model.config.num_labels) != 1:
             raise UserError(f"this checkpoint has {labels} labels; BLEURT has one output", where=path, hint=_WANTED)
         self.model.to(pick_device(device)).eval()

@@ -55,7 +55,11 @@ class FlaggedMetric:
         if path is None:
             raise UserError(f"{self.name!r} needs a reward model", hint=f"write {self.name}:PATH")
         known, self.threshold = _read(path)
-        reads: dict[str, Any] = {"include_prompt": known.reads.prompt, "max_tokens": known.reads.max_tokens}
+        reads: dict[str, Any] = {
+            "include_prompt": known.reads.prompt,
+            "max_tokens": known.reads.max_tokens,
+            "chat": False,
+        }
         made = RewardModelReward if known.objective == "pairwise" else ClassifierReward
         self._scorer = made(path, **reads, batch_size=batch_size, device=device)
         self.labels = self._bad_labels(path)

@@ -107,6 +107,7 @@ class ActorCritic(nn.Module):
     """
 
     eos: torch.Tensor
+    control: torch.Tensor
 
     def __init__(self, loaded: Loaded, critics: Iterable[str], *, mode: str, with_reference: bool) -> None:
         super().__init__()
@@ -131,6 +132,8 @@ class ActorCritic(nn.Module):
             self._make_reference()
         eos = torch.tensor(sorted(loaded.eos_ids), device=loaded.device)
         self.register_buffer("eos", eos, persistent=False)
+        control = torch.tensor(sorted(loaded.control_ids), dtype=torch.long, device=loaded.device)
+        self.register_buffer("control", control, persistent=False)
 
     def _make_reference(self) -> None:
         if not isinstance(self.policy, PeftModel):
@@ -161,17 +164,19 @@ class ActorCritic(nn.Module):
 
     def enable_checkpointing(self) -> None:
         """Recompute activations in the backward pass instead of keeping them, where :meth:`score` is differentiated."""
-        self.policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        critics = [critic.backbone for critic in self.critics.values() if isinstance(critic, SeparateCritic)]
+        for network in (self.policy, *critics):
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._checkpointing = True
 
     @contextlib.contextmanager
-    def _layers_checkpoint(self) -> Iterator[None]:
+    def _layers_checkpoint(self, network: nn.Module) -> Iterator[None]:
         """A layer checkpoints in training mode only, and in that mode it ignores the key-value cache that sampling
         lives on: so the mode is on for a differentiated forward pass and off again behind it."""
         if not (self._checkpointing and torch.is_grad_enabled()):
             yield
             return
-        layers = [m for m in self.policy.modules() if isinstance(m, GradientCheckpointingLayer)]
+        layers = [m for m in network.modules() if isinstance(m, GradientCheckpointingLayer)]
         for layer in layers:
             layer.training = True
         try:
@@ -201,11 +206,13 @@ class ActorCritic(nn.Module):
         *,
         temperature: float,
         min_new_tokens: int,
+        ban_control: bool = False,
         values: Iterable[str] = (),
         entropy: bool = False,
         policy_frozen: bool = False,
     ) -> Scored:
-        """Log-probabilities of the selected tokens under the policy's temperature-scaled full distribution.
+        """Log-probabilities of the selected tokens under the policy's temperature-scaled full distribution, or that
+        without its control tokens (``ban_control``).
 
         ``select`` [B, T] bool; ``values``: which critics to evaluate, on all positions. ``policy_frozen``: no gradient
         reaches the policy, not even that of a value head on its hidden states.
@@ -216,22 +223,29 @@ class ActorCritic(nn.Module):
             logits = hidden = None
             if picked is not None or (wanted and not self.separate):
                 learns = torch.is_grad_enabled() and not policy_frozen
-                with torch.set_grad_enabled(learns), self._layers_checkpoint():
+                with torch.set_grad_enabled(learns), self._layers_checkpoint(self.policy):
                     logits, hidden = response_forward(self.policy, batch, picked)
             found = {}
             for name in wanted:
                 critic = self.critics[name]
                 if self.separate:
-                    found[name] = critic(batch)
+                    with self._layers_checkpoint(critic):
+                        found[name] = critic(batch)
                 else:
                     assert hidden is not None
                     found[name] = critic(hidden.detach() if self._detached else hidden)
-        logprobs, entropies = self._select(logits, batch, select, temperature, min_new_tokens, entropy)
+        logprobs, entropies = self._select(logits, batch, select, temperature, min_new_tokens, ban_control, entropy)
         return Scored(logprobs, entropies, found)
 
     @torch.no_grad()
     def reference_logprobs(
-        self, batch: TokenBatch, select: torch.Tensor, *, temperature: float, min_new_tokens: int
+        self,
+        batch: TokenBatch,
+        select: torch.Tensor,
+        *,
+        temperature: float,
+        min_new_tokens: int,
+        ban_control: bool = False,
     ) -> torch.Tensor:
         """Log-probabilities [B, T] of the selected tokens under the reference, 0 elsewhere."""
         if _if_any(select) is None:
@@ -248,7 +262,7 @@ class ActorCritic(nn.Module):
             else:
                 with self.policy.disable_adapter():
                     logits, _ = response_forward(self.policy, batch, select)
-        return self._select(logits, batch, select, temperature, min_new_tokens, False)[0]
+        return self._select(logits, batch, select, temperature, min_new_tokens, ban_control, False)[0]
 
     def _select(
         self,
@@ -257,6 +271,7 @@ class ActorCritic(nn.Module):
         select: torch.Tensor,
         temperature: float,
         min_new_tokens: int,
+        ban_control: bool,
         entropy: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits [N, V] of the selected positions (None: there are none) to log-probabilities and entropies [B, T]."""
@@ -264,7 +279,8 @@ class ActorCritic(nn.Module):
             nothing = torch.zeros(select.shape, device=select.device)
             return nothing, nothing if entropy else None
         position = torch.arange(select.shape[1], device=select.device).expand_as(select)[select]
-        logits = process_logits(logits.float(), temperature, position < min_new_tokens, self.eos)
+        banned = self.control if ban_control else None
+        logits = process_logits(logits.float(), temperature, position < min_new_tokens, self.eos, banned)
         # TRL's has a kernel for GPUs; without one it goes row by row
         choose = selective_log_softmax if logits.is_cuda else chosen_logprobs
         chosen = choose(logits, batch.response_ids[select])

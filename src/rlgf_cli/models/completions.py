@@ -32,7 +32,8 @@ def generate_texts(
 
     ``prefixes``: partial responses to go on from; the completion is what follows them. ``limits``: new
     tokens for each row, ``lengths.max_new_tokens`` by default. Noise is a function of (seed, example id,
-    sample index), so the order and the batch do not matter.
+    sample index), so the order and the batch do not matter. ``usage["control_tokens"]`` counts the tokens that the text
+    does not show (``Loaded.control_ids``).
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     count = len(encoded)
@@ -65,11 +66,13 @@ def generate_texts(
             on_batch=None if on_rows is None else lambda batch, _: on_rows(len(batch)),
         )
     completions = []
+    control = loaded.control_ids
     for prompt, start, row in zip(prompts, starts, rows, strict=True):
         whole = loaded.text.decode_response(tokenizer, [*start, *row.ids], strip=False)
         before = loaded.text.decode_response(tokenizer, start, strip=False) if start else ""
         text = whole.removeprefix(before) if start else whole
         usage = {"prompt_tokens": len(prompt) + len(start), "completion_tokens": len(row.ids)}
+        usage["control_tokens"] = sum(i in control for i in row.ids)
         completions.append(
             Completion(text.rstrip(), "stop" if row.finished else "length", loaded.name, usage=usage, cost_usd=None)
         )

@@ -131,6 +131,7 @@ def sample(
     uniforms: np.ndarray | None,
     eos_ids: Collection[int],
     pad_id: int,
+    banned_ids: Collection[int] = (),
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -143,7 +144,8 @@ def sample(
 
     ``uniforms`` [N, T] in [0, 1): the draw for the response's t-th token, prefix included, is column t, by
     inverse transform on the distribution; None is greedy. ``min_new_tokens`` counts the prefix too and
-    forbids EOS before. ``on_batch`` is told which rows were finished, and what was written in them.
+    forbids EOS before; ``banned_ids`` are never written. ``on_batch`` is told which rows were finished, and what was
+    written in them.
     """
     count = len(prompts)
     before = [list(p) for p in prefixes] if prefixes is not None else [[] for _ in range(count)]
@@ -151,6 +153,7 @@ def sample(
     if not len(before) == len(limits) == count:
         raise ValueError(f"{count} prompts, {len(before)} prefixes, {len(limits)} limits")
     eos = torch.tensor(sorted(eos_ids), device=model.device)
+    banned = torch.tensor(sorted(banned_ids), device=model.device) if banned_ids else None
     found: list[Generated] = [Generated([], False)] * count
     for batch in _batches(model, prompts, before, limits, batch_size):
         with autocast(model.device, dtype):
@@ -161,6 +164,7 @@ def sample(
                 [limits[i] for i in batch],
                 None if uniforms is None else uniforms[batch],
                 eos,
+                banned,
                 pad_id,
                 temperature,
                 top_k,
@@ -215,6 +219,7 @@ def _sample_batch(
     limits: list[int],
     uniforms: np.ndarray | None,
     eos: torch.Tensor,
+    banned: torch.Tensor | None,
     pad_id: int,
     temperature: float,
     top_k: int,
@@ -234,7 +239,7 @@ def _sample_batch(
     draws = None if uniforms is None else torch.as_tensor(uniforms, dtype=torch.float64, device=noise_device)
     written: list[torch.Tensor] = []
     while True:
-        logits = process_logits(state.logits.float(), temperature or 1.0, index < min_new_tokens, eos)
+        logits = process_logits(state.logits.float(), temperature or 1.0, index < min_new_tokens, eos, banned)
         if draws is None or temperature == 0:
             tokens = logits.argmax(-1)
         else:

@@ -19,7 +19,7 @@ from transformers.utils import logging as hf_logging
 from rlgf_cli.artifacts.disk import os_errors
 from rlgf_cli.config.common import LoraConfig, ModelConfig, TextConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.models.text import TextFormat
+from rlgf_cli.models.text import TextFormat, unseen_ids
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -51,6 +51,13 @@ class Loaded:
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         several = configured if isinstance(configured, list) else [configured]
         return frozenset({self.eos_id, *(int(i) for i in several if i is not None)})
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids that a policy can write and no text shows: special tokens but those that end a response, and rows of the
+        vocabulary without a token."""
+        rows = int(self.model.config.get_text_config().vocab_size)
+        return unseen_ids(self.tokenizer, rows) - self.eos_ids
 
     @property
     def pad_id(self) -> int:

@@ -112,10 +112,22 @@ def _plain_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 @lru_cache(maxsize=16)
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids that decoding drops: those that the tokenizer has a use for, and added tokens that are marked as special."""
+    marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset({*marked, *tokenizer.all_special_ids})
+
+
+@lru_cache(maxsize=16)
+def unseen_ids(tokenizer: Any, rows: int) -> frozenset[int]:
+    """Of the ids below ``rows`` (the model's) those that no text shows: special ones, and those without a token."""
+    return frozenset(range(rows)) - (set(tokenizer.get_vocab().values()) - special_ids(tokenizer))
+
+
 def _control_ids(tokenizer: Any) -> frozenset[int]:
     """Ids that no text may become. Most tokenizers split a special token's letters when told so; where it is a piece
     of the vocabulary like any other (T5's ``</s>``), it is left out."""
-    return frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    return special_ids(tokenizer) - {tokenizer.unk_token_id}
 
 
 _WHITESPACE = re.compile(r"[^\S\x1c-\x1f]+")

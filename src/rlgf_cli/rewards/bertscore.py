@@ -26,6 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.rundir import file_sha256, model_signature
 from rlgf_cli.errors import UserError
+from rlgf_cli.models.classification import position_limit
 from rlgf_cli.models.load import check_checkpoint_name, pick_device
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.rewards.base import require_references
@@ -232,10 +233,7 @@ def _scorer(name: str, **settings: Any) -> Any:
         ) from None
     except AssertionError as error:  # how bert-score refuses a layer
         raise UserError(f"bertscore: {error}") from None
-    room = _NO_LIMIT
-    if (positions := getattr(config, "max_position_embeddings", None)) is not None:
-        roberta = config.model_type in ("roberta", "xlm-roberta", "camembert")  # counts from pad + 1
-        room = positions - (config.pad_token_id + 1 if roberta else 0)
+    room = position_limit(scorer._model) or _NO_LIMIT
     # a tokenizer that states no limit says 1e30, at which truncation overflows
     scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, room)
     return scorer

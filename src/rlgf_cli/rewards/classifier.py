@@ -13,17 +13,24 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from rlgf_cli.artifacts.rundir import model_signature
 from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.models import classification
-from rlgf_cli.models.load import check_checkpoint_name, pick_device
+from rlgf_cli.models.load import DTYPES, check_checkpoint_name, pick_device
+from rlgf_cli.noise import short_hash
 from rlgf_cli.protocols import Example, Score
+
+Chat = Literal["auto"] | bool
+"""Whether a model reads prompt and text as a conversation in its tokenizer's chat template. ``auto``: where there is a
+template, the prompt is read, and the model is none of ``rlgf train-reward``, which trains on plain text."""
+Dtype = Literal["float32", "bfloat16"] | None
+"""What a model computes in; None: the type of its weights on disk."""
 
 
 class _SequenceScorer:
     """Logits of a sequence-classification checkpoint for many texts, in batches of similar length.
 
-    ``include_prompt``: the model reads the raw prompt and the text, joined by a space where neither side of
-    the seam has white space; otherwise the text alone. What is longer than ``max_tokens`` (by default what
-    the model allows) loses its beginning with the prompt, its end without; ``counts["truncated"]`` says how
-    often.
+    ``include_prompt``: the model reads the prompt and the text; otherwise the text alone. The two are a conversation in
+    the chat template (``chat``), or the raw prompt and the text joined by a space where neither side of the seam has
+    white space. What is longer than ``max_tokens`` (by default what the model allows) loses its beginning with the
+    prompt, its end without, and nothing of the template; ``counts["truncated"]`` says how often.
     """
 
     kind: str
@@ -33,11 +40,12 @@ class _SequenceScorer:
     def __init__(
         self,
         path: str | None,
-        *,
-        include_prompt: bool = True,
-        batch_size: Annotated[int, Field(ge=1)] = 32,
-        max_tokens: Annotated[int, Field(ge=8)] | None = None,
-        device: str = "auto",
+        include_prompt: bool,
+        batch_size: int,
+        max_tokens: int | None,
+        chat: Chat,
+        dtype: Dtype,
+        device: str,
     ) -> None:
         if path is None:
             raise UserError(f"{self.kind!r} needs a checkpoint", hint=f"write {self.kind}:PATH")
@@ -48,26 +56,46 @@ class _SequenceScorer:
         self.counts = {"truncated": 0}
         self.on_rows: Callable[[int], None] = lambda n: None
         needed = f"train one with `rlgf train-reward --objective {self.objective}`"
-        self.model, self.tokenizer = load_scorer(path, no_head=needed)
+        self.model, self.tokenizer = load_scorer(path, no_head=needed, dtype=dtype)
         self.model.to(pick_device(device)).eval()
+        self.chat = self._reads_chat(chat)
         self.max_tokens = classification.token_limit(self.model, self.tokenizer, max_tokens)
         self.tokenizer.truncation_side = "left" if include_prompt else "right"
         self.signature = (
             f"{self.kind},transformers={version('transformers')},{model_signature(path)}"
             f",include_prompt={'yes' if include_prompt else 'no'},max_tokens={self.max_tokens}"
         )
+        if self.chat:
+            self.signature += f",chat={short_hash(str(self.tokenizer.chat_template))}"
+        if self.model.dtype != torch.float32:
+            self.signature += f",dtype={str(self.model.dtype).removeprefix('torch.')}"
+
+    def _reads_chat(self, chat: Chat) -> bool:
+        known = bool(self.tokenizer.chat_template)
+        if chat == "auto":
+            return known and self.include_prompt and not classification.trained_on_plain_text(self.model, self.path)
+        if chat and not known:
+            raise UserError("chat: true, and the tokenizer has no chat template", where=self.path, hint="chat: auto")
+        if chat and not self.include_prompt:
+            raise UserError(
+                "chat: true, and include_prompt: false: an answer without its prompt is no conversation",
+                where=self.path,
+                hint="leave one of them out",
+            )
+        return chat
 
     def logits(self, examples: Sequence[Example], texts: Sequence[str]) -> torch.Tensor:
         """[N, labels], float32, on the CPU."""
         rows = []
         for example, text in zip(examples, texts, strict=True):
-            read = classification.join(example.prompt, text) if self.include_prompt else text
-            ids, cut = classification.encode(self.tokenizer, read, self.max_tokens)
+            if self.chat:
+                ids, cut = classification.encode_chat(self.tokenizer, example.prompt, text, self.max_tokens)
+            else:
+                read = classification.join(example.prompt, text) if self.include_prompt else text
+                ids, cut = classification.encode(self.tokenizer, read, self.max_tokens)
             self.counts["truncated"] += cut
             rows.append(ids)
-        return classification.logits(
-            self.model, self.tokenizer.pad_token_id, rows, self.batch_size, on_rows=self.on_rows
-        )
+        return classification.logits(self.model, rows, self.batch_size, on_rows=self.on_rows)
 
 
 class ClassifierReward(_SequenceScorer):
@@ -90,11 +118,11 @@ class ClassifierReward(_SequenceScorer):
         include_prompt: bool = True,
         batch_size: Annotated[int, Field(ge=1)] = 32,
         max_tokens: Annotated[int, Field(ge=8)] | None = None,
+        chat: Chat = "auto",
+        dtype: Dtype = None,
         device: str = "auto",
     ) -> None:
-        super().__init__(
-            path, include_prompt=include_prompt, batch_size=batch_size, max_tokens=max_tokens, device=device
-        )
+        super().__init__(path, include_prompt, batch_size, max_tokens, chat, dtype, device)
         config = self.model.config
         if config.num_labels < 2:
             raise UserError(
@@ -127,11 +155,11 @@ class RewardModelReward(_SequenceScorer):
         include_prompt: bool = True,
         batch_size: Annotated[int, Field(ge=1)] = 32,
         max_tokens: Annotated[int, Field(ge=8)] | None = None,
+        chat: Chat = "auto",
+        dtype: Dtype = None,
         device: str = "auto",
     ) -> None:
-        super().__init__(
-            path, include_prompt=include_prompt, batch_size=batch_size, max_tokens=max_tokens, device=device
-        )
+        super().__init__(path, include_prompt, batch_size, max_tokens, chat, dtype, device)
         if (labels := self.model.config.num_labels) != 1:
             raise UserError(
                 f"this checkpoint has {labels} labels; a reward model has one output",
@@ -143,15 +171,18 @@ class RewardModelReward(_SequenceScorer):
         return [Score(value) for value in self.logits(examples, texts)[:, 0].tolist()]
 
 
-def load_scorer(path: str, *, no_head: str) -> tuple[Any, Any]:
+def load_scorer(path: str, *, no_head: str, dtype: Dtype = None) -> tuple[Any, Any]:
     """A sequence classifier and its tokenizer, which pads on the right. A head that the checkpoint lacks is an error,
-    with the hint ``no_head``: a fresh one gives random scores.
+    with the hint ``no_head``: a fresh one gives random scores. ``dtype`` None: the type of the weights on disk.
+
+    The config keeps its padding id, by which a decoder's head finds the last token: the tokenizer's may be an EOS that
+    ends a conversation. It is None where the config has none that is a token.
     """
     check_checkpoint_name(path)
     try:
         config = AutoConfig.from_pretrained(path)
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, dtype=torch.float32, output_loading_info=True
+            path, config=config, dtype=DTYPES[dtype] if dtype else "auto", output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -173,7 +204,9 @@ def load_scorer(path: str, *, no_head: str) -> tuple[Any, Any]:
     if tokenizer.pad_token_id is None:
         raise UserError("the tokenizer has no pad, EOS or unknown token to pad with", where=path)
     tokenizer.padding_side = "right"
-    model.config.pad_token_id = tokenizer.pad_token_id
+    own = getattr(model.config, "pad_token_id", None)
+    rows = getattr(model.config, "vocab_size", None) or len(tokenizer)
+    model.config.pad_token_id = own if own is not None and 0 <= own < rows else None
     return model, tokenizer
 
 

@@ -172,6 +172,7 @@ class _Model:
                 seed=config.seed,
                 on_rows=bar.update,
             )
+        self.counts["control_tokens"] = sum(t.usage["control_tokens"] for t in texts)
         return [Answer(e, t.text, t.finish_reason) for e, t in zip(self.examples, texts, strict=True)]
 
 

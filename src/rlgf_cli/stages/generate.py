@@ -74,6 +74,8 @@ def _texts(config: GenerateConfig, examples: list[Example]) -> list[GeneratedRec
             sample_index=indices,
             on_rows=bar.update,
         )
+    if unseen := sum(completion.usage["control_tokens"] for completion in completions):
+        console.warn(f"special tokens that the model wrote and the texts do not show: {unseen}")
     return [
         GeneratedRecord(
             id=row.example.id,

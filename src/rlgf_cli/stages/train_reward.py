@@ -101,7 +101,7 @@ def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse")
                 resume=last_checkpoint(checkpoints),
                 reporter=Reporter("train-reward", console.progress, console.log),
             )
-        report = _judge(config, model.eval(), tokenizer.pad_token_id, data, eval_rows)
+        report = _judge(config, model.eval(), data, eval_rows)
         reads = {"prompt": data.joined, "max_tokens": limit}
         summary = {
             "objective": config.objective,
@@ -191,11 +191,11 @@ def _trainer(
     return labelled.make_trainer(config, model, tokenizer.pad_token_id, folder, train, held_out, device)
 
 
-def _judge(config: TrainRewardConfig, model: Any, pad_id: int, data: RewardData, rows: Rows) -> reward_report.Report:
+def _judge(config: TrainRewardConfig, model: Any, data: RewardData, rows: Rows) -> reward_report.Report:
     """The trained model on the held-out samples."""
     samples = data.held_out
     flat = [ids for row in rows for ids in row]
-    logits = classification.logits(model, pad_id, flat, config.batch_size).numpy()
+    logits = classification.logits(model, flat, config.batch_size).numpy()
     kinds = [sample.kind for sample in samples]
     if data.labels:
         labels = np.array([data.labels.index(sample.label) for sample in samples])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -100,13 +99,12 @@ def annotate(
         tokens = batch.tokens.rows(rows)
         width = tokens.response_ids.shape[1]
         chosen = select[rows][:, :width]
-        options: dict[str, Any] = {"temperature": sampling.temperature, "min_new_tokens": sampling.min_new_tokens}
-        scored = model.score(tokens, chosen, values=values, **options)
+        scored = model.score(tokens, chosen, values=values, **sampling.scored)
         logprobs[rows, :width] = scored.logprobs.float()
         for name, value in scored.values.items():
             values[name][rows, :width] = value.float()
         if ref_logprobs is not None:
-            ref_logprobs[rows, :width] = model.reference_logprobs(tokens, chosen, **options).float()
+            ref_logprobs[rows, :width] = model.reference_logprobs(tokens, chosen, **sampling.scored).float()
     found = [logprobs, *([] if ref_logprobs is None else [ref_logprobs]), *values.values()]
     group.add_up(found)  # a row is 0 but for the process that scored it
     return Notes(logprobs, ref_logprobs, values)

@@ -306,6 +306,7 @@ class Trainer:
     def _standing_figures(self, regime: Regime, batch: EpisodeBatch, credit: Credit | None) -> dict[str, Any]:
         """What the row says of the trainer's own state."""
         row: dict[str, Any] = {"tokens/learned": int(carries_loss(batch, self.update).sum())}
+        row["tokens/control"] = int(torch.isin(batch.tokens.response_ids[batch.policy], self.model.control).sum())
         if regime.needs_live_guide:
             row["length/horizon"] = self.state.horizon
         if regime.needs_guide:

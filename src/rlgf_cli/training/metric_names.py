@@ -21,6 +21,8 @@ METRICS: dict[str, str] = {
     "rollin/tokens": "mean length of the roll-ins that took place, in tokens",
     "rollin/self_ended": "share of the policy's roll-ins that ended by themselves",
     "tokens/policy": "share of response tokens that the policy wrote",
+    "tokens/control": "tokens of the policy that no text shows and no reward sees: special tokens other than the "
+    "ending, and ids of the model without a token (rollout.ban_control_tokens)",
     "tokens/learned": "tokens that carried the policy's loss",
     "kl/mean": "mean per policy token of log pi - log pi_ref (nats); estimates KL(pi || ref), may be negative",
     "kl/k3": "the non-negative k3 estimate of the same",

@@ -91,10 +91,6 @@ def _some(batch: EpisodeBatch) -> torch.Tensor:
     return order[at]
 
 
-def _options(sampling: Sampling) -> dict[str, Any]:
-    return {"temperature": sampling.temperature, "min_new_tokens": sampling.min_new_tokens}
-
-
 def _tolerance(loaded: Loaded, of: Any = truths.rounding) -> truths.Tolerance:
     return of(loaded.dtype, quantized=bool(getattr(loaded.model, "is_quantized", False)))
 
@@ -111,15 +107,15 @@ def _scoring(
     if not len(rows):
         return []
     tokens, chosen = _of_rows(batch, rows)
-    first = model.score(tokens, chosen, **_options(sampling)).logprobs
-    again = model.score(tokens, chosen, **_options(sampling)).logprobs
+    first = model.score(tokens, chosen, **sampling.scored).logprobs
+    again = model.score(tokens, chosen, **sampling.scored).logprobs
     tolerance = _tolerance(model.loaded)
     found = [truths.compared("policy.deterministic", Gap.between(first, again, chosen), EXACT, "scored twice")]
     others, plain = [], []
     like = rows[batch.tokens.prompt_mask[rows].sum(-1).argsort(stable=True)]
     for part in like.split(max(1, len(rows) // 2)):  # short prompts together, so that padding is cut off
         tokens, chosen = _of_rows(batch, part)
-        scored = model.score(tokens, chosen, **_options(sampling)).logprobs
+        scored = model.score(tokens, chosen, **sampling.scored).logprobs
         others.append((scored - notes.logprobs[part][:, : chosen.shape[1]])[chosen])
     for row in rows:
         episode = episodes[int(row)]
@@ -152,7 +148,8 @@ def plain_logprobs(
             logits = policy(input_ids=torch.cat([prompt, response[:, :-1]], dim=1), use_cache=False).logits[0]
             logits = logits[len(prompt_ids) - 1 :]
     early = torch.arange(len(response_ids), device=device) < sampling.min_new_tokens
-    logits = process_logits(logits.float(), sampling.temperature, early, model.eos)
+    banned = model.control if sampling.ban_control else None
+    logits = process_logits(logits.float(), sampling.temperature, early, model.eos, banned)
     return logits.log_softmax(-1).gather(-1, response.T)[:, 0]
 
 
@@ -160,10 +157,10 @@ def _adapters(model: ActorCritic, batch: EpisodeBatch, sampling: Sampling, rows:
     if not len(rows):
         return None
     tokens, chosen = _of_rows(batch, rows)
-    on = model.score(tokens, chosen, **_options(sampling)).logprobs
-    reference = model.reference_logprobs(tokens, chosen, **_options(sampling))
+    on = model.score(tokens, chosen, **sampling.scored).logprobs
+    reference = model.reference_logprobs(tokens, chosen, **sampling.scored)
     with model.policy.disable_adapter():
-        off = model.score(tokens, chosen, **_options(sampling)).logprobs
+        off = model.score(tokens, chosen, **sampling.scored).logprobs
     fresh = not model.reference_is_frozen_adapter
     return truths.adapters(Gap.between(on, off, chosen), Gap.between(on, reference, chosen), fresh=fresh)
 
@@ -187,9 +184,8 @@ def _sampler(model: ActorCritic, episodes: Sequence[Episode], sampling: Sampling
         for part in torch.arange(len(at), device=at.device).split(_POSITIONS):
             places = at[part]
             ids = tokens.response_ids[0, places]
-            scaled = process_logits(
-                logits[part].float(), sampling.temperature, places < sampling.min_new_tokens, model.eos
-            )
+            early, banned = places < sampling.min_new_tokens, model.control if sampling.ban_control else None
+            scaled = process_logits(logits[part].float(), sampling.temperature, early, model.eos, banned)
             shares = torch.softmax(warp_logits(scaled, sampling.top_k, sampling.top_p), -1).cpu().double()
             cumulative = shares.cumsum(-1) / shares.sum(-1, keepdim=True)
             reached = cumulative.gather(-1, ids.cpu()[:, None])[:, 0]

@@ -45,7 +45,17 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    ban_control: bool = False
     batch_size: int = 64
+
+    @property
+    def scored(self) -> dict[str, Any]:
+        """The distribution that the policy's tokens are scored under, as :class:`ActorCritic`'s methods take it."""
+        return {
+            "temperature": self.temperature,
+            "min_new_tokens": self.min_new_tokens,
+            "ban_control": self.ban_control,
+        }
 
     @classmethod
     def of(cls, rollout: RolloutConfig, lengths: LengthConfig) -> Sampling:
@@ -55,6 +65,7 @@ class Sampling:
             temperature=rollout.temperature,
             top_k=rollout.top_k,
             top_p=rollout.top_p,
+            ban_control=rollout.ban_control_tokens,
             batch_size=rollout.batch_size,
         )
 
@@ -191,6 +202,7 @@ class Roller:
             uniforms=draws[[e.index for e, _ in pairs]],
             eos_ids=self.loaded.eos_ids,
             pad_id=self.loaded.pad_id,
+            banned_ids=self.loaded.control_ids if sampling.ban_control else (),
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,

@@ -243,8 +243,7 @@ def _loss(
         tokens,
         _first_token(learned) if beside else learned,
         # the guide's tokens were not drawn from the policy's sampling distribution, in which an early EOS is impossible
-        temperature=1.0 if likelihood else sampling.temperature,
-        min_new_tokens=0 if likelihood else sampling.min_new_tokens,
+        **({"temperature": 1.0, "min_new_tokens": 0} if likelihood else sampling.scored),
         values=fitted,
         entropy=settings.entropy_coef > 0,
         policy_frozen=settings.policy_frozen,
