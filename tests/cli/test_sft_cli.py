@@ -80,6 +80,9 @@ def test_a_bad_line(run_cli: Any, work: Path, line: str, where: str, words: str)
         ((*GOOD, "--load-in-4bit"), "4-bit weights cannot be trained"),
         ((*GOOD, "--resume", "--overwrite"), "exclude each other"),
         ((*GOOD, "--eval-data", "none.jsonl"), "none.jsonl: no such file"),
+        ((*GOOD, "--guide", "none.jsonl"), "none.jsonl: no such guide file"),
+        ((*GOOD, "--guide", "hf:gpt2"), "this one has to be asked"),
+        ((*GOOD, "--guide", "train.jsonl"), "train.jsonl:1: the field 'completion' is missing"),
     ],
 )
 def test_a_bad_setting(run_cli: Any, work: Path, arguments: tuple[object, ...], words: str) -> None:

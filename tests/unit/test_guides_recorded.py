@@ -38,6 +38,8 @@ def test_the_id_where_its_prompt_matches_else_the_prompt(tmp_path: Path) -> None
     assert texts(guide, "new", "P") == ["a's own", "b's own"]
     assert texts(guide, "new", "R") == ["without id"]
     assert guide.counts == {}
+    assert guide.unmatched([Example("a", "P")]) == 3
+    assert guide.unmatched([Example("a", "P"), Example("new", "P"), Example("new too", "P")]) == 2
     # an id that stands for another prompt is not used, whatever it holds; its prompt may still be found
     assert texts(guide, "c", "S") == []
     assert texts(guide, "a", "Q") == ["of another prompt"]

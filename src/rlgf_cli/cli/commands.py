@@ -22,7 +22,7 @@ class Target(NamedTuple):
 
 COMMANDS: dict[str, Target] = {
     "prepare": Target("prepare:prepare", "Turn a hub dataset or local files into checked JSONL splits."),
-    "sft": Target("sft:sft", "Fine-tune a model on prompts and references."),
+    "sft": Target("sft:sft", "Fine-tune a model on prompts and references, or on a guide's texts."),
     "collect-guide": Target(
         "collect_guide:collect_guide",
         "Buy a guide's text once and keep it: prompts in, one JSONL line per text out.",

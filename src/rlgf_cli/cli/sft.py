@@ -25,6 +25,10 @@ def sft(
     data: Annotated[
         str | None, typer.Option("--data", help="JSONL with prompt and references.", rich_help_panel=COMMON)
     ] = None,
+    guide: Annotated[
+        str | None,
+        typer.Option("--guide", help="A guide.jsonl: its texts in place of references.", rich_help_panel=COMMON),
+    ] = None,
     eval_data: shared.EvalData = None,
     output: options.Output = None,
     limit: options.Limit = None,
@@ -40,7 +44,7 @@ def sft(
     warmup_steps: shared.WarmupSteps = None,
     references: Annotated[
         str | None,
-        typer.Option("--references", help="all, first or random.", rich_help_panel=shared.TRAINING),
+        typer.Option("--references", help="all, first or random; of --guide too.", rich_help_panel=shared.TRAINING),
     ] = None,
     template: Annotated[
         str | None,
@@ -88,12 +92,13 @@ def sft(
     print_config: options.PrintConfig = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Fine-tune a model on prompts and references.
+    """Fine-tune a model on prompts and references, or on a guide's texts.
 
     ```
     rlgf sft --model gpt2 --data train.jsonl -o runs/sft
     rlgf sft --model t5-small --data train.jsonl --max-steps 2000 -o runs/t5
     rlgf sft --model small.yaml --data train.jsonl --epochs 20 -o runs/tiny
+    rlgf sft --model runs/sft --data train.jsonl --guide guide.jsonl -o runs/clone
     ```
     """
     flags = {
@@ -122,6 +127,7 @@ def sft(
             report_to=report_to,
             push_to_hub=push_to_hub,
         ),
+        "guide": guide,
         "references": references,
         "text.template": template,
         "text.chat": chat,

@@ -82,6 +82,11 @@ class RecordedGuide:
                 missing.append(example.id)
         return covered, missing
 
+    def unmatched(self, examples: Iterable[Example]) -> int:
+        """How many texts none of the examples gets; equal ones count apart."""
+        used = {id(text) for example in examples for text in self.samples(example)}
+        return sum(map(len, self._by_prompt.values())) - len(used)
+
     def complete(self, requests: Sequence[GuideRequest]) -> list[Completion]:
         """Sample ``sample_index`` modulo the number of texts that the prompt has."""
         found = []

@@ -9,7 +9,7 @@ from statistics import fmean
 from rlgf_cli.config.common import LengthConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.models.load import Loaded
-from rlgf_cli.protocols import Example
+from rlgf_cli.protocols import Example, FinishReason
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,17 @@ def encode_prompts(
     return encoded, counts
 
 
-def encode_target(loaded: Loaded, text: str, limit: int) -> tuple[list[int], bool]:
-    """The ids of a response as supervised training has them: with EOS, and at most ``limit`` of them.
+def encode_target(
+    loaded: Loaded, text: str, limit: int, finish_reason: FinishReason = "stop"
+) -> tuple[list[int], bool]:
+    """The ids of a response as supervised training has them: with EOS where its author ended it, at most ``limit``.
 
     A longer one is cut and gets no EOS; the second value says so.
     """
     ids = loaded.text.encode_response(loaded.tokenizer, text)
-    return (ids[:limit], True) if len(ids) >= limit else ([*ids, loaded.eos_id], False)
+    if finish_reason == "stop":
+        ids = [*ids, loaded.eos_id]
+    return ids[:limit], len(ids) > limit
 
 
 def reference_length(loaded: Loaded, prompts: Sequence[Encoded], limit: int) -> float:

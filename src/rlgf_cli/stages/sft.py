@@ -1,4 +1,4 @@
-"""``rlgf sft``: prompt/references JSONL to a starting policy."""
+"""``rlgf sft``: prompt/references JSONL, or prompts and a guide's recorded texts, to a starting policy."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.scratch import is_scratch, read_scratch
 from rlgf_cli.config.sft import SftConfig
 from rlgf_cli.errors import UserError
+from rlgf_cli.guides.in_training import covered_prompts, provenance
+from rlgf_cli.guides.make import RECORDED, kind_of
+from rlgf_cli.guides.recorded import RecordedGuide
 from rlgf_cli.models import hub, scratch
 from rlgf_cli.models.card import write_card
 from rlgf_cli.models.generate import decoder_start_id, pad_rows
@@ -33,7 +36,7 @@ from rlgf_cli.models.load import Loaded, add_lora, load, pick_device, save
 from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.models.prompts import encode_prompts, encode_target
 from rlgf_cli.models.text import TextFormat
-from rlgf_cli.protocols import Example
+from rlgf_cli.protocols import Example, FinishReason
 from rlgf_cli.training import supervised
 from rlgf_cli.training.watch import Reporter, last_checkpoint, mark_complete
 
@@ -64,7 +67,7 @@ def run(resolved: Resolved[SftConfig], *, existing: Existing = "refuse") -> SftR
     config = resolved.config
     output = Path(config.output)
     resume.refuse_used(config.output, "sft", existing)
-    resume.refuse_own_input(config.output, config.model.name, config.data, config.eval_data)
+    resume.refuse_own_input(config.output, config.model.name, config.data, config.eval_data, config.guide)
     if config.push_to_hub:
         hub.check(config.push_to_hub)
     if (done := resume.finished_result(config.output, existing)) is not None:
@@ -73,19 +76,22 @@ def run(resolved: Resolved[SftConfig], *, existing: Existing = "refuse") -> SftR
     if existing == "resume":
         resume.refuse_changed(config.output, resolved.to_json())
     supervised.check_settings(config, pick_device(config.model.device))
-    examples = read_examples(config.data, limit=config.limit, need_references=True)
+    examples = read_examples(config.data, limit=config.limit, need_references=config.guide is None)
+    guide = _guide(config.guide) if config.guide else None
     held_out = read_examples(config.eval_data, need_references=True) if config.eval_data else []
     checkpoints = output / "checkpoints"
-    loaded = _starting_model(config, examples, checkpoints / "start" if existing == "resume" else None)
-    pairs, counts = make_pairs(loaded, examples, config)
+    loaded = _starting_model(config, examples, guide, checkpoints / "start" if existing == "resume" else None)
+    pairs, counts = make_pairs(loaded, examples, config, guide)
     eval_pairs = make_pairs(loaded, held_out, config)[0] if held_out else []
     _report_counts(counts)
+    if guide is not None:
+        console.log(f"{len(pairs)} texts of {guide.name} are cloned")
 
     keep_freed_memory()
     claimed = RunDir.claim(output, "sft", existing=existing, seed=config.seed)
     with claimed.running() as run:
         run.write_config(resolved.to_json())
-        for parent in (config.data, config.eval_data, config.model.name):
+        for parent in (config.data, config.eval_data, config.guide, config.model.name):
             run.manifest.add_parent(parent)
         run.manifest.save(device=str(loaded.device))
         run.file("checkpoints").mkdir(exist_ok=True)
@@ -108,6 +114,7 @@ def run(resolved: Resolved[SftConfig], *, existing: Existing = "refuse") -> SftR
             base_model=config.model.name,
             data=[config.data],
             metrics=summary,
+            guide=provenance(guide, 0, counts["guide_texts"]) if guide is not None else None,
         )
         run.manifest.save(result=summary)
     return _delivered(SftResult(output, summary), config)
@@ -119,7 +126,20 @@ def _delivered(result: SftResult, config: SftConfig) -> SftResult:
     return result
 
 
-def _starting_model(config: SftConfig, examples: Sequence[Example], start: Path | None) -> Loaded:
+def _guide(name: str) -> RecordedGuide:
+    """The guide's file, read. Raises UserError for a guide that would have to be asked."""
+    if kind_of(name) != RECORDED:
+        raise UserError(
+            "sft clones texts that a guide has written, and this one has to be asked",
+            where=name,
+            hint=f"rlgf collect-guide --guide {name} -o guide.jsonl, then --guide guide.jsonl",
+        )
+    return RecordedGuide(name)
+
+
+def _starting_model(
+    config: SftConfig, examples: Sequence[Example], guide: RecordedGuide | None, start: Path | None
+) -> Loaded:
     """The model that training begins with: a checkpoint, or random weights (``start``: kept for resuming)."""
     set_seed(config.seed)
     if not is_scratch(config.model.name):
@@ -139,7 +159,7 @@ def _starting_model(config: SftConfig, examples: Sequence[Example], start: Path 
         described,
         model=config.model,
         prompts=[e.prompt for e in examples],
-        responses=[text for e in examples for text in e.references],
+        responses=[text for e in examples for text, _ in _targets(e, guide)],
         text=TextFormat.from_config(config.text, TextFormat()),
         seed=config.seed,
     )
@@ -152,29 +172,51 @@ def _keep_start(folder: Path, loaded: Loaded) -> None:
         mark_complete(folder)
 
 
-def make_pairs(loaded: Loaded, examples: Sequence[Example], config: SftConfig) -> tuple[list[Pair], dict[str, int]]:
+def make_pairs(
+    loaded: Loaded, examples: Sequence[Example], config: SftConfig, guide: RecordedGuide | None = None
+) -> tuple[list[Pair], dict[str, int]]:
     """Prompts and responses to ids, each tokenised by itself, so that SFT and RL see the same seam.
 
-    Counts: ``truncated`` and ``skipped`` prompts, ``truncated_responses`` (cut at the limit: no EOS).
+    Counts: ``truncated`` and ``skipped`` prompts, ``truncated_responses`` (cut at the limit: no EOS). With a guide also
+    ``dropped`` (prompts that it has no text for), ``unfinished`` (texts that it did not end, and that were not cut:
+    no EOS), ``guide_texts`` (different ones among the pairs), and what was not used of its file, as ``guide_*``.
     """
     encoded, counts = encode_prompts(loaded, examples, config.lengths)
+    prompts, _ = covered_prompts(encoded, guide, "drop")
     limit = config.lengths.max_new_tokens
     pairs: list[Pair] = []
-    cut = 0
-    for item in encoded:
-        for text in _chosen(item.example, config):
-            ids, too_long = encode_target(loaded, text, limit)
+    cut, unfinished = 0, 0
+    used: set[tuple[str, str]] = set()
+    for item in prompts:
+        for text, finish_reason in _chosen(_targets(item.example, guide), item.example.id, config):
+            ids, too_long = encode_target(loaded, text, limit, finish_reason)
             cut += too_long
+            unfinished += finish_reason == "length" and not too_long
+            used.add((item.example.id, text))
             pairs.append(Pair(item.ids, ids))
-    return pairs, {**counts, "truncated_responses": cut}
+    counts["truncated_responses"] = cut
+    if guide is not None:
+        counts |= {"dropped": len(encoded) - len(prompts), "unfinished": unfinished, "guide_texts": len(used)}
+        counts["guide_unmatched"] = guide.unmatched(examples)
+        counts |= {f"guide_{name}": count for name, count in guide.counts.items()}
+    return pairs, counts
 
 
-def _chosen(example: Example, config: SftConfig) -> Sequence[str]:
-    if config.references == "all":
-        return example.references
-    if config.references == "first":
-        return example.references[:1]
-    return [noise.generator(config.seed, "reference", example.id).choice(list(example.references))]
+_Target = tuple[str, FinishReason]
+
+
+def _targets(example: Example, guide: RecordedGuide | None) -> list[_Target]:
+    """What an example's response may be: its references, or the guide's texts by sample index."""
+    if guide is None:
+        return [(text, "stop") for text in example.references]
+    return [(text.text, text.finish_reason) for text in guide.samples(example)]
+
+
+def _chosen(targets: list[_Target], example_id: str, config: SftConfig) -> list[_Target]:
+    if config.references == "random":
+        at = noise.generator(config.seed, "reference", example_id).integers(len(targets))
+        return [targets[at]]
+    return targets[:1] if config.references == "first" else targets
 
 
 def _report_counts(counts: dict[str, int]) -> None:
@@ -182,8 +224,14 @@ def _report_counts(counts: dict[str, int]) -> None:
         ("truncated", "prompts cut to fit"),
         ("skipped", "prompts too long and left out"),
         ("truncated_responses", "responses cut at max_new_tokens, which teach no ending"),
+        ("unfinished", "texts that the guide did not end, which teach no ending"),
+        ("dropped", "prompts without a text of the guide, left out"),
+        ("guide_unmatched", "texts of the guide that belong to no prompt that was read"),
+        ("guide_id_mismatch", "prompts whose id is another prompt's in the guide's file"),
+        ("guide_empty", "empty texts of the guide, left out"),
+        ("guide_with_prefix", "texts of the guide that go on from a prefix, left out"),
     ):
-        if counts[name]:
+        if counts.get(name):
             console.warn(f"{what}: {counts[name]}")
 
 
