@@ -13,19 +13,16 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
+from rl import configured_trainer
 from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.config.common import LengthConfig, ModelConfig
-from rlgf_cli.config.loader import resolve
 from rlgf_cli.config.scratch import ScratchConfig
-from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.models import scratch
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.models.text import TextFormat
 from rlgf_cli.protocols import Example, Score
-from rlgf_cli.training.build import make_trainer
-from rlgf_cli.training.distributed import ALONE
 from rlgf_cli.training.loop import Trainer
 from rlgf_cli.training.rollout import Roller, Sampling
 
@@ -47,26 +44,19 @@ def start() -> Loaded:
     )
 
 
-def trainer(start: Loaded, mean: float, seed: int, *, episodes: int, sets: Sequence[str] = ()) -> Trainer:
+def trainer(start: Loaded, mean: float, seed: int, *, episodes: int = 32, sets: Sequence[str] = ()) -> Trainer:
     """The loop as ``rlgf train`` makes it, with its defaults but for the learning rate and the sizes; ``sets``: as
     after --set."""
     loaded = replace(start, model=deepcopy(start.model))
     sizes = [f"rollout.episodes={episodes}", f"rollout.batch_size={episodes}", f"ppo.minibatch_size={episodes // 2}"]
     own = [*sizes, f"lengths.max_new_tokens={LIMIT}", "optim.learning_rate=3e-4", "optim.schedule=constant"]
-    flags = {"model": "start", "data": "none", "reward": "none", "output": "none", "seed": seed}
-    config = resolve(TrainConfig, sets=[*own, *sets], flags=flags).config
     calls = [0]
 
     def scorer(batch: Sequence[Example], texts: Sequence[str]) -> list[Score]:
         calls[0] += 1
         return [Score(mean + 0.1 * x) for x in noise.generator(seed, "flat", calls[0]).standard_normal(len(texts))]
 
-    made = make_trainer(
-        config, loaded, prompts(loaded), ALONE, guide=None, covered=None, scorer=scorer, scorer_at=None, expect=None,
-        evaluate=None, warn=lambda text: None,
-    )  # fmt: skip
-    made.examine = None
-    return made
+    return configured_trainer(loaded, prompts(loaded), scorer, seed=seed, sets=[*own, *sets])
 
 
 def prompts(loaded: Loaded) -> list[Encoded]:
@@ -80,9 +70,9 @@ def mean_length(loaded: Loaded, texts: int = 2000) -> float:
     return fmean(e.length for e in roller.roll(Regime(), asked, 0, 1.0))
 
 
-def drift(start: Loaded, mean: float, seed: int, *, steps: int = 30, episodes: int = 32, **more: Any) -> float:
+def drift(start: Loaded, mean: float, seed: int, *, steps: int = 30, **more: Any) -> float:
     """Mean length after ``steps`` iterations, as a share of what it was before."""
-    made = trainer(start, mean, seed, episodes=episodes, **more)
+    made = trainer(start, mean, seed, **more)
     for _ in range(steps):
         made.step()
     return mean_length(made.model.loaded) / mean_length(start)

@@ -14,15 +14,18 @@ from conftest import toy_examples
 from rlgf_cli.algorithms import catalog
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.config.common import LengthConfig, ModelConfig
-from rlgf_cli.config.train import KLConfig
+from rlgf_cli.config.loader import resolve
+from rlgf_cli.config.train import KLConfig, TrainConfig
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.generate import Generated
 from rlgf_cli.models.load import Loaded, load
 from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.protocols import Completion, Example, FinishReason, GuideAbilities, GuideRequest, Score
+from rlgf_cli.training.build import make_trainer
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.credit import CreditSettings, Standing, annotate, assign
+from rlgf_cli.training.distributed import ALONE
 from rlgf_cli.training.episodes import Episode, build_batch
 from rlgf_cli.training.loop import CriticSettings, Trainer
 from rlgf_cli.training.rollout import Roller, Sampling
@@ -228,6 +231,20 @@ def trainer_for(
         critic=CriticSettings(warmup),
         eval_every=1,
     )
+
+
+def configured_trainer(
+    loaded: Loaded, prompts: Sequence[Encoded], scorer: Any, *, seed: int, sets: Sequence[str], guide: Any = None
+) -> Trainer:
+    """The loop as ``rlgf train`` makes it from its defaults and from ``sets``, which are as after --set."""
+    flags = {"model": "start", "data": "none", "reward": "none", "output": "none", "seed": seed}
+    config = resolve(TrainConfig, sets=sets, flags=flags).config
+    trainer = make_trainer(
+        config, loaded, prompts, ALONE, guide=guide, covered=None, scorer=scorer, scorer_at=None, expect=None,
+        evaluate=None, warn=lambda text: None,
+    )  # fmt: skip
+    trainer.examine = None
+    return trainer
 
 
 both = pytest.mark.parametrize("injected", [False, True], ids=["as_it_is", "with_the_mistake"])

@@ -47,9 +47,17 @@ def update(**figures: float) -> Rows:
     return rows(8, lambda n: {f"ppo/{k}": v for k, v in ({**quiet, **figures} if n >= 2 else quiet).items()})
 
 
-def critic(first: float, last: float, explained: float | None, *, count: int = 52) -> Rows:
-    share = {} if explained is None else {"value/explained_guide": explained}
-    return rows(count, lambda n: {"loss/value_guide": first if n < 10 else last, **share})
+def critic(explained: float, *, trusted_at: int | None = None, count: int = 52) -> Rows:
+    return rows(
+        count,
+        lambda n: {"value/explained_guide": explained, "value/trusted_guide": float(n == trusted_at)},
+    )
+
+
+def values(bias: float, level: float, *, trusted: float = 1.0, frozen: float = 0.0, sign: int = 1) -> Rows:
+    """A bias from the third row on; ``sign`` -1: it changes its sign from step to step."""
+    learns = {"value/return_policy": level, "value/trusted_policy": trusted, "update/policy_frozen": frozen}
+    return rows(8, lambda n: {"value/bias_policy": bias * sign**n if n >= 2 else 0.0, **learns})
 
 
 def entropy(first: float, last: float) -> Rows:
@@ -86,8 +94,10 @@ TRIPPED: list[tuple[str, str, int, Rows]] = [
     ("ratio down", "exploding-ratio", 3, update(ratio=0.3)),
     ("approx_kl", "exploding-ratio", 3, update(approx_kl=0.7)),
     ("clipping", "exploding-ratio", 7, update(clip_fraction=0.6)),
-    ("value", "value-loss", 50, critic(0.5, 0.6, 0.01)),
-    ("value, nothing to explain", "value-loss", 50, critic(0.5, 0.5, None)),
+    ("a critic that explains nothing", "idle-critic", 50, critic(0.01)),
+    ("a critic that was the baseline once", "idle-critic", 50, critic(0.01, trusted_at=30)),
+    ("values at 0, returns at 1", "uncalibrated-critic", 7, values(-1.0, 1.0)),
+    ("values above returns below 0", "uncalibrated-critic", 7, values(0.6, -1.0)),
     ("entropy", "collapsed-entropy", 11, entropy(2.0, 0.1)),
     ("no entropy at all", "collapsed-entropy", 5, entropy(0.005, 0.005)),
     ("truncated", "truncated", 7, lengths(0.9)),
@@ -104,9 +114,12 @@ QUIET: list[tuple[str, Rows]] = [
     ("kl, too few steps", kl(-0.2, 0.0001, steps=4)),
     ("kl of nothing", kl(-1e-9, 0.0)),
     ("clipping", update(ratio=1.3, approx_kl=0.3, clip_fraction=0.45)),
-    ("value that falls", critic(0.5, 0.4, 0.0)),
-    ("value that rises with the returns", critic(0.5, 2.0, 0.6)),
-    ("value, too early", critic(0.5, 0.6, 0.0, count=49)),
+    ("a critic that is the baseline", critic(0.2, trusted_at=45)),
+    ("a critic, too early", critic(0.01, count=49)),
+    ("values a little off", values(-0.4, 1.0)),
+    ("values that are not the baseline", values(-1.0, 1.0, trusted=0.0)),
+    ("values that nothing is learned from yet", values(-1.0, 1.0, frozen=1.0)),
+    ("values off by chance", values(-1.0, 1.0, sign=-1)),
     ("entropy that falls", entropy(2.0, 0.3)),
     ("truncated, half", lengths(0.5)),
     ("truncated, too few steps", lengths(1.0, steps=4)),

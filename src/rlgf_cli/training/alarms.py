@@ -104,16 +104,32 @@ def _exploding_ratio(seen: History) -> str | None:
     return None
 
 
-def _value_loss(seen: History) -> str | None:
+def _idle_critic(seen: History) -> str | None:
     for author in ("policy", "guide"):
-        name, explained = f"loss/value_{author}", f"value/explained_{author}"
-        if seen.seen(name) < _LATE:
+        name, trusted = f"value/explained_{author}", f"value/trusted_{author}"
+        rows = seen.last(name, _MANY)
+        if seen.seen(name) < _LATE or any(row[trusted] for row in rows):
             continue
-        start, now = (fmean(row[name] for row in rows(name, _MANY)) for rows in (seen.first, seen.last))
-        figures = [row[explained] for row in seen.last(name, _MANY) if explained in row]
-        if now >= start and (not figures or fmean(figures) < 0.05):
-            share = f", and it explains {fmean(figures):.2g} of the returns' variance" if figures else ""
-            return f"the value loss of the {author}'s critic went from {start:.3g} at first to {now:.3g}{share}"
+        share = fmean(row[name] for row in rows)
+        return (
+            f"after {seen.seen(name)} steps the {author}'s critic explains {share:.2g} of the returns' variance; the mean "
+            "score is the baseline in its place"
+        )
+    return None
+
+
+def _uncalibrated_critic(seen: History) -> str | None:
+    for author in ("policy", "guide"):
+        bias, level, trusted = (f"value/{part}_{author}" for part in ("bias", "return", "trusted"))
+        rows = [row for row in seen.last(bias, _FEW) if row[trusted] and not row["update/policy_frozen"]]
+        if len(rows) < _FEW or any(abs(row[bias]) < 0.5 * abs(row[level]) for row in rows):
+            continue
+        if len({row[bias] > 0 for row in rows}) == 1:
+            worst = rows[-1]
+            return (
+                f"the values of the {author}'s critic are {worst[bias]:+.3g} away from returns of {worst[level]:.3g} on "
+                f"average, for {_FEW} steps in which the policy learned from them"
+            )
     return None
 
 
@@ -177,14 +193,24 @@ ALARMS: dict[str, Alarm] = {
         f"`ppo/ratio` outside 0.5 to 2, `ppo/approx_kl` above 0.5, or `ppo/clip_fraction` above 0.5 for {_FEW} steps",
         ("optim.learning_rate is too high", "too many ppo.epochs", "a reward of large scale with whitening off"),
     ),
-    "value-loss": Alarm(
-        _value_loss,
-        f"after {_LATE} steps with a critic its loss is not below that of its first {_MANY}, and it explains less than "
-        "5% of the returns' variance",
+    "idle-critic": Alarm(
+        _idle_critic,
+        f"after {_LATE} steps with a critic it was not the baseline in any of the last {_MANY}: it explains less than "
+        "`ppo.critic_min_explained` of the returns' variance",
         (
-            "the score depends on words that are not written yet: then nothing is wrong",
-            "rewards of large scale: ppo.value_clip_range is in the reward's units (null: no clipping)",
-            "ppo.value_coef or optim.learning_rate is too small for the critic; ppo.critic: separate",
+            "the score depends on words that are not written yet: then grpo or rloo does as well without a critic",
+            "ppo.critic_learning_rate or ppo.value_coef is too small for the critic",
+            "ppo.critic: separate, or ppo.critic_warmup_steps with ppo.critic_warmup_explained",
+        ),
+    ),
+    "uncalibrated-critic": Alarm(
+        _uncalibrated_critic,
+        f"the mean of value - return above half of the mean return, with the same sign in each of {_FEW} steps, while the "
+        "policy learns from these values",
+        (
+            "with lambda below 1 the advantage is then a function of the position, and lengths drift: read length/mean",
+            "the score changed its level faster than the critic follows: a higher ppo.critic_learning_rate",
+            "a critic that was trained on another reward",
         ),
     ),
     "collapsed-entropy": Alarm(
