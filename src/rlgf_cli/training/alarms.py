@@ -112,8 +112,8 @@ def _idle_critic(seen: History) -> str | None:
             continue
         share = fmean(row[name] for row in rows)
         return (
-            f"after {seen.seen(name)} steps the {author}'s critic explains {share:.2g} of the returns' variance; the mean "
-            "score is the baseline in its place"
+            f"after {seen.seen(name)} steps the {author}'s critic explains {share:.2g} of the returns' variance; the "
+            "mean score is the baseline in its place"
         )
     return None
 
@@ -127,8 +127,8 @@ def _uncalibrated_critic(seen: History) -> str | None:
         if len({row[bias] > 0 for row in rows}) == 1:
             worst = rows[-1]
             return (
-                f"the values of the {author}'s critic are {worst[bias]:+.3g} away from returns of {worst[level]:.3g} on "
-                f"average, for {_FEW} steps in which the policy learned from them"
+                f"the values of the {author}'s critic are {worst[bias]:+.3g} away from returns of {worst[level]:.3g} "
+                f"on average, for {_FEW} steps in which the policy learned from them"
             )
     return None
 
@@ -205,8 +205,8 @@ ALARMS: dict[str, Alarm] = {
     ),
     "uncalibrated-critic": Alarm(
         _uncalibrated_critic,
-        f"the mean of value - return above half of the mean return, with the same sign in each of {_FEW} steps, while the "
-        "policy learns from these values",
+        f"the mean of value - return above half of the mean return, with the same sign in each of {_FEW} steps, while "
+        "the policy learns from these values",
         (
             "with lambda below 1 the advantage is then a function of the position, and lengths drift: read length/mean",
             "the score changed its level faster than the critic follows: a higher ppo.critic_learning_rate",
