@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from conftest import toy_examples, write_rows
 from rl import of_responses
@@ -151,20 +152,25 @@ def test_merged_weights_give_the_adapters_logits(
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
 def test_an_adapter_is_evaluated_as_its_merged_weights_are(
-    request: pytest.FixtureRequest, run_cli: Any, tmp_path: Path, family: str
+    request: pytest.FixtureRequest, run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    """Trained by `train`, merged by `merge`, both scored by `eval`: the texts, the scores, the probabilities."""
+    """Trained by `train`, merged by `merge`, both scored by `eval`: the texts, the scores, the probabilities. Trained
+    with the base's relative name, and used from another folder."""
     base = request.getfixturevalue(f"tiny_{family}")
+    monkeypatch.chdir(base.parent)
     data = write_rows(tmp_path / "train.jsonl", toy_examples(12))
     (tmp_path / "reward.py").write_text("def letters(text):\n    return sum(c in 'abcdefghijklm' for c in text) / 10\n")
     done = run_cli(
-        "train", "--alg", "ppo", "--model", base, "--data", data, "--max-steps", 3,
+        "train", "--alg", "ppo", "--model", base.name, "--data", data, "--max-steps", 3,
         "--reward", f"{tmp_path / 'reward.py'}:letters",
         "--episodes", 8, "--batch-size", 4, "--max-new-tokens", 8, "--lr", "1e-2", "--device", "cpu",
         "--use-peft", "--lora-r", 4, "-o", tmp_path / "lora",
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
-    assert run_cli("merge", "--model", tmp_path / "lora", "-o", tmp_path / "merged").exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("merge", "--model", "lora", "-o", tmp_path / "merged").exit_code == 0
+    for name in ("lora", "merged"):
+        assert GenerationConfig.from_pretrained(tmp_path / name).max_new_tokens == 8
     predictions = []
     for name in ("lora", "merged"):
         scored = run_cli(

@@ -161,6 +161,7 @@ def test_every_family_leaves_a_whole_run(tmp_path: Path, any_model: Path, exampl
     trained = load(ModelConfig(name=str(result.folder), device="cpu"))
     assert trained.text.response_prefix == " "
     assert trained.model.config.use_cache is True
+    assert trained.model.generation_config.max_new_tokens == 24
     assert not list((result.folder / "checkpoints").iterdir())
 
 

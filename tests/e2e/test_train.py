@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from conftest import Result, guide_rows, toy_examples, write_rows
 from rlgf_cli.training.metric_names import known
@@ -141,6 +141,8 @@ def test_what_a_run_leaves(train: Train, tiny_gpt2: Path, data: Path, tmp_path: 
     card = (run / "README.md").read_text()
     assert "## Guide" in card and "guide.jsonl" in card and str(tmp_path) not in card
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step_2"]
+    for folder in (run, run / "best", run / "checkpoints" / "step_2"):
+        assert GenerationConfig.from_pretrained(folder).max_new_tokens == 10
     kept = weights_of(run / "checkpoints" / "step_2")
     assert all(torch.equal(tensor, kept[name]) for name, tensor in weights_of(run).items())
     for row in rows:

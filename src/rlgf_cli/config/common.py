@@ -42,7 +42,11 @@ class ModelConfig(Strict):
 
 
 class LoraConfig(Strict):
-    """LoRA through PEFT. ``target_modules`` null lets PEFT choose by architecture."""
+    """LoRA through PEFT. ``target_modules`` null lets PEFT choose by architecture.
+
+    Layers that share their weights with another one (tied embeddings and output head) are refused: such an adapter
+    could not be merged.
+    """
 
     enabled: bool = False
     r: int = Field(8, ge=1)

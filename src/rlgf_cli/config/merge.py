@@ -6,7 +6,11 @@ from rlgf_cli.config.common import Dtype, StageConfig
 
 
 class MergeConfig(StageConfig):
-    """``model`` is a folder with a LoRA adapter, as ``sft`` and ``train`` leave it; ``dtype`` that of the product."""
+    """``model`` is a folder with a LoRA adapter, as ``sft`` and ``train`` leave it; ``dtype`` that of the product.
+
+    The merge is made, and its logits held against the adapter's, in float32 on the base's own weights, before the
+    product is cast to ``dtype`` and written.
+    """
 
     model: str
     dtype: Dtype = "float32"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 from transformers.activations import NewGELUActivation
 from transformers.utils import logging as hf_logging
 
 from rlgf_cli.artifacts.disk import os_errors
-from rlgf_cli.config.common import LoraConfig, ModelConfig, TextConfig
+from rlgf_cli.config.common import LengthConfig, LoraConfig, ModelConfig, TextConfig
 from rlgf_cli.errors import UserError
+from rlgf_cli.models.adapter import CONFIG, Base, find_base, is_path, refuse_tied
 from rlgf_cli.models.text import TextFormat, unseen_ids
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -28,13 +30,15 @@ hf_logging.disable_progress_bar()
 
 @dataclass
 class Loaded:
-    """A model with its tokenizer and text format. ``dtype`` is what it computes in."""
+    """A model with its tokenizer and text format. ``dtype`` is what it computes in; ``base`` is where its weights come
+    from, or those below its adapter (None: they are random)."""
 
     model: Any
     tokenizer: Any
     text: TextFormat
     name: str
     dtype: torch.dtype = torch.float32
+    base: Base | None = None
 
     @property
     def encoder_decoder(self) -> bool:
@@ -106,8 +110,9 @@ def load(config: ModelConfig, *, text: TextConfig | None = None, for_training: b
     """Load a policy or a guide.
 
     ``for_training`` keeps the weights in float32 and leaves bfloat16 to autocast; otherwise weights are
-    loaded in ``config.dtype``. Raises UserError for a folder that is no checkpoint, a name that the hub does
-    not give, and a tokenizer that does not fit the model.
+    loaded in ``config.dtype``. The model's generation_config keeps nothing of the base's but its special ids, see
+    :func:`own_generation`. Raises UserError for a folder that is no checkpoint, a name that the hub does not give, a
+    tokenizer that does not fit the model, and an adapter whose base is not there or, for training, could not be merged.
     """
     name = config.name
     check_checkpoint_name(name)
@@ -119,34 +124,71 @@ def load(config: ModelConfig, *, text: TextConfig | None = None, for_training: b
     weights: dict[str, Any] = {"dtype": torch.float32 if for_training else dtype}
     if config.load_in_4bit:
         weights = {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
-    adapter = Path(name, "adapter_config.json").is_file()
-    base_name = _adapter_base(name) if adapter else name
-    model = _from_hub(base_name, {**common, **weights})
+    adapter = Path(name, CONFIG).is_file()
+    base = find_base(name) if adapter else Base.at(name, config.revision)
+    options = {**common, **weights, "revision": base.revision or config.revision}
+    model = _from_hub(base.name, options, named_in=str(Path(name, CONFIG)) if adapter else None)
     fuse_gelu(model)
     if adapter:
         from peft import PeftModel
 
+        _describe_adapter(model, Path(name))
         model = PeftModel.from_pretrained(model, name, is_trainable=for_training)
+        model.peft_config["default"].base_model_name_or_path = base.name  # it may have moved
+        if for_training:
+            refuse_tied(model, where=name)
     if not config.load_in_4bit:
         model.to(device)
     tokenizer = load_tokenizer(name, **common)
     _check_fit(model, tokenizer, name)
     stored = TextFormat.load(name) if Path(name).is_dir() else TextFormat()
     model.eval()
-    return Loaded(model, tokenizer, TextFormat.from_config(text, stored), name, dtype)
+    loaded = Loaded(model, tokenizer, TextFormat.from_config(text, stored), name, dtype, base)
+    own_generation(loaded)
+    return loaded
+
+
+def own_generation(loaded: Loaded, lengths: LengthConfig | None = None) -> None:
+    """Let the model's generation_config say what rlgf does, and its checkpoint with it.
+
+    Penalties, forced tokens, minimal lengths, beams and the like of the base were chosen for another task; rlgf samples
+    and searches without them. What stays are the ids that end, pad and start a text, and the lengths that the
+    checkpoint was trained with: ``lengths``, where it is trained now. Without ``do_sample``, transformers' ``generate``
+    is greedy, as ``rlgf eval`` is.
+    """
+    model = loaded.model.get_base_model() if hasattr(loaded.model, "peft_config") else loaded.model
+    before = model.generation_config
+    ids = sorted(loaded.eos_ids)
+    start = getattr(model.config, "decoder_start_token_id", None)
+    model.generation_config = GenerationConfig(
+        eos_token_id=ids[0] if len(ids) == 1 else ids,
+        pad_token_id=loaded.pad_id,
+        bos_token_id=loaded.tokenizer.bos_token_id,
+        decoder_start_token_id=before.decoder_start_token_id if start is None else start,
+        max_new_tokens=lengths.max_new_tokens if lengths else before.max_new_tokens,
+        min_new_tokens=(lengths.min_new_tokens or None) if lengths else before.min_new_tokens,
+    )
+
+
+def _describe_adapter(model: Any, folder: Path) -> None:
+    """Give the base the generation_config that lies with its adapter; the base's lengths are none of the adapter's."""
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    else:
+        model.generation_config.max_new_tokens = model.generation_config.min_new_tokens = None
 
 
 def check_checkpoint_name(name: str) -> None:
     """Refuse a folder or path that is no checkpoint before anything heavy happens; hub names pass."""
     path = Path(name)
     if path.is_dir():
-        if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+        if not (path / "config.json").is_file() and not (path / CONFIG).is_file():
             found = sorted(p.parent.name for p in path.glob("*/config.json"))
             hint = f"did you mean {path / found[0]}?" if found else "a checkpoint folder holds config.json and weights"
             raise UserError("this folder is no model checkpoint", where=name, hint=hint)
     elif path.is_file():
         raise UserError("this is a file; a checkpoint is a folder or a hub name", where=name)
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1 or name.startswith("runs/"):
+    elif is_path(name):
         raise UserError("no such checkpoint folder", where=name, hint="run rlgf sft first, or check the path")
 
 
@@ -168,7 +210,10 @@ def load_tokenizer(name: str, **common: Any) -> Any:
 
 
 def add_lora(loaded: Loaded, config: LoraConfig) -> Loaded:
-    """Put a fresh LoRA adapter on plain weights; an adapter checkpoint keeps the adapter that it has."""
+    """Put a fresh LoRA adapter on plain weights; an adapter checkpoint keeps the adapter that it has.
+
+    Raises UserError for target modules that the model has not, or that could not be merged (tied embeddings).
+    """
     from peft import LoraConfig as PeftLora
     from peft import PeftModel, TaskType, get_peft_model
     from transformers.pytorch_utils import Conv1D
@@ -176,25 +221,29 @@ def add_lora(loaded: Loaded, config: LoraConfig) -> Loaded:
     if not config.enabled or isinstance(loaded.model, PeftModel):
         return loaded
     task = TaskType.SEQ_2_SEQ_LM if loaded.encoder_decoder else TaskType.CAUSAL_LM
+    base = loaded.base.told() if loaded.base else None
+    adapter = PeftLora(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.target_modules,
+        task_type=task,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in loaded.model.modules()),
+    )
     try:
-        loaded.model = get_peft_model(
-            loaded.model,
-            PeftLora(
-                r=config.r,
-                lora_alpha=config.alpha,
-                lora_dropout=config.dropout,
-                target_modules=config.target_modules,
-                task_type=task,
-                fan_in_fan_out=any(isinstance(module, Conv1D) for module in loaded.model.modules()),
-            ),
-        )
+        with warnings.catch_warnings():
+            # tied weights are refused below, the other one PEFT corrects
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings|fan_in_fan_out is set")
+            loaded.model = get_peft_model(loaded.model, adapter, revision=base.revision if base else None)
     except ValueError as error:
         raise UserError(f"LoRA does not fit this model: {_first_line(error)}", hint="set lora.target_modules") from None
+    refuse_tied(loaded.model)
+    loaded.base = base
     return loaded
 
 
 def save(folder: Path, loaded: Loaded, *, weights: dict[str, torch.Tensor] | None = None) -> None:
-    """A checkpoint that ``from_pretrained`` loads: weights (or adapter), tokenizer, text format.
+    """A checkpoint that ``from_pretrained`` loads: weights (or adapter), generation_config, tokenizer, text format.
 
     ``weights``: the model's state where the model itself holds only a shard of it.
     """
@@ -203,11 +252,16 @@ def save(folder: Path, loaded: Loaded, *, weights: dict[str, torch.Tensor] | Non
     only |= {"state_dict": weights} if weights is not None else {}
     with os_errors(folder):
         loaded.model.save_pretrained(folder, **only)
+        if "selected_adapters" in only:  # PEFT writes neither
+            loaded.model.generation_config.save_pretrained(folder)
+            if loaded.base is not None:
+                loaded.base.note(folder)
         loaded.tokenizer.save_pretrained(folder)
         loaded.text.save(folder)
 
 
-def _from_hub(name: str, options: dict[str, Any]) -> Any:
+def _from_hub(name: str, options: dict[str, Any], named_in: str | None = None) -> Any:
+    """``named_in``: the adapter's file that names this base."""
     try:
         config = AutoConfig.from_pretrained(
             name, revision=options["revision"], trust_remote_code=options["trust_remote_code"]
@@ -224,7 +278,10 @@ def _from_hub(name: str, options: dict[str, Any]) -> Any:
             raise UserError(f"the checkpoint cannot be loaded: {_first_line(error)}", where=name) from None
         offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True")
         hint = "HF_HUB_OFFLINE is set: only what is in the local cache can be used" if offline else "check the name"
-        raise UserError(f"{name!r} is neither a folder nor a model that can be fetched", hint=hint) from None
+        if named_in is not None:
+            hint += "; base_model_name_or_path in this file names the base: a hub name, or the folder where it is"
+        message = f"{name!r} is neither a folder nor a model that can be fetched"
+        raise UserError(message, where=named_in, hint=hint) from None
 
 
 def fuse_gelu(model: nn.Module) -> None:
@@ -234,15 +291,6 @@ def fuse_gelu(model: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, nn.GELU(approximate="tanh"))
-
-
-def _adapter_base(name: str) -> str:
-    from peft import PeftConfig
-
-    base = PeftConfig.from_pretrained(name).base_model_name_or_path
-    if not base:
-        raise UserError("the adapter does not name its base model", where=name)
-    return base
 
 
 def _four_bit(dtype: torch.dtype) -> Any:

@@ -14,7 +14,7 @@ from rlgf_cli.artifacts.jsonl import read_json
 from rlgf_cli.config.common import ModelConfig
 from rlgf_cli.config.scratch import ScratchConfig, TokenizerConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.models.load import DTYPES, Loaded, fuse_gelu, pick_device
+from rlgf_cli.models.load import DTYPES, Loaded, fuse_gelu, own_generation, pick_device
 from rlgf_cli.models.text import TextFormat
 
 EOS, PAD, UNK, BOS = "</s>", "<pad>", "<unk>", "<s>"
@@ -52,14 +52,10 @@ def build(
     auto = hf.AutoModelForSeq2SeqLM if config.architecture in ("t5", "bart") else hf.AutoModelForCausalLM
     network = auto.from_config(build_config(config, tokenizer))
     fuse_gelu(network)  # as where its checkpoint is loaded: a resumed run rounds alike
-    network.generation_config = hf.GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        decoder_start_token_id=getattr(network.config, "decoder_start_token_id", None),
-    )
     network.to(pick_device(model.device)).eval()
-    return Loaded(network, tokenizer, text, model.name, DTYPES[model.dtype])
+    loaded = Loaded(network, tokenizer, text, model.name, DTYPES[model.dtype])
+    own_generation(loaded)
+    return loaded
 
 
 def build_classifier(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peft import PeftModel
-
 from rlgf_cli.artifacts import resume
 from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.common import ModelConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.merge import MergeConfig
 from rlgf_cli.errors import UserError
+from rlgf_cli.models.adapter import probe, refuse_other, refuse_tied
 from rlgf_cli.models.card import write_card
-from rlgf_cli.models.load import DTYPES, check_checkpoint_name, load, save
+from rlgf_cli.models.load import DTYPES, Loaded, check_checkpoint_name, load, save
 
 
 def run(resolved: Resolved[MergeConfig], *, existing: Existing = "refuse") -> Path:
-    """Write a checkpoint without PEFT that gives the adapter's logits; tokenizer and text format are kept."""
+    """Write a checkpoint without PEFT that gives the adapter's logits; tokenizer and text format are kept.
+
+    Both are held against each other in float32, before the product is cast to ``dtype`` and before anything is written.
+    """
     config = resolved.config
     check_checkpoint_name(config.model)
     if not (Path(config.model) / "adapter_config.json").is_file():
@@ -37,10 +39,9 @@ def run(resolved: Resolved[MergeConfig], *, existing: Existing = "refuse") -> Pa
         )
     resume.refuse_own_input(config.output, config.model)
     loaded = load(ModelConfig(name=config.model, device="cpu", trust_remote_code=config.trust_remote_code))
-    adapted: PeftModel = loaded.model
-    base = adapted.peft_config[adapted.active_adapter].base_model_name_or_path or ""
-    # merged in float32, then cast: adding a small update to bfloat16 weights would round it away
-    loaded.model = adapted.merge_and_unload(safe_merge=True).to(DTYPES[config.dtype])
+    base = loaded.base.name if loaded.base else ""
+    _merge(loaded)
+    loaded.model.to(DTYPES[config.dtype])  # after the merge: bfloat16 would round a small update away
     claimed = RunDir.claim(config.output, "merge", existing=existing, seed=config.seed)
     with claimed.running() as run_dir:
         run_dir.write_config(resolved.to_json())
@@ -56,3 +57,22 @@ def run(resolved: Resolved[MergeConfig], *, existing: Existing = "refuse") -> Pa
         )
         run_dir.manifest.save(result={"base": base, "dtype": config.dtype})
     return run_dir.path
+
+
+def _merge(loaded: Loaded) -> None:
+    """Merge the adapter into its base, in float32; raises UserError where the result is another model."""
+    adapted, name = loaded.model, loaded.name
+    if getattr(adapted, "is_quantized", False):
+        raise UserError(
+            "the adapter's base has quantized weights, which an update cannot be added to",
+            where=name,
+            hint="set base_model_name_or_path in adapter_config.json to the same model in full precision",
+        )
+    refuse_tied(adapted, where=name)
+    expected = probe(loaded)
+    try:
+        loaded.model = adapted.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # weights that are not numbers
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"the adapter cannot be merged: {reason}", where=name) from None
+    refuse_other(probe(loaded), expected, name)

@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reads it when it i
 
 import datasets
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, set_seed
 from trl import SFTConfig as TrlSftConfig
 from trl import SFTTrainer
@@ -32,7 +33,7 @@ from rlgf_cli.guides.recorded import RecordedGuide
 from rlgf_cli.models import hub, scratch
 from rlgf_cli.models.card import write_card
 from rlgf_cli.models.generate import decoder_start_id, pad_rows
-from rlgf_cli.models.load import Loaded, add_lora, load, pick_device, save
+from rlgf_cli.models.load import Loaded, add_lora, load, own_generation, pick_device, save
 from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.models.prompts import encode_prompts, encode_target
 from rlgf_cli.models.text import TextFormat
@@ -81,6 +82,8 @@ def run(resolved: Resolved[SftConfig], *, existing: Existing = "refuse") -> SftR
     held_out = read_examples(config.eval_data, need_references=True) if config.eval_data else []
     checkpoints = output / "checkpoints"
     loaded = _starting_model(config, examples, guide, checkpoints / "start" if existing == "resume" else None)
+    _refuse_head(loaded)
+    own_generation(loaded, config.lengths)
     pairs, counts = make_pairs(loaded, examples, config, guide)
     eval_pairs = make_pairs(loaded, held_out, config)[0] if held_out else []
     _report_counts(counts)
@@ -163,6 +166,16 @@ def _starting_model(
         text=TextFormat.from_config(config.text, TextFormat()),
         seed=config.seed,
     )
+
+
+def _refuse_head(loaded: Loaded) -> None:
+    """TRL's loss of a decoder is computed from the head's plain weights, and refuses an adapter on them."""
+    if not loaded.encoder_decoder and isinstance(loaded.model.get_output_embeddings(), BaseTunerLayer):
+        raise UserError(
+            "sft cannot train LoRA on the output head of a decoder",
+            where=loaded.name,
+            hint="leave lm_head out of lora.target_modules (rlgf train can have it, where the embeddings are not tied)",
+        )
 
 
 def _keep_start(folder: Path, loaded: Loaded) -> None:

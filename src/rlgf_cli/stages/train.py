@@ -35,7 +35,7 @@ from rlgf_cli.guides.make import check_guide, make_guide
 from rlgf_cli.metrics.per_text import PerText, per_text
 from rlgf_cli.models import hub
 from rlgf_cli.models.card import write_card
-from rlgf_cli.models.load import Loaded, add_lora, load, save
+from rlgf_cli.models.load import Loaded, add_lora, load, own_generation, save
 from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.protocols import Example, Guide
@@ -150,6 +150,7 @@ def _load(config: TrainConfig, spec: AlgorithmSpec, processes: int) -> _Inputs:
     keep_freed_memory()
     torch.manual_seed(config.seed)  # a fresh adapter is the one thing that starts at random
     loaded = add_lora(load(config.model, text=config.text, for_training=True), config.lora)
+    own_generation(loaded, config.lengths)
     guide: Guide | None = None
     if config.guide is not None and spec.needs_guide:
         guide = make_guide(share_of(config.guide, processes), seed=config.seed)
