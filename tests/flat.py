@@ -27,18 +27,17 @@ from rlgf_cli.training.loop import Trainer
 from rlgf_cli.training.rollout import Roller, Sampling
 
 LIMIT = 64
-WORDS = [f"w{i}" for i in range(14)]
-"""With as many words, a model with random weights ends a text after some 15 tokens."""
+PROMPTS = [f"w{i}" for i in range(7)]
 
 
-def start() -> Loaded:
-    """A GPT-2 of one layer with random weights."""
+def start(words: int = 14) -> Loaded:
+    """A GPT-2 of one layer with random weights: it ends a text after about as many tokens as it has words."""
     sizes = {"layers": 1, "hidden": 32, "heads": 2, "max_positions": LIMIT + 8, "tokenizer": {"kind": "word"}}
     return scratch.build(
         ScratchConfig.model_validate({"architecture": "gpt2", **sizes}),
         model=ModelConfig(name="start", device="cpu"),
-        prompts=WORDS,
-        responses=[" ".join(WORDS)],
+        prompts=PROMPTS,
+        responses=[" ".join(f"w{i}" for i in range(words))],
         text=TextFormat(),
         seed=0,
     )
@@ -60,13 +59,13 @@ def trainer(start: Loaded, mean: float, seed: int, *, episodes: int = 32, sets: 
 
 
 def prompts(loaded: Loaded) -> list[Encoded]:
-    return encode_prompts(loaded, [Example(word, word) for word in WORDS], LengthConfig(max_new_tokens=LIMIT))[0]
+    return encode_prompts(loaded, [Example(word, word) for word in PROMPTS], LengthConfig(max_new_tokens=LIMIT))[0]
 
 
-def mean_length(loaded: Loaded, texts: int = 2000) -> float:
+def mean_length(loaded: Loaded, texts: int = 1000) -> float:
     """Of texts that the policy writes; the same draws every time."""
     roller = Roller(loaded, Sampling(max_new_tokens=LIMIT, batch_size=500), 1)
-    asked = prompts(loaded) * (texts // len(WORDS))
+    asked = prompts(loaded) * (texts // len(PROMPTS))
     return fmean(e.length for e in roller.roll(Regime(), asked, 0, 1.0))
 
 
