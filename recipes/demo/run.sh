@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# The whole pipeline on a task made here: data, starting policy and guide, guide text, five algorithms, evaluation, table, report.
+# The whole pipeline on a task made here: data, starting policy and guide, guide text, its clone, plain and guided RL, evaluation,
+# table, report.
 #   bash recipes/demo/run.sh [FOLDER] [SEED]
 # Two processes run side by side, one thread each; about five minutes on two cores. Logs are in FOLDER/log.
+# The settings of ppo, grpo and rloo are the best of a sweep (baselines.yaml, docs/results.md).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 seed=${2:-0}
@@ -32,32 +34,41 @@ rlgf sft -c $recipe/sft.yaml --data $out/data/start.jsonl --seed $seed -o $out/s
 rlgf sft -c $recipe/sft.yaml --data $out/data/guide.jsonl --seed $seed -o $out/guide 2>$out/log/guide.log
 END
 
-echo "== collect-guide: what the guide writes for the training prompts" >&2
+echo "== collect-guide: what the guide writes for the training prompts; sft: the starting policy learns to write it" >&2
 rlgf collect-guide -c $recipe/collect_guide.yaml --guide hf:$out/guide --data $out/data/train.jsonl --seed $seed \
     -o $out/guide.jsonl 2>$out/log/collect_guide.log
+rlgf sft -c $recipe/clone.yaml --model $out/sft --data $out/data/train.jsonl --guide $out/guide.jsonl --seed $seed \
+    -o $out/clone 2>$out/log/clone.log
 
-echo "== train: five algorithms, the same number of episodes each" >&2
-common="-c $recipe/train.yaml --model $out/sft --data $out/data/train.jsonl --eval-data $out/data/test.jsonl --seed $seed"
+echo "== train: plain RL from the start and from the clone, and the guided algorithms, the same number of episodes each" >&2
+common="-c $recipe/train.yaml --data $out/data/train.jsonl --eval-data $out/data/test.jsonl --seed $seed"
+start="--model $out/sft $common"
+clone="--model $out/clone $common"
 both <<END
-rlgf train --alg aggrevated --guide hf:$out/guide $common -o $out/aggrevated 2>$out/log/aggrevated.log
-rlgf train --alg lols --guide hf:$out/guide $common -o $out/lols 2>$out/log/lols.log
-rlgf train --alg d2lols --guide hf:$out/guide $common -o $out/d2lols 2>$out/log/d2lols.log
-rlgf train --alg ppo++ --guide $out/guide.jsonl $common -o $out/ppopp 2>$out/log/ppopp.log
-rlgf train --alg ppo $common -o $out/ppo 2>$out/log/ppo.log
+rlgf train --alg aggrevated --guide hf:$out/guide $start -o $out/aggrevated 2>$out/log/aggrevated.log
+rlgf train --alg lols --guide hf:$out/guide $start -o $out/lols 2>$out/log/lols.log
+rlgf train --alg d2lols --guide hf:$out/guide $start -o $out/d2lols 2>$out/log/d2lols.log
+rlgf train --alg ppo++ --guide $out/guide.jsonl $start -o $out/ppopp 2>$out/log/ppopp.log
+rlgf train --alg ppo $start -o $out/ppo 2>$out/log/ppo.log
+rlgf train --alg grpo $start -o $out/grpo 2>$out/log/grpo.log
+rlgf train --alg rloo $start -o $out/rloo 2>$out/log/rloo.log
+rlgf train --alg ppo $clone -o $out/clone_ppo 2>$out/log/clone_ppo.log
+rlgf train --alg grpo $clone -o $out/clone_grpo 2>$out/log/clone_grpo.log
 END
 
 echo "== eval: 400 held-out prompts, one sampled text each" >&2
-for name in sft guide ppo ppopp aggrevated lols d2lols; do
+for name in sft guide clone ppo grpo rloo clone_ppo clone_grpo ppopp aggrevated lols d2lols; do
     echo "rlgf eval -c $recipe/eval.yaml --model $out/$name --data $out/data/test.jsonl -o $out/$name/eval >$out/log/eval_$name.txt 2>&1"
 done | both
 
+systems=("SFT=$out/sft" "guide=$out/guide" "clone=$out/clone" "PPO=$out/ppo" "GRPO=$out/grpo" "RLOO=$out/rloo"
+    "clone+PPO=$out/clone_ppo" "clone+GRPO=$out/clone_grpo" "PPO++=$out/ppopp" "AggreVaTeD=$out/aggrevated"
+    "LOLS=$out/lols" "D2LOLS=$out/d2lols")
 echo
-rlgf compare "SFT=$out/sft" "guide=$out/guide" "PPO=$out/ppo" "PPO++=$out/ppopp" "AggreVaTeD=$out/aggrevated" \
-    "LOLS=$out/lols" "D2LOLS=$out/d2lols" -o "$out/table.json"
+rlgf compare "${systems[@]}" -o "$out/table.json"
 echo
 echo "== report: all of it on one page" >&2
-rlgf report "SFT=$out/sft" "guide=$out/guide" "PPO=$out/ppo" "PPO++=$out/ppopp" "AggreVaTeD=$out/aggrevated" \
-    "LOLS=$out/lols" "D2LOLS=$out/d2lols" --comparison "$out/table.json" --title "The demonstration" -o "$out/report.html"
+rlgf report "${systems[@]}" --comparison "$out/table.json" --title "The demonstration" -o "$out/report.html"
 echo
 echo "made in $((SECONDS - started)) s:"
 find "$out" -maxdepth 2 \( -name '*.jsonl' -o -name 'table.json' -o -name 'eval' -o -name 'model.safetensors' \) | sort
