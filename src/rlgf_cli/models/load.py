@@ -109,8 +109,8 @@ def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 def load(config: ModelConfig, *, text: TextConfig | None = None, for_training: bool = False) -> Loaded:
     """Load a policy or a guide.
 
-    ``for_training`` keeps the weights in float32 and leaves bfloat16 to autocast; otherwise weights are
-    loaded in ``config.dtype``. The model's generation_config keeps nothing of the base's but its special ids, see
+    ``for_training`` keeps the weights in float32 and leaves bfloat16 to autocast, and a model that rlgf cannot sample
+    from is refused; otherwise weights are loaded in ``config.dtype``. The model's generation_config keeps nothing of the base's but its special ids, see
     :func:`own_generation`. Raises UserError for a folder that is no checkpoint, a name that the hub does not give, a
     tokenizer that does not fit the model, and an adapter whose base is not there or, for training, could not be merged.
     """
@@ -145,6 +145,10 @@ def load(config: ModelConfig, *, text: TextConfig | None = None, for_training: b
     model.eval()
     loaded = Loaded(model, tokenizer, TextFormat.from_config(text, stored), name, dtype, base)
     own_generation(loaded)
+    if for_training:
+        from rlgf_cli.models.generate import check_cache  # imports this module
+
+        check_cache(loaded)
     return loaded
 
 
