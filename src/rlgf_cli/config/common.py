@@ -77,7 +77,11 @@ class TextConfig(Strict):
 
 
 class LengthConfig(Strict):
-    """Limits in tokens. ``max_prompt_tokens`` null: as many as the model's positions leave room for."""
+    """Limits in tokens. ``max_prompt_tokens`` null: as many as the model's positions leave room for.
+
+    ``on_overlong: truncate`` cuts the example's prompt, before the template is put around it: a decoder keeps its end,
+    an encoder-decoder its beginning.
+    """
 
     max_prompt_tokens: int | None = Field(None, ge=1)
     max_new_tokens: int = Field(64, ge=1)

@@ -60,7 +60,7 @@ class VLLMGuide(LocalGuide):
                     hint="--on-overlong truncate cuts its beginning off",
                 )
             self.counts["prompts_truncated"] += 1
-            ids = ids[-limit:]
+            ids = self.text.cut_prompt(self.tokenizer, request.example.prompt, False, limit)
         return [*ids, *written]
 
     def _sampling(self, request: GuideRequest) -> Any:

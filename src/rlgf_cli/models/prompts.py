@@ -43,8 +43,8 @@ def encode_prompts(
 ) -> tuple[list[Encoded], dict[str, int]]:
     """Tokenise all prompts. Overlong ones follow ``lengths.on_overlong``; returns counts of what was done.
 
-    ``truncate`` keeps the end of a decoder's prompt (what stands next to the response) and the beginning of
-    an encoder's.
+    ``truncate`` cuts the example's prompt, never the template around it: a decoder keeps its end (what stands next to
+    the response), an encoder its beginning.
     """
     limit = prompt_limit(loaded, lengths)
     encoded: list[Encoded] = []
@@ -61,7 +61,7 @@ def encode_prompts(
                 counts["skipped"] += 1
                 continue
             counts["truncated"] += 1
-            ids = ids[:limit] if loaded.encoder_decoder else ids[-limit:]
+            ids = loaded.text.cut_prompt(loaded.tokenizer, example.prompt, loaded.encoder_decoder, limit)
         encoded.append(Encoded(example, ids))
     if not encoded:
         raise UserError("no prompt is short enough", hint="raise max_prompt_tokens or truncate")

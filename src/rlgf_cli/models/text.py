@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -68,12 +70,41 @@ class TextFormat:
 
     def encode_prompt(self, tokenizer: Any, prompt: str, encoder_decoder: bool) -> list[int]:
         """Ids of the rendered prompt. A decoder's prompt keeps BOS and loses a trailing EOS; an encoder keeps both."""
+        ids = self._prompt_ids(tokenizer, prompt, encoder_decoder)
+        if not ids and not encoder_decoder:
+            raise UserError(f"the prompt {prompt[:40]!r} has no tokens in this tokenizer")
+        return ids
+
+    def cut_prompt(self, tokenizer: Any, prompt: str, encoder_decoder: bool, limit: int) -> list[int]:
+        """As :meth:`encode_prompt`, with at most ``limit`` ids: the prompt is cut, the template's own words are kept.
+
+        A decoder keeps the prompt's end (what stands next to the response), an encoder its beginning. The cut is
+        between two tokens of the prompt and never inside a character. Raises UserError where the template alone does
+        not fit.
+        """
+
+        def ids(place: int) -> list[int]:
+            return self._prompt_ids(tokenizer, prompt[:place] if encoder_decoder else prompt[place:], encoder_decoder)
+
+        places = _cuts(tokenizer, prompt, limit, from_start=encoder_decoder)
+        # the seam between template and prompt may join tokens: a piece is counted as it is rendered
+        first = bisect_left(places, True, key=lambda place: len(ids(place)) <= limit)
+        found = ids(places[first]) if first < len(places) else []
+        if not found:
+            alone = len(self._prompt_ids(tokenizer, "", encoder_decoder))
+            raise UserError(
+                f"the template alone has {alone} tokens; there is room for {limit} in a prompt"
+                if alone > limit
+                else f"there is room for {limit} tokens in a prompt, and no character of {prompt[:40]!r} fits",
+                hint="raise max_prompt_tokens, or set max_new_tokens lower",
+            )
+        return found
+
+    def _prompt_ids(self, tokenizer: Any, prompt: str, encoder_decoder: bool) -> list[int]:
         text = self.render_prompt(tokenizer, prompt)
         ids = list(tokenizer(text, add_special_tokens=not self.chat)["input_ids"])
         if not encoder_decoder and not self.chat and ids and ids[-1] == tokenizer.eos_token_id:
             ids = ids[:-1]
-        if not ids and not encoder_decoder:
-            raise UserError(f"the prompt {prompt[:40]!r} has no tokens in this tokenizer")
         return ids
 
     def encode_response(self, tokenizer: Any, text: str) -> list[int]:
@@ -109,6 +140,20 @@ class TextFormat:
 def _plain_ids(tokenizer: Any, text: str) -> list[int]:
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return [i for i in ids if i not in _control_ids(tokenizer)]
+
+
+def _cuts(tokenizer: Any, text: str, limit: int, *, from_start: bool) -> Sequence[int]:
+    """Places between characters at which a text may be cut, the longest remainder first, nothing of it last.
+
+    Between two of the tokenizer's tokens, with at most ``limit`` of them left; anywhere for a tokenizer that cannot
+    tell where its tokens are.
+    """
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        return range(len(text), -1, -1) if from_start else range(len(text) + 1)
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    if from_start:
+        return [*reversed(sorted({end for _, end in spans})[:limit]), 0]
+    return [*sorted({start for start, _ in spans})[-limit:], len(text)]
 
 
 @lru_cache(maxsize=16)

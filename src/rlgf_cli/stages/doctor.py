@@ -131,6 +131,11 @@ def prompts(config: DoctorConfig, loaded: Loaded, examples: Sequence[Example]) -
     encoder = loaded.encoder_decoder
     sizes = [len(loaded.text.encode_prompt(loaded.tokenizer, e.prompt, encoder)) for e in seen]
     over = sum(size > limit for size in sizes) if limit is not None else 0
+    if over and limit is not None and lengths.on_overlong == "truncate":
+        try:  # the template is the same for all prompts: one tells whether it fits
+            loaded.text.cut_prompt(loaded.tokenizer, seen[sizes.index(max(sizes))].prompt, encoder, limit)
+        except UserError as error:
+            return Check(name, "fail", error.message, explanation, error.hint or "")
     finding = f"{min(sizes)} to {max(sizes)} tokens in {len(seen)} of {len(examples)} prompts"
     finding += f", room for {limit}; {over} are longer" if limit is not None else "; any number fits"
     return Check(
