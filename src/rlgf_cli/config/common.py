@@ -58,7 +58,8 @@ class LoraConfig(Strict):
 class TextConfig(Strict):
     """How examples become tokens. Given at ``sft``; later stages read it from the checkpoint.
 
-    ``template`` must hold ``{prompt}``; ``chat: true`` uses the model's own chat template instead.
+    ``template`` must hold ``{prompt}``; ``chat: true`` uses the model's own chat template instead, and a response ends
+    with the token that ends the assistant's turn there (``rlgf doctor`` says which).
     ``response_prefix`` stands before every response (a space, for byte-level BPE), and is cut off again
     from generated text.
     """

@@ -104,4 +104,4 @@ class PerplexityMetric:
         if self.condition == "prompt":
             return loaded.text.encode_prompt(loaded.tokenizer, example.prompt, loaded.encoder_decoder)
         start = loaded.tokenizer.bos_token_id
-        return [loaded.eos_id if start is None else start]
+        return [int(loaded.tokenizer.eos_token_id if start is None else start)]

@@ -22,6 +22,7 @@ from tokenizers.models import WordPiece
 from rlgf_cli.artifacts.jsonl import read_json, write_json
 from rlgf_cli.config.common import TextConfig
 from rlgf_cli.errors import UserError
+from rlgf_cli.models.turns import TurnEnd, check_template, turn_end
 
 FILE = "rlgf_text.json"
 
@@ -60,11 +61,7 @@ class TextFormat:
         """The text that the model sees before its response."""
         if not self.chat:
             return self.template.replace("{prompt}", prompt)
-        if not tokenizer.chat_template:
-            raise UserError(
-                "the tokenizer has no chat template",
-                hint="leave text.chat out and give text.template, or use a chat model",
-            )
+        check_template(tokenizer)
         messages = [{"role": "user", "content": prompt}]
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
@@ -107,6 +104,22 @@ class TextFormat:
             ids = ids[:-1]
         return ids
 
+    def turn_end(self, tokenizer: Any) -> TurnEnd | None:
+        """How the chat template ends the assistant's turn; None for plain text."""
+        return turn_end(tokenizer) if self.chat else None
+
+    def without_ending(self, tokenizer: Any, text: str) -> str:
+        """The text without the EOS or the end of a turn that it spells at its very end, and the space before it.
+
+        A text taken from a rendered conversation has one: its letters, and then the token, would be two endings.
+        """
+        end = self.turn_end(tokenizer)
+        endings = tuple(filter(None, (tokenizer.eos_token, end.token if end is not None else None)))
+        left = text
+        while (bare := left.rstrip()).endswith(endings):
+            left = bare[: -max(len(ending) for ending in endings if bare.endswith(ending))]
+        return text if left == text else left.rstrip()
+
     def encode_response(self, tokenizer: Any, text: str) -> list[int]:
         """Ids of a response from its beginning, without EOS.
 
@@ -114,7 +127,7 @@ class TextFormat:
         """
         if not text.startswith(self.response_prefix):
             text = self.response_prefix + text
-        return _plain_ids(tokenizer, text)
+        return self._plain_ids(tokenizer, text)
 
     def encode_continuation(self, tokenizer: Any, text: str) -> list[int]:
         """Ids of a segment that follows tokens of the same response.
@@ -124,22 +137,28 @@ class TextFormat:
         """
         going_on = _without_dummy_prefix(tokenizer) or _inside_word(tokenizer)
         if going_on is None:
-            return _plain_ids(tokenizer, text)
-        return [i for i in going_on.ids(text) if i not in _control_ids(tokenizer)]
+            return self._plain_ids(tokenizer, text)
+        return self._no_control(tokenizer, going_on.ids(text))
 
     def decode_response(self, tokenizer: Any, ids: list[int] | tuple[int, ...], *, strip: bool = True) -> str:
         """The text of a response: special tokens dropped, the prefix cut off, trailing whitespace kept off.
 
         ``strip=False`` keeps trailing whitespace: for a partial text that someone else goes on from.
         """
-        text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        end = self.turn_end(tokenizer)
+        words = [i for i in ids if end is None or i != end.id]  # the tokenizer may not call it special
+        text = tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         text = text.removeprefix(self.response_prefix)
         return text.rstrip() if strip else text
 
+    def _plain_ids(self, tokenizer: Any, text: str) -> list[int]:
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self._no_control(tokenizer, ids)
 
-def _plain_ids(tokenizer: Any, text: str) -> list[int]:
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [i for i in ids if i not in _control_ids(tokenizer)]
+    def _no_control(self, tokenizer: Any, ids: Sequence[int]) -> list[int]:
+        end = self.turn_end(tokenizer)
+        control = _control_ids(tokenizer) | ({end.id} if end is not None else set())
+        return [i for i in ids if i not in control]
 
 
 def _cuts(tokenizer: Any, text: str, limit: int, *, from_start: bool) -> Sequence[int]:
