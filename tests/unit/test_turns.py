@@ -26,6 +26,7 @@ from rlgf_cli.models.text import TextFormat
 from rlgf_cli.models.turns import turn_end
 from rlgf_cli.protocols import Example
 from rlgf_cli.stages.doctor import ending
+from rlgf_cli.training.figures import of_guide
 
 CHAT, PLAIN = TextFormat(chat=True), TextFormat()
 WORDS = "the cat sees the river ."
@@ -207,7 +208,7 @@ def test_a_spelled_ending_is_not_taught_twice(chatml: Loaded, around: str) -> No
         roller = roller_for(chatml, ScriptedGuide((text, finish)), max_new_tokens=30)
         for e in roller.roll(BC, encoded(chatml), 0, 9.0):
             assert (e.ids, e.finished, e.text) == (encode_target(chatml, WORDS, 64)[0], True, WORDS)
-        assert roller.counts["guide_endings"] == 3
+        assert of_guide(BC, roller.counts)["guide/endings"] == 3
 
 
 @pytest.mark.parametrize("text", [f"{WORDS} ", "<|im_end|> is a mark", "a<eos>b", "<s>old</s>", "it ends<|end|>"])
