@@ -257,7 +257,7 @@ def test_references_and_truncated_responses(tmp_path: Path, tiny_gpt2: Path) -> 
 
     every, counts = pairs("all")
     assert len(every) == 3
-    assert counts == {"truncated": 0, "skipped": 0, "truncated_responses": 1}
+    assert counts == {"truncated": 0, "skipped": 0, "truncated_responses": 1, "spelled_endings": 0}
     assert [len(pair.response) for pair in every][2] == 24
     assert [pair.response[-1] == loaded.eos_id for pair in every] == [True, True, False]
     assert every[0].prompt == loaded.tokenizer("cat sees garden")["input_ids"]

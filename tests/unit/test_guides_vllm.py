@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from chats import chat_checkpoint
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.make import describe, make_live_guide
@@ -79,6 +80,17 @@ def test_sampling_reaches_the_engine_and_each_request_has_its_seed(tiny_gpt2: Pa
         (0.7, 0.9, -1, 7, ("zzz",))
     }
     assert len({p.seed for p in params}) == 3
+
+
+@pytest.mark.usefixtures("engine")
+def test_the_end_of_a_chats_turn_reaches_the_engine(tmp_path: Path) -> None:
+    """Its own defaults are the checkpoint's generation_config, which may know EOS alone."""
+    folder = chat_checkpoint(tmp_path, "chatml")
+    for template, token in ((None, "<|im_end|>"), ("{prompt}", None)):
+        with closing(make_live_guide(config(folder, prompt_template=template), seed=0)) as guide:
+            guide.complete(requests())
+            stops = [p.stop_token_ids for p in guide._engine.params]  # type: ignore[attr-defined]
+            assert stops == [None if token is None else [guide.tokenizer.convert_tokens_to_ids(token)]] * 2
 
 
 @pytest.mark.usefixtures("engine")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, T5Config
 from transformers.activations import NewGELUActivation
 
+from conftest import make_tokenizer, toy_examples, write_rows
 from rlgf_cli.config.common import ModelConfig
 from rlgf_cli.models.load import load, save
 
@@ -48,3 +51,42 @@ def test_gelu_is_torchs_own_and_the_model_the_same(
     saved, before = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "saved", path))
     kept = ("activation_function", "feed_forward_proj", "dense_act_fn")
     assert [saved.get(key) for key in kept] == [before.get(key) for key in kept]
+
+
+def _without_cache(kind: str, tokenizer: Any) -> Any:
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 2}
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    if kind == "mamba":
+        return hf.MambaForCausalLM(hf.MambaConfig(**sizes, state_size=4, **ids))
+    if kind == "rwkv":
+        return hf.RwkvForCausalLM(hf.RwkvConfig(**sizes, context_length=256, **ids))
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 16}
+    return hf.Lfm2ForCausalLM(hf.Lfm2Config(**sizes, **heads, layer_types=["conv", "full_attention"], **ids))
+
+
+@pytest.mark.parametrize("kind", ["mamba", "rwkv", "lfm2"])
+def test_a_model_that_cannot_be_sampled_from_is_refused_before_it_is_trained(
+    kind: str, tmp_path: Path, run_cli: Any
+) -> None:
+    """Recurrent models have a state instead of keys and values, hybrids beside them (lfm2)."""
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(tmp_path / kind)
+    _without_cache(kind, tokenizer).save_pretrained(tmp_path / kind)
+    data = write_rows(tmp_path / "train.jsonl", toy_examples(3))
+    both = ("--model", tmp_path / kind, "--data", data)
+    for arguments in (
+        ("sft", *both, "--max-steps", 1, "-o", tmp_path / "run"),
+        ("train", *both, "--reward", "repetition", "--max-steps", 1, "-o", tmp_path / "run"),
+        ("doctor", *both),
+        ("eval", *both, "--metrics", "length", "--batch-size", 1, "-o", tmp_path / "run"),
+    )[: 3 if kind == "lfm2" else 4]:  # one text at a time needs no more of a hybrid's state than it has
+        shown = run_cli(*arguments)
+        assert shown.exit_code == 2, shown.stderr
+        assert f"a model of type '{kind}' has no key-value cache for all of its layers" in shown.stderr
+        assert "use a transformer with attention in every layer" in shown.stderr
+    assert not (tmp_path / "run" / "config.json").exists()
+    assert load(ModelConfig(name=str(tmp_path / kind), device="cpu")).model is not None  # perplexity wants no cache
+
+
+def test_models_with_a_cache_are_taken(any_model: Path) -> None:
+    assert load(ModelConfig(name=str(any_model), device="cpu"), for_training=True).model is not None

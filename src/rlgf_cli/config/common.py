@@ -58,7 +58,8 @@ class LoraConfig(Strict):
 class TextConfig(Strict):
     """How examples become tokens. Given at ``sft``; later stages read it from the checkpoint.
 
-    ``template`` must hold ``{prompt}``; ``chat: true`` uses the model's own chat template instead.
+    ``template`` must hold ``{prompt}``; ``chat: true`` uses the model's own chat template instead, and a response ends
+    with the token that ends the assistant's turn there (``rlgf doctor`` says which).
     ``response_prefix`` stands before every response (a space, for byte-level BPE), and is cut off again
     from generated text.
     """
@@ -77,7 +78,11 @@ class TextConfig(Strict):
 
 
 class LengthConfig(Strict):
-    """Limits in tokens. ``max_prompt_tokens`` null: as many as the model's positions leave room for."""
+    """Limits in tokens. ``max_prompt_tokens`` null: as many as the model's positions leave room for.
+
+    ``on_overlong: truncate`` cuts the example's prompt, before the template is put around it: a decoder keeps its end,
+    an encoder-decoder its beginning.
+    """
 
     max_prompt_tokens: int | None = Field(None, ge=1)
     max_new_tokens: int = Field(64, ge=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from rlgf_cli import noise
@@ -62,6 +62,8 @@ class Exam:
     seed: int
     on_answer: Callable[[], object] = lambda: None
     asked: int = 0
+    spelled: int = 0
+    """Answers that spelled EOS or the end of a turn at their end."""
     failed: Counter[str] = field(default_factory=Counter)
     said: str = ""
     texts: list[Text] = field(default_factory=list)
@@ -97,7 +99,7 @@ class Exam:
     def read(self, guide: RecordedGuide) -> None:
         """All texts that a recorded guide has for the prompts."""
         for example in self.examples:
-            found = guide.samples(example)
+            found = [self._as_trained(completion) for completion in guide.samples(example)]
             self.asked += 1
             if not found:
                 self.failed["no text in the file"] += 1
@@ -141,7 +143,7 @@ class Exam:
                     self.failed[answer.outcome.kind] += 1
                     self.said = self.said or answer.outcome.message
                 else:
-                    found[answer.index] = answer.outcome
+                    found[answer.index] = self._as_trained(answer.outcome)
                 self.on_answer()
         return found
 
@@ -149,3 +151,11 @@ class Exam:
         loaded = self.loaded
         ids = loaded.text.encode_response(loaded.tokenizer, completion.text) if completion.text.strip() else []
         return Text(example, completion, ids)
+
+    def _as_trained(self, completion: Completion) -> Completion:
+        """An answer as training takes it: without an ending that it spells, which is an EOS then."""
+        words = self.loaded.text.without_ending(self.loaded.tokenizer, completion.text)
+        if words == completion.text:
+            return completion
+        self.spelled += 1
+        return replace(completion, text=words, finish_reason="stop")

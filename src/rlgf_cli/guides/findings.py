@@ -61,13 +61,14 @@ def endings(exam: Exam) -> Check | None:
     stops = sum(text.ends for text in texts)
     cut = len(texts) - stops
     mostly_cut = 2 * cut > len(texts)
+    spelled = f"; {exam.spelled} answers spelled their ending, which is left out" if exam.spelled else ""
     return Check(
         "guide.endings",
         "warn" if mostly_cut else "ok",
-        f"{stops} of {len(texts)} texts ended by themselves (stop), {cut} ran out of tokens (length)",
+        f"{stops} of {len(texts)} texts ended by themselves (stop), {cut} ran out of tokens (length){spelled}",
         "a text that stopped gets an EOS, a text that was cut gets none: what never ends teaches no ending",
         "a higher --max-new-tokens, or a prompt_template that asks for shorter texts" if mostly_cut else "",
-        {"stop": stops, "length": cut},
+        {"stop": stops, "length": cut, **({"spelled": exam.spelled} if exam.spelled else {})},
     )
 
 

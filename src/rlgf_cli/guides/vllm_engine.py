@@ -60,17 +60,18 @@ class VLLMGuide(LocalGuide):
                     hint="--on-overlong truncate cuts its beginning off",
                 )
             self.counts["prompts_truncated"] += 1
-            ids = ids[-limit:]
+            ids = self.text.cut_prompt(self.tokenizer, request.example.prompt, False, limit)
         return [*ids, *written]
 
     def _sampling(self, request: GuideRequest) -> Any:
-        sampling = self._config.sampling
+        sampling, end = self._config.sampling, self.text.turn_end(self.tokenizer)
         return self._vllm.SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k or -1,
             max_tokens=request.max_new_tokens,
             stop=sampling.stop or None,
+            stop_token_ids=None if end is None or end.id is None else [end.id],
             seed=request_seed(self._seed, self.request_json(request)) if sampling.send_seed else None,
         )
 

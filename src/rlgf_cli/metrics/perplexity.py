@@ -7,9 +7,9 @@ prompt's do not, and neither does an end-of-text token: a text may have been cut
 The text stands behind the prompt in the checkpoint's stored format, tokenised apart from it as everywhere in rlgf.
 ``condition: none`` leaves the prompt out: then the first token is predicted from the tokenizer's BOS, or from EOS where
 it has none (as GPT-2's training texts begin). A text without tokens has no perplexity; it is skipped
-(``without_tokens``). Where prompt and text are longer than the model's positions, the prompt loses its beginning, down
-to half of the positions (``prompts_cut``), and then the text its end (``texts_cut``). An encoder-decoder has positions
-for each: what is too long loses its end.
+(``without_tokens``). Where prompt and text are longer than the model's positions, the prompt loses its beginning (the
+template's own words stay), down to half of the positions (``prompts_cut``), and then the text its end (``texts_cut``).
+An encoder-decoder has positions for each: what is too long loses its end.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class PerplexityMetric:
         room = limit if loaded.encoder_decoder else max(limit - len(ids) + 1, limit // 2)
         if len(before) > room:
             counts["prompts_cut"] += 1
-            before = before[:room] if loaded.encoder_decoder else before[-room:]
+            before = loaded.text.cut_prompt(loaded.tokenizer, example.prompt, loaded.encoder_decoder, room)
         left = limit if loaded.encoder_decoder else limit - len(before) + 1
         counts["texts_cut"] += len(ids) > left
         return before, ids[:left]
@@ -104,4 +104,4 @@ class PerplexityMetric:
         if self.condition == "prompt":
             return loaded.text.encode_prompt(loaded.tokenizer, example.prompt, loaded.encoder_decoder)
         start = loaded.tokenizer.bos_token_id
-        return [loaded.eos_id if start is None else start]
+        return [int(loaded.tokenizer.eos_token_id if start is None else start)]

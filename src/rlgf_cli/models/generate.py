@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlgf_cli.errors import UserError
 from rlgf_cli.functional.logprobs import process_logits, warp_logits
-from rlgf_cli.models.load import autocast
+from rlgf_cli.models.load import Loaded, autocast
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class _DecoderState:
             use_cache=True,
             logits_to_keep=1,
         )
-        self.cache = out.past_key_values
+        self.cache = _cache_of(self.model, out)
         return out.logits[:, -1]
 
     def step(self, tokens: torch.Tensor) -> None:
@@ -72,7 +73,7 @@ class _DecoderState:
         self.logits = self._forward(tokens[:, None], self.mask.sum(-1, keepdim=True) - 1)
 
     def keep(self, rows: torch.Tensor) -> None:
-        self.cache.batch_select_indices(rows)
+        _keep_rows(self.model, self.cache, rows)
         self.mask = self.mask[rows]
 
 
@@ -99,7 +100,7 @@ class _EncoderDecoderState:
             past_key_values=self.cache,
             use_cache=True,
         )
-        self.cache = out.past_key_values
+        self.cache = _cache_of(self.model, out)
         return out.logits[:, -1]
 
     def step(self, tokens: torch.Tensor) -> None:
@@ -107,10 +108,46 @@ class _EncoderDecoderState:
         self.logits = self._forward(tokens[:, None])
 
     def keep(self, rows: torch.Tensor) -> None:
-        self.cache.batch_select_indices(rows)
+        _keep_rows(self.model, self.cache, rows)
         self.mask = self.mask[rows]
         self.encoder_mask = self.encoder_mask[rows]
         self.encoded.last_hidden_state = self.encoded.last_hidden_state[rows]
+
+
+def _cache_of(model: Any, output: Any) -> Any:
+    """What a forward pass keeps for the next token. Raises UserError where that is not a key-value cache."""
+    if (cache := getattr(output, "past_key_values", None)) is None:
+        raise _no_cache(model)
+    return cache
+
+
+def _keep_rows(model: Any, cache: Any, rows: torch.Tensor) -> None:
+    try:
+        cache.batch_select_indices(rows)
+    except AttributeError:  # a recurrent layer's state beside the keys and values of others
+        raise _no_cache(model) from None
+
+
+def _no_cache(model: Any) -> UserError:
+    return UserError(
+        f"a model of type {model.config.model_type!r} has no key-value cache for all of its layers, and rlgf samples "
+        "with one",
+        hint="use a transformer with attention in every layer, such as GPT-2, Llama, Qwen 3 or T5",
+    )
+
+
+@torch.no_grad()
+def check_cache(loaded: Loaded) -> None:
+    """Raise UserError for a model that cannot be sampled from: one forward pass of one token, and its state."""
+    model, ids = loaded.model, [[loaded.pad_id]]
+    try:
+        if loaded.encoder_decoder:
+            state: _DecoderState | _EncoderDecoderState = _EncoderDecoderState(model, ids, [[]], loaded.pad_id)
+        else:
+            state = _DecoderState(model, ids, loaded.pad_id)
+        state.keep(torch.zeros(1, dtype=torch.long, device=loaded.device))
+    except UserError as error:
+        raise UserError(error.message, where=loaded.name, hint=error.hint) from None
 
 
 def decoder_start_id(model: Any) -> int:

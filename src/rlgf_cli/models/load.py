@@ -6,7 +6,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from rlgf_cli.config.common import LengthConfig, LoraConfig, ModelConfig, TextCo
 from rlgf_cli.errors import UserError
 from rlgf_cli.models.adapter import CONFIG, Base, find_base, is_path, refuse_tied
 from rlgf_cli.models.text import TextFormat, unseen_ids
+from rlgf_cli.models.turns import TurnEnd, check_template
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -31,7 +32,8 @@ hf_logging.disable_progress_bar()
 @dataclass
 class Loaded:
     """A model with its tokenizer and text format. ``dtype`` is what it computes in; ``base`` is where its weights come
-    from, or those below its adapter (None: they are random)."""
+    from, or those below its adapter (None: they are random); ``stated_eos_ids`` is what its generation_config ended a
+    text with before rlgf had its say."""
 
     model: Any
     tokenizer: Any
@@ -39,22 +41,43 @@ class Loaded:
     name: str
     dtype: torch.dtype = torch.float32
     base: Base | None = None
+    stated_eos_ids: list[int] = field(default_factory=list)
 
     @property
     def encoder_decoder(self) -> bool:
         return bool(self.model.config.is_encoder_decoder)
 
     @property
+    def turn_end(self) -> TurnEnd | None:
+        """How the chat template ends a turn; None for plain text, and for an encoder-decoder, whose response does not
+        stand in the template."""
+        return None if self.encoder_decoder else self.text.turn_end(self.tokenizer)
+
+    @property
     def eos_id(self) -> int:
-        """The id that ends a response in training data."""
-        return int(self.tokenizer.eos_token_id)
+        """The id that ends a response in training data: the chat template's end of a turn if it has one, else EOS."""
+        end = self.turn_end
+        return int(self.tokenizer.eos_token_id if end is None or end.id is None else end.id)
+
+    @property
+    def no_turn_end(self) -> str:
+        """What to tell the user where the chat template has no token that ends a turn; empty where all is well."""
+        end = self.turn_end
+        if end is None or not end.problem:
+            return ""
+        return f"{end.problem}: a response ends with tokenizer.eos_token, {self.tokenizer.eos_token!r}"
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """All ids that end a response (chat models have several)."""
+        """All ids that end a response: in training data, EOS, and those of the model's generation_config."""
+        return frozenset({self.eos_id, int(self.tokenizer.eos_token_id), *self.configured_eos_ids})
+
+    @property
+    def configured_eos_ids(self) -> list[int]:
+        """What the model's generation_config ends a text with, now (``stated_eos_ids``: when it was loaded)."""
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         several = configured if isinstance(configured, list) else [configured]
-        return frozenset({self.eos_id, *(int(i) for i in several if i is not None)})
+        return [int(i) for i in several if i is not None]
 
     @property
     def control_ids(self) -> frozenset[int]:
@@ -109,10 +132,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 def load(config: ModelConfig, *, text: TextConfig | None = None, for_training: bool = False) -> Loaded:
     """Load a policy or a guide.
 
-    ``for_training`` keeps the weights in float32 and leaves bfloat16 to autocast; otherwise weights are
-    loaded in ``config.dtype``. The model's generation_config keeps nothing of the base's but its special ids, see
-    :func:`own_generation`. Raises UserError for a folder that is no checkpoint, a name that the hub does not give, a
-    tokenizer that does not fit the model, and an adapter whose base is not there or, for training, could not be merged.
+    ``for_training`` keeps the weights in float32 and leaves bfloat16 to autocast, and a model that rlgf cannot sample
+    from is refused; otherwise weights are loaded in ``config.dtype``. The model's generation_config keeps nothing of
+    the base's but its special ids, see :func:`own_generation`. Raises UserError for a folder that is no checkpoint, a
+    name that the hub does not give, a tokenizer that does not fit the model, and an adapter whose base is not there
+    or, for training, could not be merged.
     """
     name = config.name
     check_checkpoint_name(name)
@@ -144,7 +168,14 @@ def load(config: ModelConfig, *, text: TextConfig | None = None, for_training: b
     stored = TextFormat.load(name) if Path(name).is_dir() else TextFormat()
     model.eval()
     loaded = Loaded(model, tokenizer, TextFormat.from_config(text, stored), name, dtype, base)
+    if loaded.text.chat:
+        check_template(tokenizer)
+    loaded.stated_eos_ids = loaded.configured_eos_ids
     own_generation(loaded)
+    if for_training:
+        from rlgf_cli.models.generate import check_cache  # imports this module
+
+        check_cache(loaded)
     return loaded
 
 

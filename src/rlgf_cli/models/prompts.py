@@ -43,8 +43,8 @@ def encode_prompts(
 ) -> tuple[list[Encoded], dict[str, int]]:
     """Tokenise all prompts. Overlong ones follow ``lengths.on_overlong``; returns counts of what was done.
 
-    ``truncate`` keeps the end of a decoder's prompt (what stands next to the response) and the beginning of
-    an encoder's.
+    ``truncate`` cuts the example's prompt, never the template around it: a decoder keeps its end (what stands next to
+    the response), an encoder its beginning.
     """
     limit = prompt_limit(loaded, lengths)
     encoded: list[Encoded] = []
@@ -61,7 +61,7 @@ def encode_prompts(
                 counts["skipped"] += 1
                 continue
             counts["truncated"] += 1
-            ids = ids[:limit] if loaded.encoder_decoder else ids[-limit:]
+            ids = loaded.text.cut_prompt(loaded.tokenizer, example.prompt, loaded.encoder_decoder, limit)
         encoded.append(Encoded(example, ids))
     if not encoded:
         raise UserError("no prompt is short enough", hint="raise max_prompt_tokens or truncate")
@@ -73,10 +73,11 @@ def encode_target(
 ) -> tuple[list[int], bool]:
     """The ids of a response as supervised training has them: with EOS where its author ended it, at most ``limit``.
 
-    A longer one is cut and gets no EOS; the second value says so.
+    A longer one is cut and gets no EOS; the second value says so. An ending that the text spells is an EOS.
     """
-    ids = loaded.text.encode_response(loaded.tokenizer, text)
-    if finish_reason == "stop":
+    words = loaded.text.without_ending(loaded.tokenizer, text)
+    ids = loaded.text.encode_response(loaded.tokenizer, words)
+    if finish_reason == "stop" or words != text:
         ids = [*ids, loaded.eos_id]
     return ids[:limit], len(ids) > limit
 
@@ -86,4 +87,4 @@ def reference_length(loaded: Loaded, prompts: Sequence[Encoded], limit: int) -> 
     references = [text for p in prompts[:500] for text in p.example.references[:1]]
     if not references:
         return float(limit)
-    return fmean(min(limit, len(loaded.text.encode_response(loaded.tokenizer, t)) + 1) for t in references)
+    return fmean(len(encode_target(loaded, text, limit)[0]) for text in references)

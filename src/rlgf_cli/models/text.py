@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from tokenizers.models import WordPiece
 from rlgf_cli.artifacts.jsonl import read_json, write_json
 from rlgf_cli.config.common import TextConfig
 from rlgf_cli.errors import UserError
+from rlgf_cli.models.turns import TurnEnd, check_template, turn_end
 
 FILE = "rlgf_text.json"
 
@@ -58,23 +61,64 @@ class TextFormat:
         """The text that the model sees before its response."""
         if not self.chat:
             return self.template.replace("{prompt}", prompt)
-        if not tokenizer.chat_template:
-            raise UserError(
-                "the tokenizer has no chat template",
-                hint="leave text.chat out and give text.template, or use a chat model",
-            )
+        check_template(tokenizer)
         messages = [{"role": "user", "content": prompt}]
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def encode_prompt(self, tokenizer: Any, prompt: str, encoder_decoder: bool) -> list[int]:
         """Ids of the rendered prompt. A decoder's prompt keeps BOS and loses a trailing EOS; an encoder keeps both."""
+        ids = self._prompt_ids(tokenizer, prompt, encoder_decoder)
+        if not ids and not encoder_decoder:
+            raise UserError(f"the prompt {prompt[:40]!r} has no tokens in this tokenizer")
+        return ids
+
+    def cut_prompt(self, tokenizer: Any, prompt: str, encoder_decoder: bool, limit: int) -> list[int]:
+        """As :meth:`encode_prompt`, with at most ``limit`` ids: the prompt is cut, the template's own words are kept.
+
+        A decoder keeps the prompt's end (what stands next to the response), an encoder its beginning. The cut is
+        between two tokens of the prompt and never inside a character. Raises UserError where the template alone does
+        not fit.
+        """
+
+        def ids(place: int) -> list[int]:
+            return self._prompt_ids(tokenizer, prompt[:place] if encoder_decoder else prompt[place:], encoder_decoder)
+
+        places = _cuts(tokenizer, prompt, limit, from_start=encoder_decoder)
+        # the seam between template and prompt may join tokens: a piece is counted as it is rendered
+        first = bisect_left(places, True, key=lambda place: len(ids(place)) <= limit)
+        found = ids(places[first]) if first < len(places) else []
+        if not found:
+            alone = len(self._prompt_ids(tokenizer, "", encoder_decoder))
+            raise UserError(
+                f"the template alone has {alone} tokens; there is room for {limit} in a prompt"
+                if alone > limit
+                else f"there is room for {limit} tokens in a prompt, and no character of {prompt[:40]!r} fits",
+                hint="raise max_prompt_tokens, or set max_new_tokens lower",
+            )
+        return found
+
+    def _prompt_ids(self, tokenizer: Any, prompt: str, encoder_decoder: bool) -> list[int]:
         text = self.render_prompt(tokenizer, prompt)
         ids = list(tokenizer(text, add_special_tokens=not self.chat)["input_ids"])
         if not encoder_decoder and not self.chat and ids and ids[-1] == tokenizer.eos_token_id:
             ids = ids[:-1]
-        if not ids and not encoder_decoder:
-            raise UserError(f"the prompt {prompt[:40]!r} has no tokens in this tokenizer")
         return ids
+
+    def turn_end(self, tokenizer: Any) -> TurnEnd | None:
+        """How the chat template ends the assistant's turn; None for plain text."""
+        return turn_end(tokenizer) if self.chat else None
+
+    def without_ending(self, tokenizer: Any, text: str) -> str:
+        """The text without the EOS or the end of a turn that it spells at its very end, and the space before it.
+
+        A text taken from a rendered conversation has one: its letters, and then the token, would be two endings.
+        """
+        end = self.turn_end(tokenizer)
+        endings = tuple(filter(None, (tokenizer.eos_token, end.token if end is not None else None)))
+        left = text
+        while (bare := left.rstrip()).endswith(endings):
+            left = bare[: -max(len(ending) for ending in endings if bare.endswith(ending))]
+        return text if left == text else left.rstrip()
 
     def encode_response(self, tokenizer: Any, text: str) -> list[int]:
         """Ids of a response from its beginning, without EOS.
@@ -83,7 +127,7 @@ class TextFormat:
         """
         if not text.startswith(self.response_prefix):
             text = self.response_prefix + text
-        return _plain_ids(tokenizer, text)
+        return self._plain_ids(tokenizer, text)
 
     def encode_continuation(self, tokenizer: Any, text: str) -> list[int]:
         """Ids of a segment that follows tokens of the same response.
@@ -93,22 +137,42 @@ class TextFormat:
         """
         going_on = _without_dummy_prefix(tokenizer) or _inside_word(tokenizer)
         if going_on is None:
-            return _plain_ids(tokenizer, text)
-        return [i for i in going_on.ids(text) if i not in _control_ids(tokenizer)]
+            return self._plain_ids(tokenizer, text)
+        return self._no_control(tokenizer, going_on.ids(text))
 
     def decode_response(self, tokenizer: Any, ids: list[int] | tuple[int, ...], *, strip: bool = True) -> str:
         """The text of a response: special tokens dropped, the prefix cut off, trailing whitespace kept off.
 
         ``strip=False`` keeps trailing whitespace: for a partial text that someone else goes on from.
         """
-        text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        end = self.turn_end(tokenizer)
+        words = [i for i in ids if end is None or i != end.id]  # the tokenizer may not call it special
+        text = tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         text = text.removeprefix(self.response_prefix)
         return text.rstrip() if strip else text
 
+    def _plain_ids(self, tokenizer: Any, text: str) -> list[int]:
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self._no_control(tokenizer, ids)
 
-def _plain_ids(tokenizer: Any, text: str) -> list[int]:
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [i for i in ids if i not in _control_ids(tokenizer)]
+    def _no_control(self, tokenizer: Any, ids: Sequence[int]) -> list[int]:
+        end = self.turn_end(tokenizer)
+        control = _control_ids(tokenizer) | ({end.id} if end is not None else set())
+        return [i for i in ids if i not in control]
+
+
+def _cuts(tokenizer: Any, text: str, limit: int, *, from_start: bool) -> Sequence[int]:
+    """Places between characters at which a text may be cut, the longest remainder first, nothing of it last.
+
+    Between two of the tokenizer's tokens, with at most ``limit`` of them left; anywhere for a tokenizer that cannot
+    tell where its tokens are.
+    """
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        return range(len(text), -1, -1) if from_start else range(len(text) + 1)
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    if from_start:
+        return [*reversed(sorted({end for _, end in spans})[:limit]), 0]
+    return [*sorted({start for start, _ in spans})[-limit:], len(text)]
 
 
 @lru_cache(maxsize=16)

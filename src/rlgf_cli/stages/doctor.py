@@ -87,7 +87,7 @@ def run(resolved: Resolved[DoctorConfig]) -> Diagnosis:
     with closing_all(judges):
         charge_together(judges, account, config.budget)
         exam = _exam(config, few, loaded, account)
-        checks = [prompts(config, loaded, examples)]
+        checks = [prompts(config, loaded, examples), ending(loaded)]
         if encoded := _fitting(config, loaded, few):
             checks += _policy(config, spec, loaded, encoded, reward, exam)
     if exam is not None:
@@ -131,6 +131,11 @@ def prompts(config: DoctorConfig, loaded: Loaded, examples: Sequence[Example]) -
     encoder = loaded.encoder_decoder
     sizes = [len(loaded.text.encode_prompt(loaded.tokenizer, e.prompt, encoder)) for e in seen]
     over = sum(size > limit for size in sizes) if limit is not None else 0
+    if over and limit is not None and lengths.on_overlong == "truncate":
+        try:  # the template is the same for all prompts: one tells whether it fits
+            loaded.text.cut_prompt(loaded.tokenizer, seen[sizes.index(max(sizes))].prompt, encoder, limit)
+        except UserError as error:
+            return Check(name, "fail", error.message, explanation, error.hint or "")
     finding = f"{min(sizes)} to {max(sizes)} tokens in {len(seen)} of {len(examples)} prompts"
     finding += f", room for {limit}; {over} are longer" if limit is not None else "; any number fits"
     return Check(
@@ -140,6 +145,38 @@ def prompts(config: DoctorConfig, loaded: Loaded, examples: Sequence[Example]) -
         explanation,
         "--on-overlong truncate or skip, a larger max_prompt_tokens, or a smaller max_new_tokens" if over else "",
         {"longest": max(sizes), "room": limit, "over": over, "looked_at": len(seen)},
+    )
+
+
+def ending(loaded: Loaded) -> Check:
+    """What ends a response, and whether template, tokenizer and generation_config agree on it."""
+    end, tokenizer, configured = loaded.turn_end, loaded.tokenizer, loaded.stated_eos_ids
+    numbers: dict[str, Any] = {
+        "used": loaded.eos_id, "template": end.id if end is not None else None,
+        "tokenizer": int(tokenizer.eos_token_id), "generation_config": configured,
+    }  # fmt: skip
+    said = [f"tokenizer.eos_token is {tokenizer.eos_token!r}"]
+    if end is not None:
+        said.insert(0, end.problem or f"the chat template ends a turn with {end.token!r}")
+    if configured:
+        names = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(configured)))
+        said.append(f"generation_config.eos_token_id is {names}")
+    used = tokenizer.convert_ids_to_tokens(loaded.eos_id)
+    same = {loaded.eos_id, numbers["tokenizer"], *configured} == {loaded.eos_id}
+    finding = f"{'; '.join(said)}: " + ("they agree" if same else f"they differ, and a response ends with {used!r}")
+    unknown = bool(configured) and loaded.eos_id not in configured
+    remedy = ""
+    if loaded.no_turn_end:
+        remedy = "a chat template that ends a turn with a token of the tokenizer, or text.template"
+    elif unknown:
+        remedy = "rlgf sft teaches the ending; without it, see that the model's own ending is the one that is used"
+    return Check(
+        "text.ending",
+        "warn" if remedy else "ok",
+        finding,
+        "sft, cloning and reference_nll teach one token as the end; sampling stops at each of them",
+        remedy,
+        numbers,
     )
 
 

@@ -84,6 +84,8 @@ def run(resolved: Resolved[SftConfig], *, existing: Existing = "refuse") -> SftR
     loaded = _starting_model(config, examples, guide, checkpoints / "start" if existing == "resume" else None)
     _refuse_head(loaded)
     own_generation(loaded, config.lengths)
+    if loaded.no_turn_end:
+        console.warn(loaded.no_turn_end)
     pairs, counts = make_pairs(loaded, examples, config, guide)
     eval_pairs = make_pairs(loaded, held_out, config)[0] if held_out else []
     _report_counts(counts)
@@ -190,24 +192,27 @@ def make_pairs(
 ) -> tuple[list[Pair], dict[str, int]]:
     """Prompts and responses to ids, each tokenised by itself, so that SFT and RL see the same seam.
 
-    Counts: ``truncated`` and ``skipped`` prompts, ``truncated_responses`` (cut at the limit: no EOS). With a guide also
-    ``dropped`` (prompts that it has no text for), ``unfinished`` (texts that it did not end, and that were not cut:
-    no EOS), ``guide_texts`` (different ones among the pairs), and what was not used of its file, as ``guide_*``.
+    Counts: ``truncated`` and ``skipped`` prompts, ``truncated_responses`` (cut at the limit: no EOS) and
+    ``spelled_endings`` (responses that spelled EOS or the end of a turn at their end, which is left out). With a guide
+    also ``dropped`` (prompts that it has no text for), ``unfinished`` (texts that it did not end, and that were not
+    cut: no EOS), ``guide_texts`` (different ones among the pairs), and what was not used of its file, as ``guide_*``.
     """
     encoded, counts = encode_prompts(loaded, examples, config.lengths)
     prompts, _ = covered_prompts(encoded, guide, "drop")
     limit = config.lengths.max_new_tokens
     pairs: list[Pair] = []
-    cut, unfinished = 0, 0
+    counts |= {"truncated_responses": 0, "spelled_endings": 0}
+    unfinished = 0
     used: set[tuple[str, str]] = set()
     for item in prompts:
         for text, finish_reason in _chosen(_targets(item.example, guide), item.example.id, config):
             ids, too_long = encode_target(loaded, text, limit, finish_reason)
-            cut += too_long
-            unfinished += finish_reason == "length" and not too_long
+            spelled = loaded.text.without_ending(loaded.tokenizer, text) != text
+            counts["truncated_responses"] += too_long
+            counts["spelled_endings"] += spelled
+            unfinished += finish_reason == "length" and not too_long and not spelled
             used.add((item.example.id, text))
             pairs.append(Pair(item.ids, ids))
-    counts["truncated_responses"] = cut
     if guide is not None:
         counts |= {"dropped": len(encoded) - len(prompts), "unfinished": unfinished, "guide_texts": len(used)}
         counts["guide_unmatched"] = guide.unmatched(examples)
@@ -243,6 +248,7 @@ def _report_counts(counts: dict[str, int]) -> None:
         ("guide_id_mismatch", "prompts whose id is another prompt's in the guide's file"),
         ("guide_empty", "empty texts of the guide, left out"),
         ("guide_with_prefix", "texts of the guide that go on from a prefix, left out"),
+        ("spelled_endings", "responses that spelled EOS or the end of a turn at their end, which is left out"),
     ):
         if counts.get(name):
             console.warn(f"{what}: {counts[name]}")

@@ -182,6 +182,8 @@ def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group, pr
     config, spec = resolved.config, resolved.config.algorithm.spec()
     inputs = group.agree(lambda: _load(config, spec, group.size))
     loaded, guide = inputs.loaded, inputs.guide
+    if loaded.no_turn_end:
+        console.warn(loaded.no_turn_end)
     _report(inputs.counts, config)
 
     def claim() -> RunDir:

@@ -51,6 +51,7 @@ def of_guide(regime: Regime, counts: Counter[str]) -> Row:
     row: Row = {f"guide/{name}": counts[name] for name in ("cuts_moved", "unguided")}
     row |= {"guide/requests": counts["guide_requests"], "guide/capped": counts["guide_capped"]}
     row |= {"guide/failed": counts["guide_failed"]} if counts["guide_failed"] else {}
+    row |= {"guide/endings": counts["guide_endings"]} if counts["guide_endings"] else {}
     row |= {"guide/gated": counts["gated"]} if regime.gate else {}
     row |= {"mc/one_sided": counts["one_sided"]} if regime.estimator == "guide_mc" else {}
     return row

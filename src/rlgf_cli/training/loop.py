@@ -17,7 +17,7 @@ from rlgf_cli.functional.shaping import adapt_kl_coef
 from rlgf_cli.functional.stats import running_moments, spread_of
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
-from rlgf_cli.models.prompts import Encoded
+from rlgf_cli.models.prompts import Encoded, encode_target
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training import figures
 from rlgf_cli.training.checkpoint import TrainerState
@@ -284,7 +284,7 @@ class Trainer:
         for e in episodes:
             draw = noise.uniforms(1, self.seed, "reference", step, e.index)[0]
             text = e.example.references[int(draw * len(e.example.references))]
-            rows.append([*loaded.text.encode_response(loaded.tokenizer, text), loaded.eos_id][:limit])
+            rows.append(encode_target(loaded, text, limit)[0])
         return TokenBatch.build(
             [e.prompt_ids for e in episodes],
             rows,

@@ -55,6 +55,7 @@ METRICS: dict[str, str] = {
     "guide/requests": "texts asked of the guide in this step",
     "guide/reuse": "mean number of uses of each distinct guide text so far",
     "guide/capped": "guide texts cut at max_new_tokens (in the policy's tokens, of the whole response)",
+    "guide/endings": "where there are any: guide texts that spelled EOS or the end of a turn, which was taken off",
     "guide/cuts_moved": "cuts that moved to the next boundary of the text",
     "guide/gated": "episodes that the policy wrote alone because the guide's text scored no better (algorithm.gate)",
     "guide/unguided": "episodes that ran unguided because the guide had no text",

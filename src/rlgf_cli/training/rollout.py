@@ -394,12 +394,15 @@ class Roller:
 
     def _guide_ids(self, completion: Completion, behind: int) -> list[int]:
         """A guide's text as the policy's tokens, to stand behind so many of them: with EOS where the guide stopped by
-        itself, capped at the room that is left."""
+        itself or spelled an ending, capped at the room that is left."""
         text, tokenizer = self.loaded.text, self.loaded.tokenizer
         # tokens decide, not their text: a response prefix that the policy wrote decodes to nothing
         encode = text.encode_continuation if behind else text.encode_response
-        ids = encode(tokenizer, completion.text) if completion.text else []
-        if completion.finish_reason == "stop":
+        words = text.without_ending(tokenizer, completion.text)
+        spelled = words != completion.text
+        self.counts["guide_endings"] += spelled
+        ids = encode(tokenizer, words) if words else []
+        if spelled or completion.finish_reason == "stop":
             ids = [*ids, self.loaded.eos_id]
         room = self.sampling.max_new_tokens - behind
         self.counts["guide_capped"] += len(ids) > room
