@@ -213,16 +213,20 @@ class Trainer:
         return Standing(kl_coef, max(own, spread_of(moments)) if moments else 0.0, trusted)
 
     def _resample(self, regime: Regime, episodes: list[Episode], step: int, number: int) -> list[Episode]:
-        """Put groups of other prompts in the place of those whose scores are all equal (DAPO's dynamic sampling, arXiv
-        2503.14476, section 3.2). Prompts and draws are a function of (seed, step, number)."""
+        """Put groups of prompts that the step does not have yet (of any, where it has them all) in the place of those
+        whose scores are all equal (DAPO's dynamic sampling, arXiv 2503.14476, section 3.2). Order and draws are a
+        function of (seed, step, number)."""
         flat = [g for g, members in by_group(episodes).items() if len({e.value for e in members}) == 1]
         if not flat:
             return episodes
         size, key = self.spec.group_size, f"{step}.{number}"
-        chosen = noise.generator(self.seed, "resample", key).integers(len(self.prompts), size=len(flat))
+        here = {e.example.id for e in episodes}
+        others = [p for p in self.prompts if p.example.id not in here] or self.prompts
+        order = noise.generator(self.seed, "resample", key).permutation(len(others))
+        chosen = [others[order[i % len(others)]] for i in range(len(flat)) for _ in range(size)]
         counts = self.roller.counts
         with self.clock.timed("rollout"):
-            fresh = self._rolled(regime, [self.prompts[i] for i in chosen for _ in range(size)], key)
+            fresh = self._rolled(regime, chosen, key)
         with self.clock.timed("reward"):
             self.group.agree(lambda: self._score(fresh))
             fresh = self._everyones(fresh)
