@@ -269,6 +269,9 @@ LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tens
     "value_unclipped": lambda x, old, target, mask, n: losses.value_loss(x, old, target, mask, INF, n),
     "likelihood": lambda x, old, target, mask, n: losses.likelihood_loss(x, mask, n),
     "entropy": lambda x, old, target, mask, n: losses.entropy_bonus(x, mask, n),
+    "kl_k1": lambda x, old, target, mask, n: losses.kl_loss(x, old, target, mask, "k1", n),
+    "kl_k2": lambda x, old, target, mask, n: losses.kl_loss(x, old, target, mask, "k2", n),
+    "kl_k3": lambda x, old, target, mask, n: losses.kl_loss(x, old, target, mask, "k3", n),
 }
 
 

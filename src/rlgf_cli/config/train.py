@@ -159,6 +159,15 @@ class PPOConfig(Strict):
     critic_warmup_steps: int = Field(0, ge=0)
     critic_warmup_explained: float | None = Field(None, gt=0, lt=1)
 
+    @model_validator(mode="after")
+    def _check(self) -> PPOConfig:
+        if self.critic_warmup_explained is not None and not self.critic_warmup_steps:
+            raise Refused(
+                "critic_warmup_explained ends the critic's warm-up early, and there is no warm-up",
+                "set ppo.critic_warmup_steps to the steps that it may take at most",
+            )
+        return self
+
 
 class KLConfig(Strict):
     """The charge for leaving the reference, on the policy's tokens.

@@ -118,7 +118,10 @@ class Trainer:
             with self.clock.timed("sync"):
                 self.group.main_does(server.send)
         with self.group.gathered(self.model):
-            episodes, batch, notes, credit = self._experience(regime, step)
+            episodes = self._episodes(regime, step)
+        self._take_moments(regime, episodes)  # changes weights: done to gathered ones, it would be lost with them
+        with self.group.gathered(self.model):
+            batch, notes, credit = self._credited(regime, episodes, step)
         with self.clock.timed("update"):
             settings = self._settings(regime)
             data = StepData(regime, batch, notes, credit, self._references(episodes, step))
@@ -151,8 +154,8 @@ class Trainer:
         row |= self.clock.lap()
         return row, episodes
 
-    def _experience(self, regime: Regime, step: int) -> tuple[list[Episode], EpisodeBatch, Notes | None, Credit | None]:
-        """The step's episodes, with their scores, what the models say of them, and their credit."""
+    def _episodes(self, regime: Regime, step: int) -> list[Episode]:
+        """The step's episodes, with their scores."""
         with self.clock.timed("rollout"):
             prompts = self._prompts_of(step)
             self.roller.restarts = self._restarts(regime, step)
@@ -163,7 +166,12 @@ class Trainer:
         self.resampled = 0
         for number in range(self.resample_groups):
             episodes = self._resample(regime, episodes, step, number)
-        self._take_moments(regime, episodes)
+        return episodes
+
+    def _credited(
+        self, regime: Regime, episodes: list[Episode], step: int
+    ) -> tuple[EpisodeBatch, Notes | None, Credit | None]:
+        """What the models say of the step's episodes, and their credit."""
         with self.clock.timed("annotate"):
             batch = build_batch(episodes, regime, self.spec.critics, self.model.loaded)
             notes = credit = None
@@ -183,7 +191,7 @@ class Trainer:
             examine = self.examine
             with self.clock.timed("check"):
                 self.group.agree(lambda: examine(regime, episodes, batch, notes, credit, charged))
-        return episodes, batch, notes, credit
+        return batch, notes, credit
 
     def _take_moments(self, regime: Regime, episodes: list[Episode]) -> None:
         """Take the step's scores into the running moments, and put the critics' values into their units."""
@@ -205,16 +213,20 @@ class Trainer:
         return Standing(kl_coef, max(own, spread_of(moments)) if moments else 0.0, trusted)
 
     def _resample(self, regime: Regime, episodes: list[Episode], step: int, number: int) -> list[Episode]:
-        """Put groups of other prompts in the place of those whose scores are all equal (DAPO's dynamic sampling, arXiv
-        2503.14476, section 3.2). Prompts and draws are a function of (seed, step, number)."""
+        """Put groups of prompts that the step does not have yet (of any, where it has them all) in the place of those
+        whose scores are all equal (DAPO's dynamic sampling, arXiv 2503.14476, section 3.2). Order and draws are a
+        function of (seed, step, number)."""
         flat = [g for g, members in by_group(episodes).items() if len({e.value for e in members}) == 1]
         if not flat:
             return episodes
         size, key = self.spec.group_size, f"{step}.{number}"
-        chosen = noise.generator(self.seed, "resample", key).integers(len(self.prompts), size=len(flat))
+        here = {e.example.id for e in episodes}
+        others = [p for p in self.prompts if p.example.id not in here] or self.prompts
+        order = noise.generator(self.seed, "resample", key).permutation(len(others))
+        chosen = [others[order[i % len(others)]] for i in range(len(flat)) for _ in range(size)]
         counts = self.roller.counts
         with self.clock.timed("rollout"):
-            fresh = self._rolled(regime, [self.prompts[i] for i in chosen for _ in range(size)], key)
+            fresh = self._rolled(regime, chosen, key)
         with self.clock.timed("reward"):
             self.group.agree(lambda: self._score(fresh))
             fresh = self._everyones(fresh)
