@@ -199,7 +199,7 @@ def trainer_for(
     *,
     parameters: dict[str, Any] | None = None,
     kl_coef: float = 0.0,
-    kl_where: Any = "auto",
+    kl_where: Any = "loss",
     credit: CreditSettings | None = None,
     learning_rate: float = 1e-2,
     episodes: int = 8,

@@ -37,7 +37,7 @@ END
 echo "== collect-guide: what the guide writes for the training prompts; sft: the starting policy learns to write it" >&2
 rlgf collect-guide -c $recipe/collect_guide.yaml --guide hf:$out/guide --data $out/data/train.jsonl --seed $seed \
     -o $out/guide.jsonl 2>$out/log/collect_guide.log
-rlgf sft -c $recipe/clone.yaml --model $out/sft --data $out/data/train.jsonl --guide $out/guide.jsonl --seed $seed \
+rlgf sft -c $recipe/sft.yaml -c $recipe/clone.yaml --model $out/sft --data $out/data/train.jsonl --guide $out/guide.jsonl --seed $seed \
     -o $out/clone 2>$out/log/clone.log
 
 echo "== train: plain RL from the start and from the clone, and the guided algorithms, the same number of episodes each" >&2

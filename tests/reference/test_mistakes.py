@@ -123,7 +123,7 @@ def test_mistake_3_the_kl_is_logged_but_not_trained_on(
         monkeypatch.setattr(loop, "Standing", lambda kl_coef, *more: Standing(0.0, *more))
         monkeypatch.setattr(losses, "kl_loss", lambda logprobs, *more: 0 * logprobs.sum())
 
-    def train(kl_coef: float, where: str = "auto") -> torch.Tensor:
+    def train(kl_coef: float, where: str = "loss") -> torch.Tensor:
         groups = {"group_size": 4} if "po" in name and "g" in name else {}
         parameters = {"p_ppo_pp": 0.5} if name == "lols" else {"switch_step": 1} if name == "d2lols" else groups
         trainer = trainer_for(
@@ -136,6 +136,8 @@ def test_mistake_3_the_kl_is_logged_but_not_trained_on(
     free = train(0.0)
     with caught_if(injected):
         assert float((train(10.0) - free).abs().max()) > 1e-3
+    with caught_if(injected and "grpo" not in name):
+        assert "grpo" in name or float((train(10.0, where="reward") - free).abs().max()) > 1e-3
     assert torch.equal(train(10.0, where="log"), free)
 
 

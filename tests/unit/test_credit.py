@@ -144,9 +144,7 @@ def test_equal_scores_in_a_group_are_worth_nothing_whatever_the_kl(name: str, kl
     ]
     batch = build_batch(episodes, regime, [], LOADED)
     notes = notes_for(batch, [], 0)
-    place = KLConfig(coef=kl_coef).charges(regime.estimator)
-    standing = Standing(kl_coef if place == "reward" else 0.0)
-    assert place == "loss"
+    standing = Standing(kl_coef if KLConfig(coef=kl_coef).where == "reward" else 0.0)
     assert not assign(regime, batch, notes, CreditSettings(), standing).advantages.any()
     charged = assign(regime, batch, notes, CreditSettings(), Standing(kl_coef)).advantages  # as it was
     assert float(charged.abs().max()) > (0.3 if "grpo" in name else 0)

@@ -166,7 +166,7 @@ def test_behaviour_cloning_learns_the_guides_text(gpt2: Loaded) -> None:
 @pytest.mark.parametrize("name", ["ppo", "aggrevated", "bc-guide"])
 def test_the_first_step_is_examined_before_anything_is_learned(gpt2: Loaded, name: str) -> None:
     """And its entropy is estimated from the log-probabilities of the policy's own tokens."""
-    trainer = trainer_for(gpt2, name, guide(), kl_coef=0.3)
+    trainer = trainer_for(gpt2, name, guide(), kl_coef=0.3, kl_where="reward")
     before, seen = parameters_of(trainer.model), []
 
     def examine(regime: Any, episodes: Any, batch: Any, notes: Any, credit: Any, kl_coef: float) -> None:

@@ -27,7 +27,7 @@ TASKS = ["imdb", "commongen", "tldr"]
 ALGORITHMS = ["ppo", "ppo++", "aggrevated", "lols", "d2lols"]
 SCRATCH = {"model", "guide_model", "classifier", "judge"}
 """Files that describe a model from scratch."""
-OVERLAYS = {"guide": "sft", "live": "train", "encoder": "train_reward"}
+OVERLAYS = {"guide": "sft", "clone": "sft", "live": "train", "encoder": "train_reward"}
 """Files that are laid over a stage's own, with ``-c STAGE.yaml -c OVERLAY.yaml``."""
 STAGES = {
     "prepare": "prepare:PrepareConfig",
@@ -71,7 +71,7 @@ def files_of(path: Path) -> tuple[str, list[Path]]:
         return "train", [path.parent.parent / "train.yaml", path]
     if (stage := OVERLAYS.get(path.stem)) is not None:
         return stage, [path.with_name(f"{stage}.yaml"), path]
-    return path.stem, [path]
+    return ("sweep" if path.stem == "baselines" else path.stem), [path]
 
 
 def test_the_recipes_are_found():
@@ -119,7 +119,7 @@ def test_the_demos_sweep_has_the_points_that_it_promises(tmp_path, monkeypatch):
         "aggrevated, rollin_prob 0.8", "SFT", "guide",
     ]  # fmt: skip
     for training in plan.trainings.values():
-        assert training.config.max_steps == 200 and training.config.kl.coef == 0.02
+        assert training.config.max_steps == 100 and training.config.kl.coef == 0.02
 
 
 # --- the scripts ---------------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ PAPER: dict[str, dict[str, Any]] = {
 """arXiv 2306.11816 and the configs released with it: what holds for every algorithm of a task."""
 
 SHARED = {
-    "kl.adaptive": False, "kl.where": "auto", "ppo.critic": "separate", "ppo.clip_range": 0.2,
+    "kl.adaptive": False, "kl.where": "reward", "ppo.critic": "separate", "ppo.clip_range": 0.2,
     "ppo.value_clip_range": 0.2, "optim.max_grad_norm": 1.0, "rollout.temperature": 1.0, "rollout.top_p": 1.0,
     "aux.reference_nll": 0.1,
 }  # fmt: skip

@@ -23,14 +23,6 @@ ALGORITHMS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_where_the_kl_is_charged(estimator: Any) -> None:
-    grouped = estimator in ("group_mean", "leave_one_out")
-    assert KLConfig().charges(estimator) == ("loss" if grouped else "reward")
-    for where in ("reward", "loss", "log"):
-        assert KLConfig(where=where).charges(estimator) == where
-
-
-@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_what_advantages_are_divided_by(estimator: Any) -> None:
     own = {"group_mean": "group", "leave_one_out": "none"}.get(estimator, "running")
     assert scale_of("auto", estimator) == own
@@ -60,7 +52,7 @@ def test_a_divisor_that_the_estimator_has_no_use_for_is_refused(estimator: str, 
 
 @pytest.mark.parametrize("scale", ["auto", "group", "none"])
 @pytest.mark.parametrize("coef", [0.0, 0.1])
-@pytest.mark.parametrize("where", ["auto", "reward", "loss", "log"])
+@pytest.mark.parametrize("where", ["reward", "loss", "log"])
 def test_a_kl_in_scores_that_are_divided_by_their_groups_deviation_is_refused(
     where: str, coef: float, scale: str
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from rlgf_cli.algorithms import catalog
-from rlgf_cli.algorithms.spec import AlgorithmSpec, Estimator
+from rlgf_cli.algorithms.spec import AlgorithmSpec
 from rlgf_cli.config.common import (
     LengthConfig,
     LoraConfig,
@@ -133,7 +133,8 @@ class PPOConfig(Strict):
     ``advantage_scale``: what advantages are divided by; ``auto``: the group's standard deviation for grpo, nothing for
     rloo, else the standard deviation of the scores of the run so far. ``critic_min_explained``: the share of the
     returns' variance that a critic must explain before its values are the baseline. ``critic_warmup_explained``: the
-    critic's warm-up of at most ``critic_warmup_steps`` ends at this share. ``critic_learning_rate`` null: the policy's.
+    critic's warm-up of at most ``critic_warmup_steps`` ends at this share. ``critic_learning_rate`` null: 1e-3 for
+    a head, the policy's for a separate critic.
     ``value_clip_range`` is in units of the returns' standard deviation.
     """
 
@@ -153,7 +154,7 @@ class PPOConfig(Strict):
     value_clip_range: float | None = Field(None, gt=0)
     value_coef: float = Field(0.5, ge=0)
     entropy_coef: float = Field(0.0, ge=0)
-    critic: Literal["shared", "head", "separate"] = "shared"
+    critic: Literal["head", "shared", "separate"] = "head"
     critic_learning_rate: float | None = Field(None, gt=0)
     critic_min_explained: float = Field(0.05, le=1)
     critic_warmup_steps: int = Field(0, ge=0)
@@ -172,26 +173,18 @@ class PPOConfig(Strict):
 class KLConfig(Strict):
     """The charge for leaving the reference, on the policy's tokens.
 
-    ``where``: ``reward``: reward_t -= coef * (log pi - log pi_ref); ``loss``: loss += coef * the mean of ``estimator``
-    per token; ``log``: measured and not charged; ``auto``: loss for algorithms with groups, else reward. With coef 0
-    there is no reference, unless ``where`` is ``log``. ``adaptive`` moves the coefficient towards ``target`` (nats per
-    episode).
+    ``where``: ``loss``: loss += coef * the mean of ``estimator`` per token; ``reward``: reward_t -= coef * (log pi -
+    log pi_ref); ``log``: measured and not charged. With coef 0 there is no reference, unless ``where`` is ``log``.
+    ``adaptive`` moves the coefficient towards ``target`` (nats per episode).
     """
 
     scalar_key: ClassVar[str | None] = "coef"
     coef: float = Field(0.02, ge=0)
-    where: Literal["auto", "reward", "loss", "log"] = "auto"
+    where: Literal["loss", "reward", "log"] = "loss"
     estimator: Literal["k1", "k2", "k3"] = "k3"
     adaptive: bool = False
     target: float = Field(6.0, gt=0)
     horizon: int = Field(10000, ge=1)
-
-    def charges(self, estimator: Estimator) -> Literal["reward", "loss", "log"]:
-        """Where the KL is charged under an estimator. ``auto`` keeps it out of scores that are compared within a group:
-        divided by their standard deviation, equal scores would leave the KL alone, in full size."""
-        if self.where != "auto":
-            return self.where
-        return "loss" if estimator in ("group_mean", "leave_one_out") else "reward"
 
     @model_validator(mode="after")
     def _check(self) -> KLConfig:

@@ -225,7 +225,7 @@ def _policy(
         _give_scores(episodes, reward if sound else None, config.rollout.missing_eos_penalty)
         batch = build_batch(episodes, regime, spec.critics, loaded)
         notes = credit = None
-        charged = config.kl.coef if config.kl.charges(regime.estimator) == "reward" else 0.0
+        charged = config.kl.coef if config.kl.where == "reward" else 0.0
         if regime.estimator != "likelihood":
             notes = annotate(model, batch, regime, sampling, rows_at_once=sampling.batch_size)
             credit = assign(regime, batch, notes, CreditSettings.of(config.ppo), Standing(charged))

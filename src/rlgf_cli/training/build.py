@@ -25,6 +25,17 @@ def needs_reference(config: TrainConfig) -> bool:
     return config.algorithm.spec().has_policy_gradient and (config.kl.coef > 0 or config.kl.where == "log")
 
 
+HEAD_RATE = 1e-3
+"""Learning rate of a value head: it begins at nothing, on normed states, whatever the rate that suits the policy."""
+
+
+def critic_rate(config: TrainConfig) -> float:
+    """The learning rate of the critics' own parameters."""
+    if config.ppo.critic_learning_rate is not None:
+        return config.ppo.critic_learning_rate
+    return config.optim.learning_rate if config.ppo.critic == "separate" else HEAD_RATE
+
+
 def make_trainer(
     config: TrainConfig,
     loaded: Loaded,
@@ -50,7 +61,7 @@ def make_trainer(
     group.spread(model)
     group.prepare(model)
     optimizer = make_optimizer(
-        model.trainable(), config.optim.learning_rate, config.optim.weight_decay, ppo.critic_learning_rate
+        model.trainable(), config.optim.learning_rate, config.optim.weight_decay, critic_rate(config)
     )
     sampling = Sampling.of(config.rollout, config.lengths)
     roller = Roller(

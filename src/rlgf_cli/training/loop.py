@@ -175,7 +175,7 @@ class Trainer:
         with self.clock.timed("annotate"):
             batch = build_batch(episodes, regime, self.spec.critics, self.model.loaded)
             notes = credit = None
-            charged = self.state.kl_coef if self.kl.charges(regime.estimator) == "reward" else 0.0
+            charged = self.state.kl_coef if self.kl.where == "reward" else 0.0
             if regime.estimator != "likelihood":
                 notes = annotate(
                     self.model,
@@ -312,7 +312,7 @@ class Trainer:
             wanted = self.critic.warmup_explained
             warm = wanted is not None and self.state.explained.get(regime.critic, 0.0) >= wanted
             frozen = self.state.critic_steps.get(regime.critic, 0) < self.critic.warmup_steps and not warm
-        charged = self.state.kl_coef if self.kl.charges(regime.estimator) == "loss" else 0.0
+        charged = self.state.kl_coef if self.kl.where == "loss" else 0.0
         return replace(self.update, policy_frozen=frozen, kl_coef=charged)
 
     def _standing_figures(self, regime: Regime, batch: EpisodeBatch, credit: Credit | None) -> dict[str, Any]:
@@ -326,7 +326,7 @@ class Trainer:
         if self.resample_groups:
             row["rollout/resampled"] = self.resampled
         if credit is not None:
-            row["kl/coef"] = 0.0 if self.kl.charges(regime.estimator) == "log" else self.state.kl_coef
+            row["kl/coef"] = 0.0 if self.kl.where == "log" else self.state.kl_coef
             row |= {f"value/trusted_{name}": float(self._trusts(name)) for name in credit.returns}
         return row
 
