@@ -31,7 +31,7 @@ TEXTS = [
     text("a", "in the garden a cat", 1, finish_reason="length"),
     text("a", "the cat sees the garden .", 0, finish_reason="stop"),
     text("b", LONG, finish_reason="stop"),
-    text("b", "a cat <eos>", 1, finish_reason="length"),  # spells EOS
+    text("b", "a <eos> cat", 1, finish_reason="length"),  # spells EOS
     text("b", f"{LONG} it .", 2, finish_reason="length"),
     text("c", " "),
     text("d", "sees it .", prefix="the cat"),
@@ -91,7 +91,7 @@ def test_every_text_is_a_pair_and_the_rest_is_counted(
         sft.Pair(a, [*ids(" the cat sees the garden ."), eos]),  # by sample index
         sft.Pair(a, ids(" in the garden a cat")),
         sft.Pair(b, ids(f" {LONG}")[:16]),
-        sft.Pair(b, ids(" a cat <eos>")),
+        sft.Pair(b, ids(" a <eos> cat")),
         sft.Pair(b, ids(f" {LONG}")[:16]),
     ]
     assert trained_on == expected
