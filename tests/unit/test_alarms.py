@@ -77,6 +77,24 @@ def mixture(guides: float) -> Rows:
     return rows(40, lambda n: {"rollin/tokens": 4.0, "length/horizon": 9.0} if n % 2 else {"rollin/tokens": guides})
 
 
+def held_out(*own: float, episodes: float = 0.1, prompts: int = 200, start: float | None = None) -> Rows:
+    """The policy's own score, of texts that score 0 or 1, in every fifth row from the second on; the episodes' is
+    0.1, and ``episodes`` from the seventh row on."""
+
+    def error(score: float) -> float:
+        return (score * (1 - score) / prompts) ** 0.5
+
+    def figures(n: int) -> dict[str, Any]:
+        row: dict[str, Any] = {"score/mean": 0.1 if n < 6 else episodes}
+        if n == 0 and start is not None:
+            row |= {"eval/start": start, "eval/start_error": error(start)}
+        if n % 5 == 1:
+            row |= {"eval/score": own[n // 5], "eval/score_error": error(own[n // 5])}
+        return row
+
+    return rows(5 * len(own) - 3, figures)
+
+
 def watched(*diverged: float) -> Rows:
     """An evaluation in every row from the second on, which the first one cannot be held against."""
     first, more = {"eval/watch": 0.5}, {"eval/watch_best_step": 1, "eval/watch_change": -0.1, "eval/score_change": 2.0}
@@ -88,6 +106,10 @@ def watched(*diverged: float) -> Rows:
 
 TRIPPED: list[tuple[str, str, int, Rows]] = [
     ("roll-ins", "shrinking-roll-ins", 13, roll_ins(1.9)),
+    ("held-out score", "falls-alone", 12, held_out(0.12, 0.08, 0.01, 0.0, 0.0)),
+    ("held-out score that had risen", "falls-alone", 12, held_out(0.02, 0.3, 0.1)),
+    ("held-out score, from before the first step on", "falls-alone", 2, held_out(0.01, 0.02, start=0.1)),
+    ("held-out score, the episodes' a little too", "falls-alone", 17, held_out(0.12, 0.1, 0.08, 0.0, episodes=0.06)),
     ("kl", "negative-kl", 7, kl(-0.02, 0.0001)),
     ("kl, noisy but far off", "negative-kl", 7, kl(-0.2, 0.5)),
     ("ratio up", "exploding-ratio", 3, update(ratio=2.5)),
@@ -110,6 +132,13 @@ QUIET: list[tuple[str, Rows]] = [
     ("roll-ins, a little shorter", roll_ins(2.1)),
     ("a mixture in which the guide's are longer", mixture(16.0)),
     ("a guide's roll-ins", roll_ins(0.1, horizon=False)),
+    ("a held-out score that rises", held_out(0.02, 0.08, 0.12, 0.3, start=0.03)),
+    ("a held-out score that stays, the guide's rises", held_out(0.02, 0.01, 0.02, 0.02, episodes=0.6, start=0.03)),
+    ("a held-out score that falls a little", held_out(0.2, 0.18, 0.12)),
+    ("a held-out score that falls a little, many prompts", held_out(0.2, 0.18, 0.12, prompts=5000)),
+    ("a held-out score that falls by chance", held_out(0.03, 0.0, 0.02, 0.01)),
+    ("a fall on few prompts", held_out(0.12, 0.01, 0.02, prompts=20)),
+    ("everything falls", held_out(0.12, 0.1, 0.01, 0.0, 0.0, episodes=0.0)),
     ("kl, within its noise", kl(-0.02, 0.1)),
     ("kl, too few steps", kl(-0.2, 0.0001, steps=4)),
     ("kl of nothing", kl(-1e-9, 0.0)),
@@ -159,12 +188,12 @@ def test_counted_after_that_and_summed_up_at_the_end() -> None:
 
 
 def test_a_resumed_run_counts_as_an_undisturbed_one_and_says_nothing_twice() -> None:
-    given = entropy(2.0, 0.1) + lengths(1.0)
+    given = entropy(2.0, 0.1) + lengths(1.0) + held_out(0.12, 0.1, 0.0, 0.0)
     for n, row in enumerate(given):
         row["step"] = n
     whole = Alarms()
     expected = [whole(row) for row in given]
-    for at in (4, 11, 15):
+    for at in (4, 11, 15, 25, 34):
         again = Alarms()
         again.replay(given[:at])
         assert [again(row) for row in given[at:]] == expected[at:]

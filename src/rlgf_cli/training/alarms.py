@@ -38,6 +38,8 @@ class History:
         self._last: dict[str, deque[Row]] = {}
         self._seen: Counter[str] = Counter()
         self.row: Row = {}
+        self.peak: tuple[float, float, float, str] | None = None
+        """The policy's best held-out score so far, its standard error, the episodes' mean score then, and when."""
 
     def add(self, row: Row) -> None:
         self.row = row
@@ -46,6 +48,15 @@ class History:
             if len(first := self._first.setdefault(name, [])) < _MANY:
                 first.append(row)
             self._last.setdefault(name, deque(maxlen=_MANY)).append(row)
+        for name, when in (("eval/start", "before the first step"), ("eval/score", f"at step {row.get('step')}")):
+            score, episodes = row.get(name), self.episodes_score()
+            if score is not None and episodes is not None and (self.peak is None or score > self.peak[0]):
+                self.peak = (score, row.get(f"{name}_error", 0.0), episodes, when)
+
+    def episodes_score(self) -> float | None:
+        """Mean score of the episodes of the last rows; None where they have none."""
+        rows = self._last.get("score/mean")
+        return fmean(row["score/mean"] for row in rows) if rows else None
 
     def seen(self, name: str) -> int:
         """How many rows had the figure; 0 where this row does not."""
@@ -76,6 +87,20 @@ def _shrinking_roll_ins(seen: History) -> str | None:
     return (
         f"the policy's roll-ins shrank from {start:.1f} to {now:.1f} tokens; the guide writes almost everything, and "
         "the score is the guide's. Look at eval/score"
+    )
+
+
+def _falls_alone(seen: History) -> str | None:
+    now, episodes = seen.row.get("eval/score"), seen.episodes_score()
+    if now is None or episodes is None or seen.peak is None:
+        return None
+    best, error, then, when = seen.peak
+    fall, chance = best - now, 3 * math.hypot(error, seen.row.get("eval/score_error", 0.0))
+    if fall <= max(chance, 0.5 * abs(best)) or then - episodes > 0.5 * fall:
+        return None
+    return (
+        f"the policy alone scores {now:.3g} on held-out prompts, and scored {best:.3g} {when}; the episodes' score, "
+        f"{then:.3g} then and {episodes:.3g} now, does not show it"
     )
 
 
@@ -178,6 +203,16 @@ ALARMS: dict[str, Alarm] = {
         _shrinking_roll_ins,
         f"roll-ins of the policy below half of their mean length in the first {_MANY} steps",
         ("cut: inner, where this is expected (docs/algorithms.md)", "a score that rewards ending early"),
+    ),
+    "falls-alone": Alarm(
+        _falls_alone,
+        "`eval/score` below half of its best (`eval/start` counts), by more than three standard errors, while the mean "
+        f"`score/mean` of {_MANY} steps fell by less than half as much",
+        (
+            "the guide finishes what the policy began (aggrevated): docs/algorithms.md, AggreVaTeD from a cloned start",
+            "the guide begins them, and the policy forgets how to (ppo++): kl.coef, or a smaller rollin_prob",
+            "few training prompts, learned by heart; a smaller optim.learning_rate",
+        ),
     ),
     "negative-kl": Alarm(
         _negative_kl,

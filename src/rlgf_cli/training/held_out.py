@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from statistics import fmean
+from statistics import fmean, stdev
 
 from rlgf_cli.config.common import DecodingConfig, LengthConfig
 from rlgf_cli.models.completions import generate_texts
@@ -46,7 +47,9 @@ def evaluator(
         found = {key: pair for part in group.gather(group.agree(mine)) for key, pair in part.items()}
         texts = [found[e.id][1] for e in examples]
         scores = {e.id: found[e.id][0] for e in examples}
-        figures = {"eval/score": fmean(scores.values()), "eval/length": fmean(len(t.split()) for t in texts)}
+        error = stdev(scores.values()) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
+        figures = {"eval/score": fmean(scores.values()), "eval/score_error": error}
+        figures["eval/length"] = fmean(len(t.split()) for t in texts)
         if watched is None:
             return Evaluation(figures, scores)
         values = group.tell(group.main_does(lambda: watched(examples, texts)))

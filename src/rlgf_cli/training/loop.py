@@ -117,6 +117,7 @@ class Trainer:
         if (server := self.roller.server) is not None:
             with self.clock.timed("sync"):
                 self.group.main_does(server.send)
+        start = self._start_figures() if step == 0 else {}
         with self.group.gathered(self.model):
             episodes = self._episodes(regime, step)
         self._take_moments(regime, episodes)  # changes weights: done to gathered ones, it would be lost with them
@@ -142,6 +143,7 @@ class Trainer:
             **self._standing_figures(regime, batch, credit),
             **moving,
             **losses,
+            **start,
         }
         row["lr"] = self.scheduler.get_last_lr()[0]
         row["update/policy_frozen"] = float(settings.policy_frozen)
@@ -356,6 +358,15 @@ class Trainer:
             state.own_scores = own_scores(state.own_scores, episodes)
         state.step += 1
         self.scheduler.step()
+
+    def _start_figures(self) -> dict[str, float]:
+        """The held-out score before the first step: else a policy that falls apart before the first evaluation would
+        not be seen to fall."""
+        if self.evaluate is None:
+            return {}
+        with self.clock.timed("eval"), self.group.gathered(self.model):
+            found = self.evaluate().figures
+        return {"eval/start": found["eval/score"], "eval/start_error": found["eval/score_error"]}
 
     def _compared(self, found: Evaluation) -> dict[str, float]:
         """The figures of a held-out evaluation, and of how it stands to those before it."""
