@@ -392,3 +392,5 @@ def test_explained_variance() -> None:
     assert explained_variance(-returns, returns, mask) == pytest.approx(-3.0)
     assert explained_variance(returns, torch.ones(1, 4), mask) is None  # nothing varies: there is nothing to explain
     assert explained_variance(returns, returns, torch.tensor([[True, False, False, False]])) is None
+    values = 0.003 + 0.001 * torch.rand(1, 50)  # every score is 0: a return is 0 but for the digits that a sum loses
+    assert explained_variance(values, (0 - values) + values + 1e-10 * torch.rand(1, 50), values > 0) is None

@@ -32,11 +32,12 @@ def spread_of(moments: Sequence[float]) -> float:
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float | None:
-    """1 - Var(returns - values) / Var(returns) over the mask; None where the returns do not vary. [B, T]"""
+    """1 - Var(returns - values) / Var(returns) over the mask; None where the returns vary by rounding alone. [B, T]"""
     if int(mask.sum()) < 2:
         return None
-    target = returns[mask].double()
+    target, found = returns[mask].double(), values[mask].double()
     spread = target.var()
-    if float(spread) == 0.0:
+    # returns are sums with the values in float32: where all are equal, what is left of the values' digits differs
+    if float(spread) <= 1e-12 * float(torch.maximum(target.square().max(), found.square().max())):
         return None
-    return float(1 - (target - values[mask].double()).var() / spread)
+    return float(1 - (target - found).var() / spread)
