@@ -92,14 +92,15 @@ def on_imdb(folder: Path, seed: int, sets: Sequence[str]) -> dict[str, float]:
 def trained(
     folder: Path, words: Sequence[object], seed: int, sets: Sequence[str], at: Sequence[int]
 ) -> dict[str, float]:
-    """Train through the command line; the held-out score after so many iterations."""
+    """Train through the command line; the held-out score after so many iterations, and how far the policy went."""
     run = folder / ("ppo" + "".join(f"_{part}" for part in sets)).replace("/", "-")
     options = [word for part in sets for word in ("--set", part)]
     if not (run / "model.safetensors").exists():
         rlgf("train", *words, "--max-steps", at[-1], *options, "--seed", seed, "--resume", "-o", run)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     scores = {row["step"]: row["eval/score"] for row in rows if "eval/score" in row}
-    return {f"after {step}": scores[step] for step in at}
+    far = {"nats per episode": rows[-1]["kl/episode"]} if "kl/episode" in rows[-1] else {}
+    return {f"after {step}": scores[step] for step in at} | far
 
 
 def rlgf(*words: object) -> None:

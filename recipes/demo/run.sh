@@ -44,15 +44,16 @@ echo "== train: plain RL from the start and from the clone, and the guided algor
 common="-c $recipe/train.yaml --data $out/data/train.jsonl --eval-data $out/data/test.jsonl --seed $seed"
 start="--model $out/sft $common"
 clone="--model $out/clone $common"
+plain="--set ppo.advantage_scale=none"
 both <<END
 rlgf train --alg aggrevated --guide hf:$out/guide $start -o $out/aggrevated 2>$out/log/aggrevated.log
 rlgf train --alg lols --guide hf:$out/guide $start -o $out/lols 2>$out/log/lols.log
 rlgf train --alg d2lols --guide hf:$out/guide $start -o $out/d2lols 2>$out/log/d2lols.log
 rlgf train --alg ppo++ --guide $out/guide.jsonl $start -o $out/ppopp 2>$out/log/ppopp.log
-rlgf train --alg ppo $start -o $out/ppo 2>$out/log/ppo.log
+rlgf train --alg ppo $plain $start -o $out/ppo 2>$out/log/ppo.log
 rlgf train --alg grpo $start -o $out/grpo 2>$out/log/grpo.log
 rlgf train --alg rloo $start -o $out/rloo 2>$out/log/rloo.log
-rlgf train --alg ppo $clone -o $out/clone_ppo 2>$out/log/clone_ppo.log
+rlgf train --alg ppo $plain $clone -o $out/clone_ppo 2>$out/log/clone_ppo.log
 rlgf train --alg grpo $clone -o $out/clone_grpo 2>$out/log/clone_grpo.log
 END
 

@@ -119,7 +119,7 @@ def test_the_demos_sweep_has_the_points_that_it_promises(tmp_path, monkeypatch):
         "aggrevated, rollin_prob 0.8", "SFT", "guide",
     ]  # fmt: skip
     for training in plan.trainings.values():
-        assert training.config.max_steps == 100 and training.config.kl.coef == 0.02
+        assert training.config.max_steps == 100 and training.config.kl.coef == 0.0
 
 
 # --- the scripts ---------------------------------------------------------------------------------------------------
