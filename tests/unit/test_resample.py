@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
 from configured import trainer_of
 from rl import ScriptedGuide, coverage_score, loaded_from
+from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training.episodes import Episode, by_group
@@ -30,10 +32,13 @@ class Scorer:
     """Texts of the prompts ``flat`` all score the same, the others by their letters; it remembers what it was asked."""
 
     def __init__(self, flat: Callable[[str], bool]) -> None:
-        self.flat, self.asked = flat, []
+        self.flat = flat
+        self.asked: list[list[str]] = []
+        self.told: list[tuple[str, str]] = []
 
     def __call__(self, batch: Sequence[Example], texts: Sequence[str]) -> list[Score]:
         self.asked.append([example.id for example in batch])
+        self.told += [(example.id, text) for example, text in zip(batch, texts, strict=True)]
         scores = coverage_score(batch, texts)
         return [Score(0.7) if self.flat(e.id) else s for e, s in zip(batch, scores, strict=True)]
 
@@ -52,23 +57,22 @@ def said(episodes: Sequence[Episode]) -> list[tuple[Any, ...]]:
 
 
 def test_only_flat_groups_are_replaced_by_whole_groups_of_prompts_that_the_step_did_not_have(gpt2: Loaded) -> None:
-    _, before = trainer(gpt2, odd, 0).step()
-    row, after = trainer(loaded_from(Path(gpt2.name)), odd, 1).step()
-    flat = {g for g, members in by_group(before).items() if odd(members[0].example.id)}
-    assert 0 < len(flat) < 4
+    """The second and the fourth of four groups teach nothing; who comes in takes their places."""
+    before = trainer(gpt2, odd, 0)._episodes(Regime(estimator="group_mean", group_size=SIZE), 0)
+    used = [before[i].example.id for i in range(0, 4 * SIZE, SIZE)]
+    row, after = trainer(gpt2, lambda name: name in (used[1], used[3]), 1).step()
     assert [e.index for e in after] == list(range(4 * SIZE))
     assert [e.group for e in after] == [i // SIZE for i in range(4 * SIZE)]
-    kept = [e for e in after if e.group not in flat]
-    assert said(kept) == said([e for e in before if e.group not in flat])
-    used = {e.example.id for e in before}
-    for group in flat:
+    for group in (0, 2):
+        assert [e.ids for e in by_group(after)[group]] == [e.ids for e in by_group(before)[group]]
+        assert {e.example.id for e in by_group(after)[group]} == {used[group]}
+    for group in (1, 3):
         members = by_group(after)[group]
         assert len({e.example.id for e in members}) == 1 and members[0].example.id not in used
         assert len({tuple(e.ids) for e in members}) > 1
     assert len({e.example.id for e in after}) == 4
-    assert row["rollout/resampled"] == len(flat) * SIZE
-    assert row["score/groups_without_variance"] == sum(odd(g[0].example.id) for g in by_group(after).values()) / 4
-    assert row["episodes"] == 4 * SIZE
+    assert row["rollout/resampled"] == 2 * SIZE and row["episodes"] == 4 * SIZE
+    assert row["score/groups_without_variance"] == 0.0 and row["score/mean"] == fmean(e.value for e in after)
 
 
 def test_a_step_gives_up_after_so_many_times(gpt2: Loaded) -> None:
@@ -115,12 +119,25 @@ def test_the_episodes_do_not_depend_on_batches_or_on_what_was_rolled_before(gpt2
         assert said(resumed._episodes(regime, 1)) == second
 
 
-def test_the_seed_and_the_step_decide_who_comes_in(gpt2: Loaded) -> None:
+def test_no_text_is_drawn_twice(gpt2: Loaded) -> None:
+    """Eight prompts, four a step, all flat: the same prompts come in again and again, with new texts."""
+    looking = trainer(gpt2, lambda name: True, 3)
+    looking.prompts = looking.prompts[:8]
+    for step in range(3):
+        looking._episodes(looking.spec.regimes[0], step)
+    texts: dict[str, list[str]] = {}
+    for name, text in looking.scorer.told:  # type: ignore[union-attr]
+        texts.setdefault(name, []).append(text)
+    assert len(texts) == 8 and sum(map(len, texts.values())) == 3 * 4 * 4 * SIZE
+    assert all(len(set(found)) == len(found) for found in texts.values())
+
+
+def test_the_seed_decides_who_comes_in(gpt2: Loaded) -> None:
     found = set()
-    for seed, step in ((0, 0), (0, 1), (1, 0)):
+    for seed in range(3):
         looking = trainer(gpt2, lambda name: True, 1)
         looking.seed = looking.roller.seed = seed
-        looking._episodes(looking.spec.regimes[0], step)
+        looking._episodes(looking.spec.regimes[0], 0)
         found.add(tuple(looking.scorer.asked[1]))  # type: ignore[union-attr]
     assert len(found) == 3
 

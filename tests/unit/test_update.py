@@ -215,6 +215,26 @@ def test_a_value_moves_freely_within_the_clip_in_units_of_the_spread(gpt2: Loade
     assert row["loss/value_policy"] == pytest.approx(0.5 * sum(errors) / len(errors), rel=1e-4)
 
 
+@pytest.mark.parametrize(("ratio", "advantage", "high", "clipped"), [
+    (1.25, 1.0, None, True),
+    (1.25, 1.0, 0.28, False),
+    (1.35, 1.0, 0.28, True),
+    (0.75, -1.0, 0.28, True),
+    (0.85, -1.0, None, False),
+])  # fmt: skip
+def test_tokens_beyond_the_clip_do_not_move_the_policy(
+    gpt2: Loaded, ratio: float, advantage: float, high: float | None, clipped: bool
+) -> None:
+    model, data, sampling = case(gpt2)
+    assert data.notes is not None and data.credit is not None
+    notes = replace(data.notes, logprobs=data.notes.logprobs - math.log(ratio))
+    credit = replace(data.credit, advantages=advantage * data.batch.learned)
+    found, row = run(model, replace(data, notes=notes, credit=credit), sampling, clip_range_high=high)
+    assert bool(found["policy"].any()) is not clipped and row["ppo/clip_fraction"] == float(clipped)
+    assert row["ppo/ratio"] == pytest.approx(ratio, rel=1e-4)
+    assert row["ppo/approx_kl"] == pytest.approx(ratio - 1 - math.log(ratio), rel=1e-2)
+
+
 def test_a_text_cut_at_the_limit_carries_no_loss_and_its_value_is_fitted(gpt2: Loaded) -> None:
     _, data, _ = case(gpt2)
     finished = torch.tensor([whole for _, _, whole in TEXTS])
@@ -222,6 +242,20 @@ def test_a_text_cut_at_the_limit_carries_no_loss_and_its_value_is_fitted(gpt2: L
     assert torch.equal(kept, data.batch.learned & finished[:, None])
     assert torch.equal(carries_loss(data.batch, update_settings()), data.batch.learned)
     assert data.batch.fit["policy"][~finished].any()
+
+
+@pytest.mark.parametrize("mode", ["shared", "head", "separate"])
+def test_while_the_policy_waits_its_critic_alone_learns(gpt2: Loaded, mode: str) -> None:
+    """Nothing reaches the policy: neither its own loss, nor a bonus, a reference text, or the critic's error."""
+    model, data, sampling = case(gpt2, mode)
+    data = replace(data, references=data.batch.tokens)
+    found, row = run(model, data, sampling, policy_frozen=True, reference_nll=1.0, entropy_coef=0.1, kl_coef=0.1)
+    assert not found["policy"].any() and float(found["critics"].norm()) > 1e-3
+    said = {name for name in row if name.startswith(("loss/", "ppo/"))}
+    assert said == {"loss/value_policy"}  # nothing else was taken on anything
+    assert row["update/grad_norm"] == 0.0
+    learning, row = run(model, data, sampling, reference_nll=1.0)
+    assert learning["policy"].any() and row["loss/reference_nll"] > 0
 
 
 # --- the two norms
