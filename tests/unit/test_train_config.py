@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from configured import config_of
 from rlgf_cli.config.train import KLConfig
-from rlgf_cli.training.build import needs_reference
+from rlgf_cli.training.build import HEAD_RATE, critic_rate, needs_reference
 from rlgf_cli.training.credit import scale_of
 
 ESTIMATORS = ["gae", "group_mean", "leave_one_out", "likelihood", "guide_mc"]
@@ -116,3 +116,16 @@ def test_a_reference_is_needed_where_a_kl_is_charged_or_measured(
 ) -> None:
     config = config_of(ALGORITHMS[estimator], kl=kl)
     assert needs_reference(config) == (wanted and estimator != "likelihood")
+
+
+@pytest.mark.parametrize(("critic", "given", "expected"), [
+    ("separate", None, 5e-6),  # a model like the policy
+    ("head", None, HEAD_RATE),
+    ("shared", None, HEAD_RATE),
+    ("separate", 0.3, 0.3),
+    ("head", 0.3, 0.3),
+])  # fmt: skip
+def test_the_critics_learning_rate(critic: str, given: float | None, expected: float) -> None:
+    ppo = {"minibatch_size": 8, "critic": critic, "critic_learning_rate": given}
+    assert critic_rate(config_of(ppo=ppo, optim={"learning_rate": 5e-6})) == expected
+    assert HEAD_RATE == 1e-3
