@@ -56,7 +56,10 @@ that started at 0 there; with that, lengths on ``flat`` go to a third or to thre
 
 def on_flat(folder: Path, seed: int, sets: Sequence[str]) -> dict[str, float]:
     start = flat.start()
-    return {f"length, mean {mean:g}": flat.drift(start, mean, seed, sets=sets) for mean in (1, -1, 10)}
+    return {
+        f"length, mean {mean:g}": flat.drift(start, mean, seed, sets=["optim.learning_rate=1e-4", *sets])
+        for mean in (1, -1, 10)
+    }
 
 
 def on_levels(folder: Path, seed: int, sets: Sequence[str]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from rlgf_cli.errors import RlgfError
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training.credit import CreditSettings
+from rlgf_cli.training.divergence import Evaluation
 from rlgf_cli.training.metric_names import known
 
 ALGORITHMS = [
@@ -60,6 +61,19 @@ def test_every_figure_of_a_row_is_known_and_finite(gpt2: Loaded, name: str) -> N
         assert row["episodes"] == len(episodes) == 8
         assert row["score/mean"] == pytest.approx(sum(e.value for e in episodes) / 8)
     assert not known("score/meen")
+
+
+def test_the_first_row_has_the_held_out_score_before_the_first_step(gpt2: Loaded) -> None:
+    trainer = trainer_for(gpt2, "ppo")
+
+    def evaluate() -> Evaluation:
+        return Evaluation({"eval/score": float(parameters_of(trainer.model).sum()), "eval/score_error": 0.5}, {})
+
+    trainer.evaluate = evaluate
+    before = evaluate().figures["eval/score"]
+    (first, _), (second, _) = trainer.step(), trainer.step()
+    assert (first["eval/start"], first["eval/start_error"]) == (before, 0.5) and first["eval/score"] != before
+    assert "eval/start" not in second and "eval/start_error" not in second
 
 
 @pytest.mark.parametrize(("name", "frozen"), [("ppo", [1, 1, 0, 0, 0]), ("d2lols", [1, 1, 0, 1, 1]), ("grpo", [0] * 5)])

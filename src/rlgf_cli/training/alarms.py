@@ -209,9 +209,10 @@ ALARMS: dict[str, Alarm] = {
         "`eval/score` below half of its best (`eval/start` counts), by more than three standard errors, while the mean "
         f"`score/mean` of {_MANY} steps fell by less than half as much",
         (
-            "the guide finishes what the policy began (aggrevated): docs/algorithms.md, AggreVaTeD from a cloned start",
+            "aggrevated: the guide finishes what the policy spoils; a third of optim.learning_rate, kl.where: loss "
+            "(docs/algorithms.md, AggreVaTeD from a cloned start)",
             "the guide begins them, and the policy forgets how to (ppo++): kl.coef, or a smaller rollin_prob",
-            "few training prompts, learned by heart; a smaller optim.learning_rate",
+            "few training prompts, learned by heart",
         ),
     ),
     "negative-kl": Alarm(
