@@ -52,7 +52,7 @@ rlgf train --alg d2lols --guide hf:$out/guide $start -o $out/d2lols 2>$out/log/d
 rlgf train --alg ppo++ --guide $out/guide.jsonl $start -o $out/ppopp 2>$out/log/ppopp.log
 rlgf train --alg ppo $plain $start -o $out/ppo 2>$out/log/ppo.log
 rlgf train --alg grpo $start -o $out/grpo 2>$out/log/grpo.log
-rlgf train --alg rloo --lr 1e-3 $start -o $out/rloo 2>$out/log/rloo.log
+rlgf train --alg rloo $start -o $out/rloo 2>$out/log/rloo.log
 rlgf train --alg ppo $plain $clone -o $out/clone_ppo 2>$out/log/clone_ppo.log
 rlgf train --alg grpo $clone -o $out/clone_grpo 2>$out/log/clone_grpo.log
 END
