@@ -2,7 +2,7 @@
 # The whole pipeline on a task made here: data, starting policy and guide, guide text, its clone, plain and guided RL, evaluation,
 # table, report.
 #   bash recipes/demo/run.sh [FOLDER] [SEED]
-# Two processes run side by side, one thread each; about five minutes on two cores. Logs are in FOLDER/log.
+# Two processes run side by side, one thread each; about six minutes on two cores. Logs are in FOLDER/log.
 # The settings of ppo, grpo and rloo are the best of a sweep (baselines.yaml, docs/results.md).
 set -euo pipefail
 cd "$(dirname "$0")/../.."

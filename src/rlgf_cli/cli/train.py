@@ -120,7 +120,7 @@ def train(
     ] = None,
     kl_coef: Annotated[
         float | None,
-        typer.Option("--kl-coef", help="Charge per nat of log pi - log pi_ref.", rich_help_panel=ROLLOUT),
+        typer.Option("--kl-coef", help="Weight of the KL to the reference (kl.where).", rich_help_panel=ROLLOUT),
     ] = None,
     episodes: Annotated[
         int | None, typer.Option("--episodes", help="Episodes per iteration.", rich_help_panel=ROLLOUT)

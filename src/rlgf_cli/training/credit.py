@@ -210,7 +210,8 @@ def _estimate_leave_one_out(known: _Known) -> torch.Tensor:
 
 
 def _estimate_guide_mc(known: _Known) -> torch.Tensor:
-    """What the guide earned after the action less what it earned before it, less the action's KL."""
+    """What the guide earned after the action less what it earned before it, less the action's KL where that is charged
+    in the reward."""
     batch = known.batch
     each = adv.episode_returns(batch.differences, known.ratio, batch.learned, known.standing.kl_coef).unsqueeze(-1)
     return known.scaled(torch.where(batch.learned, each, torch.zeros_like(known.rewards)))
