@@ -255,7 +255,8 @@ def test_shards_give_what_ddp_gives(two: Two, name: str) -> None:
 def test_an_encoder_decoder_in_shards(two: Two, alone: Callable[..., str], tiny_t5: Path) -> None:
     assert [codes["fsdp_t5"] for codes in two.codes] == [0, 0]
     out = alone("ppo", "--model", str(tiny_t5), folder="alone_t5")
-    assert_same_figures(two.world.rows(out), two.world.rows("fsdp_t5"))
+    # rounding grows over ten steps: 1.1e-5 seen in the norm of a gradient
+    assert_figures(two.world.rows(out), two.world.rows("fsdp_t5"), point=5e-5, mean=1e-5)
     AutoModelForSeq2SeqLM.from_pretrained(two.world.folder / "fsdp_t5")
 
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from transformers import TopKLogitsWarper, TopPLogitsWarper
+from transformers import DynamicCache, TopKLogitsWarper, TopPLogitsWarper
 
 from rlgf_cli.functional.logprobs import chosen_logprobs, process_logits, warp_logits
 from rlgf_cli.models.generate import draw_tokens, sample
@@ -127,7 +127,7 @@ class Fixed:
         self.logits = logits.bfloat16()
 
     def __call__(self, *, input_ids: torch.Tensor, **_: Any) -> Any:
-        return SimpleNamespace(logits=self.logits.expand(len(input_ids), 1, -1), past_key_values=None)
+        return SimpleNamespace(logits=self.logits.expand(len(input_ids), 1, -1), past_key_values=DynamicCache())
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.9)])
