@@ -84,6 +84,7 @@ def test_a_step_gives_up_after_so_many_times(gpt2: Loaded) -> None:
     assert [e.index for e in episodes] == list(range(4 * SIZE))
     each = [tuple(asked[::SIZE]) for asked in looking.scorer.asked]  # type: ignore[union-attr]
     assert len(set(each)) == 4 and row["advantage/std"] == 0.0
+    assert looking.step()[0]["rollout/resampled"] == 3 * 4 * SIZE  # of that step alone
 
 
 def test_no_group_is_replaced_where_all_differ_and_none_where_it_is_off(gpt2: Loaded) -> None:
