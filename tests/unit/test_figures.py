@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from statistics import fmean, pstdev, stdev, variance
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from rl import loaded_from, trainer_for
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training import figures
@@ -85,3 +87,20 @@ def test_what_the_losses_used(reference: bool) -> None:
 def test_a_likelihood_has_no_credit_to_speak_of() -> None:
     batch = build_batch(episodes(), Regime(), ["policy"], LOADED)
     assert figures.of_tensors(episodes(), batch, None, None) == {"tokens/policy": 12 / 16}
+
+
+def test_the_share_of_groups_whose_scores_are_all_equal() -> None:
+    scores = [1.0, 1.0, 0.0, 1.0, 0.5, 0.0]  # groups of two: equal, different, different
+    found = [
+        Episode(i, Example("e", "p"), [5], i // 2, "policy", [("policy", [7])], score=Score(s))
+        for i, s in enumerate(scores)
+    ]
+    regime = Regime(estimator="group_mean", group_size=2)
+    assert figures.of_episodes(regime, found)["score/groups_without_variance"] == pytest.approx(1 / 3)
+
+
+def test_tokens_that_are_masked_are_not_counted_as_learned(tiny_gpt2: Path) -> None:
+    trainer = trainer_for(loaded_from(tiny_gpt2), "ppo", mask_truncated=True)
+    row, episodes = trainer.step()
+    assert any(not e.finished for e in episodes)
+    assert row["tokens/learned"] == sum(e.length for e in episodes if e.finished)

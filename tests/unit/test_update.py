@@ -16,6 +16,7 @@ from rlgf_cli.config.common import OptimConfig
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.load import Loaded
+from rlgf_cli.training import update as update_module
 from rlgf_cli.training.credit import CreditSettings
 from rlgf_cli.training.episodes import Episode
 from rlgf_cli.training.loop import CriticSettings
@@ -399,3 +400,11 @@ def test_every_setting_reaches_its_place(gpt2: Loaded) -> None:
     assert trainer.model.separate and trainer.state.kl_coef == 0.3
     plain = UpdateSettings.of(config_of().ppo, config_of().kl, config_of().aux, config_of().optim)
     assert plain.value_clip_range == math.inf and plain.clip_range_high is None
+
+
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    """And takes every row once."""
+    parts = list(update_module._minibatches(32, update_settings(epochs=2, minibatch_size=8), 0, 3))
+    first, second = torch.cat(parts[:4]), torch.cat(parts[4:])
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(32))
+    assert not torch.equal(first, second)
