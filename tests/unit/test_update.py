@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from configured import config_of, trainer_of
-from rl import PPO_PP, loaded_from, parameters_of, prompts_for, roller_for, step_data, update_settings
+from rl import AGGREVATED, PPO_PP, loaded_from, parameters_of, prompts_for, roller_for, step_data, update_settings
 from rlgf_cli.config.common import OptimConfig
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.models.actor_critic import ActorCritic
@@ -243,6 +243,29 @@ def test_a_text_cut_at_the_limit_carries_no_loss_and_its_value_is_fitted(gpt2: L
     assert torch.equal(kept, data.batch.learned & finished[:, None])
     assert torch.equal(carries_loss(data.batch, update_settings()), data.batch.learned)
     assert data.batch.fit["policy"][~finished].any()
+
+
+def test_the_guides_critic_is_fitted_on_what_the_guide_wrote(gpt2: Loaded) -> None:
+    """And the policy's on the texts that the policy wrote alone."""
+    model = ActorCritic(gpt2, ["policy", "guide"], mode="head", with_reference=True)
+    model.head("guide").calibrate(0.3, 2.0, keep=False)
+    episodes = []
+    for i, (first, last, _) in enumerate(TEXTS):
+        prompt = prompts_for(gpt2, 4)[i]
+        segments: Any = [("policy", first), ("guide", last)] if first else [("policy", last)]
+        episodes.append(Episode(i, prompt.example, prompt.ids, i, "guide", segments, len(first), text="x" * i))
+    sampling = roller_for(gpt2).sampling
+    data = step_data(model, AGGREVATED, episodes, sampling, critics=["policy", "guide"])
+    assert data.notes is not None and data.credit is not None
+    _, row = run(model, data, sampling, accumulation=2)
+    for critic, unit in (("policy", 1.0), ("guide", 2.0)):
+        errors = [
+            ((data.notes.values[critic][i, t] - data.credit.returns[critic][i, t]) / unit) ** 2
+            for i, (first, last, _) in enumerate(TEXTS)
+            for t in range(len(first), len(first) + len(last))
+            if bool(first) == (critic == "guide")
+        ]
+        assert row[f"loss/value_{critic}"] == pytest.approx(0.5 * float(sum(errors)) / len(errors), rel=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["shared", "head", "separate"])
