@@ -79,18 +79,6 @@ def test_equal_scores_are_worth_exactly_nothing(score: float, size: int, scaled:
     assert found[size] < 0 < found[size + 1]
 
 
-@given(GROUPS, st.randoms())
-def test_without_variance_is_true_where_all_scores_of_the_group_are_equal(
-    groups: list[list[float]], random: Any
-) -> None:
-    groups = [[group[0]] * len(group) if g % 2 else group for g, group in enumerate(groups)]
-    scores, names = shuffled(groups, random)
-    members = {
-        name: {float(s) for s, n in zip(scores, names, strict=True) if int(n) == name} for name in names.tolist()
-    }
-    assert adv.without_variance(scores, names).tolist() == [len(members[name]) == 1 for name in names.tolist()]
-
-
 # --- lambda by length
 
 

@@ -86,12 +86,6 @@ def group_advantages(scores: torch.Tensor, groups: torch.Tensor, *, scaled: bool
     return centred / (variance[index].sqrt() + 1e-4)
 
 
-def without_variance(scores: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Whether all scores of an episode's group are equal, so that the group teaches nothing. [B], [B] -> [B] bool"""
-    found, index = groups.unique(return_inverse=True)
-    return ~_varies(scores, index, len(found))[index]
-
-
 def _varies(scores: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
     """Per group, whether its scores differ. scores, index [B] -> [count] bool"""
     low = scores.new_full((count,), float("inf")).scatter_reduce(0, index, scores, "amin")

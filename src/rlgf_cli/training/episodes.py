@@ -162,6 +162,11 @@ def by_group(episodes: Iterable[Episode]) -> dict[int, list[Episode]]:
     return found
 
 
+def without_variance(group: Sequence[Episode]) -> bool:
+    """Whether all scores of a group are equal, so that it teaches nothing."""
+    return len({e.value for e in group}) == 1
+
+
 @dataclass(frozen=True)
 class EpisodeBatch:
     """Episodes as tensors. B episodes, T response positions; masks are bool [B, T].

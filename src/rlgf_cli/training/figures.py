@@ -11,7 +11,7 @@ from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.functional.shaping import k3
 from rlgf_cli.functional.stats import explained_variance
 from rlgf_cli.training.credit import Credit, Notes, sampler_gap
-from rlgf_cli.training.episodes import Episode, EpisodeBatch, by_group
+from rlgf_cli.training.episodes import Episode, EpisodeBatch, by_group, without_variance
 
 Row = dict[str, Any]
 
@@ -29,8 +29,7 @@ def of_episodes(regime: Regime, episodes: Sequence[Episode]) -> Row:
         values = [e.value for e in scored]
         row |= {"score/mean": fmean(values), "score/std": pstdev(values)}
         if regime.group_size > 1:
-            flat = [len({e.value for e in members}) == 1 for members in by_group(scored).values()]
-            row["score/groups_without_variance"] = fmean(flat)
+            row["score/groups_without_variance"] = fmean(map(without_variance, by_group(scored).values()))
         parts = [e.score.parts for e in scored if e.score]
         for name in sorted({name for found in parts for name in found}):  # a reward may log a part for some only
             row[f"score/part/{name}"] = fmean(found[name] for found in parts if name in found)

@@ -24,7 +24,7 @@ from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.credit import Credit, CreditSettings, Notes, Standing, annotate, assign
 from rlgf_cli.training.distributed import ALONE, Group
 from rlgf_cli.training.divergence import Evaluation, watch
-from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch, by_group, written
+from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch, by_group, without_variance, written
 from rlgf_cli.training.gate import Gate, own_scores
 from rlgf_cli.training.restarts import Restarts, values_along
 from rlgf_cli.training.rollout import Roller
@@ -218,7 +218,7 @@ class Trainer:
         """Put groups of prompts that the step does not have yet (of any, where it has them all) in the place of those
         whose scores are all equal (DAPO's dynamic sampling, arXiv 2503.14476, section 3.2). Order and draws are a
         function of (seed, step, number)."""
-        flat = [g for g, members in by_group(episodes).items() if len({e.value for e in members}) == 1]
+        flat = [g for g, members in by_group(episodes).items() if without_variance(members)]
         if not flat:
             return episodes
         size, key = self.spec.group_size, f"{step}.{number}"
