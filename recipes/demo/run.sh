@@ -3,7 +3,7 @@
 # table, report.
 #   bash recipes/demo/run.sh [FOLDER] [SEED]
 # Two processes run side by side, one thread each; about six minutes on two cores. Logs are in FOLDER/log.
-# The settings of ppo, grpo and rloo are the best of a sweep (baselines.yaml, docs/results.md).
+# The settings of ppo and grpo are the best of a sweep; rloo has the steadier of its two best (baselines.yaml, docs/results.md).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 seed=${2:-0}
