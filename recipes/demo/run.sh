@@ -62,7 +62,8 @@ for name in sft guide clone ppo grpo rloo clone_ppo clone_grpo ppopp aggrevated 
     echo "rlgf eval -c $recipe/eval.yaml --model $out/$name --data $out/data/test.jsonl -o $out/$name/eval >$out/log/eval_$name.txt 2>&1"
 done | both
 
-systems=("SFT=$out/sft" "guide=$out/guide" "clone=$out/clone" "PPO=$out/ppo" "GRPO=$out/grpo" "RLOO=$out/rloo"
+# PPO stands first: the others are held against it
+systems=("PPO=$out/ppo" "SFT=$out/sft" "guide=$out/guide" "clone=$out/clone" "GRPO=$out/grpo" "RLOO=$out/rloo"
     "clone+PPO=$out/clone_ppo" "clone+GRPO=$out/clone_grpo" "PPO++=$out/ppopp" "AggreVaTeD=$out/aggrevated"
     "LOLS=$out/lols" "D2LOLS=$out/d2lols")
 echo
