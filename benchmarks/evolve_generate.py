@@ -35,8 +35,8 @@ from rlgf_cli.cli.app import main as rlgf
 from rlgf_cli.console import table
 from rlgf_cli.guides.answers import Failure
 from rlgf_cli.guides.base import LiveGuide
-from rlgf_cli.guides.openai_api import OpenAIGuide
-from rlgf_cli.guides.store import Text
+from rlgf_cli.guides.openai.guide import OpenAIGuide
+from rlgf_cli.ledger.store import Text
 from rlgf_cli.protocols import GuideRequest
 
 LIMIT_S = 300

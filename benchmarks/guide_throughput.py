@@ -165,7 +165,7 @@ def fill_cache(cache: Path, count: int) -> None:
     """Put an answer for each of the first ``count`` prompts into a cache."""
     from rlgf_cli.config.guide import GuideConfig
     from rlgf_cli.guides.make import make_live_guide
-    from rlgf_cli.guides.store import FILE, Store, Text
+    from rlgf_cli.ledger.store import FILE, Store, Text
     from rlgf_cli.protocols import Example, GuideRequest
 
     config = GuideConfig(name="openai:m", base_url=NOWHERE, mode="replay")

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from scipy import stats
 
 from rlgf_cli.console import table
-from rlgf_cli.metrics.aggregates import mean
-from rlgf_cli.metrics.bootstrap import resampled
-from rlgf_cli.metrics.significance import Seeds, bootstrap_p, estimate, p_value, pair_flip_p, randomised
+from rlgf_cli.stats.aggregates import mean
+from rlgf_cli.stats.bootstrap import resampled
+from rlgf_cli.stats.significance import Seeds, bootstrap_p, estimate, p_value, pair_flip_p, randomised
 from significance_cases import (
     Pairs,
     binary_scores,

@@ -17,6 +17,7 @@ from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+from rlgf_cli.checks.invariants import TRUTHS
 from rlgf_cli.cli.commands import COMMANDS
 from rlgf_cli.config.collect_guide import CollectGuideConfig
 from rlgf_cli.config.common import Strict
@@ -38,9 +39,8 @@ from rlgf_cli.config.sweep import SweepConfig
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.config.train_reward import TrainRewardConfig
 from rlgf_cli.evolve.iterations import ROW
-from rlgf_cli.training.alarms import ALARMS
-from rlgf_cli.training.metric_names import METRICS
-from rlgf_cli.training.truths import TRUTHS
+from rlgf_cli.runs.alarms import ALARMS
+from rlgf_cli.runs.metric_names import METRICS
 
 DOCS = Path(__file__).parent
 STAGES: dict[str, type[Strict]] = {

@@ -41,7 +41,8 @@ def watch_a_save(what_saves: str, events: Path | None, kill_at: int | None) -> N
     import safetensors.torch
 
     from rlgf_cli.artifacts import disk
-    from rlgf_cli.training import best, checkpoint, keeping
+    from rlgf_cli.runs import best, run_writer
+    from rlgf_cli.training import checkpoint
 
     seen: list[str] = []
     saves, watching = 0, False
@@ -91,7 +92,7 @@ def watch_a_save(what_saves: str, events: Path | None, kill_at: int | None) -> N
     sys.addaudithook(audit)
     disk.RememberingWriter.write = in_halves  # type: ignore[method-assign]
     checkpoint.save_file = torn  # type: ignore[attr-defined]
-    where: Any = {"checkpoint": (keeping.Keeper, "checkpoint"), "best": (best, "keep")}[what_saves]
+    where: Any = {"checkpoint": (run_writer.Keeper, "checkpoint"), "best": (best, "keep")}[what_saves]
     setattr(*where, watched(getattr(*where)))
 
 

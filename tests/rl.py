@@ -22,12 +22,12 @@ from rlgf_cli.models.generate import Generated
 from rlgf_cli.models.load import Loaded, load
 from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.protocols import Completion, Example, FinishReason, GuideAbilities, GuideRequest, Score
-from rlgf_cli.training.build import make_trainer
+from rlgf_cli.runs.build import make_trainer
+from rlgf_cli.training.advantages import CreditSettings, Standing, annotate, assign
 from rlgf_cli.training.checkpoint import TrainerState
-from rlgf_cli.training.credit import CreditSettings, Standing, annotate, assign
-from rlgf_cli.training.distributed import ALONE
 from rlgf_cli.training.episodes import Episode, build_batch
 from rlgf_cli.training.loop import CriticSettings, Trainer
+from rlgf_cli.training.parallel.processes import ALONE
 from rlgf_cli.training.rollout import Roller, Sampling
 from rlgf_cli.training.update import StepData, UpdateSettings, make_optimizer
 

@@ -16,9 +16,9 @@ from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
 
 from conftest import toy_examples
-from rlgf_cli.metrics.aggregates import mean
-from rlgf_cli.metrics.bootstrap import Aggregate, resampled
-from rlgf_cli.metrics.significance import Estimate, Seeds, bootstrap_p, estimate, p_value, randomised
+from rlgf_cli.stats.aggregates import mean
+from rlgf_cli.stats.bootstrap import Aggregate, resampled
+from rlgf_cli.stats.significance import Estimate, Seeds, bootstrap_p, estimate, p_value, randomised
 
 Pairs = tuple[np.ndarray, np.ndarray]
 """Rows of two systems in v comparisons, each [v, n, k]."""

@@ -89,10 +89,10 @@ BUILTIN: dict[str, dict[str, Entry]] = {
         "reward": Entry("rlgf_cli.metrics.reward:RewardMetric", "reward:SPEC, any reward; several add up to one total"),
     },
     "aggregates": {
-        "exp_mean": Entry("rlgf_cli.metrics.aggregates:exp_mean", "e to the power of the mean"),
-        "mean": Entry("rlgf_cli.metrics.aggregates:mean", "sum of values by their number"),
-        "bleu": Entry("rlgf_cli.metrics.aggregates:bleu", "corpus BLEU of n-gram counts, exponential smoothing"),
-        "chrf": Entry("rlgf_cli.metrics.aggregates:chrf", "corpus chrF2 or chrF2++ of n-gram counts"),
+        "exp_mean": Entry("rlgf_cli.stats.aggregates:exp_mean", "e to the power of the mean"),
+        "mean": Entry("rlgf_cli.stats.aggregates:mean", "sum of values by their number"),
+        "bleu": Entry("rlgf_cli.stats.aggregates:bleu", "corpus BLEU of n-gram counts, exponential smoothing"),
+        "chrf": Entry("rlgf_cli.stats.aggregates:chrf", "corpus chrF2 or chrF2++ of n-gram counts"),
     },
     "failures": {
         "random_words": Entry("rlgf_cli.failures.kinds:random_words", "words of the references in any order"),
@@ -112,8 +112,8 @@ BUILTIN: dict[str, dict[str, Entry]] = {
     },
     "guides": {
         "hf": Entry("rlgf_cli.guides.hf:HFGuide", "hf:PATH, a local Hugging Face checkpoint"),
-        "vllm": Entry("rlgf_cli.guides.vllm_engine:VLLMGuide", "vllm:PATH, a checkpoint in vLLM's engine (extra vllm)"),
-        "openai": Entry("rlgf_cli.guides.openai_api:OpenAIGuide", "openai:MODEL, any OpenAI-compatible endpoint"),
+        "vllm": Entry("rlgf_cli.guides.vllm:VLLMGuide", "vllm:PATH, a checkpoint in vLLM's engine (extra vllm)"),
+        "openai": Entry("rlgf_cli.guides.openai.guide:OpenAIGuide", "openai:MODEL, any OpenAI-compatible endpoint"),
     },
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import Result
-from rlgf_cli.guides.store import Store, Text
+from rlgf_cli.ledger.store import Store, Text
 
 DAY = 86400
 Run = Callable[..., Result]

@@ -14,9 +14,9 @@ import pytest
 from rlgf_cli import registry
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.cli import numbers
-from rlgf_cli.metrics.aggregates import mean
-from rlgf_cli.metrics.bootstrap import mean_interval, paired_interval, resampled
-from rlgf_cli.metrics.significance import Seeds, bootstrap_p, estimate, holm, p_value, randomised
+from rlgf_cli.stats.aggregates import mean
+from rlgf_cli.stats.bootstrap import mean_interval, paired_interval, resampled
+from rlgf_cli.stats.significance import Seeds, bootstrap_p, estimate, holm, p_value, randomised
 from significance_cases import as_rows, bleu, bleu_rows
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import make_tokenizer, toy_examples, write_rows
 from fake_openai import FakeOpenAI, Reply, Request
-from rlgf_cli.guides.exam import Exam
+from rlgf_cli.checks.guide_probe import Exam
 from rlgf_cli.models.text import TextFormat
 from rlgf_cli.protocols import Check
 from rlgf_cli.stages import doctor as stage

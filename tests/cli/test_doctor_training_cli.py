@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from conftest import Result, toy_examples, write_rows
+from rlgf_cli.checks import reward_probe as reward_exam
+from rlgf_cli.checks.invariants import TRUTHS
 from rlgf_cli.functional.logprobs import process_logits
 from rlgf_cli.models import generate
-from rlgf_cli.rewards import exam as reward_exam
-from rlgf_cli.training.truths import TRUTHS
 
 Doctor = Callable[..., Result]
 POLICY = [name for name in TRUTHS if name != "lora.reference"]

@@ -35,8 +35,8 @@ def main() -> None:
     from rlgf_cli.cli.app import main as rlgf
     from rlgf_cli.errors import StoppedEarly
     from rlgf_cli.training import loop
-    from rlgf_cli.training.distributed import Group
-    from rlgf_cli.training.sharding import ShardingGroup
+    from rlgf_cli.training.parallel.fsdp import ShardingGroup
+    from rlgf_cli.training.parallel.processes import Group
 
     prepare = ShardingGroup.prepare
     shards: list[list[int]] = []

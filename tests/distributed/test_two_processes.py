@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from conftest import Result, guide_rows, toy_examples, write_rows
 from rlgf_cli.config.guide import GuideConfig
-from rlgf_cli.guides.in_training import share_of
+from rlgf_cli.runs.guide_costs import share_of
 from runs import assert_figures
 
 STEPS = 10

@@ -20,8 +20,8 @@ from fake_openai import FakeOpenAI, Reply, Request
 from rlgf_cli.config.collect_guide import CollectGuideConfig
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.errors import StoppedEarly
-from rlgf_cli.guides import batch
-from rlgf_cli.guides.store import Store
+from rlgf_cli.guides.openai import batch
+from rlgf_cli.ledger.store import Store
 from rlgf_cli.stages import collect_guide
 
 PROMPTS = 12
@@ -334,7 +334,10 @@ def test_an_order_that_never_gets_an_answer_is_found_by_the_next_run(
 DIES = """
 import os, signal, sys
 from rlgf_cli.cli.app import main
-from rlgf_cli.guides import batch, budget, orders, store
+from rlgf_cli.guides.openai import batch
+from rlgf_cli.ledger import meter as budget
+from rlgf_cli.ledger import batches as orders
+from rlgf_cli.ledger import store
 
 def dies(owner, name, after):
     real = getattr(owner, name)

@@ -18,7 +18,7 @@ import pytest
 
 from conftest import toy_examples, write_rows
 from rlgf_cli.artifacts import checkpoints
-from rlgf_cli.training import best
+from rlgf_cli.runs import best
 from runs import assert_same_run
 
 STEPS = 9

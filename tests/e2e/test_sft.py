@@ -26,7 +26,7 @@ from rlgf_cli.models.completions import generate_texts
 from rlgf_cli.models.load import load
 from rlgf_cli.models.prompts import encode_prompts
 from rlgf_cli.stages import sft
-from rlgf_cli.training import watch
+from rlgf_cli.supervised import callback
 
 SMALL = {"lengths.max_new_tokens": 24, "batch_size": 8, "model.device": "cpu", "logging_steps": 2}
 
@@ -276,14 +276,14 @@ class _Killed(BaseException):
 
 def _at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Any) -> None:
     """Let ``act()`` happen when the trainer has finished ``step``, before it saves."""
-    plain = watch.Watch.on_step_end
+    plain = callback.Watch.on_step_end
 
     def on_step_end(self: Any, args: Any, state: Any, control: Any, **given: Any) -> None:
         if state.global_step == step:
             act()
         plain(self, args, state, control, **given)
 
-    monkeypatch.setattr(watch.Watch, "on_step_end", on_step_end)
+    monkeypatch.setattr(callback.Watch, "on_step_end", on_step_end)
 
 
 def _kill() -> None:
@@ -317,17 +317,17 @@ def test_a_killed_run_resumes_to_the_same_end(
     assert [c.name for c in checkpoints.glob("checkpoint-*")] == ["checkpoint-6"]
     torn = checkpoints / "checkpoint-7"  # what a killed save leaves
     shutil.copytree(checkpoints / "checkpoint-6", torn)
-    (torn / watch.COMPLETE).unlink()
+    (torn / callback.COMPLETE).unlink()
 
     done: list[int] = []
-    plain = watch.Watch.on_step_end
+    plain = callback.Watch.on_step_end
 
     def on_step_end(self: Any, args: Any, state: Any, control: Any, **given: Any) -> None:
         done.append(state.global_step)
         plain(self, args, state, control, **given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(watch.Watch, "on_step_end", on_step_end)
+        patch.setattr(callback.Watch, "on_step_end", on_step_end)
         patch.setattr(scratch, "build", lambda *_, **__: pytest.fail("the start was made anew"))
         resumed = sft.run(resolved, existing="resume")
     assert done == [7, 8, 9]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from conftest import Result, guide_rows, toy_examples, write_rows
-from rlgf_cli.training.metric_names import known
+from rlgf_cli.runs.metric_names import known
 
 LIVE = ["aggrevated", "lols", "d2lols", "dagger"]
 RECORDED = ["ppo++", "grpo++", "rloo++", "bc-guide"]

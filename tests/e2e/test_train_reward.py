@@ -20,7 +20,7 @@ from rlgf_cli.models import scratch
 from rlgf_cli.protocols import Example
 from rlgf_cli.rewards.classifier import ClassifierReward
 from rlgf_cli.stages import train_reward
-from rlgf_cli.training import reward_data, watch
+from rlgf_cli.supervised import callback, reward_data
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3", "distilbert"])
@@ -181,7 +181,7 @@ def test_a_killed_run_resumes_to_the_same_end(tmp_path: Path, monkeypatch: pytes
         return resolve(TrainRewardConfig, flags=flags)
 
     whole = train_reward.run(configure("whole"))
-    plain = watch.Watch.on_step_end
+    plain = callback.Watch.on_step_end
 
     class Killed(BaseException):
         pass
@@ -192,7 +192,7 @@ def test_a_killed_run_resumes_to_the_same_end(tmp_path: Path, monkeypatch: pytes
         plain(self, args, state, control, **given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(watch.Watch, "on_step_end", on_step_end)
+        patch.setattr(callback.Watch, "on_step_end", on_step_end)
         with pytest.raises(Killed):
             train_reward.run(configure("killed"))
     resumed = train_reward.run(configure("killed"), existing="resume")

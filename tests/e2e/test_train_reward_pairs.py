@@ -19,7 +19,7 @@ from rlgf_cli.models import classification, scratch
 from rlgf_cli.protocols import Example
 from rlgf_cli.rewards.classifier import RewardModelReward
 from rlgf_cli.stages import train_reward
-from rlgf_cli.training import pairwise
+from rlgf_cli.supervised import pairwise
 
 
 def bert(folder: Path) -> Path:

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from conftest import Result, toy_examples, write_rows
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.config.sft import SftConfig
+from rlgf_cli.runs import best
 from rlgf_cli.stages import sft
 from rlgf_cli.stages import train as stage
-from rlgf_cli.training import best
 from rlgf_cli.training.loop import Trainer
 from runs import assert_figures, assert_same_run, assert_tensors, rows_of
 

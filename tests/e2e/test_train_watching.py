@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from conftest import Result, toy_examples, write_rows
+from rlgf_cli.runs import best, trackers
 from rlgf_cli.stages import train as stage
-from rlgf_cli.training import best, trackers
 from rlgf_cli.training.divergence import Evaluation
 from rlgf_cli.training.loop import Trainer
 from rlgf_cli.training.timing import ALWAYS

@@ -43,7 +43,7 @@ from rlgf_cli.models.load import Loaded
 from rlgf_cli.protocols import Example, GuideRequest, Score
 from rlgf_cli.training import loop
 from rlgf_cli.training import update as update_module
-from rlgf_cli.training.credit import Standing
+from rlgf_cli.training.advantages import Standing
 from rlgf_cli.training.episodes import Episode, build_batch
 from rlgf_cli.training.update import update
 

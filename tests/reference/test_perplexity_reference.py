@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from conftest import toy_examples
 from rlgf_cli.errors import UserError
-from rlgf_cli.metrics.bootstrap import interval
 from rlgf_cli.metrics.make import compute_figures
 from rlgf_cli.metrics.perplexity import PerplexityMetric
 from rlgf_cli.protocols import Example
 from rlgf_cli.registry import load
+from rlgf_cli.stats.bootstrap import interval
 
 EXAMPLES = [Example(row["id"], row["prompt"]) for row in toy_examples(9)]
 TEXTS = [row["references"][0] * (1 + i % 3) for i, row in enumerate(toy_examples(9))]

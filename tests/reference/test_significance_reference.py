@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from rlgf_cli.metrics.bootstrap import resampled
-from rlgf_cli.metrics.significance import bootstrap_p, p_value, randomised
+from rlgf_cli.stats.bootstrap import resampled
+from rlgf_cli.stats.significance import bootstrap_p, p_value, randomised
 from significance_cases import bleu, bleu_rows, commongen_texts, sacrebleu_says, toy_texts
 
 SEED, RESAMPLES = 12345, 1000

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rlgf_cli.training.alarms import ALARMS, Alarms
-from rlgf_cli.training.metric_names import known
+from rlgf_cli.runs.alarms import ALARMS, Alarms
+from rlgf_cli.runs.metric_names import known
 
 Rows = list[dict[str, Any]]
 

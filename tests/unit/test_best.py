@@ -11,7 +11,7 @@ import pytest
 
 from rl import loaded_from
 from rlgf_cli.models.load import Loaded
-from rlgf_cli.training import best
+from rlgf_cli.runs import best
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from rlgf_cli.metrics.bootstrap import Interval, mean_interval, paired_interval
+from rlgf_cli.stats.bootstrap import Interval, mean_interval, paired_interval
 
 
 def test_large_samples_agree_with_the_normal_interval():

@@ -25,13 +25,13 @@ from rl import (
     token_batch,
     trainer_for,
 )
+from rlgf_cli.checks import policy_probe
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.functional.logprobs import chosen_logprobs, process_logits
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.models.text import special_ids, unseen_ids
-from rlgf_cli.training import probe
 from rlgf_cli.training.rollout import Roller, Sampling
 
 INF = float("inf")
@@ -117,14 +117,14 @@ def test_the_truths_of_step_0_hold_under_the_ban(gpt2: Loaded) -> None:
     model = actor_critic(gpt2)
     episodes = roller.roll(PPO, prompts_for(gpt2, 9), 0, 6.0)
     data = step_data(model, PPO, episodes, roller.sampling)
-    found = probe.examine(
+    found = policy_probe.examine(
         model, PPO, episodes, data.batch, data.notes, data.credit, roller.sampling, kl_coef=0.1, seed=0, step=0
     )
     assert {"policy.ratio", "policy.plain", "policy.sampler"} <= {check.name for check in found}
     assert {check.status for check in found} == {"ok"}
     free = Sampling(**{**roller.sampling.__dict__, "ban_control": False})  # as a scorer that knows no ban has it
     with torch.no_grad():
-        other = probe._sampler(model, episodes, free, 0, 0)
+        other = policy_probe._sampler(model, episodes, free, 0, 0)
     assert other is not None and other.status == "fail"
 
 

@@ -16,7 +16,7 @@ from rlgf_cli.algorithms import catalog
 from rlgf_cli.algorithms.spec import Author, Regime
 from rlgf_cli.config.train import KLConfig
 from rlgf_cli.protocols import Example, Score
-from rlgf_cli.training.credit import Credit, CreditSettings, Notes, Standing, assign
+from rlgf_cli.training.advantages import Credit, CreditSettings, Notes, Standing, assign
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch
 
 LOADED = SimpleNamespace(device=torch.device("cpu"), pad_id=0, encoder_decoder=False)

@@ -14,9 +14,9 @@ import pytest
 from conftest import Result, write_rows
 from fake_openai import FakeOpenAI, Reply, lengths
 from rlgf_cli.config.guide import GuideConfig
-from rlgf_cli.guides.estimate import Plan, estimate, lines
-from rlgf_cli.guides.openai_api import OpenAIGuide
-from rlgf_cli.guides.store import Store, Text
+from rlgf_cli.guides.openai.estimate import Plan, estimate, lines
+from rlgf_cli.guides.openai.guide import OpenAIGuide
+from rlgf_cli.ledger.store import Store, Text
 from rlgf_cli.protocols import Example, GuideRequest
 
 FAR = "https://api.example.com/v1"

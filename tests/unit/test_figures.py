@@ -14,7 +14,7 @@ from rl import loaded_from, trainer_for
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training import figures
-from rlgf_cli.training.credit import Credit, Notes
+from rlgf_cli.training.advantages import Credit, Notes
 from rlgf_cli.training.episodes import Episode, build_batch
 
 LOADED = SimpleNamespace(device=torch.device("cpu"), pad_id=0, encoder_decoder=False)

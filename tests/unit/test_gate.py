@@ -15,10 +15,10 @@ from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Author
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.protocols import Example, GuideRequest, Score
-from rlgf_cli.training.distributed import Group
 from rlgf_cli.training.episodes import Episode
 from rlgf_cli.training.gate import Gate, own_scores, text_key
 from rlgf_cli.training.loop import Trainer
+from rlgf_cli.training.parallel.processes import Group
 
 GOOD, BAD = "the cat sees the river it .", "in the house a dog finds it ."
 

@@ -18,10 +18,10 @@ from rl import ScriptedGuide, ScriptedPolicy, loaded_from, prompts_for, roller_f
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.protocols import Completion, Example, GuideRequest, Score
+from rlgf_cli.runs.metric_names import known
 from rlgf_cli.training import rollout
-from rlgf_cli.training.credit import CreditSettings, Notes, Standing, assign
+from rlgf_cli.training.advantages import CreditSettings, Notes, Standing, assign
 from rlgf_cli.training.episodes import Episode, build_batch
-from rlgf_cli.training.metric_names import known
 from rlgf_cli.training.rollout import Roller
 
 LIMIT = 6

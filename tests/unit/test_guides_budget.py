@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from rlgf_cli.config.guide import BudgetConfig
-from rlgf_cli.guides.budget import NANO, Meter, Totals
-from rlgf_cli.guides.orders import Orders
-from rlgf_cli.guides.store import FILE, Store, Text
+from rlgf_cli.ledger.batches import Orders
+from rlgf_cli.ledger.meter import NANO, Meter, Totals
+from rlgf_cli.ledger.store import FILE, Store, Text
 
 
 def text(words: str = "hello", guide: str = "g", **changes: object) -> Text:

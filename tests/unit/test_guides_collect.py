@@ -18,7 +18,7 @@ from fake_openai import FakeOpenAI, Reply, Request
 from rlgf_cli.config.collect_guide import CollectGuideConfig
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
-from rlgf_cli.guides.openai_api import OpenAIGuide
+from rlgf_cli.guides.openai.guide import OpenAIGuide
 from rlgf_cli.guides.recorded import RecordedGuide
 from rlgf_cli.protocols import Example
 from rlgf_cli.stages import collect_guide as stage

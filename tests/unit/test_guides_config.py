@@ -13,9 +13,9 @@ from rlgf_cli.config.collect_guide import CollectGuideConfig
 from rlgf_cli.config.guide import CONTINUE_TEMPLATE, GuideConfig
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.errors import UserError
-from rlgf_cli.guides import aliases
-from rlgf_cli.guides.endpoint import OPENAI_URL, endpoint_of, same_model
 from rlgf_cli.guides.make import describe, make_guide, make_live_guide
+from rlgf_cli.guides.openai import presets as aliases
+from rlgf_cli.guides.openai.endpoint import OPENAI_URL, endpoint_of, same_model
 from rlgf_cli.protocols import GuideAbilities
 
 

@@ -14,7 +14,7 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.hf import HFGuide
 from rlgf_cli.guides.make import make_live_guide
-from rlgf_cli.guides.store import Text
+from rlgf_cli.ledger.store import Text
 from rlgf_cli.protocols import Completion, Example, GuideRequest
 
 EXAMPLES = [Example(f"e{i}", prompt) for i, prompt in enumerate(["cat sees garden", "dog", "the queen calls it"])]

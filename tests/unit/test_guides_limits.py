@@ -13,8 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlgf_cli.guides import limits
-from rlgf_cli.guides.limits import BURST_S, LONGEST_WAIT_S, OUTAGE_AFTER, Gate, Outage, Pace, back_off, duration
+from rlgf_cli.guides.openai import rate_limits as limits
+from rlgf_cli.guides.openai.rate_limits import (
+    BURST_S,
+    LONGEST_WAIT_S,
+    OUTAGE_AFTER,
+    Gate,
+    Outage,
+    Pace,
+    back_off,
+    duration,
+)
 
 NOW = 1_700_000_000.0
 

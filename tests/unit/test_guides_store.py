@@ -22,8 +22,8 @@ import pytest
 
 from rlgf_cli.config.guide import BudgetConfig
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.guides.budget import NANO, Meter, Totals
-from rlgf_cli.guides.store import FILE, Store, Text, is_dead, this_process
+from rlgf_cli.ledger.meter import NANO, Meter, Totals
+from rlgf_cli.ledger.store import FILE, Store, Text, is_dead, this_process
 
 
 def text(words: str = "hello", guide: str = "g", **changes: object) -> Text:
@@ -248,7 +248,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from rlgf_cli.errors import RlgfError
-from rlgf_cli.guides.store import Store, Text
+from rlgf_cli.ledger.store import Store, Text
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = Store(Path(sys.argv[1]))
@@ -316,8 +316,8 @@ def test_processes_that_write_at_once_lose_nothing_and_pay_once(path: Path) -> N
 WRITER = """
 import sys
 from pathlib import Path
-from rlgf_cli.guides.budget import Meter
-from rlgf_cli.guides.store import Store, Text
+from rlgf_cli.ledger.meter import Meter
+from rlgf_cli.ledger.store import Store, Text
 
 meter = Meter(Store(Path(sys.argv[1])), "run")
 for n in range(10**9):

@@ -22,8 +22,8 @@ from rlgf_cli.config.loader import resolve
 from rlgf_cli.errors import RlgfError, StoppedEarly, UserError
 from rlgf_cli.guides import stream
 from rlgf_cli.guides.answers import Answer, Failure
-from rlgf_cli.guides.openai_api import OpenAIGuide
-from rlgf_cli.guides.store import Store
+from rlgf_cli.guides.openai.guide import OpenAIGuide
+from rlgf_cli.ledger.store import Store
 from rlgf_cli.protocols import Completion, Example, GuideRequest
 from rlgf_cli.stages import collect_guide as stage
 

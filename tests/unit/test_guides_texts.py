@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from rlgf_cli.guides.texts import cut_at_stop, fill, mend, mend_continuation, without_chatter
+from rlgf_cli.guides.cleanup import cut_at_stop, fill, mend, mend_continuation, without_chatter
 
 
 def test_templates_are_filled_at_once() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 SRC = Path(__file__).parents[2] / "src"
 BOTTOM = {"errors", "protocols", "noise", "registry", "algorithms", "artifacts", "config", "__version__"}
-MIDDLE = {"failures", "functional", "models", "guides", "tasks", "rewards", "metrics", "training"}
+MIDDLE = {"failures", "functional", "stats", "models", "ledger", "guides", "tasks", "rewards", "metrics", "training"}
+AROUND = {"supervised", "checks", "runs", "evolve", "report", "sweep"}
 
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
@@ -23,17 +24,22 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors", "algorithms", "artifacts"},
     "failures": {"errors", "protocols", "noise"},
     "functional": set(),
+    "stats": BOTTOM,
+    "ledger": BOTTOM,
     "models": BOTTOM | {"functional"},
-    "guides": BOTTOM | {"models"},
+    "guides": BOTTOM | {"models", "ledger"},
     "tasks": BOTTOM,
     "rewards": BOTTOM | {"failures", "models", "guides"},  # a judge is asked as a guide is
-    "metrics": BOTTOM | {"failures", "functional", "models", "rewards"},
+    "metrics": BOTTOM | {"failures", "functional", "stats", "models", "rewards"},
     "training": BOTTOM | {"models", "functional"},
-    "evolve": BOTTOM | {"failures", "functional", "models", "guides", "rewards", "metrics"},
-    "report": BOTTOM,
-    "sweep": BOTTOM | {"guides"},
+    "supervised": BOTTOM | {"models", "stats"},
+    "checks": BOTTOM | {"models", "functional", "guides", "rewards", "training"},
+    "runs": BOTTOM | {"models", "guides", "training", "checks"},
+    "evolve": BOTTOM | {"failures", "functional", "stats", "models", "ledger", "guides", "rewards", "metrics"},
+    "report": BOTTOM | {"stats", "runs"},
+    "sweep": BOTTOM | {"guides", "ledger"},
     "console": {"errors"},
-    "stages": BOTTOM | MIDDLE | {"evolve", "report", "sweep", "console"},
+    "stages": BOTTOM | MIDDLE | AROUND | {"console"},
     "cli": BOTTOM | MIDDLE | {"stages", "console"},
 }
 """Which part may import which. A part may always import itself, but stages not each other."""

@@ -16,9 +16,9 @@ from rlgf_cli.config.train import KLConfig
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.protocols import Example, Score
-from rlgf_cli.training.credit import CreditSettings
+from rlgf_cli.runs.metric_names import known
+from rlgf_cli.training.advantages import CreditSettings
 from rlgf_cli.training.divergence import Evaluation
-from rlgf_cli.training.metric_names import known
 
 ALGORITHMS = [
     "ppo", "ppo++", "aggrevated", "lols", "d2lols", "grpo", "rloo", "grpo++", "rloo++", "bc-guide", "dagger"

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, roc_auc_score, roc_curve
 
-from rlgf_cli.metrics import ranking
+from rlgf_cli.stats import ranking
 
 SCORES = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=12).map(np.array)  # ties are common
 WORDS = st.integers(0, 40)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
 from rlgf_cli.config.train_reward import TrainRewardConfig
-from rlgf_cli.metrics import reward_plots, reward_report
-from rlgf_cli.training import reward_data
-from rlgf_cli.training.reward_data import Sample
+from rlgf_cli.stats import ranking
+from rlgf_cli.supervised import reward_data, reward_plots, reward_report
+from rlgf_cli.supervised.reward_data import Sample
 
 CONFIG = TrainRewardConfig(output="x", model={"name": "x"}, data="x", eval_fraction=0.25)
 
@@ -60,8 +60,8 @@ def test_more_labels_than_two_are_the_last_one_against_the_rest() -> None:
 def test_a_text_below_the_threshold_is_taken_for_the_most_probable_bad_label() -> None:
     """Also where the good label is the most probable of all, and not where the threshold is reached."""
     logits = np.log(np.array([[0.2, 0.3, 0.5], [0.45, 0.15, 0.4], [0.1, 0.2, 0.7]]))
-    assert reward_report.taken_for(logits, 0.6).tolist() == [1, 0, 2]
-    assert reward_report.taken_for(logits, 0.35).tolist() == [2, 2, 2]
+    assert ranking.taken_for(logits, 0.6).tolist() == [1, 0, 2]
+    assert ranking.taken_for(logits, 0.35).tolist() == [2, 2, 2]
 
 
 def test_texts_of_one_score_have_no_threshold() -> None:

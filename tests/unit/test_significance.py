@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.linalg import hadamard
 
-from rlgf_cli.metrics.aggregates import mean
-from rlgf_cli.metrics.bootstrap import resampled
-from rlgf_cli.metrics.significance import (
+from rlgf_cli.stats.aggregates import mean
+from rlgf_cli.stats.bootstrap import resampled
+from rlgf_cli.stats.significance import (
     Seeds,
     bootstrap_p,
     estimate,
@@ -58,7 +58,7 @@ class TestDefinitions:
         rows = np.random.default_rng(0).uniform(1, 2, size=(2, 9, 2))
         whole = resampled(rows, ratio, resamples=100, seed=1)
         told: list[int] = []
-        monkeypatch.setattr("rlgf_cli.metrics.bootstrap._NUMBERS_AT_ONCE", 100)
+        monkeypatch.setattr("rlgf_cli.stats.bootstrap._NUMBERS_AT_ONCE", 100)
         assert resampled(rows, ratio, resamples=100, seed=1, told=told.append) == pytest.approx(whole)
         assert len(told) > 5 and sum(told) == 100
 

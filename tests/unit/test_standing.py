@@ -18,7 +18,7 @@ from rlgf_cli.functional.stats import running_moments, spread_of
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.protocols import Example, Score
-from rlgf_cli.training.credit import Credit
+from rlgf_cli.training.advantages import Credit
 from rlgf_cli.training.episodes import Episode, build_batch
 from rlgf_cli.training.loop import TRUST_MEMORY, CriticSettings, Trainer
 

@@ -18,7 +18,8 @@ from rlgf_cli.artifacts.rundir import RunDir
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.config.sft import SftConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.training import supervised, watch
+from rlgf_cli.supervised import callback
+from rlgf_cli.supervised import trainer as supervised
 
 CPU = torch.device("cpu")
 
@@ -86,20 +87,20 @@ def test_settings_that_would_go_wrong_are_refused(monkeypatch: pytest.MonkeyPatc
 
 
 def test_only_whole_checkpoints_exist(tmp_path: Path) -> None:
-    assert watch.last_checkpoint(tmp_path / "none") is None
+    assert callback.last_checkpoint(tmp_path / "none") is None
     for step in (2, 9, 10, 11):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}/weights").write_text("x" * step)
         if step != 11:
-            watch.mark_complete(tmp_path / f"checkpoint-{step}")
-    assert watch.last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+            callback.mark_complete(tmp_path / f"checkpoint-{step}")
+    assert callback.last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     (tmp_path / "checkpoint-10/weights").write_text("x")
-    assert watch.last_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
+    assert callback.last_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
 
 
 def test_the_mean_loss_weighs_rows_by_their_steps() -> None:
     rows = [{"step": 10, "loss": 4.0}, {"step": 10, "eval_loss": 9.0}, {"step": 13, "loss": 2.0}]
-    assert watch.mean_loss(rows) == pytest.approx((40 + 6) / 13)
+    assert callback.mean_loss(rows) == pytest.approx((40 + 6) / 13)
 
 
 def test_the_first_ctrl_c_asks_and_the_second_interrupts() -> None:
@@ -131,7 +132,7 @@ def test_lines_where_there_is_no_terminal() -> None:
 
         def update(self, steps: int = 1, note: str = "") -> None: ...
 
-    with watch.Reporter("sft", lambda label, total, done: Bar(), said.append) as reporter:
+    with callback.Reporter("sft", lambda label, total, done: Bar(), said.append) as reporter:
         reporter.start(0, 1000)
         for step in range(1, 1001):
             reporter.row({"step": step, "loss": 1.0})

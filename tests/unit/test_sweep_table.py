@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlgf_cli.ledger.shared_budget import Purse
 from rlgf_cli.sweep import table as tables
-from rlgf_cli.sweep.purse import Purse
 
 
 def row(system: str, value: float, half: float | None, p: float | None = None, seeds: int = 2) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
+from rlgf_cli.runs.metric_names import known
 from rlgf_cli.training import timing
-from rlgf_cli.training.metric_names import known
 from rlgf_cli.training.timing import ALWAYS, PARTS, Clock, profile
 
 

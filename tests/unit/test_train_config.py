@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from configured import config_of
 from rlgf_cli.config.train import KLConfig
-from rlgf_cli.training.build import HEAD_RATE, critic_rate, needs_reference
-from rlgf_cli.training.credit import scale_of
+from rlgf_cli.runs.build import HEAD_RATE, critic_rate, needs_reference
+from rlgf_cli.training.advantages import scale_of
 
 ESTIMATORS = ["gae", "group_mean", "leave_one_out", "likelihood", "guide_mc"]
 ALGORITHMS: dict[str, Any] = {

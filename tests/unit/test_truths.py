@@ -24,6 +24,8 @@ from rl import (
     step_data,
 )
 from rlgf_cli.algorithms.spec import Regime
+from rlgf_cli.checks import invariants, policy_probe
+from rlgf_cli.checks.invariants import EXACT, TRUTHS, Gap, quantile_rounding, rounding, sampled
 from rlgf_cli.config.common import LoraConfig
 from rlgf_cli.functional import masks
 from rlgf_cli.functional.logprobs import process_logits
@@ -33,9 +35,7 @@ from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.load import Loaded, add_lora, save
 from rlgf_cli.stages import train as stage
-from rlgf_cli.training import credit as credit_module
-from rlgf_cli.training import probe, truths
-from rlgf_cli.training.truths import EXACT, TRUTHS, Gap, quantile_rounding, rounding, sampled
+from rlgf_cli.training import advantages as credit_module
 
 AT_CUT = Regime(roll_in="policy", roll_out="guide", credit="cut")
 SCORED = {"policy.deterministic", "policy.ratio", "policy.plain", "policy.reference", "reward.place"}
@@ -49,7 +49,7 @@ def examined(loaded: Loaded, regime: Regime, *, rows_at_once: int = 4, **samplin
     episodes = roller.roll(regime, prompts_for(loaded, 9), 0, 6.0)
     critics = [regime.roll_out]
     data = step_data(model, regime, episodes, roller.sampling, critics=critics, rows_at_once=rows_at_once)
-    found = probe.examine(
+    found = policy_probe.examine(
         model, regime, episodes, data.batch, data.notes, data.credit, roller.sampling, kl_coef=0.1, seed=0, step=0
     )
     assert [check.name for check in found] == [name for name in TRUTHS if name in {c.name for c in found}]
@@ -269,8 +269,8 @@ def test_only_the_first_step_is_examined(
 ) -> None:
     """After an update the KL is no longer 0, and that is meant."""
     steps: list[int] = []
-    examine = probe.examine
-    monkeypatch.setattr(probe, "examine", lambda *a, **k: [steps.append(k["step"]), examine(*a, **k)][1])
+    examine = policy_probe.examine
+    monkeypatch.setattr(policy_probe, "examine", lambda *a, **k: [steps.append(k["step"]), examine(*a, **k)][1])
     assert train(tiny_gpt2, "--max-steps", 3, "--save-steps", 2, "--lr", "1e-2").exit_code == 0
     assert steps == [0]
 
@@ -287,7 +287,7 @@ def test_every_mask_is_looked_at(tiny_gpt2: Path) -> None:
     tokens = batch.tokens
 
     def faults(**changes: Any) -> str:
-        check = truths.masks(episodes, replace(batch, **changes), PPO_PP, loaded.eos_ids)
+        check = invariants.masks(episodes, replace(batch, **changes), PPO_PP, loaded.eos_ids)
         assert (check.status == "fail") == bool(changes)
         return check.finding
 
@@ -312,7 +312,7 @@ def test_every_mask_is_looked_at(tiny_gpt2: Path) -> None:
 def test_the_ratio_sees_padding_that_differs(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches that all hold a longest prompt would be padded alike, and agree in their mistake."""
     positions_from_the_left(monkeypatch)
-    monkeypatch.setattr(probe, "_some", lambda batch: torch.tensor([0, 3, 4, 1, 7, 8]))  # 3 and 7 are the longest
+    monkeypatch.setattr(policy_probe, "_some", lambda batch: torch.tensor([0, 3, 4, 1, 7, 8]))  # longest: 3, 7
     assert examined(loaded_from(tiny_gpt2), PPO, rows_at_once=9)["policy.ratio"].status == "fail"
 
 

@@ -17,7 +17,7 @@ from rlgf_cli.errors import RlgfError
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.training import update as update_module
-from rlgf_cli.training.credit import CreditSettings
+from rlgf_cli.training.advantages import CreditSettings
 from rlgf_cli.training.episodes import Episode
 from rlgf_cli.training.loop import CriticSettings
 from rlgf_cli.training.update import (

@@ -52,7 +52,7 @@ def _summaries(kind: Kind) -> dict[str, str]:
 
     found = {name: entry.summary for name, entry in registry.entries(kind.value).items()}
     if kind is Kind.guides:
-        from rlgf_cli.guides import aliases
+        from rlgf_cli.guides.openai import presets as aliases
 
         for name, alias in aliases.known().items():
             prices = (alias.usd_per_million_input, alias.usd_per_million_output)

@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 
 from rlgf_cli import noise
-from rlgf_cli.metrics.bootstrap import Interval
+from rlgf_cli.stats.bootstrap import Interval
 
 _SHARED = 0.5
 """Two sets are paired where so many of all their seeds are in both."""

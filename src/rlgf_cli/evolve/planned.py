@@ -10,8 +10,8 @@ from rlgf_cli.config.evolve import EvolveConfig
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.evolve import reviewer
 from rlgf_cli.evolve.operations import Operation
-from rlgf_cli.guides.estimate import Plan, estimate
 from rlgf_cli.guides.make import describe, make_live_guide
+from rlgf_cli.guides.openai.estimate import Plan, estimate
 from rlgf_cli.protocols import Example, GuideRequest
 from rlgf_cli.rewards.judge import fill
 

@@ -19,9 +19,9 @@ from typing import Any
 from rlgf_cli.config.guide import BudgetConfig, GuideConfig, Mode
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.guides.answers import Answer, Failure
-from rlgf_cli.guides.budget import NANO, Meter
-from rlgf_cli.guides.store import Store, Text
 from rlgf_cli.guides.stream import LOOK_AHEAD, Stream
+from rlgf_cli.ledger.meter import NANO, Meter
+from rlgf_cli.ledger.store import Store, Text
 from rlgf_cli.protocols import Completion, Example, GuideAbilities, GuideRequest
 
 REFUSALS = ("refusal", "content_filter")

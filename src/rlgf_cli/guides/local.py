@@ -13,8 +13,8 @@ from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.answers import Failure
 from rlgf_cli.guides.base import LiveGuide
-from rlgf_cli.guides.store import Text
-from rlgf_cli.guides.texts import cut_at_stop
+from rlgf_cli.guides.cleanup import cut_at_stop
+from rlgf_cli.ledger.store import Text
 from rlgf_cli.protocols import Completion, GuideAbilities, GuideRequest
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from rlgf_cli import registry
 from rlgf_cli.algorithms.spec import AlgorithmSpec
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError, did_you_mean
-from rlgf_cli.guides import aliases
 from rlgf_cli.guides.base import LiveGuide
+from rlgf_cli.guides.openai import presets as aliases
 from rlgf_cli.guides.recorded import RecordedGuide
 from rlgf_cli.protocols import Guide, GuideAbilities
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.guides.answers import Answer, Failure
-from rlgf_cli.guides.store import Text
+from rlgf_cli.ledger.store import Text
 from rlgf_cli.protocols import GuideRequest
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ import numpy as np
 from pydantic import Field
 from sacrebleu.metrics.chrf import CHRF
 
-from rlgf_cli.metrics.aggregates import chrf
 from rlgf_cli.metrics.base import require_some_references, signature, written_references
 from rlgf_cli.protocols import CorpusFigure, Example, MetricResult
 from rlgf_cli.rewards.base import refuse_target
 from rlgf_cli.rewards.bleu import sacrebleu_signature
+from rlgf_cli.stats.aggregates import chrf
 
 
 class ChrfMetric:

@@ -16,11 +16,12 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from rlgf_cli.artifacts.jsonl import read_json
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.metrics import reward_report
 from rlgf_cli.metrics.base import signature
+from rlgf_cli.models.classification import EVALUATION
 from rlgf_cli.protocols import Example, MetricResult
 from rlgf_cli.rewards.base import counts_of
 from rlgf_cli.rewards.classifier import ClassifierReward, RewardModelReward
+from rlgf_cli.stats import ranking
 
 _ANY = "any"
 
@@ -93,11 +94,11 @@ class FlaggedMetric:
         self._refuse_no_numbers(examples, logits)
         values: dict[str, list[float | None]] = {}
         if self.labels:
-            taken = reward_report.taken_for(logits, self.threshold)
+            taken = ranking.taken_for(logits, self.threshold)
             values[_ANY] = (taken < len(self.labels)).astype(float).tolist()
             values |= {name: (taken == i).astype(float).tolist() for i, name in enumerate(self.labels)}
         else:
-            scores = logits[:, 0] if logits.shape[1] == 1 else reward_report.good_probability(logits)
+            scores = logits[:, 0] if logits.shape[1] == 1 else ranking.good_probability(logits)
             values["score"] = (scores < self.threshold).astype(float).tolist()
         counts = {key: n - before[key] for key, n in counts_of(self._scorer).items()}
         return MetricResult(
@@ -117,10 +118,10 @@ class FlaggedMetric:
 
 def _read(path: str) -> tuple[_Evaluation, float]:
     """What the model's folder says of it, and its threshold."""
-    file = Path(path) / reward_report.FILE
+    file = Path(path) / EVALUATION
     if not file.is_file():
         raise UserError(
-            f"there is no {reward_report.FILE} beside this model, and so no threshold below which a text is bad",
+            f"there is no {EVALUATION} beside this model, and so no threshold below which a text is bad",
             where=path,
             hint="a folder that `rlgf train-reward` wrote is needed; reward:rm:PATH gives the mean score of any model",
         )

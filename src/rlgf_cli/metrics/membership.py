@@ -28,9 +28,9 @@ from rlgf_cli import noise
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.rundir import file_sha256
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.metrics import ranking
 from rlgf_cli.metrics.base import require_some_references, signature
 from rlgf_cli.protocols import BoundedFigure, Example, MetricResult
+from rlgf_cli.stats import ranking
 
 if TYPE_CHECKING:
     from rlgf_cli.config.common import LengthConfig

@@ -20,6 +20,8 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.models.generate import pad_rows
 from rlgf_cli.models.load import check_checkpoint_name
 
+EVALUATION = "evaluation.json"
+"""The file beside a reward model that holds its evaluation on held-out texts and its threshold."""
 _NO_LIMIT = 1_000_000
 """Tokenizers without a limit of their own say 1e30."""
 _CHAT = "rlgf_chat"

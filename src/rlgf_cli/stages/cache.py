@@ -15,8 +15,8 @@ from typing import Any
 from rlgf_cli.artifacts.jsonl import parse_record, read_objects, write_jsonl
 from rlgf_cli.artifacts.records import SCHEMA_VERSION, CachedTextRecord
 from rlgf_cli.errors import UserError
-from rlgf_cli.guides.budget import NANO
-from rlgf_cli.guides.store import FILE, Store, Text, folder
+from rlgf_cli.ledger.meter import NANO
+from rlgf_cli.ledger.store import FILE, Store, Text, folder
 
 _AT_ONCE = 500
 _MOST = 2**53

@@ -25,11 +25,11 @@ from rlgf_cli.artifacts.rundir import Existing, Manifest, claim_file, manifest_o
 from rlgf_cli.config.collect_guide import CollectGuideConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import Interrupted, RlgfError, UserError
-from rlgf_cli.guides import batch
 from rlgf_cli.guides.answers import Answer, Failure
 from rlgf_cli.guides.base import LiveGuide
-from rlgf_cli.guides.estimate import Plan, estimate, lines
 from rlgf_cli.guides.make import make_live_guide
+from rlgf_cli.guides.openai import batch
+from rlgf_cli.guides.openai.estimate import Plan, estimate, lines
 from rlgf_cli.protocols import Completion, Example, GuideRequest
 
 COMMAND = "collect-guide"

@@ -11,15 +11,15 @@ import numpy as np
 
 from rlgf_cli import console, registry
 from rlgf_cli.artifacts import jsonl
-from rlgf_cli.artifacts.comparable import comparable
 from rlgf_cli.artifacts.evaluations import System, every, read_systems
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
 from rlgf_cli.artifacts.rundir import Existing, claim_file
 from rlgf_cli.config.compare import CompareConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import UserError
-from rlgf_cli.metrics.bootstrap import Aggregate, Interval, resampled
-from rlgf_cli.metrics.significance import (
+from rlgf_cli.stats.bootstrap import Aggregate, Interval, resampled
+from rlgf_cli.stats.comparable import comparable
+from rlgf_cli.stats.significance import (
     Seeds,
     estimate,
     holm,

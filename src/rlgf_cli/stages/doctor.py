@@ -1,7 +1,7 @@
 """``rlgf doctor``: what must be true before training, looked at on the model, data, reward and guide that it would use.
 
-The truths of step 0 are those that ``rlgf train`` holds too (training/truths.py); what is said of a reward is in
-rewards/exam.py, what is said of a guide in guides/findings.py.
+The truths of step 0 are those that ``rlgf train`` holds too (checks/invariants.py); what is said of a reward is in
+checks/reward_probe.py, what is said of a guide in checks/guide_checks.py.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from rlgf_cli import console
 from rlgf_cli.algorithms.spec import AlgorithmSpec, Regime
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
+from rlgf_cli.checks import policy_probe
+from rlgf_cli.checks.guide_checks import CHECKS
+from rlgf_cli.checks.guide_probe import Exam
+from rlgf_cli.checks.reward_probe import Texts, examine_reward
 from rlgf_cli.config.doctor import DoctorConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.accounts import charge_together, closing_all
 from rlgf_cli.guides.base import LiveGuide
-from rlgf_cli.guides.exam import Exam
-from rlgf_cli.guides.findings import CHECKS
 from rlgf_cli.guides.make import check_guide, describe, make_guide
 from rlgf_cli.guides.recorded import RecordedGuide
 from rlgf_cli.models.actor_critic import ActorCritic
@@ -34,12 +36,10 @@ from rlgf_cli.models.prompts import Encoded, encode_prompts, prompt_limit
 from rlgf_cli.protocols import Check, Completion, Example, GuideAbilities, GuideRequest, Score
 from rlgf_cli.rewards.base import check_examples
 from rlgf_cli.rewards.checked import score_checked
-from rlgf_cli.rewards.exam import Texts, examine_reward
 from rlgf_cli.rewards.judge import judges_of
 from rlgf_cli.rewards.make import SumReward, make_reward
-from rlgf_cli.training import probe
-from rlgf_cli.training.build import needs_reference
-from rlgf_cli.training.credit import CreditSettings, Standing, annotate, assign
+from rlgf_cli.runs.build import needs_reference
+from rlgf_cli.training.advantages import CreditSettings, Standing, annotate, assign
 from rlgf_cli.training.episodes import Episode, build_batch, written
 from rlgf_cli.training.rollout import Roller, Sampling
 
@@ -229,7 +229,7 @@ def _policy(
         if regime.estimator != "likelihood":
             notes = annotate(model, batch, regime, sampling, rows_at_once=sampling.batch_size)
             credit = assign(regime, batch, notes, CreditSettings.of(config.ppo), Standing(charged))
-        checks = probe.examine(
+        checks = policy_probe.examine(
             model, regime, episodes, batch, notes, credit, sampling, kl_coef=charged, seed=config.seed, step=0
         )
         which = f"{regime.roll_in}>{regime.roll_out}: " if len(spec.regimes) > 1 else ""

@@ -27,7 +27,6 @@ from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.scratch import is_scratch, read_scratch
 from rlgf_cli.config.sft import SftConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.guides.in_training import covered_prompts, provenance
 from rlgf_cli.guides.make import RECORDED, kind_of
 from rlgf_cli.guides.recorded import RecordedGuide
 from rlgf_cli.models import hub, scratch
@@ -38,8 +37,9 @@ from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.models.prompts import encode_prompts, encode_target
 from rlgf_cli.models.text import TextFormat
 from rlgf_cli.protocols import Example, FinishReason
-from rlgf_cli.training import supervised
-from rlgf_cli.training.watch import Reporter, last_checkpoint, mark_complete
+from rlgf_cli.runs.guide_costs import covered_prompts, provenance
+from rlgf_cli.supervised import trainer as supervised
+from rlgf_cli.supervised.callback import Reporter, last_checkpoint, mark_complete
 
 datasets.disable_progress_bars()
 

@@ -19,12 +19,12 @@ from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.loader import Layer, Resolved, as_yaml
 from rlgf_cli.config.sweep import SweepConfig
 from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
-from rlgf_cli.guides.owner import is_dead, this_process
+from rlgf_cli.ledger.leases import is_dead, this_process
+from rlgf_cli.ledger.shared_budget import Purse
 from rlgf_cli.sweep import table as tables
 from rlgf_cli.sweep import work
 from rlgf_cli.sweep.grid import safe_name
 from rlgf_cli.sweep.plan import BASE, EVAL, Plan, charged_usd, make_plan, refuse_changed_points
-from rlgf_cli.sweep.purse import Purse
 from rlgf_cli.sweep.work import Cell
 
 SWEEP = "sweep.json"
@@ -100,7 +100,7 @@ def dry_run(resolved: Resolved[SweepConfig]) -> dict[str, Any]:
     for training in plan.trainings.values():
         if not training.config.algorithm.spec().needs_guide:
             continue
-        from rlgf_cli.guides.in_training import training_estimate
+        from rlgf_cli.runs.guide_costs import training_estimate
 
         found = training_estimate(training.config)
         calls += found["guide_calls"]

@@ -22,15 +22,6 @@ from rlgf_cli.config.train import FREE_ON_RESUME, TrainConfig
 from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
 from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
 from rlgf_cli.guides.base import LiveGuide
-from rlgf_cli.guides.in_training import (
-    covered_prompts,
-    merge_spend,
-    planned_calls,
-    provenance,
-    share_of,
-    spend_row,
-    training_estimate,
-)
 from rlgf_cli.guides.make import check_guide, make_guide
 from rlgf_cli.metrics.per_text import PerText, per_text
 from rlgf_cli.models import hub
@@ -43,15 +34,25 @@ from rlgf_cli.rewards.base import check_examples
 from rlgf_cli.rewards.checked import score_checked
 from rlgf_cli.rewards.judge import judges_of
 from rlgf_cli.rewards.make import SumReward, make_reward, scorer_at
-from rlgf_cli.training import best, timing, trackers
-from rlgf_cli.training.alarms import Alarms
-from rlgf_cli.training.build import make_trainer
-from rlgf_cli.training.distributed import ALONE, Group, join, shared
+from rlgf_cli.runs import best, trackers
+from rlgf_cli.runs.alarms import Alarms
+from rlgf_cli.runs.build import make_trainer
+from rlgf_cli.runs.guide_costs import (
+    covered_prompts,
+    merge_spend,
+    planned_calls,
+    provenance,
+    share_of,
+    spend_row,
+    training_estimate,
+)
+from rlgf_cli.runs.held_out import evaluator
+from rlgf_cli.runs.run_writer import WATCHED, Keeper, note, resume_from, summary_of, tracked
+from rlgf_cli.training import timing
 from rlgf_cli.training.divergence import FEWEST
 from rlgf_cli.training.episodes import Episode, segment_texts
-from rlgf_cli.training.held_out import evaluator
-from rlgf_cli.training.keeping import WATCHED, Keeper, note, resume_from, summary_of, tracked
 from rlgf_cli.training.loop import Trainer
+from rlgf_cli.training.parallel.processes import ALONE, Group, join, shared
 
 _EARLY = (
     "the run ended at step {diverged_at} of {max_steps}: the watched figure fell while the score rose. "

@@ -23,14 +23,14 @@ from rlgf_cli.config.common import ModelConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.scratch import is_scratch, read_scratch
 from rlgf_cli.config.train_reward import TrainRewardConfig
-from rlgf_cli.metrics import reward_plots, reward_report
 from rlgf_cli.models import classification, hub, scratch
 from rlgf_cli.models.card import write_card
 from rlgf_cli.models.load import pick_device
 from rlgf_cli.models.memory import keep_freed_memory
-from rlgf_cli.training import labelled, reward_data, supervised
-from rlgf_cli.training.reward_data import RewardData, Sample
-from rlgf_cli.training.watch import Reporter, last_checkpoint, mark_complete
+from rlgf_cli.supervised import labelled, reward_data, reward_plots, reward_report
+from rlgf_cli.supervised import trainer as supervised
+from rlgf_cli.supervised.callback import Reporter, last_checkpoint, mark_complete
+from rlgf_cli.supervised.reward_data import RewardData, Sample
 
 datasets.disable_progress_bars()
 
@@ -181,7 +181,7 @@ def _trainer(
     device: torch.device,
 ) -> Any:
     if not data.labels:
-        from rlgf_cli.training import pairwise  # it imports TRL
+        from rlgf_cli.supervised import pairwise  # it imports TRL
 
         return pairwise.make_trainer(config, model, tokenizer, folder, rows, eval_rows, device)
     train, held_out = (
@@ -224,7 +224,7 @@ def _save(folder: Path, model: Any, tokenizer: Any) -> None:
 def _save_report(folder: Path, config: TrainRewardConfig, report: reward_report.Report, reads: dict[str, Any]) -> None:
     """``reads``: what of a text the scores, and so the threshold, are for."""
     head = {"schema_version": SCHEMA_VERSION, "objective": config.objective, "reads": reads}
-    write_json(folder / reward_report.FILE, {**head, **report.evaluation})
+    write_json(folder / classification.EVALUATION, {**head, **report.evaluation})
     reward_plots.write(folder / "plots", report)
 
 

@@ -21,9 +21,9 @@ from rlgf_cli.config.loader import Layer, Resolved, as_set, merge, read_layer, r
 from rlgf_cli.config.sweep import SweepConfig
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.guides.budget import NANO, Meter
 from rlgf_cli.guides.make import check_guide, describe, make_live_guide
-from rlgf_cli.guides.store import Store
+from rlgf_cli.ledger.meter import NANO, Meter
+from rlgf_cli.ledger.store import Store
 from rlgf_cli.sweep.grid import Expansion, Point, expand, safe_name
 from rlgf_cli.sweep.work import Cell, Step, status_of
 

@@ -22,7 +22,7 @@ import psutil
 
 from rlgf_cli.artifacts.jsonl import read_json
 from rlgf_cli.artifacts.rundir import now
-from rlgf_cli.sweep.purse import Purse
+from rlgf_cli.ledger.shared_budget import Purse
 
 RLGF = [sys.executable, "-m", "rlgf_cli"]
 """What every command begins with: the rlgf of this interpreter."""

@@ -18,8 +18,8 @@ from rlgf_cli.artifacts.jsonl import read_json, write_json
 from rlgf_cli.errors import UserError
 from rlgf_cli.models import load as loading
 from rlgf_cli.models.actor_critic import ActorCritic
-from rlgf_cli.training.distributed import ALONE, Group
 from rlgf_cli.training.divergence import Watched
+from rlgf_cli.training.parallel.processes import ALONE, Group
 
 
 @dataclass

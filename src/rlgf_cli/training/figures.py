@@ -10,7 +10,7 @@ from typing import Any
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.functional.shaping import k3
 from rlgf_cli.functional.stats import explained_variance
-from rlgf_cli.training.credit import Credit, Notes, sampler_gap
+from rlgf_cli.training.advantages import Credit, Notes, sampler_gap
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, by_group, without_variance
 
 Row = dict[str, Any]

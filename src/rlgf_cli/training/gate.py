@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from rlgf_cli import noise
-from rlgf_cli.training.distributed import Group
 from rlgf_cli.training.episodes import Episode
+from rlgf_cli.training.parallel.processes import Group
 
 MEMORY = 0.5
 """Weight of the past in the running score of the policy's own texts: it learns, and its first texts should fade."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from rlgf_cli.training.distributed import Group
+from rlgf_cli.training.parallel.processes import Group
 
 
 @dataclass

@@ -20,12 +20,12 @@ from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.prompts import Encoded, encode_target
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training import figures
+from rlgf_cli.training.advantages import Credit, CreditSettings, Notes, Standing, annotate, assign
 from rlgf_cli.training.checkpoint import TrainerState
-from rlgf_cli.training.credit import Credit, CreditSettings, Notes, Standing, annotate, assign
-from rlgf_cli.training.distributed import ALONE, Group
 from rlgf_cli.training.divergence import Evaluation, watch
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch, by_group, without_variance, written
 from rlgf_cli.training.gate import Gate, own_scores
+from rlgf_cli.training.parallel.processes import ALONE, Group
 from rlgf_cli.training.restarts import Restarts, values_along
 from rlgf_cli.training.rollout import Roller
 from rlgf_cli.training.timing import Clock

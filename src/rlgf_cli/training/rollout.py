@@ -27,9 +27,9 @@ from rlgf_cli.models.seams import is_boundary
 from rlgf_cli.models.server import PolicyServer
 from rlgf_cli.protocols import Completion, Example, Guide, GuideRequest
 from rlgf_cli.training import branches
-from rlgf_cli.training.distributed import ALONE, Group
 from rlgf_cli.training.episodes import Episode, written
 from rlgf_cli.training.guide_use import GuideUse
+from rlgf_cli.training.parallel.processes import ALONE, Group
 from rlgf_cli.training.restarts import Restarts
 
 _CHUNK = 8

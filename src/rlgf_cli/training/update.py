@@ -23,9 +23,9 @@ from rlgf_cli.errors import RlgfError
 from rlgf_cli.functional import losses
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
-from rlgf_cli.training.credit import Credit, Notes
-from rlgf_cli.training.distributed import ALONE, Group, shared
+from rlgf_cli.training.advantages import Credit, Notes
 from rlgf_cli.training.episodes import EpisodeBatch
+from rlgf_cli.training.parallel.processes import ALONE, Group, shared
 from rlgf_cli.training.rollout import Sampling
 
 

@@ -1,0 +1,242 @@
+"""What a guide's texts say of training with it: each check looks at one thing of an :class:`~.exam.Exam`.
+
+A check that fails breaks something that training relies on; a warning is worth knowing and stops nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+from rlgf_cli.checks.guide_probe import Exam
+from rlgf_cli.guides.recorded import RecordedGuide
+from rlgf_cli.models.seams import Audit, why_lost
+from rlgf_cli.protocols import Check, CheckStatus
+
+_SAMPLES = 3
+_REPAIRS = {
+    "prefix_removed": "prefix repeated",
+    "quotes_removed": "quoted",
+    "chatter_removed": "chatter around it",
+    "space_added": "space missing",
+    "cut_at_stop": "ran on behind a stop text",
+}
+
+
+def answers(exam: Exam) -> Check:
+    """Whether the guide has a text for every prompt."""
+    prompts, missing = len(exam.examples), exam.failed.total()
+    numbers: dict[str, Any] = {"prompts": prompts, "texts": len(exam.texts), "asked": exam.asked}
+    numbers["failed"] = dict(exam.failed)
+    status: CheckStatus = "ok"
+    finding, remedy = f"{len(exam.texts)} texts for {prompts} prompts", ""
+    if isinstance(exam.guide, RecordedGuide):
+        explanation = "a prompt without a text is trained on without the guide"
+        numbers["id_mismatch"] = mismatched = exam.guide.counts["id_mismatch"]
+        if missing:
+            status = "warn" if exam.texts else "fail"
+            other = f"; {mismatched} have their id in the file with another prompt" if mismatched else ""
+            finding = f"{missing} of {prompts} prompts have no text in the file{other}"
+            remedy = "run collect-guide on this data; texts are joined to prompts by id and prompt"
+    else:
+        explanation = (
+            "a request that fails for good leaves a text out of a collection; in training its episode goes on without "
+            "the guide, and more than half of a batch failing ends the training"
+        )
+        if missing:
+            status = "fail"
+            kinds = ", ".join(f"{kind}: {count}" for kind, count in exam.failed.most_common())
+            finding = f"{missing} of {exam.asked} requests failed ({kinds}); the first said: {exam.said}"
+            remedy = "mend what the message says; with the cache, the same command asks only for what is missing"
+    return Check("guide.answers", status, finding, explanation, remedy, numbers)
+
+
+def endings(exam: Exam) -> Check | None:
+    """How the texts end, which decides about their EOS."""
+    texts = exam.texts
+    if not texts:
+        return None
+    stops = sum(text.ends for text in texts)
+    cut = len(texts) - stops
+    mostly_cut = 2 * cut > len(texts)
+    spelled = f"; {exam.spelled} answers spelled their ending, which is left out" if exam.spelled else ""
+    return Check(
+        "guide.endings",
+        "warn" if mostly_cut else "ok",
+        f"{stops} of {len(texts)} texts ended by themselves (stop), {cut} ran out of tokens (length){spelled}",
+        "a text that stopped gets an EOS, a text that was cut gets none: what never ends teaches no ending",
+        "a higher --max-new-tokens, or a prompt_template that asks for shorter texts" if mostly_cut else "",
+        {"stop": stops, "length": cut, **({"spelled": exam.spelled} if exam.spelled else {})},
+    )
+
+
+def empty(exam: Exam) -> Check | None:
+    """Texts with nothing in them."""
+    if not exam.texts and exam.guide.abilities.live:
+        return None
+    if isinstance(exam.guide, RecordedGuide):
+        count, of = exam.guide.counts["empty"], "texts of the file are empty"
+    else:
+        count, of = sum(not text.ids for text in exam.texts), f"of {len(exam.texts)} texts are empty"
+    return Check(
+        "guide.empty",
+        "warn" if count else "ok",
+        f"{count} {of}",
+        "an empty text is kept and never used",
+        "see what the guide is asked (prompt_template, stop texts), and that it is no encoder-decoder behind an API"
+        if count
+        else "",
+        {"empty": count},
+    )
+
+
+def lengths(exam: Exam) -> Check | None:
+    """Tokens per text, in the policy's tokens."""
+    if not exam.written:
+        return None
+    limit = exam.limit
+    sizes = [text.length for text in exam.written]
+    over, short = sum(size > limit for size in sizes), sum(size < 2 for size in sizes)
+    numbers = {"min": min(sizes), "median": median(sizes), "max": max(sizes), "over": over, "short": short}
+    return Check(
+        "guide.length",
+        "warn" if over or short else "ok",
+        f"{min(sizes)} to {max(sizes)} of the policy's tokens a text, EOS counted, median {median(sizes):g}; "
+        f"{over} of {len(sizes)} longer than {limit}, {short} too short to be cut",
+        "the guide counts other tokens: a text within its limit may be beyond the policy's, and loses its end there",
+        "a higher max_new_tokens in training, or a lower one for the guide"
+        if over
+        else "a text of one token cannot be a roll-in: have the guide write more"
+        if short
+        else "",
+        numbers,
+    )
+
+
+def round_trip(exam: Exam) -> Check | None:
+    """Whether a text is the same after it was the policy's tokens."""
+    if not exam.written:
+        return None
+    text, tokenizer = exam.loaded.text, exam.loaded.tokenizer
+    reasons: Counter[str] = Counter()
+    samples = []
+    for written in exam.written:
+        whole = written.completion.text
+        why = why_lost(text, tokenizer, whole)
+        reasons[why] += 1
+        if why != "nothing" and reasons[why] == 1:
+            samples.append(
+                {
+                    "lost": f"by the tokenizer ({why})",
+                    "text": whole,
+                    "read back": text.decode_response(tokenizer, written.ids, strip=False),
+                }
+            )
+    exact = reasons.pop("nothing", 0)
+    lost = ", ".join(f"{why}: {count}" for why, count in reasons.most_common())
+    grave = reasons["unknown characters"] + reasons["normalisation"]
+    return Check(
+        "tokens.round_trip",
+        "warn" if grave else "ok",
+        f"{exact} of {len(exam.written)} texts are read back to the letter" + (f"; lost: {lost}" if lost else ""),
+        "what the policy's tokenizer loses, the policy can never write, and the reward never sees",
+        "a policy with a byte-level vocabulary loses nothing; or have the guide write plain text" if grave else "",
+        {"exact": exact, "lost": dict(reasons)},
+        samples,
+    )
+
+
+def cuts(exam: Exam) -> Check | None:
+    """Whether a text that two authors share says what one would have written."""
+    if not exam.cuts.seams:
+        return None
+    return _seams("tokens.cuts", "cuts of the guide's texts", exam.cuts)
+
+
+def stability(exam: Exam) -> Check | None:
+    """How many cuts stay where they are drawn."""
+    report = exam.cuts.to_json()
+    if not exam.cuts.seams:
+        return None
+    keys = ("stable", "moved", "moved_tokens_mean", "moved_tokens_max")
+    far = f"; the others go on by {report['moved_tokens_mean']:.2g} tokens, {report['moved_tokens_max']} at most"
+    return Check(
+        "tokens.stability",
+        "ok",
+        f"{100 * report['stable']:.3g}% of the cuts are where {'a word' if exam.whole_words else 'a character'} ends"
+        + (far if report["moved"] else ""),
+        "a policy that rolls in goes on to the end of the word (of the character, with the guide's own tokens), "
+        "and all tokens of it are one action",
+        numbers={key: report[key] for key in keys},
+    )
+
+
+def continuations(exam: Exam) -> Check | None:
+    """What had to be repaired where the guide went on from a prefix."""
+    found = exam.continuations
+    if not found:
+        return None
+    mended: Counter[str] = Counter(kind for c in found for kind in c.completion.mended)
+    blank = sum(not c.completion.text.strip() for c in found)
+    parts = [f"{words}: {mended[kind]}" for kind, words in _REPAIRS.items() if mended[kind]]
+    parts += [f"empty: {blank}"] * bool(blank)
+    odd = blank or any(mended[kind] for kind in ("prefix_removed", "quotes_removed", "chatter_removed"))
+    samples = []
+    for one in sorted(found, key=lambda c: not c.completion.mended)[:_SAMPLES]:
+        text, raw = one.completion.text, one.completion.raw
+        samples.append({"prefix": one.prefix, "came": text if raw is None else raw, "used": text})
+    return Check(
+        "guide.continuations",
+        "warn" if odd else "ok",
+        f"{len(found)} texts continued from a prefix; " + (", ".join(parts) or "nothing had to be repaired"),
+        "chat models talk around an answer; what is removed is guessed from the text, so look at the samples",
+        "continuation: prefill where the server takes it, api: completion, or another continue_template" if odd else "",
+        {"continued": len(found), "mended": dict(mended), "empty": blank},
+        samples,
+    )
+
+
+def continued_seams(exam: Exam) -> Check | None:
+    """The guide's real continuations behind the policy's tokens."""
+    audit = Audit()
+    for continuation in exam.continuations:
+        audit.add(continuation.seam)
+    return _seams("tokens.continuations", "continuations", audit) if audit.seams else None
+
+
+def _seams(name: str, what: str, audit: Audit) -> Check:
+    report = audit.to_json()
+    lost = report["lost_at_seam"]
+    samples = [
+        {"lost": "at the seam" if loss == "seam" else "by the tokenizer", "text": seam.text, "read back": seam.decoded}
+        for loss, seam in audit.examples.items()
+    ]
+    return Check(
+        name,
+        "fail" if lost else "ok",
+        f"{report['seams']} {what}: {report['exact']} to the letter, {report['lost_by_tokenizer']} but for what the "
+        f"tokenizer loses, {lost} lost at the seam",
+        f"two authors' tokens ({report['tokens_first']} and {report['tokens_second']}) must read as the joined text",
+        "this tokenizer cannot go on inside a text: train another policy with this guide, or only with recorded text "
+        "and whole texts (bc-guide)"
+        if lost
+        else "",
+        report,
+        samples,
+    )
+
+
+CHECKS: list[Callable[[Exam], Check | None]] = [
+    answers,
+    endings,
+    empty,
+    lengths,
+    round_trip,
+    cuts,
+    stability,
+    continuations,
+    continued_seams,
+]
+"""In the order in which they are shown. None: there was nothing to look at."""

@@ -1,0 +1,230 @@
+"""The truths of step 0 taken from a model and its first episodes: a few more forward passes, nothing generated.
+
+Shapes: B episodes, T response positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from rlgf_cli import noise
+from rlgf_cli.algorithms.spec import Regime
+from rlgf_cli.checks import invariants
+from rlgf_cli.checks.invariants import EXACT, Gap
+from rlgf_cli.errors import RlgfError
+from rlgf_cli.functional.logprobs import process_logits, warp_logits
+from rlgf_cli.models.actor_critic import ActorCritic
+from rlgf_cli.models.forward import TokenBatch, response_forward
+from rlgf_cli.models.generate import decoder_start_id
+from rlgf_cli.models.load import Loaded, autocast
+from rlgf_cli.protocols import Check
+from rlgf_cli.training.advantages import Credit, Notes, sampler_gap
+from rlgf_cli.training.episodes import Episode, EpisodeBatch
+from rlgf_cli.training.loop import Examine
+from rlgf_cli.training.rollout import Sampling
+
+ROWS = 6
+"""Episodes that are scored again; all of them are looked at where no forward pass is needed."""
+_POSITIONS = 32
+"""Positions whose whole distribution is in memory at a time, as float64."""
+
+
+@torch.no_grad()
+def examine(
+    model: ActorCritic,
+    regime: Regime,
+    episodes: Sequence[Episode],
+    batch: EpisodeBatch,
+    notes: Notes | None,
+    credit: Credit | None,
+    sampling: Sampling,
+    *,
+    kl_coef: float,
+    seed: int,
+    step: int,
+) -> list[Check]:
+    """All truths of a step that nothing was learned from yet. ``kl_coef``: what ``credit`` charged.
+
+    For a likelihood regime (``notes`` and ``credit`` None) there is no ratio, no reference and no reward.
+    """
+    found: list[Check | None] = []
+    rows = _some(batch)
+    if notes is not None and credit is not None:
+        found += _scoring(model, episodes, batch, notes, sampling, rows)
+        if isinstance(model.policy, PeftModel) and model.has_reference:
+            found.append(_adapters(model, batch, sampling, rows))
+        if credit.log_ratio is not None:
+            everything = Gap.of(credit.log_ratio[batch.policy])
+            found.append(invariants.compared("policy.reference", everything, EXACT, "policy and reference"))
+    if any(e.said for e in episodes):
+        found.append(_server(episodes, notes, sampling))
+    else:
+        found.append(_sampler(model, [episodes[i] for i in rows.tolist()], sampling, seed, step))
+    found.append(invariants.masks(episodes, batch, regime, model.loaded.eos_ids))
+    if credit is not None:
+        found.append(_placement(episodes, batch, credit, kl_coef))
+    return [check for check in found if check is not None]
+
+
+def _placement(episodes: Sequence[Episode], batch: EpisodeBatch, credit: Credit, kl_coef: float) -> Check:
+    ratio = torch.zeros_like(credit.rewards) if credit.log_ratio is None else credit.log_ratio
+    return invariants.placement(episodes, batch.scores, credit.rewards, ratio, kl_coef)
+
+
+def letter(check: Check) -> RlgfError:
+    """A broken truth as the error that stops training."""
+    hint = f"{check.remedy}; rlgf doctor shows all checks, and --set step0=warn trains all the same"
+    return RlgfError(f"{check.name} does not hold at step 0: {check.finding}\n  {check.explanation}", hint=hint)
+
+
+def _some(batch: EpisodeBatch) -> torch.Tensor:
+    """Rows to score again: spread over the lengths, those with policy tokens first."""
+    with_policy = batch.policy.any(-1).nonzero()[:, 0]
+    if not len(with_policy):
+        return with_policy
+    order = with_policy[batch.tokens.lengths[with_policy].argsort(stable=True)]
+    at = torch.linspace(0, len(order) - 1, min(ROWS, len(order)), device=order.device).round().long()
+    return order[at]
+
+
+def _tolerance(loaded: Loaded, of: Any = invariants.rounding) -> invariants.Tolerance:
+    return of(loaded.dtype, quantized=bool(getattr(loaded.model, "is_quantized", False)))
+
+
+def _scoring(
+    model: ActorCritic,
+    episodes: Sequence[Episode],
+    batch: EpisodeBatch,
+    notes: Notes,
+    sampling: Sampling,
+    rows: torch.Tensor,
+) -> list[Check | None]:
+    """The same tokens scored again: alike, in other batches, and one by one by plain calls."""
+    if not len(rows):
+        return []
+    tokens, chosen = _of_rows(batch, rows)
+    first = model.score(tokens, chosen, **sampling.scored).logprobs
+    again = model.score(tokens, chosen, **sampling.scored).logprobs
+    tolerance = _tolerance(model.loaded)
+    found = [invariants.compared("policy.deterministic", Gap.between(first, again, chosen), EXACT, "scored twice")]
+    others, plain = [], []
+    like = rows[batch.tokens.prompt_mask[rows].sum(-1).argsort(stable=True)]
+    for part in like.split(max(1, len(rows) // 2)):  # short prompts together, so that padding is cut off
+        tokens, chosen = _of_rows(batch, part)
+        scored = model.score(tokens, chosen, **sampling.scored).logprobs
+        others.append((scored - notes.logprobs[part][:, : chosen.shape[1]])[chosen])
+    for row in rows:
+        episode = episodes[int(row)]
+        mask = batch.policy[row, : episode.length]
+        alone = plain_logprobs(model, episode.prompt_ids, episode.ids, sampling)
+        plain.append((alone - notes.logprobs[row, : len(mask)])[mask])
+    ratio = Gap.of(torch.cat(others))
+    found.append(invariants.compared("policy.ratio", ratio, tolerance, "in other batches"))
+    found.append(invariants.compared("policy.plain", Gap.of(torch.cat(plain)), tolerance, "one text at a time"))
+    return found
+
+
+def _of_rows(batch: EpisodeBatch, rows: torch.Tensor) -> tuple[TokenBatch, torch.Tensor]:
+    """Some rows' tokens and policy mask, padding that none of them needs cut off."""
+    tokens = batch.tokens.rows(rows)
+    return tokens, batch.policy[rows][:, : tokens.response_ids.shape[1]]
+
+
+def plain_logprobs(
+    model: ActorCritic, prompt_ids: Sequence[int], response_ids: Sequence[int], sampling: Sampling
+) -> torch.Tensor:
+    """Log-probabilities [T] of one text by a plain call of the model: no batch, no mask, no position ids, no hook."""
+    policy, device = model.policy, model.loaded.device
+    prompt, response = torch.tensor([prompt_ids], device=device), torch.tensor([response_ids], device=device)
+    with autocast(device, model.loaded.dtype):
+        if model.loaded.encoder_decoder:
+            inputs = torch.cat([torch.full_like(response[:, :1], decoder_start_id(policy)), response[:, :-1]], dim=1)
+            logits = policy(input_ids=prompt, decoder_input_ids=inputs, use_cache=False).logits[0]
+        else:
+            logits = policy(input_ids=torch.cat([prompt, response[:, :-1]], dim=1), use_cache=False).logits[0]
+            logits = logits[len(prompt_ids) - 1 :]
+    early = torch.arange(len(response_ids), device=device) < sampling.min_new_tokens
+    banned = model.control if sampling.ban_control else None
+    logits = process_logits(logits.float(), sampling.temperature, early, model.eos, banned)
+    return logits.log_softmax(-1).gather(-1, response.T)[:, 0]
+
+
+def _adapters(model: ActorCritic, batch: EpisodeBatch, sampling: Sampling, rows: torch.Tensor) -> Check | None:
+    if not len(rows):
+        return None
+    tokens, chosen = _of_rows(batch, rows)
+    on = model.score(tokens, chosen, **sampling.scored).logprobs
+    reference = model.reference_logprobs(tokens, chosen, **sampling.scored)
+    with model.policy.disable_adapter():
+        off = model.score(tokens, chosen, **sampling.scored).logprobs
+    fresh = not model.reference_is_frozen_adapter
+    return invariants.adapters(Gap.between(on, off, chosen), Gap.between(on, reference, chosen), fresh=fresh)
+
+
+def _sampler(model: ActorCritic, episodes: Sequence[Episode], sampling: Sampling, seed: int, step: int) -> Check | None:
+    """Every token that the policy drew, held against the draw that it was made from."""
+    loaded = model.loaded
+    draws: list[torch.Tensor] = []
+    below: list[torch.Tensor] = []
+    upto: list[torch.Tensor] = []
+    for e in episodes:
+        own = torch.tensor([author == invariants.AUTHOR_CODE["policy"] for author in e.authors], device=loaded.device)
+        tokens = TokenBatch.build(
+            [e.prompt_ids], [e.ids], pad_id=loaded.pad_id, encoder_decoder=loaded.encoder_decoder, device=loaded.device
+        )
+        with autocast(loaded.device, loaded.dtype):
+            logits, _ = response_forward(model.policy, tokens, own[None])
+        assert logits is not None
+        uniforms = noise.uniforms(sampling.max_new_tokens, seed, "tokens", *e.drawn)
+        at = own.nonzero()[:, 0]
+        for part in torch.arange(len(at), device=at.device).split(_POSITIONS):
+            places = at[part]
+            ids = tokens.response_ids[0, places]
+            early, banned = places < sampling.min_new_tokens, model.control if sampling.ban_control else None
+            scaled = process_logits(logits[part].float(), sampling.temperature, early, model.eos, banned)
+            shares = torch.softmax(warp_logits(scaled, sampling.top_k, sampling.top_p), -1).cpu().double()
+            cumulative = shares.cumsum(-1) / shares.sum(-1, keepdim=True)
+            reached = cumulative.gather(-1, ids.cpu()[:, None])[:, 0]
+            upto.append(reached)
+            below.append(reached - shares.gather(-1, ids.cpu()[:, None])[:, 0])
+            draws.append(torch.from_numpy(uniforms)[places.cpu()])
+    if not draws:
+        return None
+    tolerance = _tolerance(loaded, invariants.quantile_rounding)
+    return invariants.sampled(torch.cat(draws), torch.cat(below), torch.cat(upto), tolerance)
+
+
+def _server(episodes: Sequence[Episode], notes: Notes | None, sampling: Sampling) -> Check | None:
+    """What a server says of the tokens that it drew, held against the scorer; it computes in bfloat16 most often.
+    None where its distribution is cut (top_k, top_p) and the scorer's is not."""
+    if notes is None or sampling.top_k or sampling.top_p < 1:
+        return None
+    gap = sampler_gap(episodes, notes.logprobs)
+    assert gap is not None
+    return invariants.compared("policy.sampler", Gap.of(gap), invariants.rounding(torch.bfloat16), "server and scorer")
+
+
+def examiner(model: ActorCritic, sampling: Sampling, *, seed: int, warn: Callable[[str], None] | None) -> Examine:
+    """What holds the truths against the first episodes of a run: the first one that is broken is raised as a letter,
+    or, with ``warn``, told by it."""
+
+    def run(
+        regime: Regime,
+        episodes: Sequence[Episode],
+        batch: EpisodeBatch,
+        notes: Notes | None,
+        credit: Credit | None,
+        kl_coef: float,
+    ) -> None:
+        found = examine(model, regime, episodes, batch, notes, credit, sampling, kl_coef=kl_coef, seed=seed, step=0)
+        for check in found:
+            if check.status == "fail":
+                if warn is None:
+                    raise letter(check)
+                warn(str(letter(check)))
+
+    return run

@@ -1,0 +1,141 @@
+"""Where an endpoint is, what it costs, and the key to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from rlgf_cli.config.guide import Api, GuideConfig, base_url_problem
+from rlgf_cli.errors import UserError, did_you_mean
+from rlgf_cli.guides.openai import presets as aliases
+from rlgf_cli.guides.openai.presets import Alias
+from rlgf_cli.ledger.meter import NANO
+
+T = TypeVar("T")
+OPENAI_URL = "https://api.openai.com/v1"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where requests go. ``alias`` has price, context length and terms, where they are known."""
+
+    model: str
+    api: Api
+    base_url: str
+    alias: Alias | None
+
+    @property
+    def per_token(self) -> tuple[float, float] | None:
+        """Price in billionths of a US dollar per token in and out; None where none is known."""
+        alias = self.alias
+        if alias is None or alias.usd_per_million_input is None or alias.usd_per_million_output is None:
+            return None
+        return alias.usd_per_million_input * NANO / 1e6, alias.usd_per_million_output * NANO / 1e6
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> int | None:
+        """The price of an answer in billionths of a US dollar; None where none is known."""
+        if (per := self.per_token) is None:
+            return None
+        return round(prompt_tokens * per[0] + completion_tokens * per[1])
+
+
+def endpoint_of(config: GuideConfig) -> Endpoint:
+    """The endpoint that a config names. URL: config, else alias, else OPENAI_BASE_URL, else OpenAI's own.
+
+    Prices and context length of the config win over the alias's. Raises UserError for an unknown alias and an
+    unusable URL.
+    """
+    named = config.name.startswith("openai:")
+    alias = None if named else aliases.find(config.name)
+    if not named and alias is None:
+        raise UserError(f"unknown guide {config.name!r}", hint=did_you_mean(config.name, aliases.known()))
+    model = alias.model if alias else config.name.removeprefix("openai:")
+    own_url = config.base_url or (alias.base_url if alias else None)
+    url = own_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+    if problem := base_url_problem(url):
+        raise UserError(f"{'base_url' if own_url else 'OPENAI_BASE_URL'} {problem}")
+    if alias is None and url == OPENAI_URL:
+        alias = aliases.find(model)  # these prices are OpenAI's own; another server's are not known
+    api = config.api or (alias.api if alias else "chat")
+    own = {
+        key: value
+        for key in ("context_length", "usd_per_million_input", "usd_per_million_output", "batch_price", "licence")
+        if (value := getattr(config, key)) is not None
+    }
+    if own:
+        alias = (alias or Alias(name=config.name, model=model, batch_price=1.0)).model_copy(update=own)
+    return Endpoint(model, api, url.rstrip("/"), alias)
+
+
+def api_key(base_url: str) -> str:
+    """The key from OPENAI_API_KEY. A server on this machine may do without; the client wants some text."""
+    if key := os.environ.get("OPENAI_API_KEY", "").strip():
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise UserError(
+                "OPENAI_API_KEY holds characters that no key has (a space, a line break, or none of ASCII)",
+                hint="export it again, without quotes or line breaks inside",
+            )
+        return key
+    if _is_loopback(urlsplit(base_url).hostname or ""):
+        return "none"
+    raise UserError(
+        "no API key: the environment variable OPENAI_API_KEY is not set",
+        hint="export OPENAI_API_KEY=...; a server on this machine needs none: name it by --base-url or OPENAI_BASE_URL",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+_VERSION = re.compile(r"[@:].+|[-_]v?\d[\w.-]*|[-_](latest|preview)")
+
+
+def same_model(asked: str, reported: str) -> bool:
+    """Whether a server that reports this name means the model asked for.
+
+    Folders in front, a revision, a tag or a version behind may differ: ``gpt-4o`` may come as
+    ``gpt-4o-2024-08-06``, never as ``gpt-4o-mini``.
+    """
+    asked, reported = (name.lower().rstrip("/").rpartition("/")[2] for name in (asked, reported))
+    rest = reported.removeprefix(asked)
+    return not rest or (rest != reported and _VERSION.fullmatch(rest) is not None)
+
+
+class LoopThread:
+    """An event loop in a thread of its own, so that connections outlive a single call."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rlgf-guide", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def close(self, last: Coroutine[Any, Any, None]) -> None:
+        """Cancel what is under way, run ``last``, and end the thread."""
+        self.submit(self._wind_down(last)).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _wind_down(self, last: Coroutine[Any, Any, None]) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await last

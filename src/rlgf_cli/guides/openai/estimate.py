@@ -1,0 +1,160 @@
+"""What a collection will ask and cost, said before a call is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, pvariance
+from typing import Any
+
+from rlgf_cli.guides.base import LiveGuide
+from rlgf_cli.guides.openai.guide import OpenAIGuide
+from rlgf_cli.guides.openai.request import prompt_bytes
+from rlgf_cli.ledger.meter import NANO
+from rlgf_cli.protocols import GuideRequest
+
+_ENOUGH = 20
+"""Texts of a guide in the cache from which its own figures are used."""
+_BYTES_PER_TOKEN = (2.0, 4.0, 6.0)
+"""Bytes of a prompt per token where nothing is known of the guide: most, expected, least tokens."""
+_LENGTH_SHARE = (0.05, 0.5, 1.0)
+"""Length of an answer as a share of the limit where nothing is known: least, expected, most."""
+_Z = 1.96
+
+Interval = tuple[float, float, float]
+"""Low, expected, high."""
+
+
+@dataclass
+class Plan:
+    """What is to be asked, summed over requests as they are looked at."""
+
+    requests: int = 0
+    in_file: int = 0
+    cached: int = 0
+    prompt_bytes: int = 0
+    limit_tokens: int = 0
+    reference_bytes: list[int] = field(default_factory=list)
+    batch: bool = False
+
+    @property
+    def to_ask(self) -> int:
+        return self.requests - self.in_file - self.cached
+
+    def add(self, guide: LiveGuide, request: GuideRequest) -> None:
+        """Count a request that has to be asked."""
+        if isinstance(guide, OpenAIGuide):
+            self.prompt_bytes += prompt_bytes(guide.wording.text(request))
+        else:
+            self.prompt_bytes += len((request.example.prompt + request.prefix).encode())
+        self.limit_tokens += request.max_new_tokens
+        if len(self.reference_bytes) < 1000:
+            self.reference_bytes += [len(text.encode()) for text in request.example.references[:1]]
+
+
+def estimate(guide: LiveGuide, plan: Plan) -> dict[str, Any]:
+    """Tokens, US dollars and seconds of a plan, each as ``[low, expected, high]``; None where nothing is known.
+
+    From the guide's own texts in the cache where there are enough of them (95 % intervals, normal
+    approximation); else from the length of the references or of the limit, between bounds that are hardly ever
+    left. ``basis`` says which.
+    """
+    history = guide.store.samples(guide.name)
+    prompt, completion, basis = _tokens(plan, [row for row in history if None not in row[:3]])
+    found: dict[str, Any] = {
+        "requests": plan.requests,
+        "in_file": plan.in_file,
+        "cached": plan.cached,
+        "to_ask": plan.to_ask,
+        "prompt_tokens": _whole(prompt),
+        "completion_tokens": _whole(completion),
+        "basis": basis,
+        "usd": None,
+        "at_most_usd": None,
+        "seconds": None,
+    }
+    if isinstance(guide, OpenAIGuide):
+        if (each := guide.endpoint.per_token) is not None:
+            share = guide.endpoint.alias.batch_price if plan.batch and guide.endpoint.alias else 1.0
+            per = [share * price for price in each]
+            found["usd"] = [round((p * per[0] + c * per[1]) / NANO, 6) for p, c in zip(prompt, completion, strict=True)]
+            found["at_most_usd"] = round((plan.prompt_bytes * per[0] + plan.limit_tokens * per[1]) / NANO, 6)
+        took = [row[3] for row in history if row[3]]
+        tokens = tuple(p + c for p, c in zip(prompt, completion, strict=True))
+        if not plan.batch:
+            found["seconds"] = _seconds(guide, plan.to_ask, tokens, took)
+    return found
+
+
+def _tokens(plan: Plan, history: Sequence[tuple[Any, ...]]) -> tuple[Interval, Interval, str]:
+    asked, limit = plan.to_ask, plan.limit_tokens
+    if not asked:
+        return (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), "nothing is to be asked"
+    if len(history) >= _ENOUGH:
+        per_byte = [tokens / size for size, tokens, _, _ in history if size]
+        each = [float(completion) for _, _, completion, _ in history]
+        prompt = _interval([ratio * plan.prompt_bytes / asked for ratio in per_byte], asked)
+        low, mid, high = (min(float(limit), value) for value in _interval(each, asked))
+        return prompt, (low, mid, high), f"{len(history)} texts of this guide in the cache"
+    prompt = (
+        plan.prompt_bytes / _BYTES_PER_TOKEN[2],
+        plan.prompt_bytes / _BYTES_PER_TOKEN[1],
+        plan.prompt_bytes / _BYTES_PER_TOKEN[0],
+    )
+    low, mid, high = (limit * share for share in _LENGTH_SHARE)
+    basis = "the limit of new tokens"
+    if plan.reference_bytes:
+        mid = min(high, asked * fmean(plan.reference_bytes) / _BYTES_PER_TOKEN[1])
+        low, basis = min(low, mid / 2), "the length of the references"
+    return prompt, (low, mid, high), f"{basis}; the cache has too few texts of this guide"
+
+
+def _interval(each: Sequence[float], asked: int) -> Interval:
+    """The sum over ``asked`` new draws, given a sample of them: prediction interval."""
+    mean = fmean(each)
+    spread = _Z * math.sqrt(pvariance(each) * asked * (1 + asked / len(each)))
+    return max(0.0, asked * mean - spread), asked * mean, asked * mean + spread
+
+
+def _seconds(guide: OpenAIGuide, asked: int, tokens: tuple[float, ...], took: list[float]) -> list[float] | None:
+    """Time at the known limits: what takes longest of rates and round trips."""
+    requests_rate, tokens_rate = guide.rates()
+    bounds = [0.0, 0.0, 0.0]
+    known = False
+    if requests_rate:
+        known, bounds = True, [asked * 60 / requests_rate] * 3
+    if tokens_rate:
+        known, bounds = True, [max(b, t * 60 / tokens_rate) for b, t in zip(bounds, tokens, strict=True)]
+    if len(took) >= _ENOUGH:
+        known = True
+        trips = _interval(took, asked)
+        bounds = [max(b, t / guide.abilities.at_once) for b, t in zip(bounds, trips, strict=True)]
+    return [round(b, 1) for b in bounds] if known else None
+
+
+def _whole(interval: Interval) -> list[int]:
+    return [round(value) for value in interval]
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The estimate for a person."""
+    text = [
+        f"{found['requests']} texts wanted: {found['in_file']} in the file, {found['cached']} in the cache, "
+        f"{found['to_ask']} to ask",
+        f"tokens in {_span(found['prompt_tokens'])}, out {_span(found['completion_tokens'])} (from {found['basis']})",
+    ]
+    if found["usd"] is not None:
+        text.append(f"cost {_span(found['usd'], ' USD')}, at most {found['at_most_usd']:g} USD without retries")
+    else:
+        text.append("cost unknown: no price is known for this guide (guide.usd_per_million_input and _output)")
+    if found["seconds"] is not None:
+        text.append(f"time {_span(found['seconds'], ' s')} at the known rates")
+    elif found["to_ask"]:
+        text.append("time unknown: no call of this guide was timed yet (--rpm and --tpm give its limits), or a batch")
+    return text
+
+
+def _span(interval: Sequence[float], unit: str = "") -> str:
+    low, mid, high = interval
+    return f"{mid:,g}{unit}" if low == high else f"about {mid:,.7g}{unit} ({low:,.7g} to {high:,.7g})"

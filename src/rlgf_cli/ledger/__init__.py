@@ -1,0 +1,1 @@
+"""Every cent that is spent, and every text that was bought."""

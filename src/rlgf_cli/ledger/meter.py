@@ -1,0 +1,182 @@
+"""A hard cap on what a run may ask of its guide: charged before each call, put right after it."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rlgf_cli.config.guide import BudgetConfig
+from rlgf_cli.errors import StoppedEarly
+from rlgf_cli.ledger.store import Store, Text
+
+NANO = 1_000_000_000
+
+
+def nano_usd(dollars: float) -> int:
+    """Billionths of a US dollar: sums of whole numbers do not drift."""
+    return round(dollars * NANO)
+
+
+class BudgetSpent(StoppedEarly):
+    """A cap was reached; what was bought is kept."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a run was charged: ``calls`` answered or of unknown outcome, ``unknown`` of them open or of unknown
+    outcome (charged at the upper bound), ``unpriced`` answered without a price."""
+
+    calls: int = 0
+    nano_usd: int = 0
+    unknown: int = 0
+    unpriced: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Meter:
+    """One run's account in the store's books.
+
+    Amounts are billionths of a US dollar. The charge for a call is made before it is sent, in one transaction
+    with the check of the caps, so no number of calls or processes can go over them. A call whose outcome is
+    never known stays charged at its upper bound.
+    """
+
+    def __init__(self, store: Store, run: str, budget: BudgetConfig | None = None) -> None:
+        self.store = store
+        self.run = run
+        self.budget = budget or BudgetConfig()
+        cost = self.budget.max_cost_usd
+        self._max_nano_usd = None if cost is None else nano_usd(cost)
+        self.cached = 0
+
+    def at_least(self, spend: Mapping[str, Any]) -> None:
+        """Take over what the manifest of an earlier session of this run says, should its cache be gone."""
+        told = (spend.get("calls") or 0, nano_usd(spend.get("charged_usd") or 0.0), spend.get("unpriced") or 0)
+        with self.store.writing() as db:
+            self._open(db)
+            db.execute(
+                "UPDATE runs SET calls = max(calls, ?), nano_usd = max(nano_usd, ?), unpriced = max(unpriced, ?) "
+                "WHERE run = ?",
+                (*told, self.run),
+            )
+
+    def _open(self, db: sqlite3.Connection) -> None:
+        db.execute("INSERT OR IGNORE INTO runs VALUES (?, 0, 0, 0, 0, 0, 0)", (self.run,))
+
+    def reserve(self, amount: int, calls: int = 1) -> int | None:
+        """Charge calls with what they can cost at most. Returns the reservation; None where a cap leaves no room.
+
+        The charge stands until :meth:`settle` or :meth:`refund`, whatever becomes of this process.
+        """
+        with self.store.writing() as db:
+            return self.reserve_in(db, amount, calls)
+
+    def reserve_in(self, db: sqlite3.Connection, amount: int, calls: int) -> int | None:
+        """As :meth:`reserve`, in a transaction that goes on."""
+        self._open(db)
+        made, charged = db.execute("SELECT calls, nano_usd FROM runs WHERE run = ?", (self.run,)).fetchone()
+        if self._max_nano_usd is not None and charged + amount > self._max_nano_usd:
+            return None
+        if self.budget.max_calls is not None and made + calls > self.budget.max_calls:
+            return None
+        db.execute(
+            "UPDATE runs SET calls = calls + ?, nano_usd = nano_usd + ?, unknown = unknown + ? WHERE run = ?",
+            (calls, amount, calls, self.run),
+        )
+        return db.execute("INSERT INTO calls (run, nano_usd) VALUES (?, ?)", (self.run, amount)).lastrowid
+
+    def settle(
+        self,
+        call: int,
+        amount: int | None,
+        usage: Mapping[str, int],
+        texts: Iterable[tuple[bytes, Text]] = (),
+        *,
+        calls: int = 1,
+        answered: int | None = None,
+    ) -> None:
+        """Put the real price (None: none is known) in the place of a reservation and keep the texts, in one
+        transaction. ``answered`` of the reserved ``calls`` were answered; the others were not made."""
+        answered = calls if answered is None else answered
+        with self.store.writing() as db:
+            if (reserved := self._end(db, call)) is None:
+                return
+            db.execute(
+                "UPDATE runs SET calls = calls + ?, nano_usd = nano_usd + ?, unknown = unknown - ?, "
+                "unpriced = unpriced + ?, prompt_tokens = prompt_tokens + ?, "
+                "completion_tokens = completion_tokens + ? WHERE run = ?",
+                (
+                    answered - calls,
+                    (amount or 0) - reserved,
+                    calls,
+                    answered if amount is None else 0,
+                    usage.get("prompt_tokens", 0),
+                    usage.get("completion_tokens", 0),
+                    self.run,
+                ),
+            )
+            self.store.keep(db, texts)
+
+    def refund(self, call: int, calls: int = 1) -> None:
+        """Take a reservation back: the server refused the call, or never saw it."""
+        with self.store.writing() as db:
+            if (reserved := self._end(db, call)) is not None:
+                db.execute(
+                    "UPDATE runs SET calls = calls - ?, nano_usd = nano_usd - ?, unknown = unknown - ? WHERE run = ?",
+                    (calls, reserved, calls, self.run),
+                )
+
+    def _end(self, db: sqlite3.Connection, call: int) -> int | None:
+        """The amount of a reservation of this run that ends here; None where it has ended before."""
+        row = db.execute("SELECT nano_usd FROM calls WHERE id = ? AND run = ?", (call, self.run)).fetchone()
+        db.execute("DELETE FROM calls WHERE id = ? AND run = ?", (call, self.run))
+        return row[0] if row is not None else None
+
+    def totals(self) -> Totals:
+        """What the run was charged so far."""
+        with self.store.reading() as db:
+            row = db.execute(
+                "SELECT calls, nano_usd, unknown, unpriced, prompt_tokens, completion_tokens FROM runs WHERE run = ?",
+                (self.run,),
+            ).fetchone()
+        return Totals(*row) if row else Totals()
+
+    def room(self) -> tuple[float, float]:
+        """What the caps still leave: an amount and a number of calls; infinite where there is no cap."""
+        totals, calls = self.totals(), self.budget.max_calls
+        left = math.inf if self._max_nano_usd is None else self._max_nano_usd - totals.nano_usd
+        return left, math.inf if calls is None else calls - totals.calls
+
+    def spent(self) -> BudgetSpent:
+        """The error for a call that no room is left for."""
+        totals = self.totals()
+        caps = []
+        if self.budget.max_cost_usd is not None:
+            caps.append(f"{totals.nano_usd / NANO:.4f} of {self.budget.max_cost_usd:g} USD")
+        if self.budget.max_calls is not None:
+            caps.append(f"{totals.calls} of {self.budget.max_calls} calls")
+        return BudgetSpent(
+            f"the budget leaves no room for another call ({', '.join(caps)} are charged)",
+            hint="raise --max-cost-usd or --max-calls and use --resume; what was bought is kept",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The run's spend for its manifest.
+
+        ``charged_usd`` is what the caps are held against; it has the upper bounds of ``unknown_outcome`` calls in
+        it. It is null where nothing has a price.
+        """
+        totals = self.totals()
+        priced = totals.nano_usd or totals.calls - totals.unknown > totals.unpriced
+        return {
+            "calls": totals.calls,
+            "cached": self.cached,
+            "usage": {"prompt_tokens": totals.prompt_tokens, "completion_tokens": totals.completion_tokens},
+            "charged_usd": round(totals.nano_usd / NANO, 9) if priced else None,
+            "unknown_outcome": totals.unknown,
+            "unpriced": totals.unpriced,
+        }

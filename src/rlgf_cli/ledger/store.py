@@ -1,0 +1,283 @@
+"""The store of all guide texts that were paid for: one SQLite file, which holds the books of what was paid too.
+
+Texts are found by a hash of everything that decides them, so all stages and experiments share them. Processes
+share the file (WAL); a request that is under way is claimed with a lease, so that no other process pays for it
+too. Every transaction is whole after a kill.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlgf_cli.errors import RlgfError, UserError
+from rlgf_cli.ledger.leases import is_dead, this_process
+from rlgf_cli.protocols import FinishReason
+
+FILE = "guide.sqlite"
+VERSION = 1
+_OPENING_S = 30.0
+_AT_ONCE = 500
+"""Keys in one statement: SQLite takes a limited number of parameters."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS texts (
+    key BLOB PRIMARY KEY, guide TEXT NOT NULL, request TEXT NOT NULL, text TEXT NOT NULL, finish_reason TEXT NOT NULL,
+    model TEXT NOT NULL, prompt_bytes INTEGER NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER,
+    nano_usd INTEGER, seconds REAL, created INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS texts_by_guide ON texts (guide, created);
+CREATE TABLE IF NOT EXISTS leases (key BLOB PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runs (
+    run TEXT PRIMARY KEY, calls INTEGER NOT NULL, nano_usd INTEGER NOT NULL, unknown INTEGER NOT NULL,
+    unpriced INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS calls (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, nano_usd INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS calls_by_run ON calls (run);
+CREATE TABLE IF NOT EXISTS batches (
+    id TEXT PRIMARY KEY, server_id TEXT, run TEXT NOT NULL, call INTEGER NOT NULL, requests INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS batched (
+    key BLOB PRIMARY KEY, batch TEXT NOT NULL, request TEXT NOT NULL, prompt_bytes INTEGER NOT NULL
+);
+"""
+_COLUMNS = (
+    "key, guide, request, text, finish_reason, model, prompt_bytes, prompt_tokens, completion_tokens, nano_usd, "
+    "seconds, created"
+)
+_HINTS = {
+    "full": "free some space",
+    "locked": "another process is busy with it for long; run the same command again",
+    "malformed": "the file is damaged; move it away: texts are then bought again",
+    "not a database": "the file is damaged; move it away: texts are then bought again",
+    "": "RLGF_CACHE_DIR names its folder",
+}
+"""By a word in SQLite's message; the last one fits all."""
+_INSERT = f"INSERT OR IGNORE INTO texts ({_COLUMNS}) VALUES ({', '.join('?' * 12)})"
+
+
+class Text(NamedTuple):
+    """A guide's answer as it came, before anything is mended in it.
+
+    ``nano_usd`` is its price in billionths of a US dollar (None: not known), ``seconds`` how long the guide took,
+    ``created`` Unix time, ``prompt_bytes`` the size of what was asked in UTF-8.
+    """
+
+    guide: str
+    request: str
+    text: str
+    finish_reason: FinishReason
+    model: str
+    prompt_bytes: int
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    nano_usd: int | None = None
+    seconds: float | None = None
+    created: int = 0
+
+
+def folder() -> Path:
+    """Where the store lies: ``RLGF_CACHE_DIR``, else ``~/.cache/rlgf``."""
+    named = os.environ.get("RLGF_CACHE_DIR")
+    return Path(named) if named else Path.home() / ".cache" / "rlgf"
+
+
+class Store:
+    """The file, opened. ``path`` None keeps the books in memory, for guides that cost nothing.
+
+    ``make`` False makes no file: where there is none, the store is empty, and nothing that it is told stays.
+    """
+
+    def __init__(self, path: Path | None = None, *, make: bool = True) -> None:
+        self.path = path
+        if not make and path is not None and not path.is_file():
+            path = None
+        self.owner = this_process()
+        self._lock = threading.RLock()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with self._explained():
+            self._db = sqlite3.connect(
+                str(path) if path else ":memory:", timeout=60, isolation_level=None, check_same_thread=False
+            )
+            self._to_wal()
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version not in (0, VERSION):
+                raise UserError(
+                    f"this cache has version {version}; this rlgf reads {VERSION}",
+                    where=str(path),
+                    hint="set RLGF_CACHE_DIR to another folder, or use the rlgf that made it",
+                )
+            if not version:
+                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+
+    def _to_wal(self) -> None:
+        """The change to WAL does not wait for another process that makes the same new file: try again."""
+        until = time.monotonic() + _OPENING_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+            time.sleep(0.02)
+
+    @classmethod
+    def default(cls, *, make: bool = True) -> Store:
+        return cls(folder() / FILE, make=make)
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            hint = next((hint for word, hint in _HINTS.items() if word in str(error)), None)
+            raise RlgfError(f"the guide cache cannot be used: {error}", where=str(self.path), hint=hint) from error
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for this thread alone; SQLite's errors come as RlgfError."""
+        with self._lock, self._explained():
+            yield self._db
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """The connection in a transaction: all of it is done, or nothing."""
+        with self.reading() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:  # a full disk ends it by itself
+                    db.execute("ROLLBACK")
+                raise
+
+    # texts and leases
+
+    def texts(self, keys: Sequence[bytes]) -> dict[bytes, Text]:
+        """Those of the texts that are there."""
+        with self.reading() as db:
+            return self._texts(db, keys)
+
+    def _texts(self, db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, Text]:
+        found = {}
+        for start in range(0, len(keys), _AT_ONCE):
+            part = keys[start : start + _AT_ONCE]
+            marks = ",".join("?" * len(part))
+            for row in db.execute(f"SELECT {_COLUMNS} FROM texts WHERE key IN ({marks})", part):
+                found[row[0]] = Text(*row[1:])
+        return found
+
+    def claim(self, keys: Sequence[bytes], seconds: float) -> tuple[dict[bytes, Text], set[bytes]]:
+        """Claim what nobody asks for: ``(texts that came meanwhile, keys that are now ours to ask)``.
+
+        What is in neither is asked for by somebody else, whose lease is good.
+        """
+        now = time.time()
+        with self.writing() as db:
+            found = self._texts(db, keys)
+            ours = {key for key in keys if key not in found}
+            dead: dict[str, bool] = {}
+            for key in list(ours):
+                row = db.execute("SELECT owner, until FROM leases WHERE key = ?", (key,)).fetchone()
+                if row is None or row[1] < now:
+                    continue
+                if row[0] not in dead:
+                    dead[row[0]] = is_dead(row[0])
+                if not dead[row[0]]:
+                    ours.discard(key)
+            db.executemany(
+                "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", [(key, self.owner, now + seconds) for key in ours]
+            )
+        return found, ours
+
+    def renew(self, keys: Iterable[bytes], seconds: float) -> None:
+        """Hold leases of this process for longer: what they are for still waits for its turn."""
+        until = time.time() + seconds
+        with self.writing() as db:
+            db.executemany(
+                "UPDATE leases SET until = ? WHERE key = ? AND owner = ?", [(until, key, self.owner) for key in keys]
+            )
+
+    def release(self, keys: Iterable[bytes]) -> None:
+        """Give leases of this process back."""
+        with self.writing() as db:
+            db.executemany("DELETE FROM leases WHERE key = ? AND owner = ?", [(key, self.owner) for key in keys])
+
+    def put(self, texts: Iterable[tuple[bytes, Text]]) -> None:
+        """Keep texts, and end their leases."""
+        with self.writing() as db:
+            self.keep(db, texts)
+
+    def keep(self, db: sqlite3.Connection, texts: Iterable[tuple[bytes, Text]]) -> None:
+        """As :meth:`put`, in a transaction that goes on."""
+        now = int(time.time())
+        for key, text in texts:
+            db.execute(_INSERT, (key, *text[:-1], text.created or now))
+            db.execute("DELETE FROM leases WHERE key = ?", (key,))
+
+    # looking after it
+
+    def samples(self, guide: str, limit: int = 1000) -> list[tuple[int, int | None, int | None, float | None]]:
+        """``(prompt bytes, prompt tokens, completion tokens, seconds)`` of a guide's newest texts."""
+        with self.reading() as db:
+            return db.execute(
+                "SELECT prompt_bytes, prompt_tokens, completion_tokens, seconds FROM texts WHERE guide = ? "
+                "ORDER BY created DESC LIMIT ?",
+                (guide, limit),
+            ).fetchall()
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Per guide: texts, tokens, what they cost, first and last day."""
+        with self.reading() as db:
+            rows = db.execute(
+                "SELECT guide, count(*), sum(prompt_tokens), sum(completion_tokens), sum(nano_usd), min(created), "
+                "max(created) FROM texts GROUP BY guide ORDER BY guide"
+            ).fetchall()
+        names = ("guide", "texts", "prompt_tokens", "completion_tokens", "nano_usd", "first", "last")
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def count(self) -> int:
+        """How many texts there are."""
+        with self.reading() as db:
+            return db.execute("SELECT count(*) FROM texts").fetchone()[0]
+
+    def each(self, guide: str | None = None) -> Iterator[tuple[bytes, Text]]:
+        """All texts, by key, a few at a time."""
+        last = b""
+        while True:
+            with self.reading() as db:
+                rows = db.execute(
+                    f"SELECT {_COLUMNS} FROM texts WHERE key > ? AND (? IS NULL OR guide = ?) ORDER BY key LIMIT 1000",
+                    (last, guide, guide),
+                ).fetchall()
+            if not rows:
+                return
+            yield from ((row[0], Text(*row[1:])) for row in rows)
+            last = rows[-1][0]
+
+    def prune(self, *, before: int | None = None, guide: str | None = None) -> int:
+        """Delete texts older than a Unix time, or of one guide; the file shrinks. Returns how many."""
+        with self.writing() as db:
+            deleted = db.execute(
+                "DELETE FROM texts WHERE (? IS NULL OR created < ?) AND (? IS NULL OR guide = ?)",
+                (before, before, guide, guide),
+            ).rowcount
+        with self.reading() as db:
+            db.execute("VACUUM")
+        return deleted

@@ -1,0 +1,102 @@
+"""From the config of a run to the objects of its loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rlgf_cli.config.train import TrainConfig
+from rlgf_cli.models.actor_critic import ActorCritic
+from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.prompts import Encoded, reference_length
+from rlgf_cli.models.seams import same_tokens
+from rlgf_cli.models.server import PolicyServer
+from rlgf_cli.protocols import Example, Guide
+from rlgf_cli.checks import policy_probe
+from rlgf_cli.training.checkpoint import TrainerState
+from rlgf_cli.training.advantages import CreditSettings
+from rlgf_cli.training.parallel.processes import Group
+from rlgf_cli.training.loop import CriticSettings, Evaluate, Scorer, ScorerAt, Trainer
+from rlgf_cli.training.rollout import Roller, Sampling
+from rlgf_cli.training.update import UpdateSettings, make_optimizer, make_scheduler
+
+
+def needs_reference(config: TrainConfig) -> bool:
+    """Whether a run charges or measures a KL: else its reference is neither held in memory nor run."""
+    return config.algorithm.spec().has_policy_gradient and (config.kl.coef > 0 or config.kl.where == "log")
+
+
+HEAD_RATE = 1e-3
+"""Learning rate of a value head: it begins at nothing, on normed states, whatever the rate that suits the policy."""
+
+
+def critic_rate(config: TrainConfig) -> float:
+    """The learning rate of the critics' own parameters."""
+    if config.ppo.critic_learning_rate is not None:
+        return config.ppo.critic_learning_rate
+    return config.optim.learning_rate if config.ppo.critic == "separate" else HEAD_RATE
+
+
+def make_trainer(
+    config: TrainConfig,
+    loaded: Loaded,
+    prompts: Sequence[Encoded],
+    group: Group,
+    *,
+    guide: Guide | None,
+    covered: frozenset[str] | None,
+    scorer: Scorer | None,
+    scorer_at: ScorerAt | None,
+    expect: Callable[[Sequence[Example], Sequence[str]], None] | None,
+    evaluate: Evaluate | None,
+    warn: Callable[[str], None],
+) -> Trainer:
+    """The loop at its first step. ``covered``: ids of the prompts that the guide has a text for; None: all.
+
+    ``warn`` is told of a broken truth of step 0 where that should not end the run.
+    """
+    spec, ppo = config.algorithm.spec(), config.ppo
+    model = ActorCritic(loaded, spec.critics, mode=ppo.critic, with_reference=needs_reference(config))
+    if config.gradient_checkpointing:
+        model.enable_checkpointing()
+    group.spread(model)
+    group.prepare(model)
+    optimizer = make_optimizer(
+        model.trainable(), config.optim.learning_rate, config.optim.weight_decay, critic_rate(config)
+    )
+    sampling = Sampling.of(config.rollout, config.lengths)
+    roller = Roller(
+        loaded,
+        sampling,
+        config.seed,
+        guide=guide,
+        covered=covered,
+        whole_words=guide is not None and not same_tokens(getattr(guide, "tokenizer", None), loaded.tokenizer),
+        server=group.agree(lambda: PolicyServer.connect(config.rollout.vllm, loaded, sends=group.main))
+        if config.rollout.vllm.url
+        else None,
+        expect=expect,
+    )
+    return Trainer(
+        spec=spec,
+        model=model,
+        optimizer=optimizer,
+        scheduler=make_scheduler(optimizer, config.optim, config.max_steps),
+        prompts=prompts,
+        roller=roller,
+        scorer=scorer,
+        credit=CreditSettings.of(ppo),
+        update=UpdateSettings.of(ppo, config.kl, config.aux, config.optim),
+        kl=config.kl,
+        state=TrainerState(kl_coef=config.kl.coef, horizon=reference_length(loaded, prompts, sampling.max_new_tokens)),
+        seed=config.seed,
+        episodes=config.rollout.episodes,
+        missing_eos_penalty=config.rollout.missing_eos_penalty,
+        critic=CriticSettings(ppo.critic_warmup_steps, ppo.critic_warmup_explained, ppo.critic_min_explained),
+        resample_groups=config.rollout.resample_groups,
+        eval_every=config.eval.every,
+        scorer_at=scorer_at,
+        evaluate=evaluate,
+        patience=config.watch.patience if config.watch is not None else 1,
+        examine=policy_probe.examiner(model, sampling, seed=config.seed, warn=warn if config.step0 == "warn" else None),
+        group=group,
+    )

@@ -1,0 +1,208 @@
+"""What a run leaves on disk while it runs: rows, samples, checkpoints. One process writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rlgf_cli.artifacts import checkpoints
+from rlgf_cli.artifacts.jsonl import Appender, read_objects, write_jsonl
+from rlgf_cli.artifacts.rundir import RunDir
+from rlgf_cli.config.train import TrainConfig
+from rlgf_cli.training import checkpoint
+from rlgf_cli.runs import best
+from rlgf_cli.training.episodes import Episode
+from rlgf_cli.training.guide_use import GuideUse
+from rlgf_cli.training.loop import Trainer
+from rlgf_cli.runs.trackers import Track, Tracked
+
+WATCHED = "best_watched"
+"""The folder of the policy with the best watched figure."""
+
+
+class Keeper:
+    """The rows so far and the way to disk; a process without a folder keeps the rows and writes nothing."""
+
+    def __init__(self, folder: RunDir | None, config: TrainConfig, trainer: Trainer) -> None:
+        self.folder, self.config, self.trainer = folder, config, trainer
+        self.rows: list[dict[str, Any]] = []
+        self._out: Appender | None = None
+        self._track: Track = lambda row: None
+
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._out is not None:
+            self._out.close()
+
+    def begin(self, *, resumed: bool, track: Track) -> None:
+        """Take up the rows of the steps that the state has behind it; later ones are written anew."""
+        if self.folder is None:
+            return
+        metrics = self.folder.file("metrics.jsonl")
+        rows = [row for _, row in read_objects(metrics, torn_tail=True)] if resumed and metrics.is_file() else []
+        self.rows = [row for row in rows if row["step"] <= self.trainer.state.step]
+        write_jsonl(metrics, self.rows)
+        self._out, self._track = Appender(metrics), track
+        if self.config.save_best and self.trainer.evaluate is not None:
+            for name in ("best", WATCHED) if self.config.watch is not None else ("best",):
+                best.mend(self.folder.file(name), self.folder.file("checkpoints"))
+
+    def row(self, row: dict[str, Any], episodes: Sequence[Episode]) -> None:
+        """A step's row, and some of its episodes."""
+        if self.folder is None or self._out is None:
+            return
+        self._out.write(row)
+        self.rows.append(row)
+        self._track(row)
+        if self.wants_samples(row["step"]):
+            loaded = self.trainer.model.loaded
+            samples = [e.to_record(loaded) for e in episodes[: self.config.rollout.save_count]]
+            write_jsonl(self.folder.file("rollouts") / f"step_{row['step']}.jsonl", samples)
+
+    def wants_samples(self, step: int) -> bool:
+        """Whether it is a step whose episodes are saved and shown."""
+        every = self.config.rollout.save_every
+        return every > 0 and (step - 1) % every == 0
+
+    def save_best(self) -> None:
+        """Keep the policy of this step where it is the best one, by its score or by the watched figure. All processes
+        come here, and one writes.
+
+        Before the checkpoint: a state never tells of a best policy that was not on disk.
+        """
+        trainer, folder, state = self.trainer, self.folder, self.trainer.state
+        found = {"best": (state.best_step, state.best_score), WATCHED: (state.watched.step, state.watched.best)}
+        scores = {name: score for name, (at, score) in found.items() if at == state.step and score is not None}
+        if not self.config.save_best or not scores:
+            return
+        loaded = trainer.model.loaded
+        with trainer.clock.timed("save"):
+            weights = trainer.group.whole(loaded.model.state_dict()) if trainer.group.lockstep else None
+
+            def write() -> None:
+                assert folder is not None
+                workshop = folder.file("checkpoints")
+                for name, score in scores.items():
+                    best.keep(
+                        folder.file(name), loaded, step=state.step, score=score, workshop=workshop, weights=weights
+                    )
+
+            trainer.group.main_does(write)
+
+    def ends_early(self) -> bool:
+        """Whether the run is to end here because its score and the watched figure went apart."""
+        return self.config.watch is not None and self.config.watch.stop and self.trainer.diverged
+
+    def early_end(self) -> dict[str, Any]:
+        """What the result says of a run that ended so: at which step, and which one's policy is its model."""
+        if self.folder is None or not self.ends_early():
+            return {}
+        kept = best.read(self.folder.path / WATCHED)
+        assert kept is not None
+        return {"diverged_at": self.trainer.state.step, "model_step": kept["step"], "model_watched": kept["score"]}
+
+    def checkpoint(self) -> None:
+        """Save the state. All processes come here; one writes, and the others wait until it is on disk."""
+        # not before: what fails while there is nothing to resume from leaves nothing behind
+        trainer, folder = self.trainer, self.folder
+        with trainer.clock.timed("save"):
+            states = checkpoint.collect(trainer.model, trainer.optimizer, trainer.group)
+
+            def write() -> None:
+                assert folder is not None
+                target = folder.file("checkpoints") / f"step_{trainer.state.step}"
+                if not checkpoints.is_complete(target):
+                    checkpoint.save(target, trainer.model, trainer.optimizer, trainer.scheduler, trainer.state, states)
+                    checkpoints.rotate(target.parent, self.config.save_total_limit)
+
+            trainer.group.main_does(write)
+
+    def best(self) -> dict[str, Any]:
+        """What the result says of the best policy: what is on disk, or, where none is kept, which it would have been.
+
+        A run that was killed and resumed with another ``eval.every`` may have left a better one than it then saw.
+        """
+        state = self.trainer.state
+        if self.folder is None or state.best_score is None:
+            return {}
+        kept = best.read(self.folder.path / "best") if self.config.save_best else None
+        kept = kept or {"step": state.best_step, "score": state.best_score}
+        return {"best_step": kept["step"], "best_score": kept["score"]}
+
+
+def tracked(folder: RunDir | None, config: TrainConfig, step: int) -> Tracked | None:
+    """The run as a tracker is told of it, before the rows of steps that will be done again are dropped; None in a
+    process that does not write, and without a tracker.
+
+    Of each tracker run.json notes how far it was told, which may be further than the rows that a later session left.
+    """
+    name = config.report_to
+    if folder is None or name == "none":
+        return None
+    if name == "tensorboard":
+        folder.file("tensorboard")  # so that --overwrite removes it
+    noted = dict(folder.manifest.data.get("trackers", {}))
+    metrics = folder.path / "metrics.jsonl"
+    rows = [row for _, row in read_objects(metrics, torn_tail=True)] if name in noted and metrics.is_file() else []
+    noted[name] = max([noted.get(name, 0), *(row["step"] for row in rows)])
+    folder.manifest.save(trackers=noted)
+    return Tracked(folder.path, folder.manifest.data["run_id"], config.model_dump(mode="json"), step, noted[name])
+
+
+def resume_from(root: Path, trainer: Trainer, *, log: Callable[[str], None], warn: Callable[[str], None]) -> bool:
+    """Go on from the newest complete checkpoint; False (and step 0) where there is none yet."""
+
+    def newest() -> tuple[Path | None, list[Path]]:
+        checkpoints.rotate(root, None)
+        return checkpoints.newest(root)
+
+    group = trainer.group
+    found, damaged = group.tell(group.main_does(newest)) or (None, [])
+    for folder in damaged:
+        warn(f"{folder} is damaged (a file is missing or cut short) and is passed over")
+    if found is None:
+        warn("there is no complete checkpoint yet; starting from the beginning")
+        return False
+    trainer.state = group.agree(
+        lambda: checkpoint.restore(found, trainer.model, trainer.optimizer, trainer.scheduler, group)
+    )
+    trainer.roller.use = GuideUse()
+    trainer.roller.use.uses.update(trainer.state.guide_uses)
+    trainer.roller.use.texts.update(trainer.state.guide_texts)
+    log(f"resuming from step {trainer.state.step}")
+    return True
+
+
+def note(row: dict[str, Any]) -> str:
+    """The few figures that a person watches."""
+    shown = {
+        "score": "score/mean",
+        "eval": "eval/score",
+        "watch": "eval/watch",
+        "kl": "kl/episode",
+        "length": "length/mean",
+    }
+    return "  ".join(f"{label} {row[key]:.3f}" for label, key in shown.items() if key in row)
+
+
+def summary_of(rows: Sequence[dict[str, Any]], trainer: Trainer, model_step: int | None = None) -> dict[str, Any]:
+    """What run.json and the model card say of the run: its last tenth, and the held-out score where it was taken; up to
+    ``model_step``, where the model is that of an earlier step."""
+    steps = trainer.state.step if model_step is None else model_step
+    known = [row for row in rows if row["step"] <= steps]
+    tail = known[-max(1, len(known) // 10) :]
+    found: dict[str, Any] = {"algorithm": trainer.spec.name, "steps": steps}
+    for key in ("score/mean", "kl/episode", "length/mean"):
+        if values := [row[key] for row in tail if key in row]:
+            found[key] = fmean(values)
+    for key in ("eval/score", "eval/watch"):
+        if held_out := [row[key] for row in known if key in row]:
+            found[key] = held_out[-1]
+    found["episodes"] = sum(row["episodes"] for row in rows)
+    if trainer.roller.guide is not None:
+        found["guide/requests"] = sum(row.get("guide/requests", 0) for row in rows)
+    return found

@@ -1,0 +1,1 @@
+"""Supervised training: transformers' and TRL's trainers for sft and reward models."""

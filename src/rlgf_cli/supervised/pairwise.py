@@ -1,0 +1,63 @@
+"""A reward model from pairs: TRL's RewardTrainer on tokens that are settled beforehand.
+
+Loss per pair: -log sigmoid(r(chosen) - r(rejected)), the Bradley-Terry likelihood (Ouyang et al. 2022, eq. 1).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reads it when it is imported
+
+import datasets
+import torch
+from trl import RewardConfig, RewardTrainer
+
+from rlgf_cli.config.train_reward import TrainRewardConfig
+from rlgf_cli.models.load import DTYPES
+from rlgf_cli.supervised import trainer as supervised
+
+
+class _RewardTrainer(RewardTrainer):
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL writes a card of its own beside every checkpoint; the run has one at its root."""
+
+
+def make_trainer(
+    config: TrainRewardConfig,
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    rows: Sequence[Sequence[list[int]]],
+    eval_rows: Sequence[Sequence[list[int]]],
+    device: torch.device,
+) -> RewardTrainer:
+    """The trainer for rows of (chosen ids, rejected ids); checkpoints go below ``folder``.
+
+    TRL would add an EOS to texts, which not every tokenizer has and the reward does not, drop long pairs, and switch
+    dropout off: here the tokens are those that the reward reads, and dropout is the model's own.
+    """
+    for name in ("bos_token_id", "eos_token_id"):  # as the trainer does, which warns of it
+        if (token := getattr(tokenizer, name)) is not None:
+            setattr(model.config.get_text_config(), name, token)
+    arguments = supervised.training_arguments(
+        RewardConfig, config, folder, device=device, dtype=DTYPES[config.model.dtype],
+        max_length=None, disable_dropout=False, pad_to_multiple_of=None,
+        center_rewards_coefficient=config.center_rewards_coefficient or None,
+    )  # fmt: skip
+    return _RewardTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=_dataset(rows),
+        eval_dataset=_dataset(eval_rows),
+        processing_class=tokenizer,
+    )
+
+
+def _dataset(rows: Sequence[Sequence[list[int]]]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict(
+        {"chosen_ids": [chosen for chosen, _ in rows], "rejected_ids": [rejected for _, rejected in rows]}
+    )

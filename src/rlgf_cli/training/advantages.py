@@ -1,0 +1,226 @@
+"""Annotation (log-probabilities and values, no gradient) and credit: from scores to advantages.
+
+Shapes: B episodes, T response positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rlgf_cli.algorithms.spec import Estimator, Regime
+from rlgf_cli.config.train import AdvantageScale, PPOConfig
+from rlgf_cli.functional import advantages as adv
+from rlgf_cli.functional.shaping import log_ratio, token_rewards
+from rlgf_cli.models.actor_critic import ActorCritic
+from rlgf_cli.training.episodes import Episode, EpisodeBatch
+from rlgf_cli.training.parallel.processes import ALONE, Group
+from rlgf_cli.training.rollout import Sampling
+
+
+@dataclass(frozen=True)
+class CreditSettings:
+    """gamma; ``gae_lambda`` on the policy's tokens (or by length, with ``adaptive_lambda``), ``guide_lambda`` on the
+    guide's, ``critic_lambda`` in the critics' targets; ``scale``: what advantages are divided by."""
+
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    guide_lambda: float = 1.0
+    critic_lambda: float = 1.0
+    adaptive_lambda: float | None = None
+    scale: AdvantageScale = "auto"
+
+    @classmethod
+    def of(cls, ppo: PPOConfig) -> CreditSettings:
+        return cls(
+            ppo.gamma, ppo.gae_lambda, ppo.guide_lambda, ppo.critic_lambda, ppo.adaptive_lambda, ppo.advantage_scale
+        )
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the run knows when a step's credit is given. ``kl_coef``: what the reward is charged. ``spread``: standard
+    deviation of the scores so far. ``trusted``: the critics whose values are the baseline; another's place is taken
+    by the mean score of the step's episodes that it is fitted on."""
+
+    kl_coef: float = 0.0
+    spread: float = 1.0
+    trusted: frozenset[str] = frozenset({"policy", "guide"})
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Log-probabilities under the policy and the reference (None: the run has none) and each critic's values, before
+    the update. All [B, T]."""
+
+    logprobs: torch.Tensor
+    ref_logprobs: torch.Tensor | None
+    values: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Credit:
+    """``rewards`` (the tensor that the advantages were made of), ``advantages`` on learned tokens, ``returns`` per
+    critic on the tokens that it is fitted on, ``log_ratio`` = log pi - log pi_ref on the policy's tokens (None without
+    a reference). [B, T]"""
+
+    rewards: torch.Tensor
+    advantages: torch.Tensor
+    returns: dict[str, torch.Tensor]
+    log_ratio: torch.Tensor | None
+
+
+@torch.no_grad()
+def annotate(
+    model: ActorCritic,
+    batch: EpisodeBatch,
+    regime: Regime,
+    sampling: Sampling,
+    *,
+    rows_at_once: int,
+    group: Group = ALONE,
+) -> Notes:
+    """Score all episodes under the policy, the reference and the critics that this regime uses.
+
+    Each process scores some of the rows; the notes that come back are whole, and the same for all.
+    """
+    shape, device = batch.real.shape, batch.real.device
+    logprobs = torch.zeros(shape, device=device)
+    ref_logprobs = torch.zeros(shape, device=device) if model.has_reference else None
+    critics = {name for name, mask in batch.fit.items() if bool(mask.any())} | ({regime.critic} - {None})
+    values = {str(name): torch.zeros(shape, device=device) for name in sorted(str(c) for c in critics)}
+    select = batch.policy
+    order = batch.tokens.lengths.argsort()  # rows of like length together: less padding
+    for rows in group.rows(order).split(rows_at_once):
+        if not len(rows):  # fewer rows than processes
+            continue
+        tokens = batch.tokens.rows(rows)
+        width = tokens.response_ids.shape[1]
+        chosen = select[rows][:, :width]
+        scored = model.score(tokens, chosen, values=values, **sampling.scored)
+        logprobs[rows, :width] = scored.logprobs.float()
+        for name, value in scored.values.items():
+            values[name][rows, :width] = value.float()
+        if ref_logprobs is not None:
+            ref_logprobs[rows, :width] = model.reference_logprobs(tokens, chosen, **sampling.scored).float()
+    found = [logprobs, *([] if ref_logprobs is None else [ref_logprobs]), *values.values()]
+    group.add_up(found)  # a row is 0 but for the process that scored it
+    return Notes(logprobs, ref_logprobs, values)
+
+
+def sampler_gap(episodes: Sequence[Episode], logprobs: torch.Tensor) -> torch.Tensor | None:
+    """[N]: what a server said of the tokens that it drew for the policy, less their log-probability under the scorer
+    [B, T]; nats. None where none was drawn there."""
+    told = [(row, at, value) for row, e in enumerate(episodes) for at, value in e.said.items()]
+    if not told:
+        return None
+    rows, places, values = zip(*told, strict=True)
+    scored = logprobs[list(rows), list(places)]
+    return torch.tensor(values, dtype=scored.dtype, device=scored.device) - scored
+
+
+def assign(
+    regime: Regime, batch: EpisodeBatch, notes: Notes, settings: CreditSettings, standing: Standing = Standing()
+) -> Credit:
+    """Rewards, advantages and value targets of a step."""
+    ratio = None if notes.ref_logprobs is None else log_ratio(notes.logprobs, notes.ref_logprobs, batch.policy)
+    charged = torch.zeros_like(notes.logprobs) if ratio is None else ratio
+    rewards = token_rewards(batch.scores, charged, batch.last, standing.kl_coef)
+    known = _Known(regime, batch, notes, rewards, charged, settings, standing)
+    advantages = ESTIMATORS[regime.estimator](known)
+    returns = {}
+    for name, mask in batch.fit.items():
+        if name in notes.values and bool(mask.any()):
+            targets = torch.full_like(rewards, settings.critic_lambda)
+            returns[name] = adv.gae(rewards, notes.values[name], batch.real, settings.gamma, targets)[1]
+    return Credit(rewards, torch.where(batch.learned, advantages, torch.zeros_like(advantages)), returns, ratio)
+
+
+def scale_of(scale: AdvantageScale, estimator: Estimator) -> AdvantageScale:
+    """What ``auto`` stands for under an estimator."""
+    if scale != "auto":
+        return scale
+    return {"group_mean": "group", "leave_one_out": "none"}.get(estimator, "running")  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What an estimator makes its advantages [B, T] of: it takes what it needs."""
+
+    regime: Regime
+    batch: EpisodeBatch
+    notes: Notes
+    rewards: torch.Tensor
+    ratio: torch.Tensor
+    settings: CreditSettings
+    standing: Standing
+
+    @property
+    def scale(self) -> AdvantageScale:
+        return scale_of(self.settings.scale, self.regime.estimator)
+
+    def scaled(self, advantages: torch.Tensor) -> torch.Tensor:
+        """Advantages [B, T] of any estimator without groups, divided as the settings say."""
+        if self.scale == "batch":
+            return adv.whiten(advantages, self.batch.learned)
+        if self.scale == "running":
+            return adv.divide(advantages, self.batch.learned, self.standing.spread)
+        return advantages
+
+    @property
+    def lambdas(self) -> torch.Tensor:
+        """lambda of every token. [B, T]"""
+        own = torch.full_like(self.rewards, self.settings.gae_lambda)
+        if self.settings.adaptive_lambda is not None:
+            lengths = self.batch.real.sum(-1, keepdim=True)
+            own = adv.length_adaptive_lambdas(lengths, self.settings.adaptive_lambda).expand_as(own)
+        return torch.where(self.batch.policy, own, torch.full_like(own, self.settings.guide_lambda))
+
+
+def _estimate_gae(known: _Known) -> torch.Tensor:
+    critic = known.regime.critic
+    assert critic is not None
+    values = known.notes.values[critic]
+    if critic not in known.standing.trusted:
+        values = _mean_score(known.batch, critic).expand_as(values)
+    found, _ = adv.gae(known.rewards, values, known.batch.real, known.settings.gamma, known.lambdas)
+    return known.scaled(found)
+
+
+def _mean_score(batch: EpisodeBatch, critic: str) -> torch.Tensor:
+    """Mean score of the episodes that a critic is fitted on (of all where there are none), as a scalar."""
+    fitted = batch.fit[critic].any(-1)
+    return batch.scores[fitted].mean() if bool(fitted.any()) else batch.scores.mean()
+
+
+def _estimate_group(known: _Known) -> torch.Tensor:
+    """From scores; ``kl_coef`` is 0 where they are divided by their standard deviation (config.train)."""
+    batch = known.batch
+    scores = adv.episode_returns(batch.scores, known.ratio, batch.learned, known.standing.kl_coef)
+    found = adv.group_advantages(scores, batch.groups, scaled=known.scale == "group")
+    return found.unsqueeze(-1).expand_as(known.rewards)
+
+
+def _estimate_leave_one_out(known: _Known) -> torch.Tensor:
+    batch = known.batch
+    returns = adv.episode_returns(batch.scores, known.ratio, batch.learned, known.standing.kl_coef)
+    return adv.leave_one_out_advantages(returns, batch.groups).unsqueeze(-1).expand_as(known.rewards)
+
+
+def _estimate_guide_mc(known: _Known) -> torch.Tensor:
+    """What the guide earned after the action less what it earned before it, less the action's KL where that is charged
+    in the reward."""
+    batch = known.batch
+    each = adv.episode_returns(batch.differences, known.ratio, batch.learned, known.standing.kl_coef).unsqueeze(-1)
+    return known.scaled(torch.where(batch.learned, each, torch.zeros_like(known.rewards)))
+
+
+ESTIMATORS: dict[Estimator, Callable[[_Known], torch.Tensor]] = {
+    "gae": _estimate_gae,
+    "group_mean": _estimate_group,
+    "leave_one_out": _estimate_leave_one_out,
+    "guide_mc": _estimate_guide_mc,
+}
+"""How advantages are estimated, by the regime's estimator; ``likelihood`` needs none."""

@@ -1,0 +1,1 @@
+"""Several processes: data parallel (ddp) and sharded (fsdp)."""
