@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from rlgf_cli.checks import policy_probe
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.load import Loaded
@@ -11,11 +12,10 @@ from rlgf_cli.models.prompts import Encoded, reference_length
 from rlgf_cli.models.seams import same_tokens
 from rlgf_cli.models.server import PolicyServer
 from rlgf_cli.protocols import Example, Guide
-from rlgf_cli.checks import policy_probe
-from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.advantages import CreditSettings
-from rlgf_cli.training.parallel.processes import Group
+from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.loop import CriticSettings, Evaluate, Scorer, ScorerAt, Trainer
+from rlgf_cli.training.parallel.processes import Group
 from rlgf_cli.training.rollout import Roller, Sampling
 from rlgf_cli.training.update import UpdateSettings, make_optimizer, make_scheduler
 

@@ -14,8 +14,8 @@ from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.accounts import spend_together
 from rlgf_cli.guides.base import LiveGuide
-from rlgf_cli.guides.openai.estimate import Plan, estimate
 from rlgf_cli.guides.make import check_guide, describe, make_live_guide
+from rlgf_cli.guides.openai.estimate import Plan, estimate
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Guide, GuideRequest
 

@@ -11,9 +11,9 @@ from rlgf_cli.models.completions import generate_texts
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Example
-from rlgf_cli.training.parallel.processes import Group
 from rlgf_cli.training.divergence import Evaluation
 from rlgf_cli.training.loop import Evaluate, Scorer
+from rlgf_cli.training.parallel.processes import Group
 
 
 def evaluator(

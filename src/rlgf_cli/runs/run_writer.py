@@ -11,12 +11,12 @@ from rlgf_cli.artifacts import checkpoints
 from rlgf_cli.artifacts.jsonl import Appender, read_objects, write_jsonl
 from rlgf_cli.artifacts.rundir import RunDir
 from rlgf_cli.config.train import TrainConfig
-from rlgf_cli.training import checkpoint
 from rlgf_cli.runs import best
+from rlgf_cli.runs.trackers import Track, Tracked
+from rlgf_cli.training import checkpoint
 from rlgf_cli.training.episodes import Episode
 from rlgf_cli.training.guide_use import GuideUse
 from rlgf_cli.training.loop import Trainer
-from rlgf_cli.runs.trackers import Track, Tracked
 
 WATCHED = "best_watched"
 """The folder of the policy with the best watched figure."""
