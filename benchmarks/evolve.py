@@ -4,14 +4,14 @@
     python benchmarks/evolve.py FOLDER --data alpaca/train.jsonl.gz --sweep
 
 For each seed: ``rlgf evolve train`` on training seeds; then learned policy, random, round-robin and the paper's
-schedule walk the same held-out seeds, each in a fresh world, with equally many queries. Training seeds are the last
-300 records of the file; the held-out ones are drawn from the others, anew for each seed. ``--sweep`` tries learning
-rates and entropy coefficients with seeds of its own (100 and 101), and prints a table; the benchmark proper takes what
-it is given. What is in FOLDER already is not made again.
+schedule walk the same held-out seeds, each in a fresh environment, with equally many queries. Training seeds are the
+last 300 records of the file; the held-out ones are drawn from the others, anew for each seed. ``--sweep`` tries
+learning rates and entropy coefficients with seeds of its own (100 and 101), and prints a table; the benchmark proper
+takes what it is given. What is in FOLDER already is not made again.
 
 The ceiling is a bound on the reward of any policy, found by search over all orders of operations on the first 4
-held-out seeds, each chain alone in the world with all the seeds: what other chains keep can only lower a novelty. Of
-the tasks that breadth knows, each of which is kept once at most, these chains have their share of all the held-out
+held-out seeds, each chain alone in the environment with all the seeds: what other chains keep can only lower a novelty.
+Of the tasks that breadth knows, each of which is kept once at most, these chains have their share of all the held-out
 ones.
 """
 
@@ -38,12 +38,12 @@ from rlgf_cli.config.evolve_train import EvolveTrainConfig
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.console import table
 from rlgf_cli.evolve.diversity import vendi_score
+from rlgf_cli.evolve.environment import KEPT, Chain, Environment, RewardWeights
 from rlgf_cli.evolve.learned import load_policy
-from rlgf_cli.evolve.make import make_world
+from rlgf_cli.evolve.make import make_environment
 from rlgf_cli.evolve.novelty import Collection
 from rlgf_cli.evolve.operations import Operation, read_operations
-from rlgf_cli.evolve.policies import walk
-from rlgf_cli.evolve.world import KEPT, Chain, RewardWeights, World
+from rlgf_cli.evolve.policies import rollout
 from rlgf_cli.guides.answers import Answer
 from rlgf_cli.protocols import Completion, Example, GuideRequest
 from rlgf_cli.stages import evolve_train
@@ -103,26 +103,26 @@ def train(folder: Path, data: Path, url: str, seed: int, options: Sequence[str])
     return out
 
 
-def fresh(url: str, seed: int, held_out: Sequence[Example]) -> World:
-    """A world that holds the held-out seeds and nothing else, as ``rlgf evolve train`` makes it."""
+def fresh(url: str, seed: int, held_out: Sequence[Example]) -> Environment:
+    """An environment that holds the held-out seeds and nothing else, as ``rlgf evolve train`` makes it."""
     flags = {"data": "-", "output": "-", "guide": "openai:scripted", "guide.base_url": url, "seed": seed}
     config = resolve(EvolveTrainConfig, flags=flags).config
-    return make_world(config, read_operations(None), held_out, weights=RewardWeights())
+    return make_environment(config, read_operations(None), held_out, weights=RewardWeights())
 
 
 def walked(url: str, seed: int, held_out: Sequence[Example], policy: str) -> dict[str, Any]:
     """What a policy makes of the held-out seeds."""
-    world = fresh(url, seed, held_out)
-    with closing(world.guide):
+    environment = fresh(url, seed, held_out)
+    with closing(environment.guide):
         chains = [Chain(example) for example in held_out]
-        walk(world, chains, load_policy(policy, world.operations), STEPS, seed)
+        rollout(environment, chains, load_policy(policy, environment.operations), STEPS, seed)
     steps = [step for chain in chains for step in chain.steps]
     queries = sum(step.queries for step in steps)
     kept = [step.text for step in steps if step.outcome == KEPT]
     return {
         "queries": queries,
         "kept": len(set(kept)) / queries,
-        "effective": vendi_score(world.space.embed(kept)) / queries,
+        "effective": vendi_score(environment.space.embed(kept)) / queries,
         "reward": sum(step.reward or 0.0 for step in steps) / queries,
     }
 
@@ -142,10 +142,10 @@ class InProcess:
 
 def ceiling(url: str, seed: int, held_out: Sequence[Example]) -> float:
     """No order of operations earns more reward per query than this on the first ``SEARCHED`` held-out seeds."""
-    world = fresh(url, seed, held_out)
-    with closing(world.guide):
-        world.guide = InProcess(world.guide, world.operations)  # type: ignore[assignment]
-        chains = [_best(world, world.collection, Chain(e), STEPS) for e in held_out[:SEARCHED]]
+    environment = fresh(url, seed, held_out)
+    with closing(environment.guide):
+        environment.guide = InProcess(environment.guide, environment.operations)  # type: ignore[assignment]
+        chains = [_best(environment, environment.collection, Chain(e), STEPS) for e in held_out[:SEARCHED]]
     share = len(scripted.FIELDS.split()) * scripted.TOPICS * SEARCHED // HELD_OUT
     together = [0.0] * (share + 1)  # the most that the chains so far earn with so many kept breadths among them
     for best in chains:
@@ -153,18 +153,18 @@ def ceiling(url: str, seed: int, held_out: Sequence[Example]) -> float:
     return together[share] / (STEPS * SEARCHED)
 
 
-def _best(world: World, collection: Collection, chain: Chain, left: int) -> list[float]:
+def _best(environment: Environment, collection: Collection, chain: Chain, left: int) -> list[float]:
     """The most that the rest of a chain can earn with at most 0, 1, ... STEPS kept breadths. Rejected rewrites are not
     followed: the chain is where it was then, and the operation is rejected again, as the scripted guide's effects
     depend on the state alone."""
-    found = [-world.weights.penalty * left] * (STEPS + 1)
-    for index, operation in enumerate(world.operations if left else ()):
-        world.collection = collection.holding(collection.recent())
+    found = [-environment.weights.penalty * left] * (STEPS + 1)
+    for index, operation in enumerate(environment.operations if left else ()):
+        environment.collection = collection.holding(collection.recent())
         after = Chain(chain.seed, chain.visit, list(chain.steps))
-        world.step([after], [index])
+        environment.step([after], [index])
         step = after.steps[-1]
         if step.outcome == KEPT and step.reward is not None:
-            rest = _best(world, world.collection, after, left - 1)
+            rest = _best(environment, environment.collection, after, left - 1)
             for n in range(operation.breadth, STEPS + 1):
                 found[n] = max(found[n], step.reward + rest[n - operation.breadth])
     return found

@@ -17,7 +17,7 @@ import numpy as np
 
 from rlgf_cli.console import table
 from rlgf_cli.evolve.contrast import by_seed, difference, draw
-from rlgf_cli.evolve.measure import DIVERSITY, Measured, figures, measured
+from rlgf_cli.evolve.measure import DIVERSITY, TextMeasures, figures, measure_texts
 from rlgf_cli.evolve.novelty import NgramSpace
 
 LEVEL = 0.95
@@ -54,7 +54,7 @@ class Model:
 
 def two_sets(
     models: tuple[Model, Model], seeds: int, paired: bool, rng: np.random.Generator
-) -> list[tuple[Measured, list[str]]]:
+) -> list[tuple[TextMeasures, list[str]]]:
     """Both sets with the seed of every text; paired ones have the same seeds, with the same topic each."""
     topics = rng.random((2, seeds))
     found = []
@@ -62,7 +62,7 @@ def two_sets(
         chains = [model.chain(rng, topics[0 if paired else side, i]) for i in range(seeds)]
         texts = [text for chain in chains for text in chain]
         names = [f"{'' if paired else side}-{i}" for i, chain in enumerate(chains) for _ in chain]
-        found.append((measured(texts, NgramSpace(512).embed(texts)), names))
+        found.append((measure_texts(texts, NgramSpace(512).embed(texts)), names))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the tests of evolving instructions share: a guide that answers from a function, and a world around it."""
+"""What the tests of evolving instructions share: a guide that answers from a function, and an environment around it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from rlgf_cli.evolve.environment import Environment, RewardWeights
 from rlgf_cli.evolve.novelty import Collection, NgramSpace
 from rlgf_cli.evolve.operations import Operation, read_operations
 from rlgf_cli.evolve.rules import Limits
-from rlgf_cli.evolve.world import RewardWeights, World
 from rlgf_cli.guides.answers import Answer, Failure
 from rlgf_cli.protocols import Completion, Example, GuideRequest
 
@@ -56,10 +56,10 @@ def hash_of(request: GuideRequest) -> int:
     return zlib.crc32(f"{request.example.prompt}|{request.sample_index}".encode())
 
 
-def world_of(
+def environment_of(
     answer: Callable[[GuideRequest], Reply] = number_of, *, seeds: Sequence[Example] = SEEDS, **changes: Any
-) -> World:
-    """A world of words. ``changes``: its own arguments."""
+) -> Environment:
+    """An environment of words. ``changes``: its own arguments."""
     space = NgramSpace()
     settings: dict[str, Any] = {
         "limits": Limits(max_words=50),
@@ -70,7 +70,7 @@ def world_of(
     }
     collection = settings.pop("collection", None) or Collection(space.embed([seed.prompt for seed in seeds]))
     operations = settings.pop("operations", OPERATIONS)
-    return World(FunctionGuide(answer), operations, space, collection, **settings)  # type: ignore[arg-type]
+    return Environment(FunctionGuide(answer), operations, space, collection, **settings)  # type: ignore[arg-type]
 
 
 BUILTIN = read_operations(None)

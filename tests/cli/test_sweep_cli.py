@@ -158,7 +158,7 @@ def test_the_letter_of_a_run_is_its_first_error_line(tmp_path, monkeypatch):
     ):
         child = work.Child(cell, work.Step((script,), tmp_path, lambda: False), [], {})
         child.process.wait()
-        assert child.letter() == letter
+        assert child.error_message() == letter
 
 
 @pytest.mark.parametrize(("reward", "paid"), [("judge:gpt-4o-mini", True), ("coverage", False)])
@@ -167,4 +167,4 @@ def test_a_judge_that_rewards_is_paid_from_the_budget(sweep, reward, paid):
     Path("s.yaml").write_text(RECIPE.replace("- base.yaml", f"- base.yaml\n  - reward: '{reward}'"))
     plan = make_plan(resolve(SweepConfig, layers=[read_layer("s.yaml")], flags={"output": "out"}))
     trainings = [cell.steps[0] for cell in plan.cells if len(cell.steps) == 2]
-    assert trainings and {step.paid for step in trainings} == {paid}
+    assert trainings and {step.billed for step in trainings} == {paid}

@@ -21,7 +21,7 @@ def a_set(name: str, seeds: int, texts: int) -> dict[str, list[int]]:
 def test_a_draw_has_the_same_seeds_and_as_many_texts_of_both_without_a_copy(seeds, first, second, most, seed):
     sets = a_set("s", seeds, first), a_set("s", seeds, second)
     of = draw(*sets, most=most, count=5, seed=seed)
-    assert of.paired and of.groups == (seeds, seeds)
+    assert of.paired and of.seed_counts == (seeds, seeds)
     assert of.seeds <= max(1, seeds // 2) and of.texts <= most
     for one in of.each:
         assert one.seeds[0] == one.seeds[1] and len(set(one.seeds[0])) == of.seeds
@@ -40,7 +40,7 @@ def test_a_draw_is_half_of_the_seeds_or_as_many_as_the_texts_need():
 
 def test_sets_of_other_seeds_are_drawn_apart():
     of = draw(a_set("a", 10, 2), a_set("b", 30, 2), most=500, count=50, seed=0)
-    assert not of.paired and of.groups == (10, 30) and of.seeds == 5
+    assert not of.paired and of.seed_counts == (10, 30) and of.seeds == 5
     same = draw(a_set("a", 10, 2), a_set("b", 10, 2), most=500, count=9, seed=0)
     assert any([name[1:] for name in one.seeds[0]] != [name[1:] for name in one.seeds[1]] for one in same.each)
 
@@ -48,7 +48,7 @@ def test_sets_of_other_seeds_are_drawn_apart():
 def test_a_seed_that_gave_nothing_is_a_seed():
     first = by_seed(["x", "y"], tried=["x", "y", "z", "w"])
     of = draw(first, a_set("s", 4, 2), most=9, count=20, seed=0)
-    assert of.groups == (4, 4) and of.texts == 0  # some draw has z and w
+    assert of.seed_counts == (4, 4) and of.texts == 0  # some draw has z and w
 
 
 def test_draws_do_not_depend_on_the_order_of_the_records():

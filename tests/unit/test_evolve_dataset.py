@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolving import OPERATIONS, SEEDS, number_of, world_of
+from evolving import OPERATIONS, SEEDS, environment_of, number_of
 from evolving_server import rows
 from rlgf_cli.errors import UserError
 from rlgf_cli.evolve.answers import Answered
-from rlgf_cli.evolve.dataset import Rows, Tally, blocks, kept_in
-from rlgf_cli.evolve.policies import RoundRobinPolicy, walk
-from rlgf_cli.evolve.world import Chain
+from rlgf_cli.evolve.dataset import Rows, Tally, blocks, kept_instructions
+from rlgf_cli.evolve.environment import Chain
+from rlgf_cli.evolve.policies import RoundRobinPolicy, rollout
 
 STEPS, SIZE = 3, 2
 
@@ -26,10 +26,10 @@ def rewrite(request):
 
 def evolved():
     """All blocks, walked, with answers: some rewrites are rejected, and some answers."""
-    world = world_of(rewrite)
+    environment = environment_of(rewrite)
     for block in blocks(SEEDS, 2, SIZE):
-        walk(world, block, RoundRobinPolicy(OPERATIONS), STEPS, seed=0)
-        places = kept_in(block)
+        rollout(environment, block, RoundRobinPolicy(OPERATIONS), STEPS, seed=0)
+        places = kept_instructions(block)
         answers = {
             place: Answered("refusal" if i % 3 == 1 else "kept", f"answer {i}", 0.5) for i, place in enumerate(places)
         }

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evolving import BUILTIN
+from rlgf_cli.evolve.environment import KEPT, Step
 from rlgf_cli.evolve.features import TEXT_FEATURES, feature_names, features, text_features
-from rlgf_cli.evolve.world import KEPT, Step
 
 NAMES = feature_names(BUILTIN)
 STEP = Step("constraints", "old", "new text", KEPT, 0.25, None, 0.25, 1, None)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from evolving import BUILTIN, OPERATIONS, SEEDS, number_of, world_of
+from evolving import BUILTIN, OPERATIONS, SEEDS, environment_of, number_of
 from rlgf_cli.errors import UserError
+from rlgf_cli.evolve.environment import Chain
 from rlgf_cli.evolve.features import feature_names
 from rlgf_cli.evolve.learned import LearnedPolicy, PolicyNet, load_policy
 from rlgf_cli.evolve.operations import Operation
-from rlgf_cli.evolve.policies import PaperPolicy, walk
-from rlgf_cli.evolve.world import Chain
+from rlgf_cli.evolve.policies import PaperPolicy, rollout
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_draws_choose_by_the_probabilities(policy: LearnedPolicy):
 
 def test_what_it_saw_of_a_walk_is_what_it_chose_by(policy: LearnedPolicy):
     chains = [Chain(seed) for seed in SEEDS]
-    walk(world_of(number_of), chains, policy, 4, seed=5)
+    rollout(environment_of(number_of), chains, policy, 4, seed=5)
     for chain in chains:
         seen = policy.seen(chain)
         assert seen.shape == (5, len(feature_names(OPERATIONS)))

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from evolving import OPERATIONS, SEEDS, hash_of, number_of, world_of
+from evolving import OPERATIONS, SEEDS, environment_of, hash_of, number_of
 from rlgf_cli.config.evolve_train import EvolvePPOConfig
 from rlgf_cli.evolve import ppo
+from rlgf_cli.evolve.environment import Chain, Step
 from rlgf_cli.evolve.features import feature_names
 from rlgf_cli.evolve.iterations import chains_of
 from rlgf_cli.evolve.learned import LearnedPolicy, PolicyNet
-from rlgf_cli.evolve.policies import walk
-from rlgf_cli.evolve.world import Chain, Step
+from rlgf_cli.evolve.policies import rollout
 from rlgf_cli.guides.answers import Failure
 from rlgf_cli.protocols import Example, GuideRequest
 
@@ -56,7 +56,7 @@ def test_the_first_update_is_the_gradient_of_the_definition():
     net = net_of()
     policy, twin = LearnedPolicy(net, OPERATIONS, 6, ""), copy.deepcopy(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-    row = ppo.update(net, optimizer, ppo.walked(policy, chains), config, key=(0,))
+    row = ppo.update(net, optimizer, ppo.trajectories(policy, chains), config, key=(0,))
 
     names = [operation.name for operation in OPERATIONS]
     logprobs, values, entropies, advantages, returns = [], [], [], [], []
@@ -89,11 +89,11 @@ def test_the_first_update_is_the_gradient_of_the_definition():
 def test_steps_without_a_reward_are_passed_over():
     """A chain with such steps teaches what the chain without them teaches, but for what the policy saw."""
     policy = LearnedPolicy(net_of(), OPERATIONS, 6, "")
-    found = ppo.walked(policy, chains_with([None, 0.4, None, None, -0.5, None], [0.1]))
+    found = ppo.trajectories(policy, chains_with([None, 0.4, None, None, -0.5, None], [0.1]))
     assert found.real.tolist() == [[True, True], [True, False]]
     assert found.rewards.tolist() == [pytest.approx([0.4, -0.5]), pytest.approx([0.1, 0])]
     assert found.actions.tolist() == [[1, 1], [1, 0]]
-    nothing = ppo.walked(policy, chains_with([None], [None, None]))
+    nothing = ppo.trajectories(policy, chains_with([None], [None, None]))
     before = copy.deepcopy(policy.net.state_dict())
     optimizer = torch.optim.Adam(policy.net.parameters())
     assert ppo.update(policy.net, optimizer, nothing, EvolvePPOConfig(), key=(0,)) == {}
@@ -104,7 +104,9 @@ def test_the_update_is_fixed_by_its_key():
     nets = []
     for key in ((1,), (1,), (2,)):
         net = net_of()
-        found = ppo.walked(LearnedPolicy(net, OPERATIONS, 6, ""), chains_with([0.4, 0.1], [0.9, -0.5], [0.2, 0.3]))
+        found = ppo.trajectories(
+            LearnedPolicy(net, OPERATIONS, 6, ""), chains_with([0.4, 0.1], [0.9, -0.5], [0.2, 0.3])
+        )
         ppo.update(net, torch.optim.Adam(net.parameters()), found, EvolvePPOConfig(minibatch_size=1), key=key)
         nets.append(net.state_dict())
     assert all(torch.equal(value, nets[1][name]) for name, value in nets[0].items())
@@ -133,14 +135,14 @@ def test_it_learns_what_pays_only_after_something_else():
     seeds = [Example(f"s{i}", f"Name {i} colours of {i * 7} kinds.") for i in range(16)]
     rewards = []
     for iteration in range(1, 31):
-        world = world_of(task, seeds=seeds)
+        environment = environment_of(task, seeds=seeds)
         chains = chains_of(iteration, seeds, 16, seed=0)
-        walk(world, chains, policy, 2, seed=0)
-        ppo.update(net, optimizer, ppo.walked(policy, chains), EvolvePPOConfig(), key=(iteration,))
+        rollout(environment, chains, policy, 2, seed=0)
+        ppo.update(net, optimizer, ppo.trajectories(policy, chains), EvolvePPOConfig(), key=(iteration,))
         rewards.append(np.mean([s.reward for c in chains for s in c.steps if s.reward is not None]))
     assert rewards[0] < 0.1 and np.mean(rewards[-5:]) > 0.5, rewards
     made = [Chain(seed) for seed in seeds]
-    walk(world_of(task, seeds=seeds), made, policy, 2, seed=1)
+    rollout(environment_of(task, seeds=seeds), made, policy, 2, seed=1)
     answered = [c for c in made if all(s.reward is not None for s in c.steps)]
     best = [[s.operation for s in c.steps] == ["wide", "deep"] for c in answered]
     assert np.mean(best) > 0.9

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolving import BUILTIN, world_of
+from evolving import BUILTIN, environment_of
+from rlgf_cli.evolve.environment import Chain
 from rlgf_cli.evolve.rules import Limits
-from rlgf_cli.evolve.world import Chain
 from teams_rl import says, scripted, scripted_server, seeds
 
 SEED = seeds(1)[0].prompt
@@ -19,9 +19,9 @@ def told(prompt: str, index: int) -> str:
 
 
 def outcomes(*chosen: str) -> list[str]:
-    """What becomes of operations, one after the other, in a chain of the real world."""
+    """What becomes of operations, one after the other, in a chain of the real environment."""
     prompts = seeds(1)
-    place, chain = world_of(says, seeds=prompts, operations=BUILTIN, limits=Limits()), Chain(prompts[0])
+    place, chain = environment_of(says, seeds=prompts, operations=BUILTIN, limits=Limits()), Chain(prompts[0])
     names = [operation.name for operation in BUILTIN]
     for name in chosen:
         place.step([chain], [names.index(name)])

@@ -9,7 +9,7 @@ from conftest import write_rows
 from evolved_sets import instruction, step, write_set
 from rlgf_cli.errors import UserError
 from rlgf_cli.evolve import describe
-from rlgf_cli.evolve.measure import complexity, figures, measured
+from rlgf_cli.evolve.measure import complexity, figures, measure_texts
 from rlgf_cli.evolve.novelty import NgramSpace
 from rlgf_cli.evolve.sets import read_set
 from rlgf_cli.report.evolution import plots
@@ -104,7 +104,7 @@ def test_nothing_kept_and_nothing_priced_is_null(tmp_path):
 
 def test_by_step_the_seeds_come_first(tmp_path):
     found = read_set(str(write_set(tmp_path / "set", seeds=3, steps=2)))
-    rows = describe.by_step(found, measured(found.texts, NgramSpace().embed(found.texts)).complexity)
+    rows = describe.by_step(found, measure_texts(found.texts, NgramSpace().embed(found.texts)).complexity)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert [row["texts"] for row in rows] == [3, 3, 3, 0]
     assert [row["words"] for row in rows] == [3, 6, 9, None]
@@ -133,7 +133,7 @@ def test_complexity_by_hand(text, expected):
 
 def test_the_figures_of_a_set_with_everything_twice_and_of_its_texts_alone():
     texts = ["Name a bird of prey.", "Bake bread with rye flour and salt.", "Sort five numbers by size, please."]
-    of = measured(texts, NgramSpace().embed(texts))
+    of = measure_texts(texts, NgramSpace().embed(texts))
     once, twice = (figures(of, np.array(which), 0.5) for which in ([0, 1, 2], [0, 1, 2, 0, 1, 2]))
     assert once["clusters"] == twice["clusters"] == 3
     assert twice["vendi"] == pytest.approx(once["vendi"]) and 2.5 < once["vendi"] < 3.001
@@ -144,5 +144,5 @@ def test_the_figures_of_a_set_with_everything_twice_and_of_its_texts_alone():
 
 def test_a_figure_that_no_text_is_long_enough_for_is_left_out():
     texts = ["Sing.", "Dance."]
-    found = figures(measured(texts, NgramSpace().embed(texts)), np.arange(2), 0.5)
+    found = figures(measure_texts(texts, NgramSpace().embed(texts)), np.arange(2), 0.5)
     assert "distinct_2" not in found and found["distinct_1"] == 1

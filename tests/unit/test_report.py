@@ -19,7 +19,7 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.report import draw, page, plots, tables, texts
 from rlgf_cli.report.draw import DARK, LIGHT, Look
 from rlgf_cli.report.read import Curve, Evaluation, Run, read_curves, read_run
-from rlgf_cli.report.systems import System, band, group, passing_step, score_figure, thinned
+from rlgf_cli.report.systems import System, band, group_systems, passing_step, score_figure, thinned
 
 
 def curve(*values: float, steps: list[int] | None = None) -> Curve:
@@ -84,7 +84,10 @@ def run_of(tmp_path: Path, name: str, **how: Any) -> Run:
 class TestSystems:
     def test_equal_labels_are_seeds(self, tmp_path):
         a, b, c = (run_of(tmp_path, name, seed=i) for i, name in enumerate("abc"))
-        assert [(s.label, len(s.runs)) for s in group([("PPO", a), ("x", b), ("PPO", c)])] == [("PPO", 2), ("x", 1)]
+        assert [(s.label, len(s.runs)) for s in group_systems([("PPO", a), ("x", b), ("PPO", c)])] == [
+            ("PPO", 2),
+            ("x", 1),
+        ]
 
     def test_without_labels_the_seed_and_folders_make_no_other_system(self, tmp_path):
         guided = {"algorithm.name": "ppo++", "guide.name": "g.jsonl"}
@@ -94,7 +97,7 @@ class TestSystems:
             run_of(tmp_path, "c", seed=0, flags=guided),
             run_of(tmp_path, "d", seed=1, flags={"optim.learning_rate": 0.1}),
         ]
-        systems = group([(None, run) for run in runs])
+        systems = group_systems([(None, run) for run in runs])
         assert [(s.label, len(s.runs)) for s in systems] == [("ppo", 2), ("c", 1), ("d", 1)]
 
     def test_other_data_or_a_seed_again_is_another_system(self, tmp_path):
@@ -104,17 +107,21 @@ class TestSystems:
             return replace(found, manifest={**found.manifest, "parents": [parent]})
 
         runs = [run("a", 0, "one"), run("b", 1, "one"), run("c", 0, "one"), run("d", 2, "other")]
-        assert [[r.folder.name for r in s.runs] for s in group([(None, r) for r in runs])] == [["a", "b"], ["c"], ["d"]]
+        assert [[r.folder.name for r in s.runs] for s in group_systems([(None, r) for r in runs])] == [
+            ["a", "b"],
+            ["c"],
+            ["d"],
+        ]
 
     def test_folders_with_one_name_are_told_apart(self, tmp_path):
         one = run_of(tmp_path, "x/run", flags={"kl": 0.1})
         two = run_of(tmp_path, "y/run", flags={"kl": 0.2})
-        assert [s.label for s in group([(None, one), (None, two)])] == [str(one.folder), str(two.folder)]
+        assert [s.label for s in group_systems([(None, one), (None, two)])] == [str(one.folder), str(two.folder)]
 
     def test_a_folder_twice_is_refused(self, tmp_path):
         run = run_of(tmp_path, "a")
         with pytest.raises(UserError, match="named twice"):
-            group([("x", run), ("y", run)])
+            group_systems([("x", run), ("y", run)])
 
     def test_a_label_of_unlike_runs_is_noted(self, tmp_path):
         a, b = run_of(tmp_path, "a"), run_of(tmp_path, "b", seed=1, flags={"kl": 0.5})

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlgf_cli.ledger.shared_budget import Purse
+from rlgf_cli.ledger.shared_budget import SharedBudget
 from rlgf_cli.sweep import table as tables
 
 
@@ -111,35 +111,35 @@ def test_html_is_escaped_and_stands_alone(built):
 class TestPurse:
     def test_what_a_run_did_not_use_is_there_for_the_next(self):
         charged = {"a": 0.0, "b": 0.0}
-        purse = Purse(10.0, lambda runs: sum(charged[r] for r in runs))
-        assert purse.lend("a", 2) == 5.0
-        assert purse.lend("b", 1) == 5.0
+        shared_budget = SharedBudget(10.0, lambda runs: sum(charged[r] for r in runs))
+        assert shared_budget.lend("a", 2) == 5.0
+        assert shared_budget.lend("b", 1) == 5.0
         charged["a"] = 1.0
-        purse.settle("a", ["a"])
-        assert purse.lend("c", 1) == 4.0
+        shared_budget.settle("a", ["a"])
+        assert shared_budget.lend("c", 1) == 4.0
         charged["b"] = 5.0
-        purse.settle("b", ["b"])
-        assert not purse.has_more("b")
-        purse.settle("c", [])
-        assert purse.has_more("b") and purse.lend("b", 1) == 9.0
-        assert purse.spent() == 6.0
+        shared_budget.settle("b", ["b"])
+        assert not shared_budget.has_more("b")
+        shared_budget.settle("c", [])
+        assert shared_budget.has_more("b") and shared_budget.lend("b", 1) == 9.0
+        assert shared_budget.spent() == 6.0
 
     def test_no_limit(self):
-        assert not Purse(None, lambda runs: 0.0).has_more("a")
+        assert not SharedBudget(None, lambda runs: 0.0).has_more("a")
 
     @given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 1), st.integers(1, 3)), max_size=30), st.floats(0, 20))
     def test_runs_that_keep_to_their_caps_keep_to_the_total(self, moves, total):
         """Runs start, spend a share of their cap, and end, in any order."""
         charged: dict[str, float] = {}
         caps: dict[str, float] = {}
-        purse = Purse(total, lambda runs: sum(charged.get(r, 0.0) for r in runs))
+        shared_budget = SharedBudget(total, lambda runs: sum(charged.get(r, 0.0) for r in runs))
         for which, share, sharers in moves:
             name = str(which)
             if name in caps:
                 charged[name] = max(charged.get(name, 0.0), caps.pop(name) * share)
-                purse.settle(name, [name])
+                shared_budget.settle(name, [name])
             else:
-                caps[name] = purse.lend(name, sharers)
+                caps[name] = shared_budget.lend(name, sharers)
                 assert caps[name] >= charged.get(name, 0.0) - 1e-9  # the books count in billionths
             most = sum(caps.get(n, charged.get(n, 0.0)) for n in {*caps, *charged})
             assert most <= total + 1e-6

@@ -2,5 +2,5 @@
 
 Gu, Knoll and Jin, "TeaMs-RL: Teaching LLMs to Generate Better Instruction Datasets via Reinforcement Learning",
 arXiv 2403.08694. A chain begins with a seed instruction; each step asks the guide for a rewrite by one operation
-(:mod:`.world`), and what breaks no rule (:mod:`.rules`) and is new (:mod:`.novelty`) goes on.
+(:mod:`.environment`), and what breaks no rule (:mod:`.rules`) and is new (:mod:`.novelty`) goes on.
 """

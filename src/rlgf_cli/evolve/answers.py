@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from rlgf_cli.evolve.environment import KEPT, UNANSWERED, ask
 from rlgf_cli.evolve.operations import PLACEHOLDER
 from rlgf_cli.evolve.rules import Limits, broken_by_answer
-from rlgf_cli.evolve.world import KEPT, UNANSWERED, ask
 from rlgf_cli.guides.answers import Failure
 from rlgf_cli.guides.base import REFUSALS, LiveGuide
 from rlgf_cli.protocols import Completion, Example, GuideRequest
@@ -22,7 +22,7 @@ class Answered:
     cost_usd: float | None
 
 
-def asked_for(instructions: Iterable[Example], template: str | None) -> Iterator[Example]:
+def answer_requests(instructions: Iterable[Example], template: str | None) -> Iterator[Example]:
     """What the guide is asked for an answer to each instruction; without a ``template``, the instruction."""
     for instruction in instructions:
         prompt = instruction.prompt if template is None else template.replace(PLACEHOLDER, instruction.prompt)
@@ -33,7 +33,7 @@ def answer(
     guide: LiveGuide, instructions: Sequence[Example], *, template: str | None, max_new_tokens: int, limits: Limits
 ) -> list[Answered]:
     """The guide's answer to each instruction, in order. Raises RlgfError where the guide failed."""
-    asked = asked_for(instructions, template)
+    asked = answer_requests(instructions, template)
     outcomes = ask(guide, [GuideRequest(example, max_new_tokens=max_new_tokens) for example in asked])
     return [_held(i.prompt, outcome, limits) for i, outcome in zip(instructions, outcomes, strict=True)]
 

@@ -40,14 +40,14 @@ class Draw:
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of ``seeds`` seeds and ``texts`` texts each. ``groups``: the seeds that each set has; both sets together
-    where ``paired``: a draw has the same seeds of both then.
+    """Draws of ``seeds`` seeds and ``texts`` texts each. ``seed_counts``: the number of seeds of each set; where
+    ``paired``, of both sets together, and a draw has the same seeds of both then.
     """
 
     each: Sequence[Draw]
     texts: int
     seeds: int
-    groups: tuple[int, int]
+    seed_counts: tuple[int, int]
     paired: bool
 
 
@@ -94,11 +94,11 @@ def difference(first: np.ndarray, second: np.ndarray, of: Draws, level: float) -
     Where one set has many more texts per seed than the other, the choice of its texts adds to the spread of the draws:
     the interval is wider than it had to be then, never narrower.
     """
-    share = [of.seeds / (groups - of.seeds) for groups in of.groups]
+    share = [of.seeds / (groups - of.seeds) for groups in of.seed_counts]
     if of.paired:
         variance = float((first - second).var(ddof=1)) * share[0]
     else:
         variance = float(first.var(ddof=1)) * share[0] + float(second.var(ddof=1)) * share[1]
     value = float(first.mean() - second.mean())
-    half = float(stats.t.ppf((1 + level) / 2, min(of.groups) - 1)) * math.sqrt(variance)
+    half = float(stats.t.ppf((1 + level) / 2, min(of.seed_counts) - 1)) * math.sqrt(variance)
     return Interval(value, value - half, value + half)

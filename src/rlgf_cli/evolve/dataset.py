@@ -18,12 +18,12 @@ from rlgf_cli.artifacts.jsonl import Appender, parse_object, parse_record
 from rlgf_cli.artifacts.records import AnsweredStepRecord, EvolvedRecord
 from rlgf_cli.errors import UserError
 from rlgf_cli.evolve.answers import Answered
+from rlgf_cli.evolve.environment import KEPT, Chain
 from rlgf_cli.evolve.operations import Operation
-from rlgf_cli.evolve.world import KEPT, Chain
 from rlgf_cli.protocols import Example
 
 INSTRUCTIONS, STEPS = "instructions.jsonl", "steps.jsonl"
-Place = tuple[int, int]
+StepIndex = tuple[int, int]
 """A step of a block: the chain's number and the step's, from 0."""
 
 
@@ -34,7 +34,7 @@ def blocks(seeds: Sequence[Example], passes: int, size: int) -> Iterator[list[Ch
         yield block
 
 
-def kept_in(block: Sequence[Chain]) -> dict[Place, Example]:
+def kept_instructions(block: Sequence[Chain]) -> dict[StepIndex, Example]:
     """The instructions that a block kept, each under its name in the set."""
     return {
         (c, s): Example(name_of(chain, s), step.text)
@@ -49,7 +49,7 @@ def name_of(chain: Chain, step: int) -> str:
     return f"{chain.seed.id}/{chain.visit}.{step + 1}"
 
 
-def step_records(block: Sequence[Chain], answers: Mapping[Place, Answered]) -> Iterator[AnsweredStepRecord]:
+def step_records(block: Sequence[Chain], answers: Mapping[StepIndex, Answered]) -> Iterator[AnsweredStepRecord]:
     """The rows of ``steps.jsonl``: every step, chain by chain."""
     for c, chain in enumerate(block):
         for s, step in enumerate(chain.steps):
@@ -60,7 +60,7 @@ def step_records(block: Sequence[Chain], answers: Mapping[Place, Answered]) -> I
             yield AnsweredStepRecord(**row)
 
 
-def instruction_records(block: Sequence[Chain], answers: Mapping[Place, Answered]) -> Iterator[EvolvedRecord]:
+def instruction_records(block: Sequence[Chain], answers: Mapping[StepIndex, Answered]) -> Iterator[EvolvedRecord]:
     """The rows of ``instructions.jsonl``: what was kept and, where there are answers, has a sound one."""
     for c, chain in enumerate(block):
         texts, names, operations, queries = [chain.seed.prompt], [chain.seed.id], [], 0
@@ -187,7 +187,7 @@ class Rows:
         where = f"{self._paths[1]}:{self._row}"
         return parse_record(AnsweredStepRecord, parse_object(line, where), where)
 
-    def append(self, block: Sequence[Chain], answers: Mapping[Place, Answered]) -> list[AnsweredStepRecord]:
+    def append(self, block: Sequence[Chain], answers: Mapping[StepIndex, Answered]) -> list[AnsweredStepRecord]:
         """Write a block. Returns the rows of its steps."""
         steps = list(step_records(block, answers))
         for path, rows in zip(self._paths, (instruction_records(block, answers), steps), strict=True):

@@ -11,9 +11,9 @@ import numpy as np
 
 from rlgf_cli.artifacts.records import AnsweredStepRecord
 from rlgf_cli.evolve.dataset import is_in_set
+from rlgf_cli.evolve.environment import KEPT
 from rlgf_cli.evolve.measure import COMPLEXITY, complexity
 from rlgf_cli.evolve.sets import TextSet
-from rlgf_cli.evolve.world import KEPT
 from rlgf_cli.rewards.coverage import words
 
 _PARTS = 10

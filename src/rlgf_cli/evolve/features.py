@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rlgf_cli.evolve.environment import KEPT, Step
 from rlgf_cli.evolve.operations import Operation
-from rlgf_cli.evolve.world import KEPT, Step
 
 TEXT_FEATURES = ("words", "sentences", "numbers", "list_marks", "question", "type_token")
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")

@@ -11,8 +11,8 @@ from typing import Any
 from rlgf_cli import noise
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
 from rlgf_cli.errors import RlgfError
+from rlgf_cli.evolve.environment import KEPT, Chain
 from rlgf_cli.evolve.operations import Operation
-from rlgf_cli.evolve.world import KEPT, Chain
 from rlgf_cli.protocols import Example
 
 PATIENCE = 64
@@ -113,7 +113,7 @@ def summary_of(rows: Sequence[Mapping[str, Any]], policy: str) -> dict[str, Any]
     return found
 
 
-def told(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def operations_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Header and lines of a table: how often each operation was chosen in the first and in the last tenth."""
     first, last = _shares(rows[: _tenth(rows)]), _shares(rows[-_tenth(rows) :])
     return ["operation", "first tenth", "last tenth"], [

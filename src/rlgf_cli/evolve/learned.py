@@ -21,10 +21,10 @@ from rlgf_cli.artifacts.disk import os_errors
 from rlgf_cli.artifacts.jsonl import read_json, write_json
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
 from rlgf_cli.errors import UserError, did_you_mean
+from rlgf_cli.evolve.environment import Chain
 from rlgf_cli.evolve.features import feature_names, features
 from rlgf_cli.evolve.operations import Operation
 from rlgf_cli.evolve.policies import BASELINES, Policy
-from rlgf_cli.evolve.world import Chain
 
 DESCRIPTION, WEIGHTS = "policy.json", "policy.safetensors"
 _SAID = {"operations", "features", "horizon", "hidden", "space"}

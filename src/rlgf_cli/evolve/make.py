@@ -1,4 +1,4 @@
-"""From a config to the world and those who are paid in it."""
+"""From a config to the environment and those who are paid in it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlgf_cli.config.evolve import EvolveConfig, NoveltyConfig
+from rlgf_cli.evolve.environment import Environment, RewardWeights
 from rlgf_cli.evolve.novelty import Collection, NgramSpace, Space
 from rlgf_cli.evolve.operations import Operation
 from rlgf_cli.evolve.reviewer import GuideReviewer
 from rlgf_cli.evolve.rules import Limits
-from rlgf_cli.evolve.world import RewardWeights, World
 from rlgf_cli.guides.accounts import spend_together
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.make import make_live_guide, refuse_recorded
@@ -26,7 +26,7 @@ def make_space(config: NoveltyConfig, device: str) -> Space:
     return EncoderSpace(config.encoder, device=device)
 
 
-def make_world(
+def make_environment(
     config: EvolveConfig,
     operations: Sequence[Operation],
     seeds: Sequence[Example],
@@ -35,13 +35,13 @@ def make_world(
     capacity: int | None = None,
     seen: Callable[[str], str | None] = lambda text: None,
     keep: Callable[[str], None] = lambda text: None,
-) -> World:
-    """The world that begins with the seeds. ``capacity``: of its memory for what was kept (None: all of it)."""
+) -> Environment:
+    """The environment that begins with the seeds. ``capacity``: of its memory for what was kept (None: all of it)."""
     space = make_space(config.novelty, config.device)
     reviewer = None
     if config.reviewer is not None:
         reviewer = GuideReviewer(config.reviewer.model_dump(exclude_unset=True), device=config.device)
-    return World(
+    return Environment(
         make_live_guide(config.guide, seed=config.seed),
         operations,
         space,
@@ -56,10 +56,10 @@ def make_world(
     )
 
 
-def paid_in(world: World) -> list[LiveGuide]:
-    """All who write for a world and are paid: its guide and its reviewer."""
-    reviewer = world.reviewer
-    return [world.guide, *([reviewer.judge.guide] if isinstance(reviewer, GuideReviewer) else [])]
+def billed_guides(environment: Environment) -> list[LiveGuide]:
+    """All who write for an environment and are paid: its guide and its reviewer."""
+    reviewer = environment.reviewer
+    return [environment.guide, *([reviewer.judge.guide] if isinstance(reviewer, GuideReviewer) else [])]
 
 
 def refuse_recorded_guides(config: EvolveConfig) -> None:
@@ -68,8 +68,8 @@ def refuse_recorded_guides(config: EvolveConfig) -> None:
         refuse_recorded(who)
 
 
-def books_of(world: World) -> dict[str, Any]:
+def spend_and_provenance(environment: Environment) -> dict[str, Any]:
     """What a manifest says of those who were paid: the spend, and whose texts these are."""
-    paid = paid_in(world)
-    told = {name: writer.provenance() for name, writer in zip(("guide", "reviewer"), paid, strict=False)}
-    return {"spend": spend_together(paid), **told}
+    billed = billed_guides(environment)
+    told = {name: writer.provenance() for name, writer in zip(("guide", "reviewer"), billed, strict=False)}
+    return {"spend": spend_together(billed), **told}

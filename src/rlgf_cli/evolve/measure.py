@@ -40,7 +40,7 @@ _CONJUNCTIONS = frozenset(
 
 
 @dataclass(frozen=True)
-class Measured:
+class TextMeasures:
     """What the figures need of every text, computed once. ``vectors`` [n, d]; ``grams[i]``: text i's n-grams by n;
     ``bleu[i]``: its n-grams as BLEU counts them; ``complexity`` [n, 4], in the order of :data:`COMPLEXITY`.
     """
@@ -51,10 +51,10 @@ class Measured:
     complexity: np.ndarray
 
 
-def measured(texts: Sequence[str], vectors: np.ndarray) -> Measured:
+def measure_texts(texts: Sequence[str], vectors: np.ndarray) -> TextMeasures:
     """Texts that have a word each, with their unit vectors [n, d]."""
     found = [words(text) for text in texts]
-    return Measured(
+    return TextMeasures(
         vectors,
         [{n: ngrams(tokens, n) for n in ORDERS} for tokens in found],
         counted(texts),
@@ -62,7 +62,7 @@ def measured(texts: Sequence[str], vectors: np.ndarray) -> Measured:
     )
 
 
-def figures(of: Measured, which: np.ndarray, cosine: float) -> dict[str, float]:
+def figures(of: TextMeasures, which: np.ndarray, cosine: float) -> dict[str, float]:
     """All figures of the texts ``which`` [m], m >= 2, clusters at ``cosine``. A figure that no text is long enough for
     is left out.
     """

@@ -1,4 +1,4 @@
-"""Who chooses the operation: the baselines, and the walk that lets a policy lead chains through the world."""
+"""Who chooses the operation: the baselines, and the walk that lets a policy lead chains through the environment."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from rlgf_cli import noise
 from rlgf_cli.errors import UserError
+from rlgf_cli.evolve.environment import Chain, Environment
 from rlgf_cli.evolve.operations import Operation
-from rlgf_cli.evolve.world import Chain, World
 
 
 class Policy(Protocol):
@@ -74,7 +74,7 @@ def draws_for(chains: Sequence[Chain], seed: int) -> np.ndarray:
     )
 
 
-def walk(world: World, chains: Sequence[Chain], policy: Policy, steps: int, seed: int) -> None:
+def rollout(environment: Environment, chains: Sequence[Chain], policy: Policy, steps: int, seed: int) -> None:
     """Let every chain take ``steps`` steps, all of them side by side."""
     for _ in range(steps):
-        world.step(chains, policy.choose(chains, draws_for(chains, seed)))
+        environment.step(chains, policy.choose(chains, draws_for(chains, seed)))

@@ -11,16 +11,16 @@ import torch
 
 from rlgf_cli import noise
 from rlgf_cli.config.evolve_train import EvolvePPOConfig
+from rlgf_cli.evolve.environment import Chain
 from rlgf_cli.evolve.features import feature_names
 from rlgf_cli.evolve.learned import LearnedPolicy, PolicyNet
-from rlgf_cli.evolve.world import Chain
 from rlgf_cli.functional.advantages import gae, whiten
 from rlgf_cli.functional.losses import entropy_bonus, policy_loss, value_loss
 from rlgf_cli.functional.stats import explained_variance
 
 
 @dataclass(frozen=True)
-class Walked:
+class Trajectories:
     """What chains went through: seen [B, T, F], actions [B, T] int64, rewards [B, T], real [B, T] bool.
 
     Steps whose reward is None say nothing of their operation and are not there: the step before one is followed by the
@@ -34,7 +34,7 @@ class Walked:
     real: torch.Tensor
 
 
-def walked(policy: LearnedPolicy, chains: Sequence[Chain]) -> Walked:
+def trajectories(policy: LearnedPolicy, chains: Sequence[Chain]) -> Trajectories:
     """The chains' steps as tensors."""
     index = {operation.name: i for i, operation in enumerate(policy.operations)}
     known = [[t for t, step in enumerate(chain.steps) if step.reward is not None] for chain in chains]
@@ -48,13 +48,13 @@ def walked(policy: LearnedPolicy, chains: Sequence[Chain]) -> Walked:
             actions[row, : len(at)] = [index[chain.steps[t].operation] for t in at]
             rewards[row, : len(at)] = [chain.steps[t].reward or 0.0 for t in at]
             real[row, : len(at)] = True
-    return Walked(*(torch.from_numpy(array) for array in (seen, actions, rewards, real)))
+    return Trajectories(*(torch.from_numpy(array) for array in (seen, actions, rewards, real)))
 
 
 def update(
     net: PolicyNet,
     optimizer: torch.optim.Optimizer,
-    found: Walked,
+    found: Trajectories,
     config: EvolvePPOConfig,
     *,
     key: Sequence[int | str],
@@ -80,7 +80,7 @@ def update(
             mask, count = real[rows], real[rows].sum()
             if not count:
                 continue
-            part = Walked(found.seen[rows], found.actions[rows], found.rewards[rows], mask)
+            part = Trajectories(found.seen[rows], found.actions[rows], found.rewards[rows], mask)
             logprobs, value, entropies = _looked_up(net, part)
             loss, stats = policy_loss(logprobs, old[rows], advantages[rows], mask, config.clip_range, count)
             fit = value_loss(value, values[rows], returns[rows], mask, float("inf"), count)
@@ -101,7 +101,7 @@ def update(
     return row
 
 
-def _looked_up(net: PolicyNet, found: Walked) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _looked_up(net: PolicyNet, found: Trajectories) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Log-probabilities of the actions, values, entropies: each [B, T]."""
     logprobs, values = net(found.seen)
     entropies = -(logprobs.exp() * logprobs).sum(-1)

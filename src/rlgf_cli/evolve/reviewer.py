@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rlgf_cli.evolve.world import NO_TEXT
+from rlgf_cli.evolve.environment import NO_TEXT
 from rlgf_cli.protocols import Example
 from rlgf_cli.rewards.judge import Judge, fill, last_line
 

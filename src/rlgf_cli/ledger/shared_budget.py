@@ -9,7 +9,7 @@ _NANO = 1e-9
 """Dollars that are no more than rounding; the guide's books count in billionths too."""
 
 
-class Purse:
+class SharedBudget:
     """Dollars for all runs of a sweep. ``total`` None: no limit. ``books(run ids)``: what those runs were charged.
 
     A run at work counts with the cap that it was lent, any other with what it was charged: the caps of runs at work

@@ -64,7 +64,7 @@ class Level:
         return float(self.evaluation.figures[self.figure]["value"])
 
 
-def group(named: Sequence[tuple[str | None, Run]]) -> list[System]:
+def group_systems(named: Sequence[tuple[str | None, Run]]) -> list[System]:
     """The systems in the order in which they are named first.
 
     Runs of one label are seeds of one system. Of those without a label, trainings whose configs differ in the seed

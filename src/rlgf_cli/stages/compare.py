@@ -143,11 +143,11 @@ def _rows(systems: Sequence[System], figure: str, ids: Sequence[str]) -> _Table 
 
 
 def _compare(
-    systems: Sequence[System], figure: str, table: _Table, config: CompareConfig, told: Callable[[int], object]
+    systems: Sequence[System], figure: str, table: _Table, config: CompareConfig, progress: Callable[[int], object]
 ) -> dict[str, Any]:
     """A row per system. All systems and seeds have the same resampled prompts."""
     settings = {"resamples": config.interval.resamples, "seed": config.seed}
-    draws = resampled(table.rows, table.aggregate, told=told, **settings)
+    draws = resampled(table.rows, table.aggregate, progress=progress, **settings)
     if not np.isfinite(draws).all():
         raise UserError(f"{figure} is not finite for some choices of prompts", hint="leave it out with --metrics")
     of: dict[str, slice] = {}
@@ -157,7 +157,7 @@ def _compare(
     seeds = {label: Seeds(table.figures[which], draws[which]) for label, which in of.items()}
     prompts, level = table.rows.shape[1], config.interval.level
     base = systems[0]
-    by_randomisation = _randomisation(table, of, seeds, settings, told, paired=config.pair_seeds)
+    by_randomisation = _randomisation(table, of, seeds, settings, progress, paired=config.pair_seeds)
     rows = []
     for system in systems:
         own = estimate(seeds[system.label], prompts=prompts, level=level)
@@ -182,7 +182,7 @@ def _randomisation(
     of: Mapping[str, slice],
     seeds: Mapping[str, Seeds],
     settings: Mapping[str, int],
-    told: Callable[[int], object],
+    progress: Callable[[int], object],
     *,
     paired: bool,
 ) -> dict[str, float | None]:
@@ -199,11 +199,11 @@ def _randomisation(
     single = [label for label in others if len(seeds[label].figures) == len(seeds[base].figures) == 1]
     if single and prompts > 1:
         rows = np.concatenate([table.rows[of[label]] for label in single])
-        null = randomised(rows, table.rows[of[base]][0], table.aggregate, told=told, **settings)
+        null = randomised(rows, table.rows[of[base]][0], table.aggregate, progress=progress, **settings)
         observed = np.array([seeds[label].figures[0] - seeds[base].figures[0] for label in single])
         found.update(zip(single, map(float, p_value(null, observed)), strict=True))
     else:
-        told(settings["resamples"])
+        progress(settings["resamples"])
     return found
 
 

@@ -17,15 +17,15 @@ from rlgf_cli.config.evolve import FREE_WHILE_EVOLVING
 from rlgf_cli.config.evolve_generate import EvolveGenerateConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import Interrupted, RlgfError, UserError
-from rlgf_cli.evolve.answers import Answered, answer, asked_for
+from rlgf_cli.evolve.answers import Answered, answer, answer_requests
 from rlgf_cli.evolve.card import write_data_card
-from rlgf_cli.evolve.dataset import INSTRUCTIONS, STEPS, Place, Rows, Tally, blocks, kept_in
+from rlgf_cli.evolve.cost_estimate import cost_estimate
+from rlgf_cli.evolve.dataset import INSTRUCTIONS, STEPS, Rows, StepIndex, Tally, blocks, kept_instructions
 from rlgf_cli.evolve.duplicates import Duplicates
-from rlgf_cli.evolve.make import books_of, make_world, paid_in, refuse_recorded_guides
+from rlgf_cli.evolve.environment import KEPT, Chain, Environment, RewardWeights
+from rlgf_cli.evolve.make import billed_guides, make_environment, refuse_recorded_guides, spend_and_provenance
 from rlgf_cli.evolve.operations import Operation, read_operations
-from rlgf_cli.evolve.planned import planned
-from rlgf_cli.evolve.policies import BASELINES, Policy, walk
-from rlgf_cli.evolve.world import KEPT, Chain, RewardWeights, World
+from rlgf_cli.evolve.policies import BASELINES, Policy, rollout
 from rlgf_cli.guides.accounts import charge_together, closing_all
 from rlgf_cli.protocols import Example
 
@@ -59,16 +59,22 @@ def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refus
     duplicates = Duplicates(config.minhash.threshold, config.minhash.permutations)
     for seed in seeds:
         duplicates.add(seed.prompt)
-    world = make_world(config, operations, seeds, weights=RewardWeights(), seen=duplicates.seen, keep=duplicates.add)
-    learned_in = getattr(policy, "space", world.space.signature)
-    if learned_in != world.space.signature:
-        console.warn(f"the policy learned with novelty measured by {learned_in}; here it is {world.space.signature}")
-    paid = paid_in(world)
-    with closing_all(paid):
-        world.guide.check((Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations), config.max_new_tokens)
+    environment = make_environment(
+        config, operations, seeds, weights=RewardWeights(), seen=duplicates.seen, keep=duplicates.add
+    )
+    learned_in = getattr(policy, "space", environment.space.signature)
+    if learned_in != environment.space.signature:
+        console.warn(
+            f"the policy learned with novelty measured by {learned_in}; here it is {environment.space.signature}"
+        )
+    billed = billed_guides(environment)
+    with closing_all(billed):
+        environment.guide.check(
+            (Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations), config.max_new_tokens
+        )
         if config.answers:
-            _check_answers(config, world, seeds)
-        for writer in paid:
+            _check_answers(config, environment, seeds)
+        for writer in billed:
             writer.notify = console.warn
             writer.check_budget(config.budget)
         claimed = RunDir.claim(config.output, COMMAND, existing=existing, seed=config.seed)
@@ -77,8 +83,8 @@ def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refus
             learned = None if config.policy in BASELINES else config.policy
             for parent in (config.data, config.operations, learned, config.novelty.encoder):
                 folder.manifest.add_parent(parent)
-            charge_together(paid, folder.manifest.data["run_id"], config.budget, folder.manifest.data["spend"])
-            _Generation(config, world, policy, seeds, folder).run()
+            charge_together(billed, folder.manifest.data["run_id"], config.budget, folder.manifest.data["spend"])
+            _Generation(config, environment, policy, seeds, folder).run()
     return EvolveGenerateResult(folder.path, folder.manifest.data["result"], folder.manifest.data["spend"])
 
 
@@ -88,7 +94,7 @@ def dry_run(resolved: Resolved[EvolveGenerateConfig]) -> dict[str, Any]:
     operations, _, seeds = _inputs(config)
     rewrites = len(seeds) * config.passes * config.steps
     answer_tokens = config.max_answer_tokens if config.answers else None
-    return planned(config, operations, seeds, rewrites=rewrites, answer_tokens=answer_tokens)
+    return cost_estimate(config, operations, seeds, rewrites=rewrites, answer_tokens=answer_tokens)
 
 
 def _inputs(config: EvolveGenerateConfig) -> tuple[list[Operation], Policy, list[Example]]:
@@ -101,10 +107,10 @@ def _inputs(config: EvolveGenerateConfig) -> tuple[list[Operation], Policy, list
     )
 
 
-def _check_answers(config: EvolveGenerateConfig, world: World, seeds: Sequence[Example]) -> None:
+def _check_answers(config: EvolveGenerateConfig, environment: Environment, seeds: Sequence[Example]) -> None:
     """Refuse answers that could not even be given to the seeds, before rewrites are paid for that nobody can answer."""
     try:
-        world.guide.check(asked_for(seeds, config.answer_template), config.max_answer_tokens)
+        environment.guide.check(answer_requests(seeds, config.answer_template), config.max_answer_tokens)
     except UserError as error:
         hint = "lower --max-answer-tokens, or leave answers out with --no-answers"
         raise UserError(f"answers: {error.message}", where=error.where, hint=hint) from None
@@ -123,7 +129,7 @@ class _Generation:
     """One session of a run. ``behind``: blocks of an earlier session are still to be read, and the sums lack them."""
 
     config: EvolveGenerateConfig
-    world: World
+    environment: Environment
     policy: Policy
     seeds: Sequence[Example]
     folder: RunDir
@@ -155,34 +161,34 @@ class _Generation:
         finally:
             self._finish()
 
-    def _evolve(self, block: list[Chain], stop: threading.Event) -> dict[Place, Answered]:
+    def _evolve(self, block: list[Chain], stop: threading.Event) -> dict[StepIndex, Answered]:
         """All steps of a block's chains, then the answers to what was kept in it."""
-        config, world = self.config, self.world
+        config, environment = self.config, self.environment
         for _ in range(config.steps):
             _unless(stop)
-            walk(world, block, self.policy, 1, config.seed)
+            rollout(environment, block, self.policy, 1, config.seed)
         _unless(stop)
         if not config.answers:
             return {}
-        kept = kept_in(block)
+        kept = kept_instructions(block)
         found = answer(
-            world.guide,
+            environment.guide,
             list(kept.values()),
             template=config.answer_template,
             max_new_tokens=config.max_answer_tokens,
-            limits=world.limits,
+            limits=environment.limits,
         )
         return dict(zip(kept, found, strict=True))
 
     def _recall(self, rows: Sequence[AnsweredStepRecord]) -> None:
-        """Let the world know what an earlier session kept, step by step, as it was then."""
+        """Let the environment know what an earlier session kept, step by step, as it was then."""
         for step in range(self.config.steps):
             sound = [row for row in rows[step :: self.config.steps] if row.novelty is not None]
-            self.world.recall([row.text for row in sound], [row.outcome == KEPT for row in sound])
+            self.environment.recall([row.text for row in sound], [row.outcome == KEPT for row in sound])
 
     def _refuse_barren(self, *, last: bool) -> None:
         """Raise RlgfError where nothing of all that was asked so far is in the set."""
-        found = self.tally.summary(self.world.operations)
+        found = self.tally.summary(self.environment.operations)
         if found["instructions"] or not (last or found["rewrites"] >= _PATIENCE):
             return
         why = [f"{name}: {count}" for name, count in found["rejected"].items()]
@@ -197,9 +203,13 @@ class _Generation:
         """However it ends, the manifest and the card say what is there and what it cost. Where what is there could not
         be read, nobody says anything new of it, and it stays.
         """
-        summary = {"seeds": len(self.seeds), "policy": self.config.policy, **self.tally.summary(self.world.operations)}
+        summary = {
+            "seeds": len(self.seeds),
+            "policy": self.config.policy,
+            **self.tally.summary(self.environment.operations),
+        }
         manifest = self.folder.manifest
-        manifest.save(**books_of(self.world))
+        manifest.save(**spend_and_provenance(self.environment))
         if self.behind:
             return
         manifest.save(result=summary)
@@ -209,7 +219,7 @@ class _Generation:
             (self.folder.path / INSTRUCTIONS).unlink(missing_ok=True)
 
     def _note(self) -> str:
-        found = self.tally.summary(self.world.operations)
+        found = self.tally.summary(self.environment.operations)
         cost = "" if found["cost_usd"] is None else f"  ${found['cost_usd']:.4f}"
         return f"{found['instructions']} of {found['rewrites']} in the set{cost}"
 

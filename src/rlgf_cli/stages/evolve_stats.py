@@ -22,7 +22,7 @@ from rlgf_cli.evolve import describe
 from rlgf_cli.evolve.contrast import Draws, by_seed, difference, draw
 from rlgf_cli.evolve.dataset import STEPS
 from rlgf_cli.evolve.make import make_space
-from rlgf_cli.evolve.measure import Measured, figures, measured
+from rlgf_cli.evolve.measure import TextMeasures, figures, measure_texts
 from rlgf_cli.evolve.sets import TextSet, read_set
 from rlgf_cli.report import evolution
 
@@ -52,7 +52,7 @@ def run(resolved: Resolved[EvolveStatsConfig], *, existing: Existing = "refuse")
     sets = [read_set(path) for path in config.sets]
     space = make_space(NoveltyConfig(encoder=config.encoder), config.device)
     cosine = config.cosine or _COSINE[config.encoder is not None]
-    measures = [measured(found.texts, space.embed(found.texts)) for found in sets]
+    measures = [measure_texts(found.texts, space.embed(found.texts)) for found in sets]
     described = [_described(found, of, cosine) for found, of in zip(sets, measures, strict=True)]
     stats = {
         "schema_version": SCHEMA_VERSION,
@@ -78,7 +78,7 @@ def run(resolved: Resolved[EvolveStatsConfig], *, existing: Existing = "refuse")
     return EvolveStatsResult(stats, folder.path)
 
 
-def _described(found: TextSet, of: Measured, cosine: float) -> dict[str, Any]:
+def _described(found: TextSet, of: TextMeasures, cosine: float) -> dict[str, Any]:
     """All of a set's texts: diversity depends on their number."""
     rewrites = None if found.rows is None else describe.totals(found.rows)
     notes = list(found.notes)
@@ -99,7 +99,7 @@ def _described(found: TextSet, of: Measured, cosine: float) -> dict[str, Any]:
 
 
 def _compared(
-    sets: Sequence[TextSet], measures: Sequence[Measured], cosine: float, config: EvolveStatsConfig
+    sets: Sequence[TextSet], measures: Sequence[TextMeasures], cosine: float, config: EvolveStatsConfig
 ) -> dict[str, Any]:
     """The first set minus the second, in every figure that both have in all draws."""
     of = _draws(sets, config)
@@ -124,7 +124,7 @@ def _compared(
     return {
         "texts": of.texts,
         "seeds": of.seeds,
-        "of_seeds": list(of.groups),
+        "of_seeds": list(of.seed_counts),
         "paired": of.paired,
         "draws": len(of.each),
         "level": config.draws.level,
@@ -142,6 +142,6 @@ def _draws(sets: Sequence[TextSet], config: EvolveStatsConfig) -> Draws:
     if of.texts < 2:
         message = f"{of.seeds} seeds do not always have two texts in both sets: too few to be compared"
         raise UserError(message, where=f"{sets[0].path} and {sets[1].path}", hint="take more seeds")
-    if min(of.groups) < _FEW_SEEDS:
-        console.warn(f"{min(of.groups)} seeds are few: the intervals are rough")
+    if min(of.seed_counts) < _FEW_SEEDS:
+        console.warn(f"{min(of.seed_counts)} seeds are few: the intervals are rough")
     return of

@@ -1,4 +1,4 @@
-"""``rlgf evolve train``: learn which operation to apply next, or walk a baseline through the same world."""
+"""``rlgf evolve train``: learn which operation to apply next, or walk a baseline through the same environment."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from rlgf_cli.config.evolve_train import FREE_ON_RESUME, EvolveTrainConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import Interrupted, RlgfError, UserError
 from rlgf_cli.evolve import plots, ppo
+from rlgf_cli.evolve.cost_estimate import cost_estimate
+from rlgf_cli.evolve.environment import Environment, RewardWeights
 from rlgf_cli.evolve.features import feature_names
-from rlgf_cli.evolve.iterations import chains_of, records_of, refuse_barren, row_of, summary_of, told
+from rlgf_cli.evolve.iterations import chains_of, operations_table, records_of, refuse_barren, row_of, summary_of
 from rlgf_cli.evolve.learned import LearnedPolicy, PolicyNet, load_policy
-from rlgf_cli.evolve.make import books_of, make_world, paid_in, refuse_recorded_guides
+from rlgf_cli.evolve.make import billed_guides, make_environment, refuse_recorded_guides, spend_and_provenance
 from rlgf_cli.evolve.operations import Operation, read_operations
-from rlgf_cli.evolve.planned import planned
-from rlgf_cli.evolve.policies import Policy, walk
-from rlgf_cli.evolve.world import RewardWeights, World
+from rlgf_cli.evolve.policies import Policy, rollout
 from rlgf_cli.guides.accounts import charge_together, closing_all
 from rlgf_cli.protocols import Example
 
@@ -54,11 +54,13 @@ def run(resolved: Resolved[EvolveTrainConfig], *, existing: Existing = "refuse")
     if existing == "resume":
         weights = (config.novelty.encoder,)
         resume.refuse_changed(config.output, resolved.to_json(), free=FREE_ON_RESUME, weights=weights)
-    operations, seeds, world = _load(config)
-    paid = paid_in(world)
-    with closing_all(paid):
-        world.guide.check((Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations), config.max_new_tokens)
-        for writer in paid:
+    operations, seeds, environment = _load(config)
+    billed = billed_guides(environment)
+    with closing_all(billed):
+        environment.guide.check(
+            (Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations), config.max_new_tokens
+        )
+        for writer in billed:
             writer.notify = console.warn
             writer.check_budget(config.budget)
         claimed = RunDir.claim(config.output, COMMAND, existing=existing, seed=config.seed)
@@ -66,8 +68,8 @@ def run(resolved: Resolved[EvolveTrainConfig], *, existing: Existing = "refuse")
             folder.write_config(resolved.to_json())
             for parent in (config.data, config.operations, config.novelty.encoder):
                 folder.manifest.add_parent(parent)
-            charge_together(paid, folder.manifest.data["run_id"], config.budget, folder.manifest.data["spend"])
-            training = _Training(config, world, seeds, folder)
+            charge_together(billed, folder.manifest.data["run_id"], config.budget, folder.manifest.data["spend"])
+            training = _Training(config, environment, seeds, folder)
             with _books(training):
                 _loop(training, resumed=existing == "resume")
     _tell(training.rows, folder.manifest.data["result"], folder.manifest.data["spend"])
@@ -78,7 +80,7 @@ def dry_run(resolved: Resolved[EvolveTrainConfig]) -> dict[str, Any]:
     """Check the inputs, and say how often guide and reviewer would be asked and what that costs; nothing is written."""
     config = resolved.config
     operations, seeds = _inputs(config)
-    return planned(config, operations, seeds, rewrites=config.iterations * config.batch_size * config.steps)
+    return cost_estimate(config, operations, seeds, rewrites=config.iterations * config.batch_size * config.steps)
 
 
 def _inputs(config: EvolveTrainConfig) -> tuple[list[Operation], list[Example]]:
@@ -89,53 +91,55 @@ def _inputs(config: EvolveTrainConfig) -> tuple[list[Operation], list[Example]]:
     return operations, read_examples(config.data, limit=config.limit, references=False)
 
 
-def _load(config: EvolveTrainConfig) -> tuple[list[Operation], list[Example], World]:
+def _load(config: EvolveTrainConfig) -> tuple[list[Operation], list[Example], Environment]:
     operations, seeds = _inputs(config)
     weights = RewardWeights(config.reward.novelty, config.reward.different, config.reward.penalty)
     if config.reward.different and config.reviewer is None:
         hint = "give --reviewer, or leave reward.different out"
         raise UserError("reward.different is for what a reviewer says, and there is none", hint=hint)
-    return operations, seeds, make_world(config, operations, seeds, weights=weights, capacity=config.memory)
+    return operations, seeds, make_environment(config, operations, seeds, weights=weights, capacity=config.memory)
 
 
 @dataclass
 class _Training:
-    """A run: the world, who chooses in it, and what a checkpoint holds. ``memory`` [kept, d] is what novelty was
+    """A run: the environment, who chooses in it, and what a checkpoint holds. ``memory`` [kept, d] is what novelty was
     measured against at the end of the last iteration, the oldest first.
     """
 
     config: EvolveTrainConfig
-    world: World
+    environment: Environment
     seeds: Sequence[Example]
     folder: RunDir
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        config, operations = self.config, self.world.operations
+        config, operations = self.config, self.environment.operations
         self.iteration = 0
-        self.memory = self.world.collection.recent()
+        self.memory = self.environment.collection.recent()
         self.learned: LearnedPolicy | None = None
         if config.policy == "learned":
             net = PolicyNet(len(feature_names(operations)), len(operations), config.ppo.hidden, config.seed)
-            self.learned = LearnedPolicy(net, operations, config.steps, self.world.space.signature)
+            self.learned = LearnedPolicy(net, operations, config.steps, self.environment.space.signature)
             self.optimizer = torch.optim.Adam(net.parameters(), lr=config.ppo.learning_rate)
         self.policy: Policy = self.learned or load_policy(config.policy, operations)
 
     def iterate(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Lead the chains through the world and learn from them: the iteration's row, and its steps' records.
+        """Lead the chains through the environment and learn from them: the iteration's row, and its steps' records.
 
         The state moves at the end alone: where the guide stops in between, it is that of the iteration before.
         """
         config, iteration = self.config, self.iteration + 1
         # made anew, because the order of its vectors decides the last bit of a novelty, and a resumed run has this one
-        self.world.collection = self.world.collection.holding(self.memory)
+        self.environment.collection = self.environment.collection.holding(self.memory)
         chains = chains_of(iteration, self.seeds, config.batch_size, config.seed)
-        walk(self.world, chains, self.policy, config.steps, config.seed)
-        self.memory = self.world.collection.recent()
-        row = row_of(iteration, chains, self.world.operations, len(self.memory))
+        rollout(self.environment, chains, self.policy, config.steps, config.seed)
+        self.memory = self.environment.collection.recent()
+        row = row_of(iteration, chains, self.environment.operations, len(self.memory))
         if self.learned is not None:
             key = (config.seed, "update", iteration)
-            row |= ppo.update(self.learned.net, self.optimizer, ppo.walked(self.learned, chains), config.ppo, key=key)
+            row |= ppo.update(
+                self.learned.net, self.optimizer, ppo.trajectories(self.learned, chains), config.ppo, key=key
+            )
         self.iteration = iteration
         self.rows.append(row)
         return row, list(records_of(iteration, chains))
@@ -167,7 +171,7 @@ class _Training:
         self.iteration = read_json(found / "state.json")["iteration"]
         self.memory = load_file(found / "memory.safetensors")["memory"].numpy()
         if self.learned is not None:
-            saved = load_policy(str(found), self.world.operations)
+            saved = load_policy(str(found), self.environment.operations)
             assert isinstance(saved, LearnedPolicy)
             self.learned.net.load_state_dict(saved.net.state_dict())
             self.optimizer.load_state_dict(torch.load(found / "optimizer.pt", weights_only=True))
@@ -224,7 +228,7 @@ def _books(training: _Training) -> Iterator[None]:
             _finish(training)
         raise
     finally:
-        training.folder.manifest.save(**books_of(training.world))
+        training.folder.manifest.save(**spend_and_provenance(training.environment))
 
 
 def _finish(training: _Training) -> None:
@@ -237,7 +241,7 @@ def _finish(training: _Training) -> None:
 
 def _tell(rows: Sequence[dict[str, Any]], summary: dict[str, Any], spend: dict[str, Any]) -> None:
     """What the policy came to choose, what became of the rewrites, and what they cost, for the person who watched."""
-    console.log(console.table(*told(rows)))
+    console.log(console.table(*operations_table(rows)))
     outcomes = ", ".join(f"{name} {count}" for name, count in summary["outcomes"].items())
     charged = "" if spend["charged_usd"] is None else f"; {spend['charged_usd']:.4f} USD charged"
     console.log(f"{summary['rewrites']} rewrites, {summary['queries']} queries: {outcomes}{charged}")

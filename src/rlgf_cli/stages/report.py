@@ -13,7 +13,7 @@ from rlgf_cli.config.report import ReportConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.report import page, tables
 from rlgf_cli.report.read import Run, read_run
-from rlgf_cli.report.systems import group
+from rlgf_cli.report.systems import group_systems
 
 _MARK = b'name="generator" content="rlgf report"'
 
@@ -41,7 +41,7 @@ def run(resolved: Resolved[ReportConfig]) -> ReportResult:
             where=str(named[0][1].folder),
             hint="wait for the first step of a training, or run `rlgf eval`",
         )
-    sources = page.Sources(group(named), config)
+    sources = page.Sources(group_systems(named), config)
     if config.comparison is not None:
         sources.comparison = tables.read_comparison(Path(config.comparison))
     if config.guide is not None:

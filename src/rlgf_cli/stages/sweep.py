@@ -20,7 +20,7 @@ from rlgf_cli.config.loader import Layer, Resolved, as_yaml
 from rlgf_cli.config.sweep import SweepConfig
 from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
 from rlgf_cli.ledger.leases import is_dead, this_process
-from rlgf_cli.ledger.shared_budget import Purse
+from rlgf_cli.ledger.shared_budget import SharedBudget
 from rlgf_cli.sweep import table as tables
 from rlgf_cli.sweep import work
 from rlgf_cli.sweep.grid import safe_name
@@ -63,7 +63,7 @@ def run(resolved: Resolved[SweepConfig], *, existing: Existing = "refuse") -> Sw
     _refuse_another_sweep(output)
     if existing == "resume":
         refuse_changed_points(plan)
-    left = work.strangers(step.folder for cell in plan.cells for step in cell.steps)
+    left = work.foreign_processes(step.folder for cell in plan.cells for step in cell.steps)
     if left and existing != "resume":
         where, process = next(iter(left.items()))
         raise UserError(f"process {process.pid} still writes to this folder", where=str(where), hint="end it first")
@@ -110,8 +110,8 @@ def dry_run(resolved: Resolved[SweepConfig]) -> dict[str, Any]:
     return {
         "runs": len(plan.trainings),
         "systems": len(plan.systems),
-        "combinations_left_out": plan.found.left_out,
-        "combinations_folded": plan.found.folded,
+        "combinations_left_out": plan.expansion.left_out,
+        "combinations_folded": plan.expansion.folded,
         "guide_calls_at_most": calls,
         "guide_usd": usd if known else None,
         "points": [{"name": c.name, "title": c.title, "commands": [s.command() for s in c.steps]} for c in plan.cells],
@@ -135,18 +135,18 @@ def _begin(folder: RunDir, resolved: Resolved[SweepConfig], plan: Plan) -> None:
     for name, layer in ((BASE, plan.base), (EVAL, plan.evaluation)):
         with atomic_text(folder.file(name)) as stream:
             stream.write(_recipe(name, layer))
-    if plan.found.folded or plan.found.left_out:
+    if plan.expansion.folded or plan.expansion.left_out:
         console.log(
-            f"{plan.found.folded} combinations of the grid are the same as another for their algorithm and run once; "
-            f"{plan.found.left_out} are left out by rules"
+            f"{plan.expansion.folded} combinations of the grid are the same as another for their algorithm and run "
+            f"once; {plan.expansion.left_out} are left out by rules"
         )
     gone = _remember(plan)
     if gone:
         console.log(f"no longer in the grid, and left as they are: {', '.join(gone)}")
     for cell in plan.cells:
         for step in cell.steps:
-            if step.paid:
-                work.note_run(cell, step)
+            if step.billed:
+                work.record_run_id(cell, step)
 
 
 def _recipe(name: str, layer: Layer) -> str:
@@ -165,7 +165,7 @@ def _remember(plan: Plan) -> list[str]:
         if cell.is_done:
             cell.state = "done"
         elif told.get("state") in ("failed", "stopped", "interrupted"):
-            cell.state, cell.said = told["state"], told["said"]
+            cell.state, cell.message = told["state"], told["said"]
     return list(before)
 
 
@@ -174,20 +174,20 @@ def _work_through(
 ) -> None:
     """Run what is not done; ``sweep.json`` is true at every moment."""
     cells = plan.cells
-    purse = Purse(config.budget_usd, charged_usd)
+    shared_budget = SharedBudget(config.budget_usd, charged_usd)
     for cell in cells:
-        purse.settle(cell.name, cell.runs)
+        shared_budget.settle(cell.name, cell.runs)
     reporter = _Reporter(cells, config.jobs)
 
     def save() -> None:
-        result.spent_usd = round(purse.spent(), 9)
+        result.spent_usd = round(shared_budget.spent(), 9)
         told = {
             "schema_version": SCHEMA_VERSION,
             "process": this_process(),
             "budget_usd": config.budget_usd,
             "spent_usd": result.spent_usd,
-            "combinations_folded": plan.found.folded,
-            "combinations_left_out": plan.found.left_out,
+            "combinations_folded": plan.expansion.folded,
+            "combinations_left_out": plan.expansion.left_out,
             "points": [work.as_json(cell) for cell in cells],
         }
         write_json(folder.path / SWEEP, told)
@@ -205,7 +205,9 @@ def _work_through(
         with console.progress("sweep", reporter.total) as bar:
             bar.update(reporter.seen)
             reporter.bar = bar
-            work.work(cells, jobs=config.jobs, purse=purse, stop=stop, changed=changed, tick=reporter.tick)
+            work.run_cells(
+                cells, jobs=config.jobs, shared_budget=shared_budget, stop=stop, changed=changed, tick=reporter.tick
+            )
         save()
         if stop.is_set():
             counts = work.summary(cells)
@@ -219,7 +221,7 @@ def _wait_for(left: Mapping[Path, Any], stop: Event) -> None:
     """Let runs that a killed sweep left behind come to their end, rather than write to their folders as well."""
     for folder, process in left.items():
         console.log(f"process {process.pid} still writes to {folder}; waiting for it")
-    while not stop.is_set() and any(folder in work.strangers(left) for folder in left):
+    while not stop.is_set() and any(folder in work.foreign_processes(left) for folder in left):
         time.sleep(_LOOK_S / 2)
 
 
@@ -261,7 +263,7 @@ class _Reporter:
         elif cell.state == "done":
             console.log(f"{where}: done in {cell.seconds:.0f} s{self._time_left()}")
         elif cell.state != "waiting":
-            console.log(f"{where}: {cell.state}: {cell.said} (log: {cell.log})")
+            console.log(f"{where}: {cell.state}: {cell.message} (log: {cell.log})")
 
     def _time_left(self) -> str:
         """From the iterations of this session, which is what takes the time; nothing where there is none yet."""
@@ -280,7 +282,7 @@ def _problem(plan: Plan) -> RlgfError | None:
     ):
         found = [cell for cell in plan.cells if cell.state == state]
         if found:
-            told = "; ".join(f"{cell.title}: {cell.said}" for cell in found)
+            told = "; ".join(f"{cell.title}: {cell.message}" for cell in found)
             return kind(f"{len(found)} of {len(plan.cells)} points {state}: {told}", hint=hint)
     return None
 
@@ -334,7 +336,7 @@ def _write_table(config: SweepConfig, plan: Plan) -> str:
 
 def _why(cell: Cell) -> str:
     what = "its run" if cell.seed is None else f"seed {cell.seed}"
-    return f"{what} {cell.state}{': ' + cell.said if cell.said else ''}"
+    return f"{what} {cell.state}{': ' + cell.message if cell.message else ''}"
 
 
 def _comparison(base: str) -> str:

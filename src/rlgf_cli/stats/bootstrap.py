@@ -85,12 +85,12 @@ def resampled(
     *,
     resamples: int,
     seed: int,
-    told: Callable[[int], object] = lambda done: None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> np.ndarray:
     """Figures of n prompts drawn with replacement, ``rows`` [v, n, k] to [v, resamples]; the same draws for all v.
 
-    A draw is n counts, and the sums of all systems' rows are one product of matrices with them. ``told`` hears after
-    each chunk how many resamples it had.
+    A draw is n counts, and the sums of all systems' rows are one product of matrices with them. ``progress`` is called
+    after each chunk with the number of its resamples.
     """
     systems, count, width = rows.shape
     columns = rows.transpose(1, 0, 2).reshape(count, systems * width)
@@ -102,7 +102,7 @@ def resampled(
         counts = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
         sums = (counts.astype(np.float64) @ columns).reshape(size, systems, width)
         figures[:, start : start + size] = aggregate(sums).T
-        told(size)
+        progress(size)
     return figures
 
 

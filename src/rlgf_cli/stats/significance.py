@@ -87,13 +87,13 @@ def randomised(
     *,
     resamples: int,
     seed: int,
-    told: Callable[[int], object] = lambda done: None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> np.ndarray:
     """Approximate randomisation (Noreen 1989): differences where the two systems' rows of each prompt change sides
     with probability 1/2. ``rows`` [v, n, k], ``base`` [n, k] or [v, n, k]; returns [v, resamples].
 
     With :func:`p_value` an exact test, for any n and any figure, of the hypothesis that it makes no difference which
-    of the two wrote which text. Here too sums are products of matrices, and ``told`` hears of each chunk.
+    of the two wrote which text. Here too sums are products of matrices, and ``progress`` hears of each chunk.
     """
     systems, count, width = rows.shape
     gain = (base - rows).transpose(1, 0, 2).reshape(count, systems * width)
@@ -105,7 +105,7 @@ def randomised(
         swap = rng.integers(0, 2, size=(size, count), dtype=bool).astype(np.float64)
         moved = (swap @ gain).reshape(size, systems, width)
         found[:, start : start + size] = (aggregate(own + moved) - aggregate(others - moved)).T
-        told(size)
+        progress(size)
     return found
 
 

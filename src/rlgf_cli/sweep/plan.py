@@ -39,7 +39,7 @@ class Plan:
     output: Path
     base: Layer
     evaluation: Layer
-    found: Expansion
+    expansion: Expansion
     cells: list[Cell]
     trainings: dict[Path, Resolved[TrainConfig]]
     evaluations: dict[Path, Resolved[EvalConfig]]

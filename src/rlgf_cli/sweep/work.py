@@ -22,7 +22,7 @@ import psutil
 
 from rlgf_cli.artifacts.jsonl import read_json
 from rlgf_cli.artifacts.rundir import now
-from rlgf_cli.ledger.shared_budget import Purse
+from rlgf_cli.ledger.shared_budget import SharedBudget
 
 RLGF = [sys.executable, "-m", "rlgf_cli"]
 """What every command begins with: the rlgf of this interpreter."""
@@ -43,13 +43,13 @@ def status_of(folder: Path) -> str | None:
 class Step:
     """One command of a cell: its words behind ``rlgf``, the run folder it makes, and whether that is all there.
 
-    ``paid``: a guide or judge costs money, ``cap`` dollars at most by its own config. ``iterations``: of a training.
+    ``billed``: a guide or judge costs money, ``cap`` dollars at most by its own config. ``iterations``: of a training.
     """
 
     words: tuple[str, ...]
     folder: Path
     is_done: Callable[[], bool]
-    paid: bool = False
+    billed: bool = False
     cap: float | None = None
     iterations: int = 0
 
@@ -67,7 +67,7 @@ class Cell:
     steps: Sequence[Step]
     log: Path
     state: State = "waiting"
-    said: str = ""
+    message: str = ""
     seconds: float = 0.0
     began: str | None = None
     ended: str | None = None
@@ -127,7 +127,7 @@ class Child:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
 
-    def letter(self) -> str:
+    def error_message(self) -> str:
         """The first line of its error; the last line that it said where it ended without one."""
         with self.cell.log.open("rb") as log:
             log.seek(self._from)
@@ -147,7 +147,7 @@ def environment(jobs: int) -> dict[str, str]:
     return given
 
 
-def strangers(folders: Iterable[Path]) -> dict[Path, psutil.Process]:
+def foreign_processes(folders: Iterable[Path]) -> dict[Path, psutil.Process]:
     """Processes that write to these folders and are not ours: what a killed sweep left running."""
     wanted = {str(folder): folder for folder in folders}
     here = str(Path.cwd())
@@ -163,11 +163,11 @@ def strangers(folders: Iterable[Path]) -> dict[Path, psutil.Process]:
     return found
 
 
-def work(
+def run_cells(
     cells: Sequence[Cell],
     *,
     jobs: int,
-    purse: Purse,
+    shared_budget: SharedBudget,
     stop: Event,
     changed: Callable[[Cell], None],
     tick: Callable[[Sequence[Cell]], None],
@@ -187,27 +187,27 @@ def work(
             cell.state, cell.ended = "done", now()
         else:
             more = ["--resume"] if status_of(step.folder) is not None else []
-            if step.paid and purse.total is not None:
-                purse.settle(cell.name, cell.runs)
+            if step.billed and shared_budget.total is not None:
+                shared_budget.settle(cell.name, cell.runs)
                 sharers = min(jobs - len(children), len(queue) + 1)
-                lent = purse.lend(cell.name, sharers)
+                lent = shared_budget.lend(cell.name, sharers)
                 more += ["--max-cost-usd", f"{lent if step.cap is None else min(lent, step.cap):.9f}"]
-            cell.state, cell.began, cell.said = "running", cell.began or now(), ""
+            cell.state, cell.began, cell.message = "running", cell.began or now(), ""
             children.append(Child(cell, step, more, shared))
         changed(cell)
 
     def finish(child: Child) -> None:
         cell, code = child.cell, child.process.returncode
         cell.seconds = round(cell.seconds + time.monotonic() - child.began, 1)
-        if child.step.paid:
-            note_run(cell, child.step)
-            purse.settle(cell.name, cell.runs)
+        if child.step.billed:
+            record_run_id(cell, child.step)
+            shared_budget.settle(cell.name, cell.runs)
         if code == 0 and child.step.is_done():
             cell.state = "waiting"
             queue.appendleft(cell)
             return
         ended: dict[int, State] = {3: "stopped", 130: "interrupted"}
-        cell.state, cell.said, cell.ended = ended.get(code, "failed"), child.letter(), now()
+        cell.state, cell.message, cell.ended = ended.get(code, "failed"), child.error_message(), now()
         changed(cell)
 
     try:
@@ -225,18 +225,20 @@ def work(
                 while queue and len(children) < jobs:
                     start(queue.popleft())
                 if not queue and not children:
-                    queue.extend(cell for cell in cells if cell.state == "stopped" and purse.has_more(cell.name))
+                    queue.extend(
+                        cell for cell in cells if cell.state == "stopped" and shared_budget.has_more(cell.name)
+                    )
                     continue
             for child in children:
-                if child.step.paid:
-                    note_run(child.cell, child.step)
+                if child.step.billed:
+                    record_run_id(child.cell, child.step)
             tick([child.cell for child in children])
             time.sleep(POLL_S)
     finally:
         _end(children)
 
 
-def note_run(cell: Cell, step: Step) -> None:
+def record_run_id(cell: Cell, step: Step) -> None:
     """Remember a run's id as long as it is there: what it was charged counts, whatever becomes of its folder."""
     run_json = step.folder / "run.json"
     if run_json.is_file():
@@ -271,7 +273,7 @@ def as_json(cell: Cell) -> dict[str, Any]:
         "seed": cell.seed,
         "name": cell.name,
         "state": cell.state,
-        "said": cell.said,
+        "said": cell.message,
         "began": cell.began,
         "ended": cell.ended,
         "seconds": cell.seconds,

@@ -95,7 +95,7 @@ class RewardWeights:
     penalty: float = 0.5
 
 
-class World:
+class Environment:
     """All that a step needs. ``seen(text)``: the outcome of a text that is a copy, or nearly one, of what is there
     already, else None (nothing is there that was not kept); ``keep(text)`` hears of what was kept.
     """

@@ -19,7 +19,7 @@ _LOOKED_AT = 200
 """Requests whose length stands for all."""
 
 
-def planned(
+def cost_estimate(
     config: EvolveConfig,
     operations: Sequence[Operation],
     seeds: Sequence[Example],

@@ -1,4 +1,4 @@
-"""The world that instructions evolve in: what a step asks, keeps, rewards and counts."""
+"""The environment that instructions evolve in: what a step asks, keeps, rewards and counts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from evolving import OPERATIONS, SEEDS, FunctionGuide, number_of, world_of
+from evolving import OPERATIONS, SEEDS, FunctionGuide, environment_of, number_of
 from rlgf_cli.errors import RlgfError
-from rlgf_cli.evolve.policies import PaperPolicy, RandomPolicy, RoundRobinPolicy, draws_for, walk
-from rlgf_cli.evolve.world import LONGEST, Chain, RewardWeights, ask
+from rlgf_cli.evolve.environment import LONGEST, Chain, RewardWeights, ask
+from rlgf_cli.evolve.policies import PaperPolicy, RandomPolicy, RoundRobinPolicy, draws_for, rollout
 from rlgf_cli.guides.answers import Failure
 from rlgf_cli.protocols import Completion, Example, GuideRequest
 
@@ -31,25 +31,28 @@ def chains():
 
 
 def test_a_kept_rewrite_is_the_chains_instruction_from_then_on():
-    world, made = world_of(), chains()
-    world.step(made, [0, 1, 2])
+    environment, made = environment_of(), chains()
+    environment.step(made, [0, 1, 2])
     first = [chain.steps[0] for chain in made]
     assert [step.outcome for step in first] == ["kept"] * 3
     assert [chain.instruction for chain in made] == [step.text for step in first]
     assert [step.instruction for step in first] == [seed.prompt for seed in SEEDS]
-    world.step(made, [1, 1, 1])
-    asked = {request.example.prompt for request in world.guide.asked[3:]}
+    environment.step(made, [1, 1, 1])
+    asked = {request.example.prompt for request in environment.guide.asked[3:]}
     assert asked == {f"Make it harder, please: {step.text}" for step in first}
     assert [chain.instruction for chain in made] == [chain.steps[1].text for chain in made]
 
 
 def test_what_was_rejected_does_not_go_on_and_is_another_sample_the_second_time():
-    world, made = world_of(lambda request: "I'm sorry, but I cannot help with that."), [Chain(SEEDS[0], visit=2)]
+    environment, made = (
+        environment_of(lambda request: "I'm sorry, but I cannot help with that."),
+        [Chain(SEEDS[0], visit=2)],
+    )
     for operation in (1, 1, 2):
-        world.step(made, [operation])
+        environment.step(made, [operation])
     assert [step.outcome for step in made[0].steps] == ["refusal"] * 3
     assert made[0].instruction == SEEDS[0].prompt
-    assert [request.sample_index for request in world.guide.asked] == [2 * LONGEST, 2 * LONGEST + 1, 2 * LONGEST]
+    assert [request.sample_index for request in environment.guide.asked] == [2 * LONGEST, 2 * LONGEST + 1, 2 * LONGEST]
 
 
 @pytest.mark.parametrize(
@@ -66,8 +69,8 @@ def test_what_was_rejected_does_not_go_on_and_is_another_sample_the_second_time(
     ],
 )
 def test_outcomes_and_their_rewards(reply, outcome, reward):
-    world, made = world_of(lambda request: reply), [Chain(SEEDS[0])]
-    world.step(made, [1])
+    environment, made = environment_of(lambda request: reply), [Chain(SEEDS[0])]
+    environment.step(made, [1])
     assert (made[0].steps[0].outcome, made[0].steps[0].reward) == (outcome, reward)
     assert made[0].steps[0].queries == 1
 
@@ -75,8 +78,8 @@ def test_outcomes_and_their_rewards(reply, outcome, reward):
 def test_the_reward_is_novelty_and_the_reviewers_verdict():
     weights = RewardWeights(novelty=2.0, different=0.25, penalty=1.0)
     for verdict, outcome, extra in ((True, "kept", 0.25), (False, "equal", None), (None, "unreviewed", None)):
-        world, made = world_of(reviewer=Says(verdict), weights=weights), [Chain(SEEDS[0])]
-        world.step(made, [1])
+        environment, made = environment_of(reviewer=Says(verdict), weights=weights), [Chain(SEEDS[0])]
+        environment.step(made, [1])
         step = made[0].steps[0]
         assert (step.outcome, step.different, step.queries) == (outcome, verdict, 2)
         assert 0.5 < step.novelty <= 1
@@ -87,25 +90,25 @@ def test_the_reward_is_novelty_and_the_reviewers_verdict():
 def test_the_reviewer_is_not_asked_about_what_is_rejected_already():
     reviewer = Says(True)
     replies = iter(["", SEEDS[0].prompt, "Paint seven clouds above an old harbour"])
-    world, made = world_of(lambda request: next(replies), reviewer=reviewer), chains()
-    world.step(made, [1, 1, 1])
+    environment, made = environment_of(lambda request: next(replies), reviewer=reviewer), chains()
+    environment.step(made, [1, 1, 1])
     assert [step.outcome for step in reversed([chain.steps[0] for chain in made])] == ["empty", "duplicate", "kept"]
     assert [text for _, text in reviewer.asked] == ["Paint seven clouds above an old harbour"]
     assert [chain.steps[0].queries for chain in made] == [2, 1, 1]
 
 
 def test_equal_rewrites_of_one_step_are_kept_once_for_the_first_chain():
-    world, made = world_of(lambda request: "Paint seven clouds above an old harbour"), chains()
-    world.step(made, [1, 1, 1])
+    environment, made = environment_of(lambda request: "Paint seven clouds above an old harbour"), chains()
+    environment.step(made, [1, 1, 1])
     assert [chain.steps[0].outcome for chain in made] == ["kept", "duplicate", "duplicate"]
 
 
 def test_copies_are_asked_for_by_text_too_and_what_is_kept_is_told():
     kept: list[str] = []
-    world, made = world_of(seen=lambda text: "copy" if "copy" in text else None, keep=kept.append), chains()
+    environment, made = environment_of(seen=lambda text: "copy" if "copy" in text else None, keep=kept.append), chains()
     answers = {"rain": "a copy of it all", "tax": "Paint seven clouds", "bread": "Count old boats twice"}
-    world.guide = FunctionGuide(lambda request: answers[request.example.id])
-    world.step(made, [1, 1, 1])
+    environment.guide = FunctionGuide(lambda request: answers[request.example.id])
+    environment.step(made, [1, 1, 1])
     assert [chain.steps[0].outcome for chain in made] == ["copy", "kept", "kept"]
     assert kept == ["Paint seven clouds", "Count old boats twice"]
 
@@ -117,9 +120,9 @@ def test_a_guide_that_fails_stops_the_step_and_changes_no_chain():
         calls.append(request.example.id)
         return Failure("timeout", "nobody there") if request.example.id == "tax" else number_of(request)
 
-    world, made = world_of(answer), chains()
+    environment, made = environment_of(answer), chains()
     with pytest.raises(RlgfError, match=r"did not answer 1 of 3 requests \(timeout: 1\).*nobody there"):
-        world.step(made, [0, 1, 2])
+        environment.step(made, [0, 1, 2])
     assert [chain.steps for chain in made] == [[], [], []]
     assert calls.count("tax") == 2 and calls.count("rain") == 1
 
@@ -131,12 +134,12 @@ def test_a_failure_that_passes_is_asked_again():
 
 
 def test_a_step_says_all_that_happened():
-    world, made = world_of(), [Chain(SEEDS[0])]
-    world.step(made, [2])
+    environment, made = environment_of(), [Chain(SEEDS[0])]
+    environment.step(made, [2])
     assert asdict(made[0].steps[0]) == {
         "operation": "long",
         "instruction": SEEDS[0].prompt,
-        "text": number_of(world.guide.asked[0]),
+        "text": number_of(environment.guide.asked[0]),
         "outcome": "kept",
         "novelty": pytest.approx(1.0, abs=0.3),
         "different": None,
@@ -148,14 +151,14 @@ def test_a_step_says_all_that_happened():
 
 def test_the_paper_s_schedule_forces_breadth_at_steps_one_and_four():
     made, policy = [Chain(SEEDS[0])], PaperPolicy(OPERATIONS)
-    world = world_of()
-    walk(world, made, policy, 6, seed=0)
+    environment = environment_of()
+    rollout(environment, made, policy, 6, seed=0)
     assert [step.operation == "wide" for step in made[0].steps] == [True, False, False, True, False, False]
 
 
 def test_round_robin_goes_through_the_file():
     made = [Chain(SEEDS[0])]
-    walk(world_of(), made, RoundRobinPolicy(OPERATIONS), 5, seed=0)
+    rollout(environment_of(), made, RoundRobinPolicy(OPERATIONS), 5, seed=0)
     assert [step.operation for step in made[0].steps] == ["wide", "deep", "long", "wide", "deep"]
 
 
@@ -176,7 +179,7 @@ def test_a_chains_draws_depend_on_itself_alone():
 def test_the_walk_is_the_same_again():
     def texts():
         made = chains()
-        walk(world_of(), made, RandomPolicy(OPERATIONS), 4, seed=3)
+        rollout(environment_of(), made, RandomPolicy(OPERATIONS), 4, seed=3)
         return [[step.text for step in chain.steps] for chain in made]
 
     assert texts() == texts()
