@@ -23,7 +23,7 @@ _muted = False
 
 
 def mute() -> None:
-    """One of several processes speaks, and it is not this one: from now on it is heard in :func:`letter` alone."""
+    """Print nothing in this process, one of several, from now on, except errors that are its own."""
     global _muted
     _muted = True
 
@@ -95,8 +95,8 @@ def _printable(text: str) -> str:
     return line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."
 
 
-def letter(error: RlgfError) -> None:
-    """An error as the user sees it: place, message, hint. What all processes raise is told by one of them."""
+def render_error(error: RlgfError) -> None:
+    """Print an error: place, message, hint. One process prints an error that all of them raise."""
     if _muted and error.shared:
         return
     kind = "interrupted" if isinstance(error, Interrupted) else "stopped" if error.exit_code == 3 else "error"

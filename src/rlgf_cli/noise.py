@@ -22,6 +22,6 @@ def uniforms(n: int, *key: int | str) -> np.ndarray:
     return generator(*key).random(n)
 
 
-def short_hash(text: str) -> str:
-    """Sixteen hexadecimal digits that stand for a text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def short_hash(text: str, digits: int = 16) -> str:
+    """The first hexadecimal digits of a text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]

@@ -276,14 +276,14 @@ class _Killed(BaseException):
 
 def _at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Any) -> None:
     """Let ``act()`` happen when the trainer has finished ``step``, before it saves."""
-    plain = callback.Watch.on_step_end
+    plain = callback.ProgressCallback.on_step_end
 
     def on_step_end(self: Any, args: Any, state: Any, control: Any, **given: Any) -> None:
         if state.global_step == step:
             act()
         plain(self, args, state, control, **given)
 
-    monkeypatch.setattr(callback.Watch, "on_step_end", on_step_end)
+    monkeypatch.setattr(callback.ProgressCallback, "on_step_end", on_step_end)
 
 
 def _kill() -> None:
@@ -320,14 +320,14 @@ def test_a_killed_run_resumes_to_the_same_end(
     (torn / callback.COMPLETE).unlink()
 
     done: list[int] = []
-    plain = callback.Watch.on_step_end
+    plain = callback.ProgressCallback.on_step_end
 
     def on_step_end(self: Any, args: Any, state: Any, control: Any, **given: Any) -> None:
         done.append(state.global_step)
         plain(self, args, state, control, **given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(callback.Watch, "on_step_end", on_step_end)
+        patch.setattr(callback.ProgressCallback, "on_step_end", on_step_end)
         patch.setattr(scratch, "build", lambda *_, **__: pytest.fail("the start was made anew"))
         resumed = sft.run(resolved, existing="resume")
     assert done == [7, 8, 9]

@@ -181,7 +181,7 @@ def test_a_killed_run_resumes_to_the_same_end(tmp_path: Path, monkeypatch: pytes
         return resolve(TrainRewardConfig, flags=flags)
 
     whole = train_reward.run(configure("whole"))
-    plain = callback.Watch.on_step_end
+    plain = callback.ProgressCallback.on_step_end
 
     class Killed(BaseException):
         pass
@@ -192,7 +192,7 @@ def test_a_killed_run_resumes_to_the_same_end(tmp_path: Path, monkeypatch: pytes
         plain(self, args, state, control, **given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(callback.Watch, "on_step_end", on_step_end)
+        patch.setattr(callback.ProgressCallback, "on_step_end", on_step_end)
         with pytest.raises(Killed):
             train_reward.run(configure("killed"))
     resumed = train_reward.run(configure("killed"), existing="resume")

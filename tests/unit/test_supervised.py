@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from rlgf_cli.artifacts import resume
+from rlgf_cli.artifacts import checkpoints, resume
 from rlgf_cli.artifacts.rundir import RunDir
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.config.sft import SftConfig
@@ -92,7 +92,7 @@ def test_only_whole_checkpoints_exist(tmp_path: Path) -> None:
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}/weights").write_text("x" * step)
         if step != 11:
-            callback.mark_complete(tmp_path / f"checkpoint-{step}")
+            checkpoints.mark_complete(tmp_path / f"checkpoint-{step}")
     assert callback.last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     (tmp_path / "checkpoint-10/weights").write_text("x")
     assert callback.last_checkpoint(tmp_path) == tmp_path / "checkpoint-9"

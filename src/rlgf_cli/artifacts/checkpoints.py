@@ -14,6 +14,15 @@ from pathlib import Path
 from rlgf_cli.artifacts.jsonl import read_json, write_json
 from rlgf_cli.errors import RlgfError
 
+COMPLETE = "COMPLETE"
+"""The file in a checkpoint that is written last: ``{"files": {name: bytes}}``."""
+
+
+def mark_complete(folder: Path) -> None:
+    """Write the COMPLETE file of a folder: every other file with its size."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / COMPLETE]
+    write_json(folder / COMPLETE, {"files": {str(p.relative_to(folder)): p.stat().st_size for p in files}})
+
 
 @contextlib.contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
@@ -24,8 +33,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        files = {str(p.relative_to(temporary)): p.stat().st_size for p in sorted(temporary.rglob("*")) if p.is_file()}
-        write_json(temporary / "COMPLETE", {"files": files})
+        mark_complete(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
     except BaseException:
@@ -35,10 +43,10 @@ def written_whole(folder: Path) -> Iterator[Path]:
 
 def is_complete(folder: Path) -> bool:
     """Whether a checkpoint was written to its end and every file is still as long as it was."""
-    if not (folder / "COMPLETE").is_file():
+    if not (folder / COMPLETE).is_file():
         return False
     try:
-        files = read_json(folder / "COMPLETE")["files"]
+        files = read_json(folder / COMPLETE)["files"]
     except RlgfError:  # cut short as well
         return False
     return all((folder / n).is_file() and (folder / n).stat().st_size == size for n, size in files.items())

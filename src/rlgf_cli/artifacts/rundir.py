@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlgf_cli import __version__
+from rlgf_cli.artifacts.checkpoints import COMPLETE
 from rlgf_cli.artifacts.jsonl import read_json, write_json
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
 from rlgf_cli.errors import Interrupted, StoppedEarly, UserError, is_disk_full
@@ -267,7 +268,7 @@ class RunDir:
         except Exception as error:
             wrote = self.manifest.data["wrote"]
             fixable = isinstance(error, UserError) or is_disk_full(error)
-            resumable = self.keeps or any((self.path / "checkpoints").glob("*/COMPLETE"))
+            resumable = self.keeps or any((self.path / "checkpoints").glob(f"*/{COMPLETE}"))
             if fixable and self.fresh and not resumable:
                 remove_written(self.path, wrote)
             raise

@@ -84,7 +84,7 @@ def _guarded(arguments: list[str], debug: bool) -> int:
         if _is_usage_error(error):
             return _usage(error)
         letter = _as_letter(error)
-        console.letter(letter)
+        console.render_error(letter)
         return letter.exit_code
 
 

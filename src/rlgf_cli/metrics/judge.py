@@ -25,6 +25,7 @@ from rlgf_cli.artifacts.predictions import answers_alone
 from rlgf_cli.artifacts.rundir import parent_of
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.metrics.base import require_some_references, signature
+from rlgf_cli.noise import short_hash
 from rlgf_cli.protocols import Example, MetricResult
 from rlgf_cli.rewards.judge import (
     ATTEMPTS,
@@ -35,7 +36,6 @@ from rlgf_cli.rewards.judge import (
     check_template,
     fill,
     last_line,
-    short_hash,
 )
 
 TEMPLATE = """Two answers to the same prompt are compared. Say which of them is better.
@@ -93,7 +93,7 @@ class JudgeMetric:
         self.on_rows: Callable[[int], None] = lambda n: None
         opponent = "references" if against is None else f"sha256:{(parent_of(against) or {})['sha256'][:12]}"
         self._settings = (
-            f"{self.judge.settings},template={self.judge.wording(template)},criterion={short_hash(criterion)}"
+            f"{self.judge.settings},template={self.judge.wording(template)},criterion={short_hash(criterion, 12)}"
             f",opponent={opponent},orders=both"
         )
 

@@ -14,7 +14,6 @@ An encoder-decoder has positions for each: what is too long loses its end.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
@@ -27,6 +26,7 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.metrics.base import signature
 from rlgf_cli.models.likelihood import Row, token_logprobs
 from rlgf_cli.models.load import Loaded, load
+from rlgf_cli.noise import short_hash
 from rlgf_cli.protocols import CorpusFigure, Example, MetricResult
 
 
@@ -64,7 +64,7 @@ class PerplexityMetric:
             )
         self.condition, self.batch_size = condition, batch_size
         self.on_rows: Callable[[int], None] = lambda n: None
-        form = hashlib.sha256(repr(self.loaded.text).encode()).hexdigest()[:12]
+        form = short_hash(repr(self.loaded.text), 12)
         self._settings = (
             f"{model_signature(path)},dtype={str(self.loaded.dtype).removeprefix('torch.')},text={form}"
             f",condition={condition},eos=no"

@@ -7,7 +7,6 @@ was cut at its limit, is never turned into a number: the judge is asked again, a
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from rlgf_cli.errors import Interrupted, RlgfError, UserError, did_you_mean
 from rlgf_cli.guides.answers import Failure
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.make import make_live_guide
+from rlgf_cli.noise import short_hash
 from rlgf_cli.protocols import Completion, Example, GuideRequest, Score
 from rlgf_cli.rewards.base import shorten
 
@@ -77,12 +77,12 @@ class Judge:
         name = f"{local},sha256={weights[:12]}" if weights else known.get("model", self.config.name)
         drawn = sampling.model_dump(exclude={"temperature", "send_seed"}, exclude_defaults=True)
         return f"model={name},temperature={sampling.temperature:g},max_tokens={self.max_new_tokens}" + (
-            f",sampling={short_hash(repr(drawn))}" if drawn else ""
+            f",sampling={short_hash(repr(drawn), 12)}" if drawn else ""
         )
 
     def wording(self, template: str) -> str:
         """A hash of all that the judge is told besides the texts."""
-        return short_hash("\n".join([self.config.system or "", template, self.ending, _REMINDER]))
+        return short_hash("\n".join([self.config.system or "", template, self.ending, _REMINDER]), 12)
 
     def ask(
         self,
@@ -206,7 +206,7 @@ class JudgeReward:
         self.on_rows: Callable[[int], None] = lambda n: None
         self.signature = (
             f"{self.name},{self.judge.settings},template={self.judge.wording(template)}"
-            f",criterion={short_hash(criterion)},scale=1-10"
+            f",criterion={short_hash(criterion, 12)},scale=1-10"
         )
 
     @property
@@ -261,10 +261,6 @@ def check_template(what: str, template: str, criterion: str, needed: Sequence[st
             raise UserError(f"{what}: the template must hold {{{name}}}", hint="it is what the judge is asked about")
     if criterion != CRITERION and "{criterion}" not in template:
         raise UserError(f"{what}: this template has no place for the criterion", hint="put {criterion} into it")
-
-
-def short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _config(what: str, spec: str | None, section: Mapping[str, Any], device: str) -> GuideConfig:

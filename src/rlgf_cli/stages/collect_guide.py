@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlgf_cli import console
-from rlgf_cli.artifacts.held import Held
+from rlgf_cli.artifacts.collected import CollectedTexts
 from rlgf_cli.artifacts.jsonl import Appender, example_records
 from rlgf_cli.artifacts.records import prompt_hash
 from rlgf_cli.artifacts.rundir import Existing, Manifest, claim_file, manifest_of
@@ -53,8 +53,8 @@ def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse"
     """Collect. Raises RlgfError (exit 1) where texts are still missing; what came is kept for --resume."""
     config = resolved.config
     path = _output(config)
-    with contextlib.closing(Held()) as held, contextlib.closing(_guide(config)) as guide:
-        for _ in held.examples(config.data, limit=config.limit):
+    with contextlib.closing(CollectedTexts()) as collected, contextlib.closing(_guide(config)) as guide:
+        for _ in collected.examples(config.data, limit=config.limit):
             pass  # all prompts are checked before the first one is paid for
         guide.check(_examples(config), config.max_new_tokens)
         guide.check_budget(config.budget)
@@ -71,7 +71,7 @@ def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse"
             with manifest.running():
                 manifest.add_parent(config.data)
                 manifest.add_parent(config.guide.name.partition(":")[2] if guide.device else None)
-                return _Collection(config, held, guide, manifest, path).run()
+                return _Collection(config, collected, guide, manifest, path).run()
         except UserError:
             # nothing was bought: leave nothing behind
             if path.exists() and not path.stat().st_size and not guide.meter.to_json()["calls"]:
@@ -85,16 +85,17 @@ def dry_run(resolved: Resolved[CollectGuideConfig]) -> dict[str, Any]:
     config = resolved.config
     path = _output(config)
     quiet = config.model_copy(update={"guide": config.guide.model_copy(update={"mode": "replay"})})
-    with contextlib.closing(Held()) as held, contextlib.closing(_guide(quiet)) as guide:
-        for _ in held.examples(config.data, limit=config.limit):
+    with contextlib.closing(CollectedTexts()) as collected, contextlib.closing(_guide(quiet)) as guide:
+        for _ in collected.examples(config.data, limit=config.limit):
             pass
         guide.check(_examples(config), config.max_new_tokens)
         if path.is_file():
-            held.read(path)
-        found = estimate(guide, _plan(config, held, guide, cache=(config.guide.mode or guide.default_mode) != "live"))
-    for line in lines(found):
+            collected.read(path)
+        cache = (config.guide.mode or guide.default_mode) != "live"
+        estimated = estimate(guide, _plan(config, collected, guide, cache=cache))
+    for line in lines(estimated):
         console.log(line)
-    return found
+    return estimated
 
 
 def _output(config: CollectGuideConfig) -> Path:
@@ -114,19 +115,19 @@ def _examples(config: CollectGuideConfig) -> Iterator[Example]:
     return (record.to_example() for _, record in example_records(config.data, limit=config.limit))
 
 
-def _missing(config: CollectGuideConfig, held: Held) -> Iterator[GuideRequest]:
+def _missing(config: CollectGuideConfig, collected: CollectedTexts) -> Iterator[GuideRequest]:
     """What the file does not hold yet, in the order of the examples."""
     for example in _examples(config):
-        for index in held.missing(example, config.samples):
+        for index in collected.missing(example, config.samples):
             yield GuideRequest(example, sample_index=index, max_new_tokens=config.max_new_tokens)
 
 
-def _plan(config: CollectGuideConfig, held: Held, guide: LiveGuide, *, cache: bool) -> Plan:
+def _plan(config: CollectGuideConfig, collected: CollectedTexts, guide: LiveGuide, *, cache: bool) -> Plan:
     """Count what is to be asked."""
-    plan = Plan(requests=held.count() * config.samples, batch=config.batch)
+    plan = Plan(requests=collected.count() * config.samples, batch=config.batch)
     missing = 0
-    with held.counting():
-        requests = _missing(config, held)
+    with collected.counting():
+        requests = _missing(config, collected)
         while window := list(itertools.islice(requests, _LOOKED_UP)):
             missing += len(window)
             texts = guide.lookup(window) if cache else [None] * len(window)
@@ -144,7 +145,7 @@ class _Collection:
     """One run over the prompts."""
 
     config: CollectGuideConfig
-    held: Held
+    collected: CollectedTexts
     guide: LiveGuide
     manifest: Manifest
     path: Path
@@ -157,7 +158,7 @@ class _Collection:
         stopped: RlgfError | None = None
         # The appender comes first: it cuts a torn last line off, which must not count as something that is there.
         with Appender(self.path) as out:
-            self.held.read(self.path)
+            self.collected.read(self.path)
             before = self.guide.meter.to_json()
             expected = self._expect()
             try:
@@ -166,7 +167,7 @@ class _Collection:
                 stopped = Interrupted("interrupted; every text that came is kept", where=str(self.path), hint=_AGAIN)
             except RlgfError as error:
                 stopped = error
-        wanted = self.held.count() * self.config.samples
+        wanted = self.collected.count() * self.config.samples
         still = wanted - self.skipped - self.new
         summary, spend = self._summary(), self.guide.meter.to_json()
         summary.update(new=self.new, missing=still, failed=dict(self.failed), mended=dict(self.guide.counts))
@@ -185,7 +186,7 @@ class _Collection:
         """The estimate that the run is held against; None where nobody is to be asked."""
         if self.guide.mode == "replay" or not self.guide.abilities.remote:
             return None
-        found = estimate(self.guide, _plan(self.config, self.held, self.guide, cache=self.guide.mode != "live"))
+        found = estimate(self.guide, _plan(self.config, self.collected, self.guide, cache=self.guide.mode != "live"))
         for line in lines(found):
             console.log(line)
         return found
@@ -195,14 +196,14 @@ class _Collection:
             stopped: RlgfError | None = None
             if self.config.batch:
                 try:
-                    with self.held.counting():
-                        batch.run(self.guide, _missing(self.config, self.held), stop)
+                    with self.collected.counting():
+                        batch.run(self.guide, _missing(self.config, self.collected), stop)
                 except Interrupted:
                     raise
                 except RlgfError as error:
                     stopped = error  # what other batches brought is written first
             again: list[GuideRequest] = []
-            with console.progress("guide", self.held.count() * self.config.samples) as bar:
+            with console.progress("guide", self.collected.count() * self.config.samples) as bar:
                 watch = _Watch(self, bar)
                 self._ask(self._wanted(stop, watch), out, again, watch)
                 if again and not stop.is_set():
@@ -215,7 +216,7 @@ class _Collection:
 
     def _wanted(self, stop: threading.Event, watch: _Watch) -> Iterator[GuideRequest]:
         for example in _examples(self.config):
-            indices = self.held.missing(example, self.config.samples)
+            indices = self.collected.missing(example, self.config.samples)
             here = self.config.samples - len(indices)
             self.skipped += here
             watch.done(here)
@@ -241,7 +242,7 @@ class _Collection:
                 else:
                     record = record_of(answer.request, outcome, self.guide, sampling)
                     out.write(record)
-                    self.held.add(record)
+                    self.collected.add(record)
                     self.new += 1
                     self._show(answer.request, outcome)
                 watch.done(1)
@@ -261,17 +262,17 @@ class _Collection:
                 shown.append((text.raw, text.text))
 
     def _summary(self) -> dict[str, Any]:
-        held = self.held
-        prompts, same = held.same_text()
+        collected = self.collected
+        prompts, same = collected.same_text()
         return {
-            "records": held.records,
+            "records": collected.records,
             "prompts": prompts,
-            "empty": held.empty,
-            "cut_at_length": held.cut,
+            "empty": collected.empty,
+            "cut_at_length": collected.cut,
             "same_text": same,
-            "models": dict(held.models),
-            "usage": dict(held.usage),
-            "cost_usd": round(held.cost_usd, 8) if held.records > held.unpriced else None,
+            "models": dict(collected.models),
+            "usage": dict(collected.usage),
+            "cost_usd": round(collected.cost_usd, 8) if collected.records > collected.unpriced else None,
         }
 
     def _report(self, summary: dict[str, Any], spend: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from trl import SFTTrainer
 
 from rlgf_cli import console, noise
 from rlgf_cli.artifacts import resume
-from rlgf_cli.artifacts.checkpoints import is_complete
+from rlgf_cli.artifacts.checkpoints import is_complete, mark_complete
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.common import ModelConfig
@@ -39,7 +39,7 @@ from rlgf_cli.models.text import TextFormat
 from rlgf_cli.protocols import Example, FinishReason
 from rlgf_cli.runs.guide_costs import covered_prompts, provenance
 from rlgf_cli.supervised import trainer as supervised
-from rlgf_cli.supervised.callback import Reporter, last_checkpoint, mark_complete
+from rlgf_cli.supervised.callback import Reporter, last_checkpoint
 
 datasets.disable_progress_bars()
 

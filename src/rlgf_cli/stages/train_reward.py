@@ -15,7 +15,7 @@ from transformers import set_seed
 
 from rlgf_cli import console
 from rlgf_cli.artifacts import resume
-from rlgf_cli.artifacts.checkpoints import is_complete
+from rlgf_cli.artifacts.checkpoints import is_complete, mark_complete
 from rlgf_cli.artifacts.jsonl import write_json
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
 from rlgf_cli.artifacts.rundir import Existing, RunDir
@@ -29,7 +29,7 @@ from rlgf_cli.models.load import pick_device
 from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.supervised import labelled, reward_data, reward_plots, reward_report
 from rlgf_cli.supervised import trainer as supervised
-from rlgf_cli.supervised.callback import Reporter, last_checkpoint, mark_complete
+from rlgf_cli.supervised.callback import Reporter, last_checkpoint
 from rlgf_cli.supervised.reward_data import RewardData, Sample
 
 datasets.disable_progress_bars()

@@ -16,11 +16,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from rlgf_cli.artifacts.checkpoints import is_complete
-from rlgf_cli.artifacts.jsonl import Appender, write_json, write_jsonl
+from rlgf_cli.artifacts.checkpoints import COMPLETE, is_complete, mark_complete
+from rlgf_cli.artifacts.jsonl import Appender, write_jsonl
 from rlgf_cli.errors import RlgfError
 
-COMPLETE = "COMPLETE"
 ROWS: dict[str, str] = {
     "step": "optimizer steps so far",
     "epoch": "passes over the data so far",
@@ -51,12 +50,6 @@ def _step_of(checkpoint: Path) -> int:
 
 def _complete(folder: Path) -> list[Path]:
     return [c for c in folder.glob("checkpoint-*") if is_complete(c)]
-
-
-def mark_complete(folder: Path) -> None:
-    """Write COMPLETE: every file of the folder with its size."""
-    files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-    write_json(folder / COMPLETE, {"files": files})
 
 
 def remove_torn(folder: Path) -> None:
@@ -113,7 +106,7 @@ class Reporter:
             self._log(f"{self.label}: step {row['step']}/{self._total}  {figures}")
 
 
-class Watch(TrainerCallback):
+class ProgressCallback(TrainerCallback):
     """Writes metrics.jsonl, marks whole checkpoints, stops when asked to."""
 
     def __init__(

@@ -20,7 +20,7 @@ from transformers import PrinterCallback, TrainingArguments
 from rlgf_cli.artifacts.disk import os_errors
 from rlgf_cli.config.supervised import SupervisedConfig
 from rlgf_cli.errors import Interrupted, UserError
-from rlgf_cli.supervised.callback import Reporter, Watch, mean_loss, remove_torn
+from rlgf_cli.supervised.callback import ProgressCallback, Reporter, mean_loss, remove_torn
 
 
 def check_settings(config: SupervisedConfig, device: torch.device) -> None:
@@ -127,7 +127,7 @@ def fit(
     folder = Path(trainer.args.output_dir)
     remove_torn(folder)
     trainer.remove_callback(PrinterCallback)
-    with closing(Watch(folder, metrics, keep, reporter)) as watch:
+    with closing(ProgressCallback(folder, metrics, keep, reporter)) as watch:
         trainer.add_callback(watch)
         try:
             with reporter, _first_interrupt(watch.ask_to_stop), _disk_errors(folder), _tied_head_untold(trainer.model):

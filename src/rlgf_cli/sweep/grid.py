@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from rlgf_cli.config.common import Strict
 from rlgf_cli.config.loader import Layer, all_keys, field_model, merge, one_key
 from rlgf_cli.config.train import AlgorithmConfig, TrainConfig
 from rlgf_cli.errors import UserError, did_you_mean
+from rlgf_cli.noise import short_hash
 
 SEED = "seed"
 _ALIASES = {"alg": "algorithm"}
@@ -270,7 +270,7 @@ def safe_name(label: str) -> str:
     """A label as the name of a folder on any file system; a long one is cut and gets a hash of the whole."""
     name = re.sub(r"[^A-Za-z0-9._+]+", "-", label).strip("-.") or "system"
     if len(name) > _LONGEST:
-        name = f"{name[: _LONGEST - 9]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+        name = f"{name[: _LONGEST - 9]}-{short_hash(label, 8)}"
     return name
 
 

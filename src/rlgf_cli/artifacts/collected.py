@@ -34,7 +34,7 @@ CREATE UNIQUE INDEX spare_key ON spare (prompt, sample);
 """``own``: texts of an example that is there. ``spare``: how many others each prompt has."""
 
 
-class Held:
+class CollectedTexts:
     """A table of a guide file's texts and the examples they were asked for, in a temporary file of SQLite's own.
 
     A text counts for the example with its id and prompt. Where ids have changed, because lines were moved or the
