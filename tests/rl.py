@@ -139,7 +139,7 @@ def of_responses(loaded: Loaded) -> torch.Tensor:
 
 def actor_critic(loaded: Loaded, critics: Sequence[str] = ("policy",), *, mode: str = "shared") -> ActorCritic:
     """With value heads that are not zero, so that a wrong position shows in their values."""
-    model = ActorCritic(loaded, critics, mode=mode, with_reference=True)
+    model = ActorCritic(loaded, critics, mode=mode, with_ref_model=True)
     torch.manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.critics.named_parameters():
@@ -211,7 +211,7 @@ def trainer_for(
 ) -> Trainer:
     """The training loop on a tiny model. ``changes``: fields of UpdateSettings."""
     spec = catalog.build(algorithm, parameters or {})
-    model = ActorCritic(loaded, spec.critics, mode="shared", with_reference=spec.has_policy_gradient)
+    model = ActorCritic(loaded, spec.critics, mode="shared", with_ref_model=spec.has_policy_gradient)
     optimizer = make_optimizer(model.trainable(), learning_rate, 0.0)
     return Trainer(
         spec=spec,

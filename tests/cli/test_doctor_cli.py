@@ -186,7 +186,7 @@ def test_a_loss_at_the_seam_breaks_a_truth(doctor, unigram: Path, tmp_path: Path
     assert done.exit_code == 1
     assert "error: 1 of 17 checks failed: tokens.cuts" in done.stderr and "hint: this tokenizer" in done.stderr
     shown = done.stdout.partition("fail  tokens.cuts")[2]
-    assert "      lost at the seam:\n" in shown and f"        text: {TEXTS[0]!r}" in shown
+    assert "      lost at the boundary:\n" in shown and f"        text: {TEXTS[0]!r}" in shown
     assert json.loads(doctor(guide, "--json", model=unigram).stdout)["ok"] is False
 
 

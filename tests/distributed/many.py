@@ -42,9 +42,9 @@ def main() -> None:
     shards: list[list[int]] = []
 
     def prepared(self: ShardingGroup, model: Any) -> None:
-        before = [sum(p.numel() for p in part.parameters()) for part in (model.policy, model.reference, model.critics)]
+        before = [sum(p.numel() for p in part.parameters()) for part in (model.policy, model.ref_model, model.critics)]
         prepare(self, model)
-        parts = (model.policy, model.reference, model.critics)
+        parts = (model.policy, model.ref_model, model.critics)
         shards.extend(
             [[b, sum(p.to_local().numel() for p in m.parameters())] for b, m in zip(before, parts, strict=True)]
         )

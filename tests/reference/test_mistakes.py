@@ -69,7 +69,7 @@ def test_mistake_1_the_aggrevated_phase_learns_on_the_guides_tokens(
     episodes = roller.roll(regime, prompts_for(gpt2, 8), 0, 5.0)
     model = actor_critic(gpt2, ["guide"])
     seen: list[torch.Tensor] = []
-    score = model.score
+    score = model.forward_logprobs
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         scored = score(*args, **kwargs)
@@ -80,7 +80,7 @@ def test_mistake_1_the_aggrevated_phase_learns_on_the_guides_tokens(
 
     with caught_if(injected):
         data = step_data(model, regime, episodes, roller.sampling, critics=["guide"])
-        monkeypatch.setattr(model, "score", watched)
+        monkeypatch.setattr(model, "forward_logprobs", watched)
         monkeypatch.setattr(update_module, "_minibatches", lambda *_: [torch.arange(8)])
         still = torch.optim.SGD(model.parameters(), 0.0)
         update(model, still, data, roller.sampling, update_settings(), seed=0, step=0)
@@ -159,7 +159,7 @@ def assert_batched_scores_are_plain_ones(loaded: Loaded, **options: Any) -> None
     batch = token_batch(loaded, prompts, responses)
     scored = (
         actor_critic(loaded)
-        .score(batch, real_mask(batch), **{"temperature": 1.0, "min_new_tokens": 0, **options})
+        .forward_logprobs(batch, real_mask(batch), **{"temperature": 1.0, "min_new_tokens": 0, **options})
         .logprobs
     )
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):

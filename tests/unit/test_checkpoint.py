@@ -29,7 +29,7 @@ def build(path: Path, *, mode: str = "shared", lora: bool = False) -> tuple[Acto
     loaded = loaded_from(path)
     if lora:
         loaded = add_lora(loaded, LoraConfig(enabled=True, r=2, target_modules="all-linear"))
-    model = ActorCritic(loaded, ["policy", "guide"], mode=mode, with_reference=True)
+    model = ActorCritic(loaded, ["policy", "guide"], mode=mode, with_ref_model=True)
     optimizer = make_optimizer(model.trainable(), 1e-2, 0.1)
     return model, optimizer, get_scheduler("linear", optimizer, num_warmup_steps=2, num_training_steps=9)
 

@@ -91,13 +91,13 @@ def test_the_scorer_has_the_samplers_distribution(name: str, temperature: float,
         entropies.append(-(found.exp() * found.clamp_min(-1e30)).sum(-1))
     mask = real_mask(batch)
     with torch.no_grad():
-        scored = model.score(batch, mask, entropy=True, **options)
+        scored = model.forward_logprobs(batch, mask, entropy=True, **options)
         assert scored.entropies is not None
         assert scored.logprobs[mask].tolist() == pytest.approx(torch.cat(expected).tolist(), abs=1e-4)
         assert scored.entropies[mask].tolist() == pytest.approx(torch.cat(entropies).tolist(), abs=1e-4)
-        reference = model.reference_logprobs(batch, mask, **options)
+        reference = model.ref_logprobs(batch, mask, **options)
         assert torch.allclose(reference, scored.logprobs, atol=1e-5)
-        free = model.score(batch, mask, temperature=temperature, min_new_tokens=1).logprobs
+        free = model.forward_logprobs(batch, mask, temperature=temperature, min_new_tokens=1).logprobs
         assert float((scored.logprobs - free)[mask].min()) > 0  # what the banned ones had is shared out
 
 

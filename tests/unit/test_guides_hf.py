@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_seams import trained_t5
+from test_token_boundaries import trained_t5
 
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError

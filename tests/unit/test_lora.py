@@ -51,7 +51,7 @@ def of(model: ActorCritic, score: Callable[..., torch.Tensor]) -> torch.Tensor:
 
 
 def policy_of(model: ActorCritic) -> torch.Tensor:
-    return of(model, lambda *a, **k: model.score(*a, **k).logprobs)
+    return of(model, lambda *a, **k: model.forward_logprobs(*a, **k).logprobs)
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -73,8 +73,8 @@ def test_with_a_fresh_adapter_the_reference_is_the_plain_weights(tiny_gpt2: Path
     model = actor_critic(fresh_adapter(tiny_gpt2))
     assert distance(policy_of(model), base) < 2e-5  # before training: the same
     train(model)
-    assert model.reference is None  # no second copy of the weights
-    assert distance(of(model, model.reference_logprobs), base) < 2e-5
+    assert model.ref_model is None  # no second copy of the weights
+    assert distance(of(model, model.ref_logprobs), base) < 2e-5
     assert distance(policy_of(model), base) > 0.05
 
 
@@ -84,9 +84,9 @@ def test_with_an_adapter_that_goes_on_the_reference_is_that_adapter(tiny_gpt2: P
     assert distance(base, tuned) > 0.05
     model = actor_critic(loaded_from(adapter))
     assert distance(policy_of(model), tuned) < 2e-5
-    assert distance(of(model, model.reference_logprobs), tuned) < 2e-5
+    assert distance(of(model, model.ref_logprobs), tuned) < 2e-5
     train(model)
-    assert distance(of(model, model.reference_logprobs), tuned) < 2e-5
+    assert distance(of(model, model.ref_logprobs), tuned) < 2e-5
     assert distance(policy_of(model), tuned) > 0.05
 
 
@@ -94,7 +94,7 @@ def test_with_an_adapter_that_goes_on_the_reference_is_that_adapter(tiny_gpt2: P
 def test_only_the_adapter_and_the_critics_learn(tiny_gpt2: Path, adapter: Path, goes_on: bool) -> None:
     model = actor_critic(loaded_from(adapter) if goes_on else fresh_adapter(tiny_gpt2))
     before = state_of(model.policy)
-    of(model, model.reference_logprobs)  # switches adapters on the way
+    of(model, model.ref_logprobs)  # switches adapters on the way
     learning = [name for name, _ in model.trainable()]
     assert learning and all(".default." in name or name.startswith("critics.") for name in learning)
     train(model)

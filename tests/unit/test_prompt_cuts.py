@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_seams import trained_t5
-from test_seams_property import MAKERS, any_text, family
+from test_token_boundaries import trained_t5
+from test_token_boundaries_property import MAKERS, any_text, family
 
 from chats import TEMPLATES, chat_checkpoint, chat_tokenizer
 from conftest import make_tokenizer, toy_examples, write_rows

@@ -181,7 +181,7 @@ def test_uncertain_cuts_follow_the_critic(several: Loaded) -> None:
         tokens = token_batch(several, [e.prompt_ids], [whole])
         with torch.no_grad():
             none = torch.zeros((1, len(whole)), dtype=torch.bool)
-            scored = model.score(tokens, none, temperature=1.0, min_new_tokens=0, values=["policy"])
+            scored = model.forward_logprobs(tokens, none, temperature=1.0, min_new_tokens=0, values=["policy"])
         values = scored.values["policy"][0].double().tolist()
         steps = [abs(b - a) for a, b in pairwise(values[1:])] + [0.0]
         edges = np.cumsum([FLOOR / len(steps) + (1 - FLOOR) * s / sum(steps) for s in steps])

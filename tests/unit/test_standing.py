@@ -121,7 +121,9 @@ def test_values_begin_at_the_mean_score_and_are_never_thrown_out_of_place(gpt2: 
 
     def values() -> torch.Tensor:
         with torch.no_grad():
-            scored = trainer.model.score(batch.tokens, batch.real, temperature=1.0, min_new_tokens=0, values=["policy"])
+            scored = trainer.model.forward_logprobs(
+                batch.tokens, batch.real, temperature=1.0, min_new_tokens=0, values=["policy"]
+            )
         return scored.values["policy"][batch.real]
 
     before, unit = values(), float(trainer.model.value_unit("policy"))
@@ -251,9 +253,9 @@ def test_where_no_kl_is_charged_there_is_no_reference_and_none_is_run(
     def never(*_: Any, **__: Any) -> torch.Tensor:
         raise AssertionError("a reference was run")
 
-    monkeypatch.setattr(ActorCritic, "reference_logprobs", never)
+    monkeypatch.setattr(ActorCritic, "ref_logprobs", never)
     trainer = trainer_of(gpt2, algorithm, guide=guide() if algorithm == "bc-guide" else None, examined=True)
-    assert trainer.model.reference is None and not trainer.model.has_reference
+    assert trainer.model.ref_model is None and not trainer.model.has_ref_model
     row, _ = trainer.step()
     assert not {"kl/mean", "kl/k3", "kl/episode", "loss/kl"} & row.keys()
     assert all(math.isfinite(v) for v in row.values() if not isinstance(v, str))
@@ -261,9 +263,9 @@ def test_where_no_kl_is_charged_there_is_no_reference_and_none_is_run(
 
 @pytest.mark.parametrize("kl", [{"coef": 0.1}, {"coef": 0.0, "where": "log"}])
 def test_a_kl_that_is_charged_or_measured_has_a_reference(gpt2: Loaded, kl: Any) -> None:
-    assert trainer_of(gpt2, kl=kl).model.reference is not None
+    assert trainer_of(gpt2, kl=kl).model.ref_model is not None
     cloned = trainer_of(gpt2, "bc-guide", guide=guide(), kl=kl)
-    assert cloned.model.reference is None  # a likelihood is charged no KL
+    assert cloned.model.ref_model is None  # a likelihood is charged no KL
 
 
 @pytest.mark.parametrize(("target", "error"), [(3.0, 0.2), (3.9, 4 / 3.9 - 1), (5.0, -0.2)])

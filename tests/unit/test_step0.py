@@ -82,8 +82,8 @@ def test_logprobs_are_those_of_a_plain_call_whatever_the_batch(
     values: dict[int, torch.Tensor] = {}
     for rows in ([0, 1, 2, 3, 4], [4, 2], [3], [1, 3], [2, 0, 1]):
         batch = token_batch(loaded, [prompts[i] for i in rows], [responses[i] for i in rows])
-        scored = model.score(batch, real_mask(batch), values=["policy"], **options)  # type: ignore[arg-type]
-        reference = model.reference_logprobs(batch, real_mask(batch), **options)  # type: ignore[arg-type]
+        scored = model.forward_logprobs(batch, real_mask(batch), values=["policy"], **options)  # type: ignore[arg-type]
+        reference = model.ref_logprobs(batch, real_mask(batch), **options)  # type: ignore[arg-type]
         for at, i in enumerate(rows):
             length = len(responses[i])
             for found in (scored.logprobs, reference):
@@ -121,7 +121,7 @@ def test_left_and_right_padding_give_the_same(loaded: Loaded) -> None:
     responses = [[*r, *[loaded.pad_id] * 9][:7] for r in responses]  # room for every row's logits
     batch = token_batch(loaded, prompts, responses)
     mask = real_mask(batch)
-    scored = actor_critic(loaded).score(batch, mask, temperature=1.0, min_new_tokens=0, entropy=True)
+    scored = actor_critic(loaded).forward_logprobs(batch, mask, temperature=1.0, min_new_tokens=0, entropy=True)
     logprobs = padded_on_the_other_side(loaded, prompts, responses).log_softmax(-1)
     other = {
         "logprobs": logprobs.gather(-1, batch.response_ids.unsqueeze(-1))[..., 0][mask],
@@ -136,21 +136,25 @@ def test_only_selected_tokens_are_scored_and_each_at_its_place(loaded: Loaded) -
     prompts, responses = some_texts(loaded)
     batch = token_batch(loaded, prompts, responses)
     model = actor_critic(loaded)
-    whole = model.score(batch, real_mask(batch), temperature=1.0, min_new_tokens=0, entropy=True)
+    whole = model.forward_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0, entropy=True)
     select = real_mask(batch) & (torch.rand(batch.response_ids.shape, generator=torch.Generator().manual_seed(1)) < 0.5)
-    part = model.score(batch, select, temperature=1.0, min_new_tokens=0, entropy=True)
+    part = model.forward_logprobs(batch, select, temperature=1.0, min_new_tokens=0, entropy=True)
     zero = torch.zeros(())
     assert torch.allclose(part.logprobs, torch.where(select, whole.logprobs, zero), atol=1e-5)
     assert whole.entropies is not None and part.entropies is not None
     assert torch.allclose(part.entropies, torch.where(select, whole.entropies, zero), atol=1e-5)
-    nothing = model.score(batch, torch.zeros_like(select), temperature=1.0, min_new_tokens=0, values=["policy"])
+    nothing = model.forward_logprobs(
+        batch, torch.zeros_like(select), temperature=1.0, min_new_tokens=0, values=["policy"]
+    )
     assert not nothing.logprobs.any() and nothing.values["policy"].shape == select.shape
 
 
 def test_entropy_is_that_of_the_distribution_and_bears_banned_tokens(loaded: Loaded) -> None:
     prompt, response = prompts_for(loaded, 1)[0].ids, [40, 41, 42]
     batch = token_batch(loaded, [prompt], [response])
-    scored = actor_critic(loaded).score(batch, real_mask(batch), temperature=0.8, min_new_tokens=2, entropy=True)
+    scored = actor_critic(loaded).forward_logprobs(
+        batch, real_mask(batch), temperature=0.8, min_new_tokens=2, entropy=True
+    )
     logits = plain_logits(loaded, prompt, response) / 0.8
     logits[:2, sorted(loaded.eos_ids)] = float("-inf")
     expected = torch.distributions.Categorical(logits=logits).entropy()
@@ -164,9 +168,9 @@ def test_a_value_is_of_the_state_before_its_token(loaded: Loaded) -> None:
 
     def values(ids: list[int]) -> torch.Tensor:
         batch = token_batch(loaded, [prompt], [ids])
-        return model.score(batch, real_mask(batch), temperature=1.0, min_new_tokens=0, values=["policy"]).values[
-            "policy"
-        ][0]
+        return model.forward_logprobs(
+            batch, real_mask(batch), temperature=1.0, min_new_tokens=0, values=["policy"]
+        ).values["policy"][0]
 
     before, after = values(response), values([40, 41, 99, 43])
     assert torch.allclose(before[:3], after[:3], atol=1e-6)
@@ -233,7 +237,7 @@ def test_ratio_is_1_and_kl_0_before_the_first_update(loaded: Loaded, regime: Reg
         rows = minibatch.flip(0)
         tokens = data.batch.tokens.rows(rows)
         learned = data.batch.learned[rows][:, : tokens.response_ids.shape[1]]
-        scored = model.score(tokens, learned, temperature=0.8, min_new_tokens=2)
+        scored = model.forward_logprobs(tokens, learned, temperature=0.8, min_new_tokens=2)
         old = data.notes.logprobs[rows][:, : learned.shape[1]]
         _, stats = losses.policy_loss(scored.logprobs, old, torch.ones_like(old), learned, 0.2, 1)
         assert float(stats["ratio"]) == pytest.approx(int(learned.sum()), abs=1e-4)
@@ -254,7 +258,7 @@ def test_dropout_is_off_in_scoring_and_in_the_update(loaded: Loaded, lora: bool,
         model.enable_checkpointing()
     batch = token_batch(loaded, prompts, responses)
     for _ in range(2):
-        scored = model.score(batch, real_mask(batch), temperature=1.0, min_new_tokens=0)
+        scored = model.forward_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0)
         for row, logprobs in enumerate(expected):
             assert torch.allclose(scored.logprobs[row, : len(logprobs)].double(), logprobs, atol=2e-5)
 
@@ -269,7 +273,7 @@ def test_gradient_checkpointing_changes_neither_gradients_nor_text(any_model: Pa
             model.enable_checkpointing()
         prompts, responses = some_texts(loaded)
         batch = token_batch(loaded, prompts, responses)
-        model.score(batch, real_mask(batch), temperature=1.0, min_new_tokens=0).logprobs.sum().backward()
+        model.forward_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0).logprobs.sum().backward()
         gradients = [p.grad for _, p in model.trainable() if p.grad is not None]
         texts = [e.ids for e in roller_for(loaded).roll(PPO, prompts_for(loaded, 6), 0, 9.0)]
         found.append((gradients, texts))
@@ -299,7 +303,9 @@ def test_separate_critics_checkpoint_too(tiny_llama: Path, lora: bool) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            scored = model.score(batch, nothing, temperature=1.0, min_new_tokens=0, values=["policy", "guide"])
+            scored = model.forward_logprobs(
+                batch, nothing, temperature=1.0, min_new_tokens=0, values=["policy", "guide"]
+            )
         assert len(set(calls)) == len(calls) == 2
         sum(value.square().sum() for value in scored.values.values()).backward()  # type: ignore[union-attr]
         assert [calls.count(layer) for layer in set(calls)] == ([2, 2] if checkpointing else [1, 1])
@@ -334,8 +340,8 @@ def test_a_separate_critic_shares_no_weight_with_the_policy(loaded: Loaded, lora
     loaded = with_lora(loaded) if lora else loaded
     model = actor_critic(loaded, ["policy", "guide"], mode="separate")
     parts = [model.policy, model.critics["policy"], model.critics["guide"]]
-    if model.reference is not None:
-        parts.append(model.reference)
+    if model.ref_model is not None:
+        parts.append(model.ref_model)
     places = [{p.data_ptr() for p in part.parameters()} for part in parts]
     for i, own in enumerate(places):
         for other in places[i + 1 :]:
@@ -343,7 +349,7 @@ def test_a_separate_critic_shares_no_weight_with_the_policy(loaded: Loaded, lora
     prompts, responses = some_texts(loaded)
     batch = token_batch(loaded, prompts, responses)
     mask = real_mask(batch)
-    values = model.score(batch, mask, temperature=1.0, min_new_tokens=0, values=["guide"]).values["guide"]
+    values = model.forward_logprobs(batch, mask, temperature=1.0, min_new_tokens=0, values=["guide"]).values["guide"]
     values[mask].sum().backward()
     assert all(p.grad is None for p in model.policy.parameters())
     assert sum(p.grad is not None for p in model.critics["guide"].parameters()) > 5
@@ -353,13 +359,13 @@ def test_the_reference_does_not_move_with_the_policy(loaded: Loaded) -> None:
     model = actor_critic(loaded)
     prompts, responses = some_texts(loaded)
     batch = token_batch(loaded, prompts, responses)
-    before = model.reference_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0)
+    before = model.ref_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0)
     roller = roller_for(loaded)
     data = step_data(model, PPO, roller.roll(PPO, prompts_for(loaded, 8), 0, 9.0), roller.sampling)
     optimizer = make_optimizer(model.trainable(), 1e-2, 0.0)
     update(model, optimizer, data, roller.sampling, update_settings(), seed=0, step=0)
-    after = model.reference_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0)
-    scored = model.score(batch, real_mask(batch), temperature=1.0, min_new_tokens=0).logprobs
+    after = model.ref_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0)
+    scored = model.forward_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0).logprobs
     assert torch.equal(before, after)
     assert float((scored - after).abs().max().detach()) > 1e-3
 
@@ -372,7 +378,9 @@ def test_bfloat16_starts_at_ratio_1_too(tiny_gpt2: Path) -> None:
     data = step_data(model, PPO, roller.roll(PPO, prompts_for(loaded, 8), 0, 9.0), roller.sampling)
     assert data.credit is not None and data.notes is not None
     assert float(data.credit.log_ratio.abs().max()) < 1e-6
-    scored = model.score(data.batch.tokens, data.batch.learned, temperature=1.0, min_new_tokens=0, values=["policy"])
+    scored = model.forward_logprobs(
+        data.batch.tokens, data.batch.learned, temperature=1.0, min_new_tokens=0, values=["policy"]
+    )
     assert scored.values["policy"].dtype == scored.logprobs.dtype == torch.float32
     difference = (scored.logprobs - data.notes.logprobs)[data.batch.learned]
     assert float(difference.abs().max().detach()) < 0.1 and np.isfinite(difference.detach().numpy()).all()

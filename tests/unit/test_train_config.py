@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from configured import config_of
 from rlgf_cli.config.train import KLConfig
-from rlgf_cli.runs.build import HEAD_RATE, critic_rate, needs_reference
+from rlgf_cli.runs.build import HEAD_RATE, critic_rate, needs_ref_model
 from rlgf_cli.training.advantages import scale_of
 
 ESTIMATORS = ["gae", "group_mean", "leave_one_out", "likelihood", "guide_mc"]
@@ -115,7 +115,7 @@ def test_a_reference_is_needed_where_a_kl_is_charged_or_measured(
     estimator: str, kl: dict[str, Any], wanted: bool
 ) -> None:
     config = config_of(ALGORITHMS[estimator], kl=kl)
-    assert needs_reference(config) == (wanted and estimator != "likelihood")
+    assert needs_ref_model(config) == (wanted and estimator != "likelihood")
 
 
 @pytest.mark.parametrize(("critic", "given", "expected"), [

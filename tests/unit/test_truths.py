@@ -101,16 +101,16 @@ def test_an_adapter_that_goes_on_is_its_own_reference(
                 parameter.normal_(std=0.05)
     save(tmp_path, loaded)
     if not copied:
-        make = ActorCritic._make_reference
+        make = ActorCritic._make_ref_model
 
         def other(self: ActorCritic) -> None:
             make(self)
             with torch.no_grad():
                 for name, parameter in self.policy.named_parameters():
-                    if ".reference." in name:
+                    if ".ref_model." in name:
                         parameter.zero_()
 
-        monkeypatch.setattr(ActorCritic, "_make_reference", other)
+        monkeypatch.setattr(ActorCritic, "_make_ref_model", other)
     found = examined(loaded_from(tmp_path), PPO)
     broken = [name for name, check in found.items() if check.status == "fail"]
     assert broken == ([] if copied else ["lora.reference", "policy.reference"])
@@ -153,13 +153,13 @@ def train(run_cli: Callable[..., Result], tmp_path: Path) -> Callable[..., Resul
 
 def dropout_left_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actor_critic_module, "_disable_dropout", lambda model: None)
-    score = ActorCritic.score
+    score = ActorCritic.forward_logprobs
 
     def noisy(self: ActorCritic, *args: Any, **kwargs: Any) -> Any:
         self.policy.train()
         return score(self, *args, **kwargs)
 
-    monkeypatch.setattr(ActorCritic, "score", noisy)
+    monkeypatch.setattr(ActorCritic, "forward_logprobs", noisy)
 
 
 def positions_from_the_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,15 +206,15 @@ def adapter_that_is_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def another_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = ActorCritic._make_reference
+    make = ActorCritic._make_ref_model
 
     def moved(self: ActorCritic) -> None:
         make(self)
         with torch.no_grad():
-            for parameter in self.reference.parameters():
+            for parameter in self.ref_model.parameters():
                 parameter.mul_(1.05)
 
-    monkeypatch.setattr(ActorCritic, "_make_reference", moved)
+    monkeypatch.setattr(ActorCritic, "_make_ref_model", moved)
 
 
 def temperature_forgotten_by_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:

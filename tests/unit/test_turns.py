@@ -138,13 +138,13 @@ def test_sampling_scoring_and_min_new_tokens_know_the_end(chatml: Loaded) -> Non
     assert {(t.text, t.finish_reason, t.usage["completion_tokens"]) for t in texts} == {("", "stop", 1)}
     later = generate_texts(chatml, prompts, greedy, LengthConfig(max_new_tokens=6, min_new_tokens=3), seed=0)
     assert {(t.finish_reason, t.usage["completion_tokens"]) for t in later} == {("stop", 4)}
-    model = ActorCritic(chatml, ["policy"], mode="shared", with_reference=False)
+    model = ActorCritic(chatml, ["policy"], mode="shared", with_ref_model=False)
     rows = TokenBatch.build(
         [p.ids for p in prompts], [[chatml.eos_id] * 3] * 3, pad_id=chatml.pad_id, encoder_decoder=False,
         device=chatml.device,
     )  # fmt: skip
     every = torch.ones(3, 3, dtype=torch.bool)
-    logprobs = model.score(rows, every, temperature=1.0, min_new_tokens=2).logprobs
+    logprobs = model.forward_logprobs(rows, every, temperature=1.0, min_new_tokens=2).logprobs
     assert torch.isinf(logprobs[:, :2]).all() and (logprobs[:, 2] > -1e-3).all()
 
 

@@ -47,7 +47,7 @@ def gpt2(tiny_gpt2: Path) -> Loaded:
 
 def case(loaded: Loaded, mode: str = "head") -> tuple[ActorCritic, StepData, Any]:
     """A policy that has left its reference, a critic that has learned something, four texts, random advantages."""
-    model = ActorCritic(loaded, ["policy"], mode=mode, with_reference=True)
+    model = ActorCritic(loaded, ["policy"], mode=mode, with_ref_model=True)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.policy.parameters():
@@ -102,7 +102,7 @@ def by_hand(model: ActorCritic, data: StepData, settings: UpdateSettings, longes
     for row, (given, own, finished) in enumerate(TEXTS):
         ids = [*prompts_for(model.loaded, 4)[row].ids, *given, *own]
         outputs, places = [], range(len(ids) - len(own) - 1, len(ids) - 1)
-        for network in (model.policy, model.reference):
+        for network in (model.policy, model.ref_model):
             outputs.append(network(input_ids=torch.tensor([ids[:-1]]), output_hidden_states=True, use_cache=False))
         logprobs = outputs[0].logits[0].log_softmax(-1)[list(places)]
         reference = outputs[1].logits[0].detach().log_softmax(-1)[list(places)]
@@ -247,7 +247,7 @@ def test_a_text_cut_at_the_limit_carries_no_loss_and_its_value_is_fitted(gpt2: L
 
 def test_the_guides_critic_is_fitted_on_what_the_guide_wrote(gpt2: Loaded) -> None:
     """And the policy's on the texts that the policy wrote alone."""
-    model = ActorCritic(gpt2, ["policy", "guide"], mode="head", with_reference=True)
+    model = ActorCritic(gpt2, ["policy", "guide"], mode="head", with_ref_model=True)
     model.head("guide").calibrate(0.3, 2.0, keep=False)
     episodes = []
     for i, (first, last, _) in enumerate(TEXTS):
@@ -330,7 +330,7 @@ def test_whose_gradient_is_not_finite_is_said_and_no_weight_moves(gpt2: Loaded, 
 def test_every_parameter_has_one_place_with_the_rate_and_the_decay_of_its_kind(
     gpt2: Loaded, mode: str, critic_rate: float | None, expected: float
 ) -> None:
-    model = ActorCritic(gpt2, ["policy", "guide"], mode=mode, with_reference=True)
+    model = ActorCritic(gpt2, ["policy", "guide"], mode=mode, with_ref_model=True)
     optimizer = make_optimizer(model.trainable(), 1e-3, 0.1, critic_rate)
     places = {id(p): g for g in optimizer.param_groups for p in g["params"]}
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(places) == len(model.trainable())

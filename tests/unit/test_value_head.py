@@ -76,9 +76,9 @@ def test_values_are_computed_in_float32_whatever_the_model_computes_in() -> None
 
 @pytest.mark.parametrize("mode", ["shared", "separate"])
 def test_the_units_are_saved_with_the_critic(gpt2: Loaded, tiny_gpt2: Path, mode: str) -> None:
-    model = ActorCritic(gpt2, ["policy", "guide"], mode=mode, with_reference=False)
+    model = ActorCritic(gpt2, ["policy", "guide"], mode=mode, with_ref_model=False)
     model.head("guide").calibrate(4.0, 0.25, keep=False)
-    other = ActorCritic(loaded_from(tiny_gpt2), ["policy", "guide"], mode=mode, with_reference=False)
+    other = ActorCritic(loaded_from(tiny_gpt2), ["policy", "guide"], mode=mode, with_ref_model=False)
     other.critics.load_state_dict(model.critics.state_dict())
     assert [float(other.value_unit(name)) for name in ("policy", "guide")] == [1.0, 0.25]
     assert [float(other.head(name).mean) for name in ("policy", "guide")] == [0.0, 4.0]
@@ -89,7 +89,7 @@ def test_the_units_are_saved_with_the_critic(gpt2: Loaded, tiny_gpt2: Path, mode
 
 def with_values(loaded: Loaded, mode: str) -> ActorCritic:
     """One whose critic has learned something, the same in every mode."""
-    model = ActorCritic(loaded, ["policy"], mode=mode, with_reference=False)
+    model = ActorCritic(loaded, ["policy"], mode=mode, with_ref_model=False)
     torch.manual_seed(3)
     torch.nn.init.normal_(model.head("policy").out.weight)
     return model
@@ -98,7 +98,7 @@ def with_values(loaded: Loaded, mode: str) -> ActorCritic:
 def gradients(model: ActorCritic, **options: Any) -> tuple[float, float]:
     """Size of the gradient that the policy and the critic get from an error of the values."""
     batch = token_batch(model.loaded, [p.ids for p in prompts_for(model.loaded, 3)], RESPONSES)
-    scored = model.score(batch, real_mask(batch), values=["policy"], **PLAIN, **options)
+    scored = model.forward_logprobs(batch, real_mask(batch), values=["policy"], **PLAIN, **options)
     scored.values["policy"].square().sum().backward()
     sizes = {"policy": 0.0, "critics": 0.0}
     for name, parameter in model.trainable():
@@ -121,10 +121,10 @@ def test_only_a_shared_critics_error_reaches_the_policy(gpt2: Loaded, mode: str,
 
 @pytest.mark.parametrize("mode", ["shared", "head"])
 def test_a_frozen_policys_log_probabilities_carry_no_gradient(gpt2: Loaded, mode: str) -> None:
-    model = ActorCritic(gpt2, ["policy"], mode=mode, with_reference=False)
+    model = ActorCritic(gpt2, ["policy"], mode=mode, with_ref_model=False)
     batch = token_batch(gpt2, [p.ids for p in prompts_for(gpt2, 3)], RESPONSES)
     for frozen in (False, True):
-        scored = model.score(batch, real_mask(batch), values=["policy"], **PLAIN, policy_frozen=frozen)
+        scored = model.forward_logprobs(batch, real_mask(batch), values=["policy"], **PLAIN, policy_frozen=frozen)
         assert scored.logprobs.requires_grad is not frozen and scored.values["policy"].requires_grad
 
 
@@ -132,7 +132,7 @@ def test_a_frozen_policys_log_probabilities_carry_no_gradient(gpt2: Loaded, mode
 def test_the_three_kinds_of_critic_begin_with_the_same_values(gpt2: Loaded) -> None:
     batch = token_batch(gpt2, [p.ids for p in prompts_for(gpt2, 3)], RESPONSES)
     shared, head, separate = (
-        with_values(gpt2, mode).score(batch, real_mask(batch), values=["policy"], **PLAIN).values["policy"]
+        with_values(gpt2, mode).forward_logprobs(batch, real_mask(batch), values=["policy"], **PLAIN).values["policy"]
         for mode in MODES
     )
     assert float(shared.std()) > 0.1
@@ -153,10 +153,10 @@ def test_without_a_reference_nothing_of_it_is_held(tiny_gpt2: Path, lora: bool) 
             for name, parameter in loaded.model.named_parameters():
                 if "lora_B" in name:  # as one that was trained
                     torch.nn.init.normal_(parameter)
-        model = ActorCritic(loaded, ["policy"], mode="shared", with_reference=wanted)
-        assert model.has_reference is wanted
-        assert (model.reference is not None) == (wanted and not lora)
-        assert model.reference_is_frozen_adapter == (wanted and lora)
+        model = ActorCritic(loaded, ["policy"], mode="shared", with_ref_model=wanted)
+        assert model.has_ref_model is wanted
+        assert (model.ref_model is not None) == (wanted and not lora)
+        assert model.ref_model_is_frozen_adapter == (wanted and lora)
         sizes[wanted] = sum(p.numel() for p in model.parameters())
     assert sizes[True] > sizes[False]
 
@@ -170,10 +170,10 @@ def test_log_probabilities_of_bfloat16_logits_are_computed_in_float32(
 ) -> None:
     forward = gpt2.model.lm_head.forward
     monkeypatch.setattr(gpt2.model.lm_head, "forward", lambda hidden: forward(hidden).bfloat16())
-    model = ActorCritic(gpt2, [], mode="shared", with_reference=False)
+    model = ActorCritic(gpt2, [], mode="shared", with_ref_model=False)
     prompts = [p.ids for p in prompts_for(gpt2, 3)]
     batch = token_batch(gpt2, prompts, RESPONSES)
-    found = model.score(batch, real_mask(batch), temperature=temperature, min_new_tokens=0).logprobs
+    found = model.forward_logprobs(batch, real_mask(batch), temperature=temperature, min_new_tokens=0).logprobs
     for row, (prompt, response) in enumerate(zip(prompts, RESPONSES, strict=True)):
         expected = plain_logprobs(gpt2, prompt, response, temperature=temperature)
         # a rounding of the hidden states may move a logit by one step of bfloat16, seldom
@@ -182,10 +182,10 @@ def test_log_probabilities_of_bfloat16_logits_are_computed_in_float32(
 
 
 def test_the_entropy_of_a_position_is_that_of_its_whole_distribution(gpt2: Loaded) -> None:
-    model = ActorCritic(gpt2, [], mode="shared", with_reference=False)
+    model = ActorCritic(gpt2, [], mode="shared", with_ref_model=False)
     prompts = [p.ids for p in prompts_for(gpt2, 3)]
     batch = token_batch(gpt2, prompts, RESPONSES)
-    scored = model.score(batch, real_mask(batch), temperature=0.8, min_new_tokens=2, entropy=True)
+    scored = model.forward_logprobs(batch, real_mask(batch), temperature=0.8, min_new_tokens=2, entropy=True)
     for row, (prompt, response) in enumerate(zip(prompts, RESPONSES, strict=True)):
         logits = plain_logits(gpt2, prompt, response).double() / 0.8
         logits[:2, sorted(gpt2.eos_ids)] = float("-inf")

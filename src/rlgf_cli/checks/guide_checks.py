@@ -12,7 +12,7 @@ from typing import Any
 
 from rlgf_cli.checks.guide_probe import Exam
 from rlgf_cli.guides.recorded import RecordedGuide
-from rlgf_cli.models.seams import Audit, why_lost
+from rlgf_cli.models.token_boundaries import BoundaryAudit, tokenizer_loss
 from rlgf_cli.protocols import Check, CheckStatus
 
 _SAMPLES = 3
@@ -124,7 +124,7 @@ def round_trip(exam: Exam) -> Check | None:
     samples = []
     for written in exam.written:
         whole = written.completion.text
-        why = why_lost(text, tokenizer, whole)
+        why = tokenizer_loss(text, tokenizer, whole)
         reasons[why] += 1
         if why != "nothing" and reasons[why] == 1:
             samples.append(
@@ -150,15 +150,15 @@ def round_trip(exam: Exam) -> Check | None:
 
 def cuts(exam: Exam) -> Check | None:
     """Whether a text that two authors share says what one would have written."""
-    if not exam.cuts.seams:
+    if not exam.cuts.boundaries:
         return None
-    return _seams("tokens.cuts", "cuts of the guide's texts", exam.cuts)
+    return _boundaries("tokens.cuts", "cuts of the guide's texts", exam.cuts)
 
 
 def stability(exam: Exam) -> Check | None:
     """How many cuts stay where they are drawn."""
     report = exam.cuts.to_json()
-    if not exam.cuts.seams:
+    if not exam.cuts.boundaries:
         return None
     keys = ("stable", "moved", "moved_tokens_mean", "moved_tokens_max")
     far = f"; the others go on by {report['moved_tokens_mean']:.2g} tokens, {report['moved_tokens_max']} at most"
@@ -198,26 +198,30 @@ def continuations(exam: Exam) -> Check | None:
     )
 
 
-def continued_seams(exam: Exam) -> Check | None:
+def continued_boundaries(exam: Exam) -> Check | None:
     """The guide's real continuations behind the policy's tokens."""
-    audit = Audit()
+    audit = BoundaryAudit()
     for continuation in exam.continuations:
-        audit.add(continuation.seam)
-    return _seams("tokens.continuations", "continuations", audit) if audit.seams else None
+        audit.add(continuation.boundary)
+    return _boundaries("tokens.continuations", "continuations", audit) if audit.boundaries else None
 
 
-def _seams(name: str, what: str, audit: Audit) -> Check:
+def _boundaries(name: str, what: str, audit: BoundaryAudit) -> Check:
     report = audit.to_json()
     lost = report["lost_at_seam"]
     samples = [
-        {"lost": "at the seam" if loss == "seam" else "by the tokenizer", "text": seam.text, "read back": seam.decoded}
-        for loss, seam in audit.examples.items()
+        {
+            "lost": "at the boundary" if loss == "boundary" else "by the tokenizer",
+            "text": boundary.text,
+            "read back": boundary.decoded,
+        }
+        for loss, boundary in audit.examples.items()
     ]
     return Check(
         name,
         "fail" if lost else "ok",
         f"{report['seams']} {what}: {report['exact']} to the letter, {report['lost_by_tokenizer']} but for what the "
-        f"tokenizer loses, {lost} lost at the seam",
+        f"tokenizer loses, {lost} lost at the boundary",
         f"two authors' tokens ({report['tokens_first']} and {report['tokens_second']}) must read as the joined text",
         "this tokenizer cannot go on inside a text: train another policy with this guide, or only with recorded text "
         "and whole texts (bc-guide)"
@@ -237,6 +241,6 @@ CHECKS: list[Callable[[Exam], Check | None]] = [
     cuts,
     stability,
     continuations,
-    continued_seams,
+    continued_boundaries,
 ]
 """In the order in which they are shown. None: there was nothing to look at."""

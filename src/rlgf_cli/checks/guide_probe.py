@@ -13,7 +13,7 @@ from rlgf_cli.guides.answers import Failure
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.recorded import RecordedGuide
 from rlgf_cli.models.load import Loaded
-from rlgf_cli.models.seams import Audit, Seam, cut_in_tokens, go_on, same_tokens
+from rlgf_cli.models.token_boundaries import BoundaryAudit, TokenBoundary, append_text, cut_in_tokens, same_tokens
 from rlgf_cli.protocols import Completion, Example, GuideRequest
 
 _CUTS_PER_TEXT = 64
@@ -44,7 +44,7 @@ class Continuation:
 
     prefix: str
     completion: Completion
-    seam: Seam
+    boundary: TokenBoundary
 
 
 @dataclass
@@ -80,9 +80,9 @@ class Exam:
         return not same_tokens(getattr(self.guide, "tokenizer", None), self.loaded.tokenizer)
 
     @cached_property
-    def cuts(self) -> Audit:
+    def cuts(self) -> BoundaryAudit:
         """The guide's texts, cut wherever training may cut them."""
-        audit = Audit()
+        audit = BoundaryAudit()
         for text in self.written:
             places = list(range(1, len(text.ids)))
             if len(places) > _CUTS_PER_TEXT:
@@ -92,7 +92,7 @@ class Exam:
                 audit.add(self.cut(text, n))
         return audit
 
-    def cut(self, text: Text, n: int) -> Seam:
+    def cut(self, text: Text, n: int) -> TokenBoundary:
         loaded, whole = self.loaded, text.completion.text
         return cut_in_tokens(loaded.text, loaded.tokenizer, whole, n, whole_words=self.whole_words)
 
@@ -122,16 +122,16 @@ class Exam:
             if longest < 1:
                 continue
             draw = float(noise.uniforms(1, self.seed, "doctor", "continue", text.example.id)[0])
-            seam = self.cut(text, 1 + int(draw * longest))
-            room = self.limit - len(seam.first)
-            prefix = loaded.text.decode_response(loaded.tokenizer, seam.first, strip=False)
-            if seam.second and room > 0 and prefix.strip():
+            boundary = self.cut(text, 1 + int(draw * longest))
+            room = self.limit - len(boundary.first)
+            prefix = loaded.text.decode_response(loaded.tokenizer, boundary.first, strip=False)
+            if boundary.second and room > 0 and prefix.strip():
                 requests.append(GuideRequest(text.example, prefix, max_new_tokens=room))
-                prefixes.append(seam.first)
+                prefixes.append(boundary.first)
         for request, first, completion in zip(requests, prefixes, self._answers(guide, requests), strict=True):
             if completion is not None:
-                seam = go_on(loaded.text, loaded.tokenizer, first, completion.text)
-                self.continuations.append(Continuation(request.prefix, completion, seam))
+                boundary = append_text(loaded.text, loaded.tokenizer, first, completion.text)
+                self.continuations.append(Continuation(request.prefix, completion, boundary))
 
     def _answers(self, guide: LiveGuide, requests: Sequence[GuideRequest]) -> list[Completion | None]:
         """In the order of the requests; failures are counted and None."""

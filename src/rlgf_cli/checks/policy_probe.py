@@ -55,7 +55,7 @@ def examine(
     rows = _some(batch)
     if notes is not None and credit is not None:
         found += _scoring(model, episodes, batch, notes, sampling, rows)
-        if isinstance(model.policy, PeftModel) and model.has_reference:
+        if isinstance(model.policy, PeftModel) and model.has_ref_model:
             found.append(_adapters(model, batch, sampling, rows))
         if credit.log_ratio is not None:
             everything = Gap.of(credit.log_ratio[batch.policy])
@@ -107,15 +107,15 @@ def _scoring(
     if not len(rows):
         return []
     tokens, chosen = _of_rows(batch, rows)
-    first = model.score(tokens, chosen, **sampling.scored).logprobs
-    again = model.score(tokens, chosen, **sampling.scored).logprobs
+    first = model.forward_logprobs(tokens, chosen, **sampling.scored).logprobs
+    again = model.forward_logprobs(tokens, chosen, **sampling.scored).logprobs
     tolerance = _tolerance(model.loaded)
     found = [invariants.compared("policy.deterministic", Gap.between(first, again, chosen), EXACT, "scored twice")]
     others, plain = [], []
     like = rows[batch.tokens.prompt_mask[rows].sum(-1).argsort(stable=True)]
     for part in like.split(max(1, len(rows) // 2)):  # short prompts together, so that padding is cut off
         tokens, chosen = _of_rows(batch, part)
-        scored = model.score(tokens, chosen, **sampling.scored).logprobs
+        scored = model.forward_logprobs(tokens, chosen, **sampling.scored).logprobs
         others.append((scored - notes.logprobs[part][:, : chosen.shape[1]])[chosen])
     for row in rows:
         episode = episodes[int(row)]
@@ -157,11 +157,11 @@ def _adapters(model: ActorCritic, batch: EpisodeBatch, sampling: Sampling, rows:
     if not len(rows):
         return None
     tokens, chosen = _of_rows(batch, rows)
-    on = model.score(tokens, chosen, **sampling.scored).logprobs
-    reference = model.reference_logprobs(tokens, chosen, **sampling.scored)
+    on = model.forward_logprobs(tokens, chosen, **sampling.scored).logprobs
+    reference = model.ref_logprobs(tokens, chosen, **sampling.scored)
     with model.policy.disable_adapter():
-        off = model.score(tokens, chosen, **sampling.scored).logprobs
-    fresh = not model.reference_is_frozen_adapter
+        off = model.forward_logprobs(tokens, chosen, **sampling.scored).logprobs
+    fresh = not model.ref_model_is_frozen_adapter
     return invariants.adapters(Gap.between(on, off, chosen), Gap.between(on, reference, chosen), fresh=fresh)
 
 

@@ -87,7 +87,7 @@ class SeparateCritic(nn.Module):
 
 
 @dataclass(frozen=True)
-class Scored:
+class TokenOutputs:
     """Per response token, all [B, T]: log-probabilities (nats, 0 where not selected), entropy where it was asked
     for, and each critic's values."""
 
@@ -100,7 +100,7 @@ class ActorCritic(nn.Module):
     """``policy`` learns; the reference is frozen; ``critics`` maps a roll-out author to its value function.
 
     ``mode``: a critic is a head on the policy's hidden states whose error reaches the policy's weights (``shared``) or
-    not (``head``), or a model of its own (``separate``). ``with_reference`` false: there is none, and nothing to hold
+    not (``head``), or a model of its own (``separate``). ``with_ref_model`` false: there is none, and nothing to hold
     or to run for it. The reference is: under LoRA on plain weights, the weights with the adapter switched off; under
     LoRA that goes on from an adapter checkpoint, a frozen second adapter with that checkpoint's weights; else a frozen
     copy.
@@ -109,7 +109,7 @@ class ActorCritic(nn.Module):
     eos: torch.Tensor
     control: torch.Tensor
 
-    def __init__(self, loaded: Loaded, critics: Iterable[str], *, mode: str, with_reference: bool) -> None:
+    def __init__(self, loaded: Loaded, critics: Iterable[str], *, mode: str, with_ref_model: bool) -> None:
         super().__init__()
         self.loaded = loaded
         self.policy = loaded.model
@@ -125,35 +125,35 @@ class ActorCritic(nn.Module):
         ).to(loaded.device)
         if self.separate:
             self.critics.requires_grad_(True)
-        self.has_reference = with_reference
-        self.reference: Any = None
-        self._reference_adapter: str | None = None
-        if with_reference:
-            self._make_reference()
+        self.has_ref_model = with_ref_model
+        self.ref_model: Any = None
+        self._ref_adapter: str | None = None
+        if with_ref_model:
+            self._make_ref_model()
         eos = torch.tensor(sorted(loaded.eos_ids), device=loaded.device)
         self.register_buffer("eos", eos, persistent=False)
         control = torch.tensor(sorted(loaded.control_ids), dtype=torch.long, device=loaded.device)
         self.register_buffer("control", control, persistent=False)
 
-    def _make_reference(self) -> None:
+    def _make_ref_model(self) -> None:
         if not isinstance(self.policy, PeftModel):
-            self.reference = copy.deepcopy(self.policy).eval().requires_grad_(False)
+            self.ref_model = copy.deepcopy(self.policy).eval().requires_grad_(False)
         elif _adapter_is_trained(self.policy):
-            self._reference_adapter = "reference"
+            self._ref_adapter = "ref_model"
             config = copy.deepcopy(self.policy.peft_config["default"])
             config.inference_mode = True
-            self.policy.add_adapter("reference", config)
+            self.policy.add_adapter("ref_model", config)
             weights = {n: p for n, p in self.policy.named_parameters() if ".default." in n}
             twins = dict(self.policy.named_parameters())
             with torch.no_grad():
                 for name, parameter in weights.items():
-                    twins[name.replace(".default.", ".reference.")].copy_(parameter)
+                    twins[name.replace(".default.", ".ref_model.")].copy_(parameter)
             self._use_adapter("default")
 
     @property
-    def reference_is_frozen_adapter(self) -> bool:
+    def ref_model_is_frozen_adapter(self) -> bool:
         """Whether the reference is a second, frozen adapter: training goes on from an adapter checkpoint."""
-        return self._reference_adapter is not None
+        return self._ref_adapter is not None
 
     def _use_adapter(self, name: str) -> None:
         """Switch adapters; only ``default`` ever learns."""
@@ -163,7 +163,7 @@ class ActorCritic(nn.Module):
                 parameter.requires_grad_(".default." in parameter_name)
 
     def enable_checkpointing(self) -> None:
-        """Recompute activations in the backward pass instead of keeping them, where :meth:`score` is differentiated."""
+        """Recompute activations in the backward pass of :meth:`forward_logprobs` instead of keeping them."""
         critics = [critic.backbone for critic in self.critics.values() if isinstance(critic, SeparateCritic)]
         for network in (self.policy, *critics):
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -199,7 +199,7 @@ class ActorCritic(nn.Module):
         policy = [(f"policy.{n}", p) for n, p in self.policy.named_parameters() if p.requires_grad]
         return policy + [(f"critics.{n}", p) for n, p in self.critics.named_parameters() if p.requires_grad]
 
-    def score(
+    def forward_logprobs(
         self,
         batch: TokenBatch,
         select: torch.Tensor,
@@ -210,7 +210,7 @@ class ActorCritic(nn.Module):
         values: Iterable[str] = (),
         entropy: bool = False,
         policy_frozen: bool = False,
-    ) -> Scored:
+    ) -> TokenOutputs:
         """Log-probabilities of the selected tokens under the policy's temperature-scaled full distribution, or that
         without its control tokens (``ban_control``).
 
@@ -235,10 +235,10 @@ class ActorCritic(nn.Module):
                     assert hidden is not None
                     found[name] = critic(hidden.detach() if self._detached else hidden)
         logprobs, entropies = self._select(logits, batch, select, temperature, min_new_tokens, ban_control, entropy)
-        return Scored(logprobs, entropies, found)
+        return TokenOutputs(logprobs, entropies, found)
 
     @torch.no_grad()
-    def reference_logprobs(
+    def ref_logprobs(
         self,
         batch: TokenBatch,
         select: torch.Tensor,
@@ -251,10 +251,10 @@ class ActorCritic(nn.Module):
         if _if_any(select) is None:
             return torch.zeros(select.shape, device=select.device)
         with autocast(self.loaded.device, self.loaded.dtype):
-            if self.reference is not None:
-                logits, _ = response_forward(self.reference, batch, select)
-            elif self._reference_adapter is not None:
-                self._use_adapter(self._reference_adapter)
+            if self.ref_model is not None:
+                logits, _ = response_forward(self.ref_model, batch, select)
+            elif self._ref_adapter is not None:
+                self._use_adapter(self._ref_adapter)
                 try:
                     logits, _ = response_forward(self.policy, batch, select)
                 finally:

@@ -9,8 +9,8 @@ from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.models.prompts import Encoded, reference_length
-from rlgf_cli.models.seams import same_tokens
 from rlgf_cli.models.server import PolicyServer
+from rlgf_cli.models.token_boundaries import same_tokens
 from rlgf_cli.protocols import Example, Guide
 from rlgf_cli.training.advantages import CreditSettings
 from rlgf_cli.training.checkpoint import TrainerState
@@ -20,7 +20,7 @@ from rlgf_cli.training.rollout import Roller, Sampling
 from rlgf_cli.training.update import UpdateSettings, make_optimizer, make_scheduler
 
 
-def needs_reference(config: TrainConfig) -> bool:
+def needs_ref_model(config: TrainConfig) -> bool:
     """Whether a run charges or measures a KL: else its reference is neither held in memory nor run."""
     return config.algorithm.spec().has_policy_gradient and (config.kl.coef > 0 or config.kl.where == "log")
 
@@ -55,7 +55,7 @@ def make_trainer(
     ``warn`` is told of a broken truth of step 0 where that should not end the run.
     """
     spec, ppo = config.algorithm.spec(), config.ppo
-    model = ActorCritic(loaded, spec.critics, mode=ppo.critic, with_reference=needs_reference(config))
+    model = ActorCritic(loaded, spec.critics, mode=ppo.critic, with_ref_model=needs_ref_model(config))
     if config.gradient_checkpointing:
         model.enable_checkpointing()
     group.spread(model)

@@ -38,7 +38,7 @@ from rlgf_cli.rewards.base import check_examples
 from rlgf_cli.rewards.checked import score_checked
 from rlgf_cli.rewards.judge import judges_of
 from rlgf_cli.rewards.make import SumReward, make_reward
-from rlgf_cli.runs.build import needs_reference
+from rlgf_cli.runs.build import needs_ref_model
 from rlgf_cli.training.advantages import CreditSettings, Standing, annotate, assign
 from rlgf_cli.training.episodes import Episode, build_batch, written
 from rlgf_cli.training.rollout import Roller, Sampling
@@ -210,7 +210,7 @@ def _policy(
     exam: Exam | None,
 ) -> list[Check]:
     """Let the policy write for every regime of the algorithm, and hold the truths of step 0 against what it wrote."""
-    model = ActorCritic(loaded, spec.critics, mode=config.ppo.critic, with_reference=needs_reference(config))
+    model = ActorCritic(loaded, spec.critics, mode=config.ppo.critic, with_ref_model=needs_ref_model(config))
     sampling = Sampling.of(config.rollout, config.lengths)
     guide = _Known(config.guide.name, exam) if config.guide is not None and exam is not None else None
     covered = frozenset(guide.texts) if guide is not None else None

@@ -88,7 +88,7 @@ def annotate(
     """
     shape, device = batch.real.shape, batch.real.device
     logprobs = torch.zeros(shape, device=device)
-    ref_logprobs = torch.zeros(shape, device=device) if model.has_reference else None
+    ref_logprobs = torch.zeros(shape, device=device) if model.has_ref_model else None
     critics = {name for name, mask in batch.fit.items() if bool(mask.any())} | ({regime.critic} - {None})
     values = {str(name): torch.zeros(shape, device=device) for name in sorted(str(c) for c in critics)}
     select = batch.policy
@@ -99,12 +99,12 @@ def annotate(
         tokens = batch.tokens.rows(rows)
         width = tokens.response_ids.shape[1]
         chosen = select[rows][:, :width]
-        scored = model.score(tokens, chosen, values=values, **sampling.scored)
+        scored = model.forward_logprobs(tokens, chosen, values=values, **sampling.scored)
         logprobs[rows, :width] = scored.logprobs.float()
         for name, value in scored.values.items():
             values[name][rows, :width] = value.float()
         if ref_logprobs is not None:
-            ref_logprobs[rows, :width] = model.reference_logprobs(tokens, chosen, **sampling.scored).float()
+            ref_logprobs[rows, :width] = model.ref_logprobs(tokens, chosen, **sampling.scored).float()
     found = [logprobs, *([] if ref_logprobs is None else [ref_logprobs]), *values.values()]
     group.add_up(found)  # a row is 0 but for the process that scored it
     return Notes(logprobs, ref_logprobs, values)

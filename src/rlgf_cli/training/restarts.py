@@ -73,7 +73,7 @@ def values_along(model: ActorCritic, episodes: Sequence[Episode], rows_at_once: 
             device=loaded.device,
         )
         nothing = torch.zeros(tokens.response_ids.shape, dtype=torch.bool, device=loaded.device)
-        scored = model.score(tokens, nothing, temperature=1.0, min_new_tokens=0, values=["policy"])
+        scored = model.forward_logprobs(tokens, nothing, temperature=1.0, min_new_tokens=0, values=["policy"])
         for i, row in zip(rows, scored.values["policy"].float().cpu().numpy(), strict=True):
             found[i] = row[: episodes[i].length]
     return [found[i] for i in range(len(episodes))]

@@ -23,8 +23,8 @@ from rlgf_cli.config.train import RolloutConfig
 from rlgf_cli.models.generate import Generated, sample
 from rlgf_cli.models.load import Loaded
 from rlgf_cli.models.prompts import Encoded
-from rlgf_cli.models.seams import is_boundary
 from rlgf_cli.models.server import PolicyServer
+from rlgf_cli.models.token_boundaries import is_boundary
 from rlgf_cli.protocols import Completion, Example, Guide, GuideRequest
 from rlgf_cli.training import branches
 from rlgf_cli.training.episodes import Episode, written

@@ -239,7 +239,7 @@ def _loss(
     fitted = list(credit.returns) if credit is not None else []
     likelihood = data.regime.estimator == "likelihood"
     beside = lockstep and bool(counts.learned) and not bool(learned.any())
-    scored = model.score(
+    scored = model.forward_logprobs(
         tokens,
         _first_token(learned) if beside else learned,
         # the guide's tokens were not drawn from the policy's sampling distribution, in which an early EOS is impossible
@@ -305,7 +305,7 @@ def _first_token(mask: torch.Tensor) -> torch.Tensor:
 def _reference_loss(model: ActorCritic, tokens: TokenBatch, count: torch.Tensor, sums: Sums) -> torch.Tensor:
     """Likelihood of one reference per episode, under the plain distribution (temperature 1)."""
     mask = torch.arange(tokens.response_ids.shape[1], device=tokens.lengths.device) < tokens.lengths.unsqueeze(-1)
-    scored = model.score(tokens, mask, temperature=1.0, min_new_tokens=0)
+    scored = model.forward_logprobs(tokens, mask, temperature=1.0, min_new_tokens=0)
     loss = losses.likelihood_loss(scored.logprobs, mask, count)
     sums.add("loss/reference_nll", loss.detach() * count, mask.sum())
     return loss

@@ -39,7 +39,7 @@ class ShardingGroup(Group):
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(model.loaded.device.type, (self.size,))
         networks: list[nn.Module] = [model.policy, *model.critics.values()]
-        networks += [model.reference] if model.reference is not None else []
+        networks += [model.ref_model] if model.ref_model is not None else []
         for network in networks:
             _shard(network, mesh)
         self._first_pass(model)
@@ -84,9 +84,9 @@ class ShardingGroup(Group):
         )  # fmt: skip
         select = torch.ones((1, 1), dtype=torch.bool, device=loaded.device)
         with torch.no_grad():
-            model.score(tiny, select, temperature=1.0, min_new_tokens=0, values=list(model.critics))
-            if model.reference is not None:
-                model.reference_logprobs(tiny, select, temperature=1.0, min_new_tokens=0)
+            model.forward_logprobs(tiny, select, temperature=1.0, min_new_tokens=0, values=list(model.critics))
+            if model.ref_model is not None:
+                model.ref_logprobs(tiny, select, temperature=1.0, min_new_tokens=0)
 
 
 def _shard(network: nn.Module, mesh: DeviceMesh) -> None:

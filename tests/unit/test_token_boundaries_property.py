@@ -1,6 +1,6 @@
 """Any text, any cut, any family of tokenizers: authors and lengths agree, and joined segments read as the joined text.
 
-What the tokenizer itself loses on a text is the tokenizer's, and counted; nothing may be lost at the seam.
+What the tokenizer itself loses on a text is the tokenizer's, and counted; nothing may be lost at the boundary.
 """
 
 from __future__ import annotations
@@ -11,17 +11,24 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_seams import sentencepiece_like, trained_t5
+from test_token_boundaries import sentencepiece_like, trained_t5
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from conftest import make_tokenizer, toy_examples
 from rlgf_cli.config.scratch import ScratchConfig
 from rlgf_cli.functional import masks
-from rlgf_cli.models import seams
+from rlgf_cli.models import token_boundaries
 from rlgf_cli.models.scratch import build_tokenizer
-from rlgf_cli.models.seams import Audit, cut_in_text, cut_in_tokens, go_on, is_boundary, why_lost
 from rlgf_cli.models.text import TextFormat
+from rlgf_cli.models.token_boundaries import (
+    BoundaryAudit,
+    append_text,
+    cut_in_text,
+    cut_in_tokens,
+    is_boundary,
+    tokenizer_loss,
+)
 from rlgf_cli.protocols import Example
 from rlgf_cli.training.episodes import Episode
 
@@ -136,9 +143,9 @@ known_text = st.lists(
 ).map(" ".join)
 
 
-def episode_of(seam: seams.Seam, roll_in: Any = "guide", roll_out: Any = "policy") -> Episode:
-    segments = [(author, ids) for author, ids in ((roll_in, seam.first), (roll_out, seam.second)) if ids]
-    return Episode(0, Example("x", "x"), [1], 0, roll_out, segments=segments, cut=len(seam.first))
+def episode_of(boundary: token_boundaries.TokenBoundary, roll_in: Any = "guide", roll_out: Any = "policy") -> Episode:
+    segments = [(author, ids) for author, ids in ((roll_in, boundary.first), (roll_out, boundary.second)) if ids]
+    return Episode(0, Example("x", "x"), [1], 0, roll_out, segments=segments, cut=len(boundary.first))
 
 
 def read(name: str, ids: list[int]) -> str:
@@ -147,7 +154,7 @@ def read(name: str, ids: list[int]) -> str:
     return shown.removeprefix(text.response_prefix)
 
 
-def at_the_seam(prefix: str, continuation: str) -> tuple[str, str]:
+def at_the_boundary(prefix: str, continuation: str) -> tuple[str, str]:
     """Whitespace at a cut belongs to what follows: many tokenizers have none at the end of a text."""
     kept = prefix.rstrip()
     return kept, prefix[len(kept) :] + continuation
@@ -159,19 +166,19 @@ def test_any_text_cut_between_any_two_tokens(name: str, whole: str, place: float
     text, tokenizer = family(name)
     ids = text.encode_response(tokenizer, whole)
     n = round(place * len(ids))
-    seam = cut_in_tokens(text, tokenizer, whole, n, whole_words=whole_words)
-    episode = episode_of(seam)
+    boundary = cut_in_tokens(text, tokenizer, whole, n, whole_words=whole_words)
+    episode = episode_of(boundary)
     # the first author's tokens are the text's own, up to the cut or the next boundary behind it
-    assert seam.first == ids[: len(seam.first)] and (seam.drawn, seam.moved >= 0) == (n, True)
-    between = range(n, len(seam.first))
+    assert boundary.first == ids[: len(boundary.first)] and (boundary.drawn, boundary.moved >= 0) == (n, True)
+    between = range(n, len(boundary.first))
     assert not any(is_boundary(text, tokenizer, ids, k, whole_words=whole_words) for k in between)
-    assert episode.ids == seam.first + seam.second
-    assert episode.authors == [masks.GUIDE] * len(seam.first) + [masks.POLICY] * len(seam.second)
+    assert episode.ids == boundary.first + boundary.second
+    assert episode.authors == [masks.GUIDE] * len(boundary.first) + [masks.POLICY] * len(boundary.second)
     assert episode.length == len(episode.authors)
-    assert seam.decoded == read(name, episode.ids)
-    assert seam.loss != "seam", seam
+    assert boundary.decoded == read(name, episode.ids)
+    assert boundary.loss != "boundary", boundary
     if name in LOSSLESS:
-        assert (seam.loss, seam.decoded) == ("none", whole)
+        assert (boundary.loss, boundary.decoded) == ("none", whole)
 
 
 @pytest.mark.parametrize("name", UNBROKEN)
@@ -179,17 +186,17 @@ def test_any_text_cut_between_any_two_tokens(name: str, whole: str, place: float
 def test_any_text_cut_between_any_two_characters(name: str, whole: str, place: float) -> None:
     text, tokenizer = family(name)
     at = round(place * len(whole))
-    prefix, continuation = at_the_seam(whole[:at], whole[at:])
-    seam = cut_in_text(text, tokenizer, prefix, continuation)
-    episode = episode_of(seam, "policy", "guide")
-    assert seam.text == whole and seam.moved == 0
-    assert seam.first == text.encode_response(tokenizer, prefix)
-    assert episode.authors == [masks.POLICY] * len(seam.first) + [masks.GUIDE] * len(seam.second)
-    assert seam.decoded == read(name, episode.ids)
-    assert seam.loss != "seam", seam
-    assert (seam.loss == "none") == (seam.decoded == whole)
+    prefix, continuation = at_the_boundary(whole[:at], whole[at:])
+    boundary = cut_in_text(text, tokenizer, prefix, continuation)
+    episode = episode_of(boundary, "policy", "guide")
+    assert boundary.text == whole and boundary.moved == 0
+    assert boundary.first == text.encode_response(tokenizer, prefix)
+    assert episode.authors == [masks.POLICY] * len(boundary.first) + [masks.GUIDE] * len(boundary.second)
+    assert boundary.decoded == read(name, episode.ids)
+    assert boundary.loss != "boundary", boundary
+    assert (boundary.loss == "none") == (boundary.decoded == whole)
     if name in LOSSLESS:
-        assert (seam.loss, seam.decoded) == ("none", whole)
+        assert (boundary.loss, boundary.decoded) == ("none", whole)
 
 
 @pytest.mark.parametrize("name", UNBROKEN)
@@ -198,12 +205,12 @@ def test_a_text_that_the_tokenizer_knows_is_kept_to_the_letter(name: str, whole:
     """Nothing can be the tokenizer's loss here, so nothing is left to the audit's judgement."""
     text, tokenizer = family(name)
     at = round(place * len(whole))
-    prefix, continuation = at_the_seam(whole[:at], whole[at:])
-    for seam in (
+    prefix, continuation = at_the_boundary(whole[:at], whole[at:])
+    for boundary in (
         cut_in_text(text, tokenizer, prefix, continuation),
-        go_on(text, tokenizer, text.encode_response(tokenizer, prefix), continuation),
+        append_text(text, tokenizer, text.encode_response(tokenizer, prefix), continuation),
     ):
-        ids = [*seam.first, *seam.second]
+        ids = [*boundary.first, *boundary.second]
         # byte-level BPE with add_prefix_space shows its dummy space, which every text of it begins with
         dummy = " " if name == "byte_bpe_prefix_space" else ""
         assert read(name, ids) == dummy + whole
@@ -245,24 +252,24 @@ def byte_letters() -> list[str]:
 @given(texts=st.lists(st.tuples(any_text, st.integers(0, 12)), min_size=1, max_size=8))
 def test_the_audit_counts_every_seam_once(texts: list[tuple[str, int]]) -> None:
     text, tokenizer = family("wordpiece")
-    audit, expected = Audit(), {"none": 0, "tokenizer": 0, "seam": 0}
+    audit, expected = BoundaryAudit(), {"none": 0, "tokenizer": 0, "boundary": 0}
     found = [cut_in_tokens(text, tokenizer, whole, n, whole_words=True) for whole, n in texts]
-    for seam in found:
-        audit.add(seam)
-        expected[seam.loss] += 1
+    for boundary in found:
+        audit.add(boundary)
+        expected[boundary.loss] += 1
     report = audit.to_json()
     assert (report["exact"], report["lost_by_tokenizer"], report["lost_at_seam"]) == tuple(expected.values())
     assert report["seams"] == len(texts)
-    assert report["stable"] == sum(not seam.moved for seam in found) / len(found)
-    moved = [seam.moved for seam in found if seam.moved]
+    assert report["stable"] == sum(not boundary.moved for boundary in found) / len(found)
+    moved = [boundary.moved for boundary in found if boundary.moved]
     assert (report["moved"], report["moved_tokens_max"]) == (len(moved), max(moved, default=0))
     assert report["moved_tokens_mean"] == pytest.approx(sum(moved) / len(moved) if moved else 0)
     assert report["tokens_first"] + report["tokens_second"] == sum(len(s.first) + len(s.second) for s in found)
-    assert set(audit.examples) == {seam.loss for seam in found} - {"none"}
+    assert set(audit.examples) == {boundary.loss for boundary in found} - {"none"}
 
 
 def test_an_audit_of_nothing() -> None:
-    report = Audit().to_json()
+    report = BoundaryAudit().to_json()
     assert report["seams"] == 0 and report["stable"] is None
 
 
@@ -314,31 +321,31 @@ def test_words_are_split_where_the_tokenizer_splits_them() -> None:
 def test_a_seam_that_splits_a_word_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text, tokenizer = family(name)
     cuts = [("the cat se", "es the river"), ("the r", "iver 日本"), ("日本 the r", "iver")]
-    assert [cut_in_text(text, tokenizer, *cut).loss == "seam" for cut in cuts] == [False] * 3
+    assert [cut_in_text(text, tokenizer, *cut).loss == "boundary" for cut in cuts] == [False] * 3
     monkeypatch.setattr(TextFormat, "encode_continuation", TextFormat.encode_response)
-    assert [cut_in_text(text, tokenizer, *cut).loss for cut in cuts] == ["seam"] * 3
+    assert [cut_in_text(text, tokenizer, *cut).loss for cut in cuts] == ["boundary"] * 3
     first = text.encode_response(tokenizer, "the cat se")
-    assert go_on(text, tokenizer, first, "es it").loss == "seam"
+    assert append_text(text, tokenizer, first, "es it").loss == "boundary"
 
 
 @pytest.mark.parametrize("name", UNBROKEN)
 def test_a_seam_that_joins_two_words_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text, tokenizer = family(name)
     whole = TextFormat.encode_continuation
-    assert cut_in_text(text, tokenizer, "the cat", " sees it").loss != "seam"
+    assert cut_in_text(text, tokenizer, "the cat", " sees it").loss != "boundary"
     monkeypatch.setattr(TextFormat, "encode_continuation", lambda self, t, s: whole(self, t, s.lstrip()))
-    assert cut_in_text(text, tokenizer, "the cat", " sees it").loss == "seam"
-    assert cut_in_text(text, tokenizer, "日本 the cat", " sees 日本").loss == "seam"
+    assert cut_in_text(text, tokenizer, "the cat", " sees it").loss == "boundary"
+    assert cut_in_text(text, tokenizer, "日本 the cat", " sees 日本").loss == "boundary"
 
 
 def test_a_space_that_the_first_text_loses_at_its_end_is_seen() -> None:
     """T5 has none at the end of a text: tokenised as 'the cat', the two words would be one."""
-    seam = cut_in_text(*family("t5"), "the cat ", "sees it")
-    assert (seam.decoded, seam.loss) == ("the catsees it", "seam")
+    boundary = cut_in_text(*family("t5"), "the cat ", "sees it")
+    assert (boundary.decoded, boundary.loss) == ("the catsees it", "boundary")
 
 
 def test_a_vocabulary_of_words_cannot_go_on_inside_one() -> None:
-    assert cut_in_text(*family("words"), "the c", "at sees").loss == "seam"
+    assert cut_in_text(*family("words"), "the c", "at sees").loss == "boundary"
     assert cut_in_text(*family("words"), "the", " cat").loss == "none"
 
 
@@ -365,10 +372,10 @@ def test_half_a_character_of_a_decoder_that_hides_it_is_no_boundary() -> None:
     ],
 )
 def test_why_a_tokenizer_loses_a_text(name: str, whole: str, why: str) -> None:
-    assert why_lost(*family(name), whole) == why
+    assert tokenizer_loss(*family(name), whole) == why
 
 
 def test_tokens_are_the_same_where_every_token_is() -> None:
     one, other = family("byte_bpe")[1], family("t5")[1]
-    assert seams.same_tokens(one, make_tokenizer()) and not seams.same_tokens(one, other)
-    assert not seams.same_tokens(None, one)
+    assert token_boundaries.same_tokens(one, make_tokenizer()) and not token_boundaries.same_tokens(one, other)
+    assert not token_boundaries.same_tokens(None, one)

@@ -1,9 +1,9 @@
-"""Where two authors' tokens meet: which cuts leave the text as it is, and an audit of what a seam loses.
+"""Where two authors' tokens meet: which cuts leave the text as it is, and an audit of what a boundary loses.
 
 Training never tokenises joined text again: the second author's text is tokenised on its own, behind the first
 author's tokens. The audit does the same, reads the tokens back, and says of every difference whose it is. What the
 tokenizer loses on a text that it is given whole (unknown characters, whitespace, case) is the tokenizer's; all else
-would be a defect of the seam.
+would be a defect of the boundary.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 from rlgf_cli.models.text import TextFormat
 
-Loss = Literal["none", "tokenizer", "seam"]
-"""``none``: the text is what it was; ``tokenizer``: the tokenizer cannot tell the two apart; ``seam``: it can."""
+Loss = Literal["none", "tokenizer", "boundary"]
+"""``none``: the text is what it was; ``tokenizer``: the tokenizer cannot tell the two apart; ``boundary``: it can."""
 
 _REPLACEMENT = "\ufffd"
 
 
 @dataclass(frozen=True)
-class Seam:
+class TokenBoundary:
     """A text by two authors as tokens, read back.
 
     ``first`` and ``second`` are the authors' ids; ``text`` is what was to be written and ``decoded`` what the tokens
@@ -43,37 +43,37 @@ class Seam:
 
 
 @dataclass
-class Audit:
+class BoundaryAudit:
     """What happened at many seams. ``examples`` keeps the first of each kind of loss."""
 
     losses: Counter[str] = field(default_factory=Counter)
     moves: Counter[int] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, Seam] = field(default_factory=dict)
+    examples: dict[str, TokenBoundary] = field(default_factory=dict)
 
-    def add(self, seam: Seam) -> None:
-        self.losses[seam.loss] += 1
-        self.moves[seam.moved] += 1
-        self.tokens.update(first=len(seam.first), second=len(seam.second))
-        if seam.loss != "none":
-            self.examples.setdefault(seam.loss, seam)
+    def add(self, boundary: TokenBoundary) -> None:
+        self.losses[boundary.loss] += 1
+        self.moves[boundary.moved] += 1
+        self.tokens.update(first=len(boundary.first), second=len(boundary.second))
+        if boundary.loss != "none":
+            self.examples.setdefault(boundary.loss, boundary)
 
     @property
-    def seams(self) -> int:
+    def boundaries(self) -> int:
         return self.losses.total()
 
     @property
     def stable(self) -> float | None:
         """The share of cuts that stayed where they were drawn; None where there was none."""
-        return self.moves[0] / self.seams if self.seams else None
+        return self.moves[0] / self.boundaries if self.boundaries else None
 
     def to_json(self) -> dict[str, Any]:
         moved = [by for by, count in sorted(self.moves.items()) if by for _ in range(count)]
         return {
-            "seams": self.seams,
+            "seams": self.boundaries,
             "exact": self.losses["none"],
             "lost_by_tokenizer": self.losses["tokenizer"],
-            "lost_at_seam": self.losses["seam"],
+            "lost_at_seam": self.losses["boundary"],
             "stable": self.stable,
             "moved": len(moved),
             "moved_tokens_mean": sum(moved) / len(moved) if moved else 0.0,
@@ -102,7 +102,7 @@ def is_boundary(text: TextFormat, tokenizer: Any, ids: Sequence[int], n: int, *,
     return not (behind[0].isalnum() or behind[0] == _REPLACEMENT)
 
 
-def cut_in_tokens(text: TextFormat, tokenizer: Any, whole: str, n: int, *, whole_words: bool) -> Seam:
+def cut_in_tokens(text: TextFormat, tokenizer: Any, whole: str, n: int, *, whole_words: bool) -> TokenBoundary:
     """``whole`` cut after ``n`` of its tokens, or at the next boundary behind them, and finished by another author.
 
     The second author is given the text of the first tokens, and writes what the whole says behind it.
@@ -113,24 +113,24 @@ def cut_in_tokens(text: TextFormat, tokenizer: Any, whole: str, n: int, *, whole
         (k for k in range(n, len(ids)) if is_boundary(text, tokenizer, ids, k, whole_words=whole_words)), len(ids)
     )
     behind = _read(text, tokenizer, ids)[len(_read(text, tokenizer, ids[:at])) :]
-    return _seam(text, tokenizer, ids[:at], behind, whole, [], drawn=n)
+    return _boundary(text, tokenizer, ids[:at], behind, whole, [], drawn=n)
 
 
-def cut_in_text(text: TextFormat, tokenizer: Any, prefix: str, continuation: str) -> Seam:
+def cut_in_text(text: TextFormat, tokenizer: Any, prefix: str, continuation: str) -> TokenBoundary:
     """Two texts by two authors: the first tokenised as a response, the second as what follows."""
     first = text.encode_response(tokenizer, prefix)
     parts = _parts(text, tokenizer, _lossy(text, tokenizer, prefix), continuation, first)
-    return _seam(text, tokenizer, first, continuation, prefix + continuation, parts)
+    return _boundary(text, tokenizer, first, continuation, prefix + continuation, parts)
 
 
-def go_on(text: TextFormat, tokenizer: Any, first: Sequence[int], continuation: str) -> Seam:
+def append_text(text: TextFormat, tokenizer: Any, first: Sequence[int], continuation: str) -> TokenBoundary:
     """A text behind tokens that are there already, as in a roll-out."""
     before = _read(text, tokenizer, first)
     parts = _parts(text, tokenizer, before, continuation, first)
-    return _seam(text, tokenizer, first, continuation, before + continuation, parts)
+    return _boundary(text, tokenizer, first, continuation, before + continuation, parts)
 
 
-def why_lost(text: TextFormat, tokenizer: Any, whole: str) -> str:
+def tokenizer_loss(text: TextFormat, tokenizer: Any, whole: str) -> str:
     """What the tokenizer loses on a text: ``nothing``, ``whitespace``, ``unknown characters`` or ``normalisation``."""
     ids = text.encode_response(tokenizer, whole)
     shown = _read(text, tokenizer, ids)
@@ -146,7 +146,7 @@ def same_tokens(one: Any, other: Any) -> bool:
     return one is not None and other is not None and one.get_vocab() == other.get_vocab()
 
 
-def _seam(
+def _boundary(
     text: TextFormat,
     tokenizer: Any,
     first: Sequence[int],
@@ -155,8 +155,8 @@ def _seam(
     parts: Sequence[str],
     *,
     drawn: int | None = None,
-) -> Seam:
-    """The seam, judged: ``parts`` are texts besides ``whole`` that the tokens may say at no fault of the seam."""
+) -> TokenBoundary:
+    """The boundary with its loss. ``parts``: readings besides ``whole`` whose loss is the tokenizer's."""
     encode = text.encode_continuation if first else text.encode_response
     second = encode(tokenizer, continuation) if continuation else []
     decoded = _read(text, tokenizer, [*first, *second])
@@ -165,9 +165,9 @@ def _seam(
         shown = _round_trip(text, tokenizer, whole)
         seen = _canonical(text, tokenizer, decoded)
         known = (_canonical(text, tokenizer, other) for other in (whole, *parts))
-        # a text on which the tokenizer loses nothing can only have lost something at the seam
-        loss = "tokenizer" if shown != whole and (decoded == shown or seen in known) else "seam"
-    return Seam(list(first), second, whole, decoded, loss, len(first) if drawn is None else drawn)
+        # a text on which the tokenizer loses nothing can only have lost something at the boundary
+        loss = "tokenizer" if shown != whole and (decoded == shown or seen in known) else "boundary"
+    return TokenBoundary(list(first), second, whole, decoded, loss, len(first) if drawn is None else drawn)
 
 
 def _read(text: TextFormat, tokenizer: Any, ids: Sequence[int]) -> str:
@@ -195,19 +195,22 @@ def _canonical(text: TextFormat, tokenizer: Any, whole: str) -> str:
 def _parts(text: TextFormat, tokenizer: Any, before: str, continuation: str, first: Sequence[int]) -> list[str]:
     """What a text reads like that lost in its second part what the tokenizer loses there.
 
-    Where a character beside the seam is unknown, or the tokenizer has nothing of the word around it, whether a space
-    stands in its place is the tokenizer's too.
+    Where a character beside the boundary is unknown, or the tokenizer has nothing of the word around it, whether a
+    space stands in its place is the tokenizer's too.
     """
     behind = _lossy(text, tokenizer, continuation)
-    at_seam = [*first[-1:], *text.encode_response(tokenizer, continuation.strip())[:2]]  # [:2]: a dummy space is first
+    at_boundary = [
+        *first[-1:],
+        *text.encode_response(tokenizer, continuation.strip())[:2],
+    ]  # [:2]: a dummy space is first
     word = "".join([*before.split()[-1:], *continuation.split()[:1]])
-    unknown = tokenizer.unk_token_id in at_seam or not _round_trip(text, tokenizer, word).strip()
+    unknown = tokenizer.unk_token_id in at_boundary or not _round_trip(text, tokenizer, word).strip()
     return [before + behind, *([f"{before} {behind}"] if unknown else [])]
 
 
 def _lossy(text: TextFormat, tokenizer: Any, part: str) -> str:
     """A part of a text with what the tokenizer loses on it, but with the whitespace at its ends and no dummy space:
-    whether words are joined there is the seam's to keep."""
+    whether words are joined there is the boundary's to keep."""
     core = part.strip()
     if not core:
         return part
