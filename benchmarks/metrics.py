@@ -27,9 +27,9 @@ from bert_score import BERTScorer
 
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.console import table
-from rlgf_cli.metrics.bertscore import BertScoreMetric
-from rlgf_cli.metrics.rouge import TYPES, RougeMetric
 from rlgf_cli.protocols import Example
+from rlgf_cli.scorers.bertscore import BertScoreMetric
+from rlgf_cli.scorers.rouge import TYPES, RougeMetric
 
 REFERENCES = 3
 Columns = list[list[float]]

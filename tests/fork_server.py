@@ -20,7 +20,7 @@ from typing import Any
 def preload() -> None:
     import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 
-    import rlgf_cli.rewards.coverage
+    import rlgf_cli.scorers.coverage
     import rlgf_cli.stages.compare
     import rlgf_cli.stages.eval
     import rlgf_cli.stages.train  # noqa: F401

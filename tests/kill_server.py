@@ -30,8 +30,8 @@ def preload() -> None:
     import transformers.models.gpt2.modeling_gpt2
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import rlgf_cli.rewards.coverage
-    import rlgf_cli.rewards.rouge
+    import rlgf_cli.scorers.coverage
+    import rlgf_cli.scorers.rouge
     import rlgf_cli.stages.train  # noqa: F401
     from rlgf_cli.cli.app import main  # noqa: F401
 

@@ -163,7 +163,7 @@ class MetricResult:
 class Metric(Protocol):
     """Evaluation of whole prediction sets. ``texts[i]`` is the response to ``examples[i]``.
 
-    ``metrics.base`` says what else a metric may have.
+    ``scorers.base`` says what else a metric may have.
     """
 
     name: str

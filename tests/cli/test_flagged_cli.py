@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from conftest import write_rows
 from reward_tasks import FAST, describe, negatives, pairs, reviews
 from rlgf_cli.errors import UserError
-from rlgf_cli.metrics.flagged import FlaggedMetric
 from rlgf_cli.protocols import Example
-from rlgf_cli.rewards.classifier import ClassifierReward, RewardModelReward
+from rlgf_cli.scorers.classifier import ClassifierReward, RewardModelReward
+from rlgf_cli.scorers.flagged import FlaggedMetric
 
 
 def train(run_cli: Any, out: Path, held_out: list[dict[str, Any]], *arguments: object) -> dict[str, Any]:

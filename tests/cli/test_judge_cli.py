@@ -220,12 +220,12 @@ class TestUnreadable:
         "answer", ["", "A", "Verdict: C", "verdict: a", "Verdict: A or B", "Verdict: A\nAs I said.", "**Verdict: A**"]
     )
     def test_only_the_last_line_counts_and_only_as_it_was_asked_for(self, answer):
-        from rlgf_cli.metrics.judge import read_verdict
+        from rlgf_cli.scorers.judge import read_verdict
 
         assert read_verdict(answer) is None
 
     def test_what_can_be_read(self):
-        from rlgf_cli.metrics.judge import read_verdict
+        from rlgf_cli.scorers.judge import read_verdict
 
         assert [read_verdict(f"So:\nVerdict: {w} \n\n") for w in ("A", "B", "tie")] == ["A", "B", "tie"]
 

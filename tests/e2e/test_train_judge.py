@@ -15,8 +15,8 @@ from judging import rating
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.protocols import Example
-from rlgf_cli.rewards.judge import JudgeReward, read_rating
-from rlgf_cli.rewards.make import make_reward
+from rlgf_cli.scorers.judge import JudgeReward, read_rating
+from rlgf_cli.scorers.weighted_sum import make_reward
 
 PRICES = {"usd_per_million_input": 1000.0, "usd_per_million_output": 1000.0}
 EXAMPLES = [Example("a", "cat"), Example("b", "dog"), Example("c", "cat")]

@@ -18,7 +18,7 @@ from rlgf_cli.config.scratch import read_scratch
 from rlgf_cli.config.train_reward import TrainRewardConfig
 from rlgf_cli.models import scratch
 from rlgf_cli.protocols import Example
-from rlgf_cli.rewards.classifier import ClassifierReward
+from rlgf_cli.scorers.classifier import ClassifierReward
 from rlgf_cli.stages import train_reward
 from rlgf_cli.supervised import callback, reward_data
 

@@ -17,7 +17,7 @@ from rlgf_cli.config.scratch import read_scratch
 from rlgf_cli.config.train_reward import TrainRewardConfig
 from rlgf_cli.models import classification, scratch
 from rlgf_cli.protocols import Example
-from rlgf_cli.rewards.classifier import RewardModelReward
+from rlgf_cli.scorers.classifier import RewardModelReward
 from rlgf_cli.stages import train_reward
 from rlgf_cli.supervised import pairwise
 

@@ -15,11 +15,10 @@ from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.predictions import answers_to
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.metrics.bertscore import BertScoreMetric
-from rlgf_cli.metrics.make import compute_figures, make_metrics
 from rlgf_cli.protocols import Example
-from rlgf_cli.rewards.bertscore import BertScoreReward
-from rlgf_cli.rewards.make import make_reward
+from rlgf_cli.scorers.bertscore import BertScoreMetric, BertScoreReward
+from rlgf_cli.scorers.figures import compute_figures, make_metrics
+from rlgf_cli.scorers.weighted_sum import make_reward
 
 EXAMPLES = [
     Example("a", "p", ("the cat sees the garden .", "a cat in the garden")),

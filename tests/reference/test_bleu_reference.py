@@ -19,10 +19,10 @@ from test_rouge_reference import made_up
 
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.predictions import Answer, answers_to
-from rlgf_cli.metrics.bleu import BleuMetric
-from rlgf_cli.metrics.chrf import ChrfMetric
 from rlgf_cli.protocols import Example, MetricResult
 from rlgf_cli.registry import load
+from rlgf_cli.scorers.bleu import BleuMetric
+from rlgf_cli.scorers.chrf import ChrfMetric
 from rlgf_cli.stats.bootstrap import interval
 
 

@@ -15,10 +15,9 @@ from test_rouge_reference import made_up
 from conftest import toy_examples, write_rows
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.predictions import answers_to
-from rlgf_cli.metrics.cider import CiderMetric
 from rlgf_cli.protocols import Example
-from rlgf_cli.rewards import captions
-from rlgf_cli.rewards.cider import CiderReward
+from rlgf_cli.scorers import captions
+from rlgf_cli.scorers.cider import CiderMetric, CiderReward
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="there is no java")
 

@@ -13,12 +13,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from conftest import toy_examples, write_rows
 from rlgf_cli.config.common import LengthConfig, ModelConfig
-from rlgf_cli.metrics.make import compute_figures
-from rlgf_cli.metrics.membership import MembershipMetric, min_k
 from rlgf_cli.models.likelihood import token_logprobs
 from rlgf_cli.models.load import load
 from rlgf_cli.models.prompts import encode_prompts, encode_target
 from rlgf_cli.protocols import Example
+from rlgf_cli.scorers.figures import compute_figures
+from rlgf_cli.scorers.membership import MembershipMetric, min_k
 
 
 @torch.no_grad()

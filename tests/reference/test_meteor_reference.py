@@ -7,8 +7,8 @@ import shutil
 import pytest
 from pycocoevalcap.meteor.meteor import Meteor
 
-from rlgf_cli.metrics.meteor import MeteorMetric
 from rlgf_cli.protocols import Example
+from rlgf_cli.scorers.meteor import MeteorMetric
 
 
 @pytest.mark.slow

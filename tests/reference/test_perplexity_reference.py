@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from conftest import toy_examples
 from rlgf_cli.errors import UserError
-from rlgf_cli.metrics.make import compute_figures
-from rlgf_cli.metrics.perplexity import PerplexityMetric
 from rlgf_cli.protocols import Example
 from rlgf_cli.registry import load
+from rlgf_cli.scorers.figures import compute_figures
+from rlgf_cli.scorers.perplexity import PerplexityMetric
 from rlgf_cli.stats.bootstrap import interval
 
 EXAMPLES = [Example(row["id"], row["prompt"]) for row in toy_examples(9)]

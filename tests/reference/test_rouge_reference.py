@@ -14,9 +14,8 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.predictions import answers_to
-from rlgf_cli.metrics.rouge import TYPES, RougeMetric
 from rlgf_cli.protocols import Example
-from rlgf_cli.rewards.rouge import BestRouge, RougeReward, lcs_length
+from rlgf_cli.scorers.rouge import TYPES, BestRouge, RougeMetric, RougeReward, lcs_length
 
 TEXT = """running runs ran run generously generous generate cat cats the a of to, quickly. quick 42 3.5 don't
 it's e-mail national nationality relational Élan naïve WORDS"""

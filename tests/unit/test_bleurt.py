@@ -11,9 +11,9 @@ import transformers as hf
 
 from conftest import write_rows
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.metrics.bleurt import BleurtMetric
-from rlgf_cli.metrics.make import compute_figures
 from rlgf_cli.protocols import Example
+from rlgf_cli.scorers.bleurt import BleurtMetric
+from rlgf_cli.scorers.figures import compute_figures
 
 WORDS = ["the", "a", "dog", "cat", "sees", "likes", "old", "new", "tree", "house", "."]
 

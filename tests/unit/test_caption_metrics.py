@@ -12,13 +12,12 @@ import pytest
 from conftest import toy_examples, write_rows
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.metrics import meteor
-from rlgf_cli.metrics.make import make_metrics
-from rlgf_cli.metrics.meteor import MeteorMetric
-from rlgf_cli.metrics.spice import SpiceMetric
 from rlgf_cli.protocols import Example
-from rlgf_cli.rewards import captions
-from rlgf_cli.rewards.make import make_reward
+from rlgf_cli.scorers import captions, meteor
+from rlgf_cli.scorers.figures import make_metrics
+from rlgf_cli.scorers.meteor import MeteorMetric
+from rlgf_cli.scorers.spice import SpiceMetric
+from rlgf_cli.scorers.weighted_sum import make_reward
 
 EXAMPLES = [Example("a", "p", ("a cat ||| sits", "cats")), Example("bare", "p"), Example("b", "p", ("a dog", " "))]
 TEXTS = ["a  cat\nsits", "anything", ""]

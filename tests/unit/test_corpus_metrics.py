@@ -9,11 +9,10 @@ from rlgf_cli import registry
 from rlgf_cli.artifacts.rundir import file_sha256
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.metrics.base import check_examples
-from rlgf_cli.metrics.make import compute_figures, make_metrics
 from rlgf_cli.protocols import Example
-from rlgf_cli.rewards.base import check_examples as check_reward
-from rlgf_cli.rewards.make import make_reward
+from rlgf_cli.scorers.base import check_examples
+from rlgf_cli.scorers.figures import compute_figures, make_metrics
+from rlgf_cli.scorers.weighted_sum import make_reward
 
 EXAMPLES = [
     Example("a", "p", ("the cat sat on the mat", "a cat was there")),
@@ -116,7 +115,7 @@ class TestRewards:
         training = write_rows(tmp_path / "train.jsonl", toy_examples(9))
         reward = make_reward([PartConfig(name=name, params={"references": str(training)} if name == "cider" else {})])
         with pytest.raises(UserError, match=r"2 of 4 examples have none.*'blank'"):
-            check_reward(reward, EXAMPLES)
+            check_examples(reward, EXAMPLES)
 
     def test_their_signatures_say_scale_and_settings(self, tmp_path):
         training = write_rows(tmp_path / "train.jsonl", toy_examples(9))

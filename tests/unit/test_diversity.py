@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlgf_cli.evolve.diversity import by_hash, leaders, spread, vendi_score
 from rlgf_cli.evolve.novelty import NgramSpace, unit
-from rlgf_cli.metrics.distinct import set_distinct
+from rlgf_cli.scorers.distinct import set_distinct
 
 
 def vectors(seed: int, n: int, d: int) -> np.ndarray:

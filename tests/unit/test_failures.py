@@ -14,8 +14,8 @@ from rlgf_cli.failures.kinds import Case, Corpus, repetition, shuffled_sentences
 from rlgf_cli.failures.make import Spoiler, Tally, spoil
 from rlgf_cli.failures.mend import MENDS, mend
 from rlgf_cli.failures.rules import Written, flags
-from rlgf_cli.metrics.rouge_adjusted import AdjustedRougeMetric, length_factor
 from rlgf_cli.protocols import Example
+from rlgf_cli.scorers.rouge import AdjustedRougeMetric, length_factor
 
 PROMPT = (
     "#Person1#: Hello Mrs Parker, how are you today? #Person2#: Hello Dr Peters. Ricky is here for his 3 vaccines. "

@@ -9,7 +9,7 @@ import pytest
 
 SRC = Path(__file__).parents[2] / "src"
 BOTTOM = {"errors", "protocols", "noise", "registry", "algorithms", "artifacts", "config", "__version__"}
-MIDDLE = {"failures", "functional", "stats", "models", "ledger", "guides", "tasks", "rewards", "metrics", "training"}
+MIDDLE = {"failures", "functional", "stats", "models", "ledger", "guides", "tasks", "scorers", "training"}
 AROUND = {"supervised", "checks", "runs", "evolve", "report", "sweep"}
 
 ALLOWED: dict[str, set[str]] = {
@@ -29,13 +29,12 @@ ALLOWED: dict[str, set[str]] = {
     "models": BOTTOM | {"functional"},
     "guides": BOTTOM | {"models", "ledger"},
     "tasks": BOTTOM,
-    "rewards": BOTTOM | {"failures", "models", "guides"},  # a judge is asked as a guide is
-    "metrics": BOTTOM | {"failures", "functional", "stats", "models", "rewards"},
+    "scorers": BOTTOM | {"failures", "stats", "models", "guides"},  # a judge is asked as a guide is
     "training": BOTTOM | {"models", "functional"},
     "supervised": BOTTOM | {"models", "stats"},
-    "checks": BOTTOM | {"models", "functional", "guides", "rewards", "training"},
+    "checks": BOTTOM | {"models", "functional", "guides", "scorers", "training"},
     "runs": BOTTOM | {"models", "guides", "training", "checks"},
-    "evolve": BOTTOM | {"failures", "functional", "stats", "models", "ledger", "guides", "rewards", "metrics"},
+    "evolve": BOTTOM | {"failures", "functional", "stats", "models", "ledger", "guides", "scorers"},
     "report": BOTTOM | {"stats", "runs"},
     "sweep": BOTTOM | {"guides", "ledger"},
     "console": {"errors"},
@@ -158,9 +157,9 @@ def test_the_command_line_loads_nothing_slow(sources):
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("rlgf_cli.training.loop", "from rlgf_cli.rewards import rouge"),
+        ("rlgf_cli.training.loop", "from rlgf_cli.scorers import rouge"),
         ("rlgf_cli.training.loop", "from ..guides.hf import HFGuide"),
-        ("rlgf_cli.training.loop", "import rlgf_cli.metrics.rouge"),
+        ("rlgf_cli.training.loop", "import rlgf_cli.scorers.rouge"),
         ("rlgf_cli.stages.train", "from rlgf_cli.stages import sft"),
         ("rlgf_cli.stages.train", "from rlgf_cli.cli.options import Seed"),
         ("rlgf_cli.models.load", "from rlgf_cli import console"),

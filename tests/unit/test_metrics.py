@@ -6,10 +6,9 @@ import pytest
 
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.metrics.base import check_examples
-from rlgf_cli.metrics.make import compute_figures, make_metrics
 from rlgf_cli.protocols import Example, MetricResult
-from rlgf_cli.rewards.base import listen
+from rlgf_cli.scorers.base import check_examples, listen
+from rlgf_cli.scorers.figures import compute_figures, make_metrics
 
 EXAMPLES = [
     Example("a", "cat mat", ("the cat sat on the mat", "a cat"), {"concepts": ["cat", "mat"]}),

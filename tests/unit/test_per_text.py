@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.metrics.per_text import per_text
 from rlgf_cli.protocols import Example
+from rlgf_cli.scorers.per_text import per_text
 
 CAT = Example("cat", "cat mat", ("the cat sat on the mat",))
 DOG = Example("dog", "dog", ("a dog runs",))

@@ -13,8 +13,8 @@ from conftest import make_tokenizer
 from rlgf_cli.evolve.encoder import EncoderSpace
 from rlgf_cli.models.classification import position_limit
 from rlgf_cli.protocols import Example
-from rlgf_cli.rewards.bertscore import BertScoreReward
-from rlgf_cli.rewards.classifier import RewardModelReward
+from rlgf_cli.scorers.bertscore import BertScoreReward
+from rlgf_cli.scorers.classifier import RewardModelReward
 
 POSITIONS, PAD = 20, 1
 SMALL: dict[str, Any] = {

@@ -18,10 +18,10 @@ from conftest import make_tokenizer, toy_examples, write_rows
 from rl import loaded_from
 from rlgf_cli.config.common import LengthConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.metrics.perplexity import PerplexityMetric
 from rlgf_cli.models.prompts import encode_prompts
 from rlgf_cli.models.text import TextFormat
 from rlgf_cli.protocols import Example
+from rlgf_cli.scorers.perplexity import PerplexityMetric
 
 ASKED = TextFormat(template="the cat: {prompt} it ?")
 LONG = "the queen calls the river . " * 12

@@ -8,10 +8,10 @@ from pydantic import ValidationError
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example, Score
-from rlgf_cli.rewards.base import check_examples, signature_of
-from rlgf_cli.rewards.coverage import base_forms, concepts_of, coverage
-from rlgf_cli.rewards.make import SumReward, make_reward
-from rlgf_cli.rewards.shape import repeated_share
+from rlgf_cli.scorers.base import check_examples, signature_of
+from rlgf_cli.scorers.coverage import base_forms, concepts_of, coverage
+from rlgf_cli.scorers.repetition import repeated_share
+from rlgf_cli.scorers.weighted_sum import SumReward, make_reward
 
 CAT = Example("cat", "cat mat", ("the cat sat on the mat", "a cat"), {"concepts": ["cat", "mat"]})
 DOG = Example("dog", "dog run field", ("dogs are running in the field",))

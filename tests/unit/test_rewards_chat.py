@@ -17,8 +17,8 @@ from rlgf_cli.config.common import ModelConfig, PartConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.models import classification
 from rlgf_cli.protocols import Example
-from rlgf_cli.rewards.classifier import ClassifierReward, RewardModelReward
-from rlgf_cli.rewards.make import make_reward
+from rlgf_cli.scorers.classifier import ClassifierReward, RewardModelReward
+from rlgf_cli.scorers.weighted_sum import make_reward
 
 CHATML = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>"

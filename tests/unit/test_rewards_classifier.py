@@ -12,8 +12,8 @@ import torch
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example
-from rlgf_cli.rewards.classifier import ClassifierReward, RewardModelReward
-from rlgf_cli.rewards.make import make_reward
+from rlgf_cli.scorers.classifier import ClassifierReward, RewardModelReward
+from rlgf_cli.scorers.weighted_sum import make_reward
 
 EXAMPLES = [Example("a", "cat garden"), Example("b", "dog river "), Example("c", "queen house")]
 TEXTS = ["the cat sees the garden .", "in the river a dog finds it .", ""]

@@ -14,10 +14,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from rlgf_cli.config.common import PartConfig, Parts
 from rlgf_cli.errors import UserError
-from rlgf_cli.metrics.make import compute_figures, make_metrics
 from rlgf_cli.protocols import Example, Score
-from rlgf_cli.rewards.base import counts_of, signature_of
-from rlgf_cli.rewards.make import Normalisation, Part, SumReward, make_reward, normalisation
+from rlgf_cli.scorers.base import counts_of, signature_of
+from rlgf_cli.scorers.figures import compute_figures, make_metrics
+from rlgf_cli.scorers.weighted_sum import Normalisation, Part, SumReward, make_reward, normalisation
 
 EXAMPLES = [Example(str(i), "p") for i in range(4)]
 TEXTS = ["a", "a b", "a b c d e", "a b c d e f g"]  # `length` with max_words 1 gives 0, -1, -4, -6

@@ -10,9 +10,9 @@ import pytest
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.protocols import Example, Score
-from rlgf_cli.rewards.base import signature_of
-from rlgf_cli.rewards.checked import score_checked
-from rlgf_cli.rewards.make import make_reward
+from rlgf_cli.scorers.base import signature_of
+from rlgf_cli.scorers.checked import score_checked
+from rlgf_cli.scorers.weighted_sum import make_reward
 
 ONE = Example("one", "first prompt", ("ref a", "ref b"), {"k": 1})
 TWO = Example("two", "second prompt", ("ref c",), {"k": 2})

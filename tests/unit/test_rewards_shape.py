@@ -16,10 +16,10 @@ from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.failures.rules import RULES
 from rlgf_cli.protocols import Example, Score
-from rlgf_cli.rewards.base import check_examples, signature_of
-from rlgf_cli.rewards.make import SumReward, make_reward
-from rlgf_cli.rewards.ramp import Ramp
-from rlgf_cli.rewards.shape import FORMS, LengthPenalty
+from rlgf_cli.scorers.base import check_examples, signature_of
+from rlgf_cli.scorers.length import FORMS, LengthPenalty
+from rlgf_cli.scorers.schedule import Ramp
+from rlgf_cli.scorers.weighted_sum import SumReward, make_reward
 
 TEN = Example("ten", "one two three four five six seven eight nine ten", ("a b c", "a b c d e"))
 BARE = Example("bare", "one two")

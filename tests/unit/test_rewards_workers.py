@@ -17,10 +17,10 @@ from conftest import toy_examples, write_rows
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.protocols import Example
-from rlgf_cli.rewards.base import signature_of
-from rlgf_cli.rewards.checked import score_checked
-from rlgf_cli.rewards.make import make_reward
-from rlgf_cli.rewards.workers import WorkersReward
+from rlgf_cli.scorers.base import signature_of
+from rlgf_cli.scorers.checked import score_checked
+from rlgf_cli.scorers.weighted_sum import make_reward
+from rlgf_cli.scorers.workers import WorkersReward
 
 EXAMPLES = [Example(str(i), f"prompt {i}", (f"reference {i}",), {"k": i}) for i in range(37)]
 TEXTS = ["word " * (i % 5) for i in range(37)]

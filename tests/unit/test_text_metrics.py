@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.metrics.base import check_examples
-from rlgf_cli.metrics.make import compute_figures, make_metrics
-from rlgf_cli.metrics.repetition import loop_share
 from rlgf_cli.protocols import Example
-from rlgf_cli.rewards.shape import RepetitionPenalty
+from rlgf_cli.scorers.base import check_examples
+from rlgf_cli.scorers.figures import compute_figures, make_metrics
+from rlgf_cli.scorers.repetition import RepetitionPenalty, loop_share
 
 TEXT = st.lists(st.sampled_from(["the", "cat", "Cat", "sat,", "on", "mat."]), max_size=9).map(" ".join)
 WRITTEN = TEXT.filter(str.strip)

@@ -16,7 +16,6 @@ from conftest import toy_examples, write_rows
 from rl import BC, ScriptedGuide, loaded_from, roller_for, trainer_for
 from rlgf_cli.config.common import DecodingConfig, LengthConfig, ModelConfig, TextConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.metrics.perplexity import PerplexityMetric
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.completions import generate_texts
 from rlgf_cli.models.forward import TokenBatch
@@ -25,6 +24,7 @@ from rlgf_cli.models.prompts import encode_prompts, encode_target
 from rlgf_cli.models.text import TextFormat
 from rlgf_cli.models.turns import turn_end
 from rlgf_cli.protocols import Example
+from rlgf_cli.scorers.perplexity import PerplexityMetric
 from rlgf_cli.stages.doctor import ending
 from rlgf_cli.training.figures import of_guide
 

@@ -8,7 +8,7 @@ from statistics import fmean, pstdev
 
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.protocols import Check, Example, Reward
-from rlgf_cli.rewards.checked import score_checked
+from rlgf_cli.scorers.checked import score_checked
 
 Texts = Sequence[tuple[Example, str]]
 _SLOW = 30.0

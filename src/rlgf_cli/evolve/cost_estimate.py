@@ -13,7 +13,7 @@ from rlgf_cli.evolve.operations import Operation
 from rlgf_cli.guides.make import describe, make_live_guide
 from rlgf_cli.guides.openai.estimate import Plan, estimate
 from rlgf_cli.protocols import Example, GuideRequest
-from rlgf_cli.rewards.judge import fill
+from rlgf_cli.scorers.asking import fill
 
 _LOOKED_AT = 200
 """Requests whose length stands for all."""

@@ -14,7 +14,7 @@ from rlgf_cli.evolve.dataset import is_in_set
 from rlgf_cli.evolve.environment import KEPT
 from rlgf_cli.evolve.measure import COMPLEXITY, complexity
 from rlgf_cli.evolve.sets import TextSet
-from rlgf_cli.rewards.coverage import words
+from rlgf_cli.scorers.coverage import words
 
 _PARTS = 10
 """Parts that the rewrites are divided into, in order of time."""

@@ -10,10 +10,10 @@ import numpy as np
 
 from rlgf_cli.evolve.diversity import leaders, spread, vendi_score
 from rlgf_cli.failures import pieces
-from rlgf_cli.metrics.distinct import ORDERS, set_distinct
-from rlgf_cli.metrics.self_bleu import counted, self_bleu
-from rlgf_cli.rewards.coverage import words
-from rlgf_cli.rewards.shape import ngrams
+from rlgf_cli.scorers.coverage import words
+from rlgf_cli.scorers.distinct import ORDERS, set_distinct
+from rlgf_cli.scorers.repetition import ngrams
+from rlgf_cli.scorers.self_bleu import counted, self_bleu
 
 DIVERSITY: Mapping[str, str] = {
     **{f"distinct_{n}": f"distinct {n}-grams by {n}-grams of the set" for n in ORDERS},

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlgf_cli.evolve.environment import NO_TEXT
 from rlgf_cli.protocols import Example
-from rlgf_cli.rewards.judge import Judge, fill, last_line
+from rlgf_cli.scorers.asking import Judge, fill, last_line
 
 TEMPLATE = """Here are two tasks for an assistant. Do they ask for the same?
 

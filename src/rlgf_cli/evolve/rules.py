@@ -13,7 +13,7 @@ from functools import lru_cache
 from rlgf_cli.evolve.operations import PLACEHOLDER
 from rlgf_cli.evolve.words import essence, is_garbled, words
 from rlgf_cli.protocols import FinishReason
-from rlgf_cli.rewards.shape import repeated_share
+from rlgf_cli.scorers.repetition import repeated_share
 
 _GREETING = re.compile(
     r"\A\W*(?:(?:hello|hi|hey|oh|hm+|well|okay|ok|sure|no|thank you|thanks)\b[^.!?,\n]{0,40}[.!?,]+\s*)?"

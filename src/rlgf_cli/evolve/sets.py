@@ -11,7 +11,7 @@ from rlgf_cli.artifacts.records import AnsweredStepRecord, EvolvedRecord, Exampl
 from rlgf_cli.errors import UserError
 from rlgf_cli.evolve.dataset import INSTRUCTIONS, STEPS
 from rlgf_cli.evolve.diversity import by_hash
-from rlgf_cli.rewards.coverage import words
+from rlgf_cli.scorers.coverage import words
 
 
 @dataclass(frozen=True)

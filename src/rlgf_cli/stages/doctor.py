@@ -34,11 +34,11 @@ from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.load import Loaded, add_lora, load
 from rlgf_cli.models.prompts import Encoded, encode_prompts, prompt_limit
 from rlgf_cli.protocols import Check, Completion, Example, GuideAbilities, GuideRequest, Score
-from rlgf_cli.rewards.base import check_examples
-from rlgf_cli.rewards.checked import score_checked
-from rlgf_cli.rewards.judge import judges_of
-from rlgf_cli.rewards.make import SumReward, make_reward
 from rlgf_cli.runs.build import needs_ref_model
+from rlgf_cli.scorers.asking import judges_of
+from rlgf_cli.scorers.base import check_examples
+from rlgf_cli.scorers.checked import score_checked
+from rlgf_cli.scorers.weighted_sum import SumReward, make_reward
 from rlgf_cli.training.advantages import CreditSettings, Standing, annotate, assign
 from rlgf_cli.training.episodes import Episode, build_batch, written
 from rlgf_cli.training.rollout import Roller, Sampling

@@ -23,11 +23,10 @@ from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
 from rlgf_cli.guides.base import LiveGuide
-from rlgf_cli.metrics.base import check_examples, give_model, reads_texts
-from rlgf_cli.metrics.make import Figure, compute_figures, make_metrics
 from rlgf_cli.protocols import BoundedFigure, Example, Metric
-from rlgf_cli.rewards.base import listen
-from rlgf_cli.rewards.judge import judges_of
+from rlgf_cli.scorers.asking import judges_of
+from rlgf_cli.scorers.base import check_examples, give_model, listen, reads_texts
+from rlgf_cli.scorers.figures import Figure, compute_figures, make_metrics
 from rlgf_cli.stats.bootstrap import Interval, interval
 
 if TYPE_CHECKING:

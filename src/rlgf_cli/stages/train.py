@@ -23,17 +23,12 @@ from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
 from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.make import check_guide, make_guide
-from rlgf_cli.metrics.per_text import PerText, per_text
 from rlgf_cli.models import hub
 from rlgf_cli.models.card import write_card
 from rlgf_cli.models.load import Loaded, add_lora, load, own_generation, save
 from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.protocols import Example, Guide
-from rlgf_cli.rewards.base import check_examples
-from rlgf_cli.rewards.checked import score_checked
-from rlgf_cli.rewards.judge import judges_of
-from rlgf_cli.rewards.make import SumReward, make_reward, scorer_at
 from rlgf_cli.runs import best, trackers
 from rlgf_cli.runs.alarms import Alarms
 from rlgf_cli.runs.build import make_trainer
@@ -48,6 +43,11 @@ from rlgf_cli.runs.guide_costs import (
 )
 from rlgf_cli.runs.held_out import evaluator
 from rlgf_cli.runs.run_writer import WATCHED, Keeper, note, resume_from, summary_of, tracked
+from rlgf_cli.scorers.asking import judges_of
+from rlgf_cli.scorers.base import check_examples
+from rlgf_cli.scorers.checked import score_checked
+from rlgf_cli.scorers.per_text import PerText, per_text
+from rlgf_cli.scorers.weighted_sum import SumReward, make_reward, scorer_at
 from rlgf_cli.training import timing
 from rlgf_cli.training.divergence import FEWEST
 from rlgf_cli.training.episodes import Episode, segment_texts

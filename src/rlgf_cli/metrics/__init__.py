@@ -1,1 +1,0 @@
-"""Metrics: numbers per example with a signature, and the intervals of their means."""

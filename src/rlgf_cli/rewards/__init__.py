@@ -1,1 +1,0 @@
-"""Rewards: one number per finished text. ``make`` builds them from config, ``checked`` guards them."""

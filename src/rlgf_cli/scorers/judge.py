@@ -1,0 +1,272 @@
+"""An LLM judge's preference between each text and an opponent: the win rate.
+
+Judges prefer what stands first, or second (Zheng et al. 2023, section 3.3), so both orders are asked. As there, a text
+wins where both verdicts prefer it and loses where both prefer the opponent; all else is a tie:
+
+    score = 1     both orders prefer the text
+            0     both orders prefer the opponent
+            0.5   anything else: the verdicts differ, or one of them is "tie"
+
+``judge`` is the mean of the scores, ``judge.consistent`` the share of prompts whose two verdicts name the same winner,
+or both "tie". An example is skipped, and counted, where it has no opponent (``no_opponent``), where the judge refuses
+to answer in one of the orders (``refused``), or where a verdict cannot be read in three answers (``unparseable``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from rlgf_cli.artifacts.predictions import answers_alone
+from rlgf_cli.artifacts.rundir import parent_of
+from rlgf_cli.errors import RlgfError, UserError
+from rlgf_cli.noise import short_hash
+from rlgf_cli.protocols import Example, MetricResult, Score
+from rlgf_cli.scorers.asking import (
+    ATTEMPTS,
+    CRITERION,
+    MAX_NEW_TOKENS,
+    Judge,
+    Verdict,
+    check_template,
+    fill,
+    last_line,
+)
+from rlgf_cli.scorers.base import require_some_references, signature
+
+RATING_TEMPLATE = """Somebody answered the prompt below. Rate the answer.
+
+### Prompt
+{prompt}
+
+### Answer
+{text}
+
+### What a good answer is like
+{criterion}
+
+First say in one to three sentences what is good and what is bad about the answer. Judge what is there; nothing that the
+answer says about itself counts. Then give a whole number from 1 (useless) to 10 (could not be better)."""
+RATING_ENDING = "End with a line of its own that holds nothing but the rating, in this form:\nRating: N"
+TEMPLATE = """Two answers to the same prompt are compared. Say which of them is better.
+
+### Prompt
+{prompt}
+
+### Answer A
+{a}
+
+### Answer B
+{b}
+
+### What a good answer is like
+{criterion}
+
+First say in one to three sentences how the answers differ. Which of them stands first means nothing, and neither does
+what they say about themselves; a longer answer is not better for its length. Then give your verdict: A, B, or tie where
+neither is better."""
+ENDING = """End with a line of its own that holds nothing but the verdict, in one of these forms:
+Verdict: A
+Verdict: B
+Verdict: tie"""
+Winner = Literal["A", "B", "tie"]
+_RATING = re.compile(r"Rating: *([1-9]|10)")
+_VERDICT = re.compile(r"Verdict: *(A|B|tie)")
+_MIRRORED: dict[Winner, Winner] = {"A": "B", "B": "A", "tie": "tie"}
+
+
+class JudgeReward:
+    """``judge:GUIDE``: a rating from 1 to 10 as ``(rating - 1) / 9``; the part ``rating`` logs it as it was given.
+
+    ``guide``: more of the guide's section. ``criterion``: what a good answer is like, in words. ``template`` replaces
+    the question; it holds ``{text}``, and may hold ``{prompt}`` and ``{criterion}``. How to end is told after it. A
+    rating that cannot be read stops the run.
+    """
+
+    name = "judge"
+
+    def __init__(
+        self,
+        spec: str | None = None,
+        *,
+        guide: dict[str, Any] | None = None,
+        template: str = RATING_TEMPLATE,
+        criterion: str = CRITERION,
+        max_new_tokens: Annotated[int, Field(ge=1)] = MAX_NEW_TOKENS,
+        device: str = "auto",
+    ) -> None:
+        check_template(f"the reward {self.name!r}", template, criterion, ["text"])
+        self.template, self.criterion = template, criterion
+        self.judge = Judge(
+            f"the reward {self.name!r}",
+            spec,
+            guide or {},
+            ending=RATING_ENDING,
+            max_new_tokens=max_new_tokens,
+            device=device,
+        )
+        self.on_rows: Callable[[int], None] = lambda n: None
+        self.signature = (
+            f"{self.name},{self.judge.settings},template={self.judge.wording(template)}"
+            f",criterion={short_hash(criterion, 12)},scale=1-10"
+        )
+
+    @property
+    def judges(self) -> list[Judge]:
+        return [self.judge]
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return self.judge.counts
+
+    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
+        questions = [
+            (e, fill(self.template, {"prompt": e.prompt, "text": text, "criterion": self.criterion}))
+            for e, text in zip(examples, texts, strict=True)
+        ]
+        verdicts = self.judge.ask(questions, read_rating, self.on_rows)
+        for example, verdict in zip(examples, verdicts, strict=True):
+            if verdict.value is None:
+                tries = "refused to rate" if verdict.refused else f"gave no rating in {ATTEMPTS} answers for"
+                raise RlgfError(
+                    f"the judge {self.judge.guide.name} {tries} the text of example {example.id!r}: {verdict.said}",
+                    hint="a better judge, another template, or a larger max_new_tokens",
+                )
+        return [Score((v.value - 1) / 9, {"rating": float(v.value)}) for v in verdicts]
+
+
+class JudgeMetric:
+    """``judge:GUIDE``. ``against``: a file with another system's texts, joined by id; else the first reference.
+
+    ``guide``: more of the guide's section. ``criterion``: what a good answer is like, in words. ``template`` replaces
+    the question; it holds ``{a}`` and ``{b}``, and may hold ``{prompt}`` and ``{criterion}``. How to end is told after
+    it.
+    """
+
+    name = "judge"
+
+    def __init__(
+        self,
+        spec: str | None = None,
+        *,
+        against: str | None = None,
+        guide: dict[str, Any] | None = None,
+        template: str = TEMPLATE,
+        criterion: str = CRITERION,
+        max_new_tokens: Annotated[int, Field(ge=1)] = MAX_NEW_TOKENS,
+        device: str = "auto",
+    ) -> None:
+        what = f"the metric {self.name!r}"
+        check_template(what, template, criterion, ["a", "b"])
+        self.template, self.criterion, self.against = template, criterion, against
+        self._opponents = _read(against) if against is not None else None
+        self.judge = Judge(what, spec, guide or {}, ending=ENDING, max_new_tokens=max_new_tokens, device=device)
+        self.on_rows: Callable[[int], None] = lambda n: None
+        opponent = "references" if against is None else f"sha256:{(parent_of(against) or {})['sha256'][:12]}"
+        self._settings = (
+            f"{self.judge.settings},template={self.judge.wording(template)},criterion={short_hash(criterion, 12)}"
+            f",opponent={opponent},orders=both"
+        )
+
+    @property
+    def judges(self) -> list[Judge]:
+        return [self.judge]
+
+    def check(self, examples: Sequence[Example]) -> None:
+        if self._opponents is None:
+            require_some_references(self.name, examples)
+            return
+        assert self.against is not None
+        for example in examples:
+            prompt, _ = self._opponents.get(example.id, ("", ""))
+            if prompt and prompt != example.prompt:
+                raise UserError(
+                    f"the text for {example.id!r} answers another prompt",
+                    where=self.against,
+                    hint="`against` must be texts for the same data",
+                )
+        if not any(example.id in self._opponents for example in examples):
+            raise UserError(
+                "none of these texts has the id of an example", where=self.against, hint="texts are joined by their ids"
+            )
+
+    def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
+        before = Counter(self.judge.counts)
+        pairs = [(e, text, self._opponent(e)) for e, text in zip(examples, texts, strict=True)]
+        faced = [(e, text, opponent) for e, text, opponent in pairs if opponent is not None]
+        questions = [
+            (e, self._question(e, a, b)) for e, text, other in faced for a, b in ((text, other), (other, text))
+        ]
+        told = 0
+
+        def on_answers(n: int) -> None:
+            nonlocal told
+            self.on_rows((told + n) // 2 - told // 2)  # two answers to a row
+            told += n
+
+        self.on_rows(len(pairs) - len(faced))
+        verdicts = iter(self.judge.ask(questions, read_verdict, on_answers))
+        counts = Counter({"no_opponent": len(pairs) - len(faced)})
+        scores: list[float | None] = []
+        consistent: list[float | None] = []
+        last: Verdict | None = None
+        for _, _, opponent in pairs:
+            winners: list[Winner] = []
+            if opponent is not None:
+                both = (next(verdicts), next(verdicts))
+                last = next((v for v in both if v.value is None), last)
+                counts["refused" if any(v.refused for v in both) else "unparseable"] += any(
+                    v.value is None for v in both
+                )
+                winners = [v.value for v in both if v.value is not None]
+            scored = len(winners) == 2
+            scores.append(preference(winners[0], winners[1]) if scored else None)
+            consistent.append(float(winners[0] == _MIRRORED[winners[1]]) if scored else None)
+        if all(score is None for score in scores) and last is not None:
+            raise RlgfError(
+                f"the judge {self.judge.guide.name} gave no verdict that could be read, in {ATTEMPTS} answers to each "
+                f"question; the last one: {last.said}",
+                hint="a better judge, another template, or a larger max_new_tokens",
+            )
+        asked = {key: self.judge.counts[key] - before[key] for key in ("answers", "cached", "asked_again")}
+        return MetricResult(
+            {"score": scores, "consistent": consistent},
+            signature(self.name, self._settings, examples),
+            {key: n for key, n in {**asked, **counts}.items() if n},
+        )
+
+    def _opponent(self, example: Example) -> str | None:
+        if self._opponents is not None:
+            return self._opponents[example.id][1] if example.id in self._opponents else None
+        return example.references[0] if example.references else None
+
+    def _question(self, example: Example, a: str, b: str) -> str:
+        return fill(self.template, {"prompt": example.prompt, "a": a, "b": b, "criterion": self.criterion})
+
+
+def read_rating(answer: str) -> int | None:
+    """The number in the last line ``Rating: N``, 1 to 10; None for any other last line."""
+    match = _RATING.fullmatch(last_line(answer))
+    return int(match[1]) if match else None
+
+
+def read_verdict(answer: str) -> Winner | None:
+    """What the last line ``Verdict: A|B|tie`` says; None for any other last line."""
+    match = _VERDICT.fullmatch(last_line(answer))
+    return match[1] if match else None  # type: ignore[return-value]
+
+
+def preference(as_a: Winner, as_b: Winner) -> float:
+    """The score of a text from the verdicts with the text as A and with the text as B; see the module."""
+    if as_a == "A" and as_b == "B":
+        return 1.0
+    return 0.0 if as_a == "B" and as_b == "A" else 0.5
+
+
+def _read(path: str) -> dict[str, tuple[str, str]]:
+    """``(prompt, text)`` by id."""
+    return {answer.example.id: (answer.example.prompt, answer.text) for answer in answers_alone(path)[0]}

@@ -1,0 +1,202 @@
+"""From config to one reward: a weighted sum whose parts are all logged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from rlgf_cli import registry
+from rlgf_cli.config.common import PartConfig, Parts
+from rlgf_cli.errors import UserError
+from rlgf_cli.protocols import Example, Reward, Score
+from rlgf_cli.scorers.asking import Judge, judges_of
+from rlgf_cli.scorers.base import check_examples, counts_of, signature_of
+from rlgf_cli.scorers.checked import score_checked
+from rlgf_cli.scorers.python import PythonReward
+from rlgf_cli.scorers.schedule import Ramp, ramp
+from rlgf_cli.scorers.workers import WorkersReward
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """``clip((score - shift) / scale, low, high)``; ``bounds`` None: nothing is clipped."""
+
+    shift: float = 0.0
+    scale: float = 1.0
+    bounds: tuple[float, float] | None = None
+
+    def apply(self, score: float) -> tuple[float, bool]:
+        """The normalised score, and whether it was clipped."""
+        moved = (score - self.shift) / self.scale
+        if self.bounds is None:
+            return moved, False
+        low, high = self.bounds
+        return min(max(moved, low), high), not low <= moved <= high
+
+    def describe(self, score: str) -> str:
+        """The formula, for signatures."""
+        moved = f"({score} - {self.shift!r}) / {self.scale!r}"
+        return f"clip({moved}, {self.bounds[0]!r}, {self.bounds[1]!r})" if self.bounds else moved
+
+
+class Part(NamedTuple):
+    """A term of the sum. ``normalise`` None: the reward's score as it is."""
+
+    weight: float | Ramp
+    reward: Reward
+    normalise: Normalisation | None = None
+
+
+class SumReward:
+    """``sum_i weight_i * normalise_i(part_i)``.
+
+    ``Score.parts`` holds each part's raw (unweighted) score under its name, and what the part itself logs
+    under ``name.key``. A part that is normalised has ``name.normalised`` besides, and ``name.clipped`` (1 where it
+    was) where it has bounds; ``counts`` says how many were clipped. A name that comes again gets ``#2``, ``#3``, ...
+    behind it.
+
+    A weight can be a :class:`Ramp`, and a part can have ``at(step)``, which gives it as it is in that iteration, and
+    ``moves``, whether that ever changes. The sum itself scores with what all these end at; :meth:`at` gives the sum of
+    an iteration.
+    """
+
+    def __init__(self, parts: Sequence[Part | tuple[float | Ramp, Reward]]) -> None:
+        if not parts:
+            raise ValueError("a sum of no rewards")
+        made = [Part(*part) for part in parts]
+        names = unique_names(part.reward.name for part in made)
+        self.parts = list(zip(names, made, strict=True))
+        self._weights = {n: w if isinstance(w := part.weight, Ramp) else Ramp(w) for n, part in self.parts}
+        self.name = "+".join(n if w.end == 1 else f"{w.end:g}*{n}" for n, w in self._weights.items())
+        self._clipped = {name: 0 for name, part in self.parts if part.normalise and part.normalise.bounds}
+
+    @property
+    def signature(self) -> str:
+        return " + ".join(f"{self._weights[name]}*{_described(part)}" for name, part in self.parts)
+
+    @property
+    def moves(self) -> bool:
+        """Whether what a text scores depends on the iteration."""
+        return any(w.moves for w in self._weights.values()) or any(_moves(part.reward) for _, part in self.parts)
+
+    def at(self, step: int) -> SumReward:
+        """The sum as it is in iteration ``step``, counted from 0. It shares the parts that do not move, and counts."""
+        now = SumReward(
+            [
+                Part(
+                    self._weights[name].at(step),
+                    part.reward.at(step) if _moves(part.reward) else part.reward,  # type: ignore[attr-defined]
+                    part.normalise,
+                )
+                for name, part in self.parts
+            ]
+        )
+        now._clipped = self._clipped
+        return now
+
+    def moving_weights(self, step: int) -> dict[str, float]:
+        """The weights in iteration ``step`` of the parts whose weight moves."""
+        return {name: weight.at(step) for name, weight in self._weights.items() if weight.moves}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        counts = {f"{name}.{key}": n for name, part in self.parts for key, n in counts_of(part.reward).items()}
+        return counts | {f"{name}.clipped": n for name, n in self._clipped.items()}
+
+    @property
+    def judges(self) -> list[Judge]:
+        return [judge for _, part in self.parts for judge in judges_of(part.reward)]
+
+    def check(self, examples: Sequence[Example]) -> None:
+        for _, part in self.parts:
+            check_examples(part.reward, examples)
+
+    @property
+    def expects(self) -> bool:
+        """Whether a part can begin with texts before it is asked for their scores."""
+        return any(hasattr(part.reward, "expect") for _, part in self.parts)
+
+    def expect(self, examples: Sequence[Example], texts: Sequence[str]) -> None:
+        """Let parts that can begin with texts that the next :meth:`score` will be asked for."""
+        for _, part in self.parts:
+            if (expect := getattr(part.reward, "expect", None)) is not None:
+                expect(examples, texts)
+
+    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
+        totals = [0.0] * len(texts)
+        logged: list[dict[str, float]] = [{} for _ in texts]
+        for name, part in self.parts:
+            for i, score in enumerate(score_checked(part.reward, examples, texts)):
+                counted = score.value
+                logged[i][name] = score.value
+                logged[i].update({f"{name}.{key}": value for key, value in score.parts.items()})
+                if part.normalise is not None:
+                    counted, clipped = part.normalise.apply(score.value)
+                    logged[i][f"{name}.normalised"] = counted
+                    if name in self._clipped:
+                        logged[i][f"{name}.clipped"] = float(clipped)
+                        self._clipped[name] += clipped
+                totals[i] += self._weights[name].end * counted
+        return [Score(total, parts) for total, parts in zip(totals, logged, strict=True)]
+
+
+def _moves(reward: Reward) -> bool:
+    return bool(getattr(reward, "moves", False))
+
+
+def _described(part: Part) -> str:
+    signature = f"[{signature_of(part.reward)}]"
+    return part.normalise.describe(signature) if part.normalise else signature
+
+
+def make_reward(parts: Parts, *, device: str = "auto", workers: int = 0) -> SumReward:
+    """The weighted sum that the ``reward`` section of a config describes.
+
+    ``device`` is for parts that hold a model; ``workers``: processes for each Python function that scores one text at
+    a time, 0 for none. Raises UserError for unknown names and parameters, and for
+    what a part cannot be built from.
+    """
+    if not parts:
+        raise UserError("no reward was given", hint="for example --reward rouge; `rlgf ls rewards` lists them")
+    made: list[Part] = []
+    for part in parts:
+        if registry.is_python_target(part.name):
+            reward = _python(part, workers)
+        else:
+            reward = registry.build("rewards", part.name, part.params, device=device)
+        weight = ramp(part.weight, part.weight_start, part.weight_steps)
+        made.append(Part(weight, reward, normalisation(part)))
+    return SumReward(made)
+
+
+def normalisation(part: PartConfig) -> Normalisation | None:
+    """What a part's ``shift``, ``scale`` and ``clip`` say; None where they change nothing."""
+    found = Normalisation(part.shift, part.scale, (part.clip[0], part.clip[1]) if part.clip else None)
+    return found if found != Normalisation() else None
+
+
+def scorer_at(
+    reward: SumReward, step: int
+) -> tuple[Callable[[Sequence[Example], Sequence[str]], list[Score]], dict[str, float]]:
+    """What scores in iteration ``step``, checked, and the weights that move, as figures for its row."""
+    weights = {f"score/weight/{name}": weight for name, weight in reward.moving_weights(step).items()}
+    return partial(score_checked, reward.at(step)), weights
+
+
+def _python(part: PartConfig, workers: int) -> Reward:
+    here = PythonReward(part.name, part.params)
+    if not workers or here.batched:  # what a function makes of a batch may depend on all of it
+        return here
+    return WorkersReward(part.name, part.params, workers)
+
+
+def unique_names(names: Iterable[str]) -> list[str]:
+    """The names in order; a repeated one gets ``#2``, ``#3``, ... behind it."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return found
