@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rlgf_cli import noise, registry
 from rlgf_cli.config.make_negatives import RULE_MADE
-from rlgf_cli.failures import pieces, rules
+from rlgf_cli.failures import rules, sentences
 from rlgf_cli.failures.kinds import Case, Corpus, repetition, shuffled_sentences, swapped_facts
 from rlgf_cli.failures.make import Spoiler, Tally, spoil
 from rlgf_cli.failures.mend import MENDS, mend
@@ -44,13 +44,13 @@ texts = st.text(alphabet=st.sampled_from("abc .!?\n\"'éß漢。"), max_size=80)
 class TestPieces:
     @given(texts)
     def test_sentences_joined_are_the_text(self, text):
-        found = pieces.sentences(text)
+        found = sentences.sentences(text)
         assert "".join(found) == (text if text.strip() else "")
         assert all(part.strip() for part in found)
 
     def test_an_abbreviation_ends_no_sentence(self):
-        assert len(pieces.sentences("Dr. Peters met J. Smith at 5 p.m. today. He left.")) == 2
-        assert len(pieces.sentences('She said "Go!" He went. 東京は大きい。京都も。')) == 4
+        assert len(sentences.sentences("Dr. Peters met J. Smith at 5 p.m. today. He left.")) == 2
+        assert len(sentences.sentences('She said "Go!" He went. 東京は大きい。京都も。')) == 4
 
     @pytest.mark.parametrize(
         ("text", "finished"),
@@ -64,13 +64,13 @@ class TestPieces:
         ],
     )
     def test_what_is_finished(self, text, finished):
-        assert pieces.is_finished(text) is finished
+        assert sentences.is_finished(text) is finished
 
     def test_the_first_loop_is_found_with_its_length(self):
-        assert pieces.loop_start(["we", "go", "we", "go", "we", "go"]) == (0, 2)
-        assert pieces.loop_start(["so", "a", "b", "c", "a", "b", "c", "a", "b", "c"]) == (1, 3)
-        assert pieces.loop_start(["very", "very", "very", "good"]) is None
-        assert pieces.loop_start(["no", "no", "no", "no"]) == (0, 1)
+        assert sentences.loop_start(["we", "go", "we", "go", "we", "go"]) == (0, 2)
+        assert sentences.loop_start(["so", "a", "b", "c", "a", "b", "c", "a", "b", "c"]) == (1, 3)
+        assert sentences.loop_start(["very", "very", "very", "good"]) is None
+        assert sentences.loop_start(["no", "no", "no", "no"]) == (0, 1)
 
     @given(st.lists(st.sampled_from("ab"), max_size=8), st.lists(st.sampled_from("abc"), max_size=8))
     def test_the_longest_copied_run_is_that_of_the_definition(self, prompt, text):
@@ -80,7 +80,7 @@ class TestPieces:
             for i in range(len(text) - size + 1)
             if any(prompt[k : k + size] == text[i : i + size] for k in range(len(prompt) - size + 1))
         ]
-        assert pieces.copied_run(prompt, text) == max(runs, default=0)
+        assert sentences.copied_run(prompt, text) == max(runs, default=0)
 
 
 class TestKinds:
@@ -140,7 +140,7 @@ class TestKinds:
         case = Case(EXAMPLES[0], EXAMPLES[0].references[0], CORPUS)
         for kind in ("random_words", "shuffled_words", "repetition", "copied_input"):
             made = [registry.load("failures", kind)(case, noise.generator(seed)) for seed in range(200)]
-            share = np.mean([pieces.is_finished(text) for text in made])
+            share = np.mean([sentences.is_finished(text) for text in made])
             assert 0.4 < share < 0.8, kind
 
     def test_severity_says_how_much(self):

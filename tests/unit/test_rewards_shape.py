@@ -18,7 +18,7 @@ from rlgf_cli.failures.rules import RULES
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.scorers.base import check_examples, signature_of
 from rlgf_cli.scorers.length import FORMS, LengthPenalty
-from rlgf_cli.scorers.schedule import Ramp
+from rlgf_cli.scorers.schedule import LinearSchedule
 from rlgf_cli.scorers.weighted_sum import SumReward, make_reward
 
 TEN = Example("ten", "one two three four five six seven eight nine ten", ("a b c", "a b c d e"))
@@ -161,9 +161,9 @@ def test_rules_that_are_not_there_are_refused(rules: list[str], message: str) ->
 
 @given(st.floats(-9, 9), st.floats(-9, 9), st.integers(1, 300))
 def test_a_ramp_goes_in_equal_steps_and_stays(start: float, end: float, steps: int) -> None:
-    ramp = Ramp(end, start, steps)
-    seen = [ramp.at(step) for step in range(steps + 3)]
-    assert seen[0] == start and seen[steps:] == [end] * 3 == [ramp.at(None)] * 3
+    schedule = LinearSchedule(end, start, steps)
+    seen = [schedule.at(step) for step in range(steps + 3)]
+    assert seen[0] == start and seen[steps:] == [end] * 3 == [schedule.at(None)] * 3
     strides = [b - a for a, b in pairwise(seen[: steps + 1])]
     assert strides == pytest.approx([(end - start) / steps] * steps, abs=1e-9)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlgf_cli.evolve.diversity import leaders, spread, vendi_score
-from rlgf_cli.failures import pieces
+from rlgf_cli.failures.sentences import sentences
 from rlgf_cli.scorers.coverage import words
 from rlgf_cli.scorers.distinct import ORDERS, set_distinct
 from rlgf_cli.scorers.repetition import ngrams
@@ -81,6 +81,6 @@ def figures(of: TextMeasures, which: np.ndarray, cosine: float) -> dict[str, flo
 def complexity(text: str) -> tuple[float, float, float, float]:
     """Words, sentences, conjunctions and the type-token ratio of a text that has a word."""
     found = words(text)
-    sentences = sum(bool(words(part)) for part in pieces.sentences(text))
+    count = sum(bool(words(sentence)) for sentence in sentences(text))
     conjunctions = sum(word in _CONJUNCTIONS for word in found)
-    return len(found), sentences, conjunctions, len(set(found)) / len(found)
+    return len(found), count, conjunctions, len(set(found)) / len(found)

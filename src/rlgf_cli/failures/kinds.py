@@ -21,7 +21,7 @@ from functools import cached_property
 
 import numpy as np
 
-from rlgf_cli.failures.pieces import sentences, words
+from rlgf_cli.failures.sentences import sentences, words
 from rlgf_cli.protocols import Example
 
 _TRIES = 8

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from rlgf_cli.failures.pieces import is_finished, loop_start, sentences
+from rlgf_cli.failures.sentences import is_finished, loop_start, sentences
 
 _END_MARKS = re.compile(r"<\|?(?:end\w*|eos|im_end|eot_id|pad)\|?>|</s>|\[EOS\]|\n\s*#{2,}|\n(?:User|Human|Q):")
 _WORD = re.compile(r"\S+")

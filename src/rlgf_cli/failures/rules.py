@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from rlgf_cli.failures.pieces import copied_run, is_finished, loop_start, words
+from rlgf_cli.failures.sentences import copied_run, is_finished, loop_start, words
 from rlgf_cli.protocols import FinishReason
 
 

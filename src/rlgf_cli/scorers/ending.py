@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlgf_cli.failures.pieces import is_finished
+from rlgf_cli.failures.sentences import is_finished
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.scorers.base import refuse_target
 

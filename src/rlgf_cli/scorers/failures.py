@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.failures import rules
-from rlgf_cli.failures.pieces import words
 from rlgf_cli.failures.rules import RULES, Written
+from rlgf_cli.failures.sentences import words
 from rlgf_cli.protocols import Example, MetricResult, Score
 from rlgf_cli.scorers.base import refuse_target, signature
 

@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rlgf_cli.errors import UserError
-from rlgf_cli.failures.pieces import words
+from rlgf_cli.failures.sentences import words
 from rlgf_cli.protocols import Example, MetricResult, Score
 from rlgf_cli.scorers.base import refuse_target, require_references, scored_only, signature
-from rlgf_cli.scorers.schedule import Ramp, ramp
+from rlgf_cli.scorers.schedule import LinearSchedule, linear_schedule
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -73,7 +73,7 @@ class LengthPenalty:
         if self.high is not None and self.low > self.high:
             raise UserError(f"the reward 'length': min_words {self.low} is larger than max_words {self.high}")
         aim = target if target is not None else ratio
-        self.aim = ramp(aim, start, steps) if aim is not None else None
+        self.aim = linear_schedule(aim, start, steps) if aim is not None else None
         self.to = (to or "prompt") if ratio is not None else None
         self.tolerance, self.form, self.cap = tolerance or 0.0, form, cap
         self._logs_target = self.to is not None or self.moves
@@ -97,7 +97,7 @@ class LengthPenalty:
         """The penalty as it is in iteration ``step``, counted from 0."""
         assert self.aim is not None
         fixed = copy(self)
-        fixed.aim = Ramp(self.aim.at(step))
+        fixed.aim = LinearSchedule(self.aim.at(step))
         return fixed
 
     def check(self, examples: Sequence[Example]) -> None:

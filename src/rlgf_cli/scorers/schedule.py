@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Ramp:
+class LinearSchedule:
     """From ``start`` in the first iteration, in equal steps, to ``end`` after ``steps`` iterations, and ``end`` then.
 
     ``steps`` 0: it is ``end`` at all times.
@@ -30,6 +30,6 @@ class Ramp:
         return f"{self.start:g}..{self.end:g}/{self.steps}" if self.moves else f"{self.end:g}"
 
 
-def ramp(end: float, start: float | None, steps: int | None) -> Ramp:
-    """The ramp that a config describes; without ``start`` and ``steps`` a constant."""
-    return Ramp(end) if start is None or steps is None else Ramp(end, start, steps)
+def linear_schedule(end: float, start: float | None, steps: int | None) -> LinearSchedule:
+    """The schedule that a config describes; without ``start`` and ``steps`` a constant."""
+    return LinearSchedule(end) if start is None or steps is None else LinearSchedule(end, start, steps)

@@ -15,7 +15,7 @@ from rlgf_cli.scorers.asking import Judge, judges_of
 from rlgf_cli.scorers.base import check_examples, counts_of, signature_of
 from rlgf_cli.scorers.checked import score_checked
 from rlgf_cli.scorers.python import PythonReward
-from rlgf_cli.scorers.schedule import Ramp, ramp
+from rlgf_cli.scorers.schedule import LinearSchedule, linear_schedule
 from rlgf_cli.scorers.workers import WorkersReward
 
 
@@ -44,7 +44,7 @@ class Normalisation:
 class Part(NamedTuple):
     """A term of the sum. ``normalise`` None: the reward's score as it is."""
 
-    weight: float | Ramp
+    weight: float | LinearSchedule
     reward: Reward
     normalise: Normalisation | None = None
 
@@ -57,18 +57,19 @@ class SumReward:
     was) where it has bounds; ``counts`` says how many were clipped. A name that comes again gets ``#2``, ``#3``, ...
     behind it.
 
-    A weight can be a :class:`Ramp`, and a part can have ``at(step)``, which gives it as it is in that iteration, and
-    ``moves``, whether that ever changes. The sum itself scores with what all these end at; :meth:`at` gives the sum of
-    an iteration.
+    A weight can be a :class:`LinearSchedule`, and a part can change with the iteration (``moves``, ``at``). The sum
+    itself scores with what all these end at; :meth:`at` gives the sum of an iteration.
     """
 
-    def __init__(self, parts: Sequence[Part | tuple[float | Ramp, Reward]]) -> None:
+    def __init__(self, parts: Sequence[Part | tuple[float | LinearSchedule, Reward]]) -> None:
         if not parts:
             raise ValueError("a sum of no rewards")
         made = [Part(*part) for part in parts]
         names = unique_names(part.reward.name for part in made)
         self.parts = list(zip(names, made, strict=True))
-        self._weights = {n: w if isinstance(w := part.weight, Ramp) else Ramp(w) for n, part in self.parts}
+        self._weights = {
+            n: w if isinstance(w := part.weight, LinearSchedule) else LinearSchedule(w) for n, part in self.parts
+        }
         self.name = "+".join(n if w.end == 1 else f"{w.end:g}*{n}" for n, w in self._weights.items())
         self._clipped = {name: 0 for name, part in self.parts if part.normalise and part.normalise.bounds}
 
@@ -166,7 +167,7 @@ def make_reward(parts: Parts, *, device: str = "auto", workers: int = 0) -> SumR
             reward = _python(part, workers)
         else:
             reward = registry.build("rewards", part.name, part.params, device=device)
-        weight = ramp(part.weight, part.weight_start, part.weight_steps)
+        weight = linear_schedule(part.weight, part.weight_start, part.weight_steps)
         made.append(Part(weight, reward, normalisation(part)))
     return SumReward(made)
 

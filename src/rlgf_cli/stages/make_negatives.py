@@ -17,8 +17,8 @@ from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.make_negatives import KindConfig, MakeNegativesConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.failures.make import GOOD, ON_POLICY, Spoiler, Tally, spoil
-from rlgf_cli.failures.pieces import words
 from rlgf_cli.failures.rules import Written, flags
+from rlgf_cli.failures.sentences import words
 from rlgf_cli.protocols import Example
 
 COMMAND = "make-negatives"
