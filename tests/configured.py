@@ -9,7 +9,7 @@ import torch
 
 from rl import coverage_score, prompts_for
 from rlgf_cli.config.train import TrainConfig
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.runs.build import make_trainer
 from rlgf_cli.training.loop import Trainer
 from rlgf_cli.training.parallel.processes import ALONE

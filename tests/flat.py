@@ -19,7 +19,7 @@ from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.config.common import LengthConfig, ModelConfig
 from rlgf_cli.config.scratch import ScratchConfig
 from rlgf_cli.models import scratch
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.models.text import TextFormat
 from rlgf_cli.protocols import Example, Score

@@ -19,7 +19,8 @@ from rlgf_cli.config.train import KLConfig, TrainConfig
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.generate import Generated
-from rlgf_cli.models.load import Loaded, load
+from rlgf_cli.models.load import load
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.protocols import Completion, Example, FinishReason, GuideAbilities, GuideRequest, Score
 from rlgf_cli.runs.build import make_trainer

@@ -13,7 +13,7 @@ import pytest
 
 from learning import BEST, GUIDE, IMPROVED, START, learned, start, value_of
 from rlgf_cli.algorithms.catalog import CATALOG
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 
 MC: dict[str, Any] = {"advantage": "guide_mc", "mc_samples": 4}
 

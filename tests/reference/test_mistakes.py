@@ -39,7 +39,7 @@ from rlgf_cli.functional import losses
 from rlgf_cli.guides.make import make_live_guide
 from rlgf_cli.models import actor_critic as actor_critic_module
 from rlgf_cli.models.forward import TokenBatch
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Example, GuideRequest, Score
 from rlgf_cli.training import loop
 from rlgf_cli.training import update as update_module

@@ -33,7 +33,7 @@ from rlgf_cli import noise
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.functional import losses
 from rlgf_cli.models.forward import TokenBatch
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Example
 from rlgf_cli.training import update as update_module
 from rlgf_cli.training.episodes import Episode

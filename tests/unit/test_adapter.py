@@ -21,8 +21,10 @@ from rlgf_cli.config.common import LoraConfig, ModelConfig
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.config.merge import MergeConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.models.adapter import find_base, probe
-from rlgf_cli.models.load import Loaded, add_lora, load, save
+from rlgf_cli.models.adapter import find_base
+from rlgf_cli.models.load import add_lora, load, save
+from rlgf_cli.models.loaded import Loaded
+from rlgf_cli.models.merging import probe_logits
 from rlgf_cli.stages import merge
 from rlgf_cli.training.update import make_optimizer, update
 
@@ -70,7 +72,7 @@ def evaluated(path: Path | str) -> Loaded:
 
 
 def gap(one: Loaded, other: Loaded) -> float:
-    return float((probe(one) - probe(other)).abs().max())
+    return float((probe_logits(one) - probe_logits(other)).abs().max())
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,7 @@ def test_lora_on_an_untied_head_merges_into_the_same_model(
     assert (
         1e-4
         < gap(adapter, merged(tmp_path / "adapter", tmp_path / "bf16", "bfloat16"))
-        < 0.05 * float(probe(adapter).abs().max())
+        < 0.05 * float(probe_logits(adapter).abs().max())
     )
 
 
@@ -208,7 +210,8 @@ def test_an_adapter_loads_from_any_folder(tree: Path) -> None:
     expected = of_responses(lora(tree / "runs/sft"))
     assert torch.equal(of_responses(evaluated("project/runs/rl/best")), expected)
     own = AutoPeftModelForCausalLM.from_pretrained(adapter)
-    assert float((probe(Loaded(own.eval(), None, None, "")) - probe(evaluated(adapter))).abs().max()) < 1e-4  # type: ignore[arg-type]
+    loaded = Loaded(own.eval(), None, None, "")  # type: ignore[arg-type]
+    assert float((probe_logits(loaded) - probe_logits(evaluated(adapter))).abs().max()) < 1e-4
     assert gap(merged(adapter, tree / "runs/merged"), evaluated(adapter)) < 1e-4
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rl import loaded_from
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.runs import best
 
 

@@ -30,7 +30,7 @@ from rlgf_cli.config.loader import resolve
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.functional.logprobs import chosen_logprobs, process_logits
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.text import special_ids, unseen_ids
 from rlgf_cli.training.rollout import Roller, Sampling
 

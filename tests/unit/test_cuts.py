@@ -11,7 +11,7 @@ import pytest
 
 from rl import ScriptedGuide, ScriptedPolicy, loaded_from, prompts_for, roller_for
 from rlgf_cli.algorithms.spec import Regime
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.training import rollout
 from rlgf_cli.training.episodes import Episode
 from rlgf_cli.training.rollout import Roller

@@ -13,7 +13,7 @@ import pytest
 from rl import ScriptedGuide, loaded_from, trainer_for
 from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Author
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Example, GuideRequest, Score
 from rlgf_cli.training.episodes import Episode
 from rlgf_cli.training.gate import Gate, own_scores, text_key

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Generation
 from rl import prompts_for
 from rlgf_cli.config.common import DecodingConfig, LengthConfig, LoraConfig, ModelConfig
 from rlgf_cli.models.completions import generate_texts
-from rlgf_cli.models.load import Loaded, add_lora, load, own_generation, save
+from rlgf_cli.models.load import add_lora, load, save, set_generation_config
+from rlgf_cli.models.loaded import Loaded
 
 LENGTHS = LengthConfig(max_new_tokens=14)
 ANOTHER_TASK = {
@@ -67,7 +68,7 @@ def test_transformers_generates_what_rlgf_does(any_model: Path, base: Path, tmp_
     expected = {beams: texts(plain, num_beams=beams) for beams in (1, 3)}
     assert any(expected[3]) and expected[1] != expected[3]
     assert {beams: texts(trained, num_beams=beams) for beams in expected} == expected
-    own_generation(trained, LENGTHS)
+    set_generation_config(trained, LENGTHS)
     save(tmp_path / "product", trained)
     loaded = load(ModelConfig(name=str(tmp_path / "product"), device="cpu"))
     assert texts(loaded, num_beams=3) == expected[3]
@@ -79,7 +80,7 @@ def test_a_product_says_its_ids_and_lengths_and_no_more(base: Path, tmp_path: Pa
     several = GenerationConfig.from_pretrained(base, eos_token_id=[300, 1])  # as chat models have
     several.save_pretrained(base)
     trained = load(ModelConfig(name=str(base), device="cpu"), for_training=True)
-    own_generation(trained, LengthConfig(max_new_tokens=14, min_new_tokens=2))
+    set_generation_config(trained, LengthConfig(max_new_tokens=14, min_new_tokens=2))
     save(tmp_path / "product", trained)
     said = json.loads((tmp_path / "product/generation_config.json").read_text())
     said.pop("transformers_version")
@@ -104,7 +105,7 @@ def test_an_adapter_has_its_own(tiny_bart: Path, tmp_path: Path) -> None:
     loaded = load(ModelConfig(name=str(tmp_path / "base"), device="cpu"), for_training=True)
     assert loaded.model.generation_config.max_new_tokens == ANOTHER_TASK["max_new_tokens"]
     loaded = add_lora(loaded, LoraConfig(enabled=True, r=2))
-    own_generation(loaded, LENGTHS)
+    set_generation_config(loaded, LENGTHS)
     save(tmp_path / "adapter", loaded)
     again = load(ModelConfig(name=str(tmp_path / "adapter"), device="cpu"))
     assert again.model.generation_config.max_new_tokens == LENGTHS.max_new_tokens

@@ -16,7 +16,7 @@ import torch
 
 from rl import ScriptedGuide, ScriptedPolicy, loaded_from, prompts_for, roller_for, trainer_for
 from rlgf_cli.algorithms.spec import Regime
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Completion, Example, GuideRequest, Score
 from rlgf_cli.runs.metric_names import known
 from rlgf_cli.training import rollout

@@ -14,7 +14,7 @@ import torch
 from rl import ScriptedGuide, guide, loaded_from, parameters_of, roller_for, state_of, trainer_for
 from rlgf_cli.config.train import KLConfig
 from rlgf_cli.errors import RlgfError
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.runs.metric_names import known
 from rlgf_cli.training.advantages import CreditSettings

@@ -27,7 +27,8 @@ from rl import (
 )
 from rlgf_cli.config.common import LoraConfig
 from rlgf_cli.models.actor_critic import ActorCritic
-from rlgf_cli.models.load import Loaded, add_lora, save
+from rlgf_cli.models.load import add_lora, save
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.training.update import make_optimizer, update
 
 

@@ -13,7 +13,7 @@ import pytest
 from configured import trainer_of
 from rl import ScriptedGuide, coverage_score, loaded_from
 from rlgf_cli.algorithms.spec import Regime
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training.episodes import Episode, by_group
 from rlgf_cli.training.loop import Trainer

@@ -28,7 +28,7 @@ from rl import (
 from rlgf_cli import noise
 from rlgf_cli.algorithms import catalog
 from rlgf_cli.algorithms.spec import Regime
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.training.episodes import Episode
 from rlgf_cli.training.restarts import (
     FLOOR,

@@ -25,7 +25,7 @@ from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.models import generate
 from rlgf_cli.models.forward import TokenBatch
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import GuideRequest
 from rlgf_cli.training import rollout
 from rlgf_cli.training.episodes import Episode, build_batch, segment_texts

@@ -14,7 +14,8 @@ from rlgf_cli.config.common import ModelConfig
 from rlgf_cli.config.scratch import ScratchConfig, is_scratch, read_scratch
 from rlgf_cli.errors import UserError
 from rlgf_cli.models import scratch
-from rlgf_cli.models.load import Loaded, load, save
+from rlgf_cli.models.load import load, save
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.text import TextFormat
 
 ROWS = toy_examples(60)

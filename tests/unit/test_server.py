@@ -18,7 +18,8 @@ from rl import loaded_from
 from rlgf_cli.config.common import LoraConfig
 from rlgf_cli.config.train import ServerConfig
 from rlgf_cli.models import trl_primitives
-from rlgf_cli.models.load import Loaded, add_lora
+from rlgf_cli.models.load import add_lora
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.server import PolicyServer
 
 

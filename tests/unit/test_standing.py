@@ -16,7 +16,7 @@ from configured import trainer_of, with_sgd
 from rl import coverage_score, guide, loaded_from, parameters_of, prompts_for
 from rlgf_cli.functional.stats import running_moments, spread_of
 from rlgf_cli.models.actor_critic import ActorCritic
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training.advantages import Credit
 from rlgf_cli.training.episodes import Episode, build_batch

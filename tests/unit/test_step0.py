@@ -36,7 +36,8 @@ from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.config.common import LoraConfig
 from rlgf_cli.functional import losses
 from rlgf_cli.models.generate import pad_rows
-from rlgf_cli.models.load import Loaded, add_lora
+from rlgf_cli.models.load import add_lora
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.training.rollout import Sampling
 from rlgf_cli.training.update import make_optimizer, update
 from runs import assert_tensors

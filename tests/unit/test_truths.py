@@ -33,7 +33,8 @@ from rlgf_cli.models import actor_critic as actor_critic_module
 from rlgf_cli.models import forward, generate
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
-from rlgf_cli.models.load import Loaded, add_lora, save
+from rlgf_cli.models.load import add_lora, save
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.stages import train as stage
 from rlgf_cli.training import advantages as credit_module
 

@@ -19,7 +19,8 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.completions import generate_texts
 from rlgf_cli.models.forward import TokenBatch
-from rlgf_cli.models.load import Loaded, load, save
+from rlgf_cli.models.load import load, save
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import encode_prompts, encode_target
 from rlgf_cli.models.text import TextFormat
 from rlgf_cli.models.turns import turn_end
@@ -97,7 +98,7 @@ def test_without_one_token_for_it_eos_is_used_and_that_is_said(case: str, tmp_pa
     loaded = loaded_from(folder)
     assert loaded.eos_id == loaded.tokenizer.eos_token_id
     with pytest.raises(AssertionError, match=words):
-        assert not loaded.no_turn_end, loaded.no_turn_end
+        assert not loaded.turn_end_problem, loaded.turn_end_problem
     check = ending(loaded)
     assert check.status == "warn" and loaded.turn_end.problem in check.finding and check.remedy  # type: ignore[union-attr]
     if case == "letters":
@@ -150,11 +151,11 @@ def test_sampling_scoring_and_min_new_tokens_know_the_end(chatml: Loaded) -> Non
 
 def test_what_is_delivered_ends_where_it_was_taught_to(chatml: Loaded, tmp_path: Path) -> None:
     always_ends(chatml.model, chatml.eos_id)
-    assert chatml.stated_eos_ids == [chatml.tokenizer.eos_token_id]  # the base knows its own EOS alone
+    assert chatml.original_eos_ids == [chatml.tokenizer.eos_token_id]  # the base knows its own EOS alone
     save(tmp_path / "saved", chatml)
     again = loaded_from(tmp_path / "saved")
     assert (again.eos_id, again.eos_ids) == (chatml.eos_id, chatml.eos_ids)
-    assert set(again.stated_eos_ids) == chatml.eos_ids
+    assert set(again.original_eos_ids) == chatml.eos_ids
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     prompt = encoded(chatml, 1)[0].ids
     written = plain.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False)[0, len(prompt) :]
@@ -243,4 +244,4 @@ def test_sft_counts_spelled_endings(chatml_folder: Path, tmp_path: Path, run_cli
     assert json.loads(shown.stdout)["spelled_endings"] == 1
     assert "spelled EOS or the end of a turn at their end, which is left out: 1" in shown.stderr
     product = loaded_from(tmp_path / "run")
-    assert set(product.stated_eos_ids) == product.eos_ids and product.text.chat
+    assert set(product.original_eos_ids) == product.eos_ids and product.text.chat

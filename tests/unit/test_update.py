@@ -15,7 +15,7 @@ from rl import AGGREVATED, PPO_PP, loaded_from, parameters_of, prompts_for, roll
 from rlgf_cli.config.common import OptimConfig
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.models.actor_critic import ActorCritic
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.training import update as update_module
 from rlgf_cli.training.advantages import CreditSettings
 from rlgf_cli.training.episodes import Episode

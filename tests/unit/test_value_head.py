@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from rl import RESPONSES, loaded_from, plain_logits, plain_logprobs, prompts_for, real_mask, token_batch
 from rlgf_cli.config.common import LoraConfig
 from rlgf_cli.models.actor_critic import ActorCritic, ValueHead
-from rlgf_cli.models.load import Loaded, add_lora
+from rlgf_cli.models.load import add_lora
+from rlgf_cli.models.loaded import Loaded
 
 MODES = ["shared", "head", "separate"]
 PLAIN: dict[str, Any] = {"temperature": 1.0, "min_new_tokens": 0}

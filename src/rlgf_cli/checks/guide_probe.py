@@ -12,7 +12,7 @@ from rlgf_cli import noise
 from rlgf_cli.guides.answers import Failure
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.recorded import RecordedGuide
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.token_boundaries import BoundaryAudit, TokenBoundary, append_text, cut_in_tokens, same_tokens
 from rlgf_cli.protocols import Completion, Example, GuideRequest
 

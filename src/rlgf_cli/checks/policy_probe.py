@@ -18,9 +18,10 @@ from rlgf_cli.checks.invariants import EXACT, Gap
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.functional.logprobs import process_logits, warp_logits
 from rlgf_cli.models.actor_critic import ActorCritic
+from rlgf_cli.models.device import autocast
 from rlgf_cli.models.forward import TokenBatch, response_forward
 from rlgf_cli.models.generate import decoder_start_id
-from rlgf_cli.models.load import Loaded, autocast
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Check
 from rlgf_cli.training.advantages import Credit, Notes, sampler_gap
 from rlgf_cli.training.episodes import Episode, EpisodeBatch

@@ -73,7 +73,7 @@ def _devices() -> dict[str, Any]:
         found[f"cuda:{i}"] = f"{torch.cuda.get_device_name(i)}, {memory:.0f} GiB"
     if torch.backends.mps.is_available():
         found["mps"] = "available"
-    from rlgf_cli.models.load import pick_device
+    from rlgf_cli.models.device import pick_device
 
     found["device auto"] = str(pick_device("auto"))
     return found

@@ -12,7 +12,8 @@ from transformers import AutoModel, AutoTokenizer
 from rlgf_cli.artifacts.rundir import parent_of
 from rlgf_cli.evolve.novelty import unit
 from rlgf_cli.models.classification import position_limit
-from rlgf_cli.models.load import check_checkpoint_name, pick_device
+from rlgf_cli.models.device import pick_device
+from rlgf_cli.models.load import check_checkpoint_name
 
 
 class EncoderSpace:

@@ -11,7 +11,7 @@ from rlgf_cli.guides.local import LocalGuide, text_config
 from rlgf_cli.protocols import Completion, Example, GuideRequest
 
 if TYPE_CHECKING:
-    from rlgf_cli.models.load import Loaded
+    from rlgf_cli.models.loaded import Loaded
     from rlgf_cli.models.prompts import Encoded
 
 

@@ -17,8 +17,9 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlgf_cli.functional.logprobs import chosen_logprobs, process_logits
+from rlgf_cli.models.device import autocast
 from rlgf_cli.models.forward import TokenBatch, response_forward
-from rlgf_cli.models.load import Loaded, autocast
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.trl_primitives import (
     disable_dropout_in_model,
     entropy_from_logits,

@@ -10,8 +10,9 @@ from transformers import GenerationConfig
 
 from rlgf_cli import noise
 from rlgf_cli.config.common import DecodingConfig, LengthConfig
+from rlgf_cli.models.device import autocast
 from rlgf_cli.models.generate import Generated, decoder_start_id, pad_rows, sample
-from rlgf_cli.models.load import Loaded, autocast
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Completion
 

@@ -15,7 +15,8 @@ import torch
 
 from rlgf_cli.errors import UserError
 from rlgf_cli.functional.logprobs import process_logits, warp_logits
-from rlgf_cli.models.load import Loaded, autocast
+from rlgf_cli.models.device import autocast
+from rlgf_cli.models.loaded import Loaded
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 
 from rlgf_cli.errors import UserError
 from rlgf_cli.functional.logprobs import chosen_logprobs
+from rlgf_cli.models.device import autocast
 from rlgf_cli.models.forward import TokenBatch, response_forward
-from rlgf_cli.models.load import Loaded, autocast
+from rlgf_cli.models.loaded import Loaded
 
 Row = tuple[Sequence[int], Sequence[int]]
 """Ids of what stands before a text, and of the text."""

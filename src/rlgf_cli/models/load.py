@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,123 +17,25 @@ from transformers.utils import logging as hf_logging
 from rlgf_cli.artifacts.disk import os_errors
 from rlgf_cli.config.common import LengthConfig, LoraConfig, ModelConfig, TextConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.models.adapter import CONFIG, Base, find_base, is_path, refuse_tied
-from rlgf_cli.models.text import TextFormat, unseen_ids
-from rlgf_cli.models.turns import TurnEnd, check_template
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from rlgf_cli.models.adapter import ADAPTER_CONFIG, Base, find_base, is_path
+from rlgf_cli.models.device import DTYPES, pick_device
+from rlgf_cli.models.generate import check_cache
+from rlgf_cli.models.loaded import Loaded
+from rlgf_cli.models.merging import refuse_tied
+from rlgf_cli.models.text import TextFormat
+from rlgf_cli.models.turns import check_template
 
 hf_logging.disable_progress_bar()
-
-
-@dataclass
-class Loaded:
-    """A model with its tokenizer and text format. ``dtype`` is what it computes in; ``base`` is where its weights come
-    from, or those below its adapter (None: they are random); ``stated_eos_ids`` is what its generation_config ended a
-    text with before rlgf had its say."""
-
-    model: Any
-    tokenizer: Any
-    text: TextFormat
-    name: str
-    dtype: torch.dtype = torch.float32
-    base: Base | None = None
-    stated_eos_ids: list[int] = field(default_factory=list)
-
-    @property
-    def encoder_decoder(self) -> bool:
-        return bool(self.model.config.is_encoder_decoder)
-
-    @property
-    def turn_end(self) -> TurnEnd | None:
-        """How the chat template ends a turn; None for plain text, and for an encoder-decoder, whose response does not
-        stand in the template."""
-        return None if self.encoder_decoder else self.text.turn_end(self.tokenizer)
-
-    @property
-    def eos_id(self) -> int:
-        """The id that ends a response in training data: the chat template's end of a turn if it has one, else EOS."""
-        end = self.turn_end
-        return int(self.tokenizer.eos_token_id if end is None or end.id is None else end.id)
-
-    @property
-    def no_turn_end(self) -> str:
-        """What to tell the user where the chat template has no token that ends a turn; empty where all is well."""
-        end = self.turn_end
-        if end is None or not end.problem:
-            return ""
-        return f"{end.problem}: a response ends with tokenizer.eos_token, {self.tokenizer.eos_token!r}"
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        """All ids that end a response: in training data, EOS, and those of the model's generation_config."""
-        return frozenset({self.eos_id, int(self.tokenizer.eos_token_id), *self.configured_eos_ids})
-
-    @property
-    def configured_eos_ids(self) -> list[int]:
-        """What the model's generation_config ends a text with, now (``stated_eos_ids``: when it was loaded)."""
-        configured = getattr(self.model.generation_config, "eos_token_id", None)
-        several = configured if isinstance(configured, list) else [configured]
-        return [int(i) for i in several if i is not None]
-
-    @property
-    def control_ids(self) -> frozenset[int]:
-        """Ids that a policy can write and no text shows: special tokens but those that end a response, and rows of the
-        vocabulary without a token."""
-        rows = int(self.model.config.get_text_config().vocab_size)
-        return unseen_ids(self.tokenizer, rows) - self.eos_ids
-
-    @property
-    def pad_id(self) -> int:
-        """Filler for batches. It may equal EOS: masks come from lengths, never from ids."""
-        return int(self.tokenizer.pad_token_id)
-
-    @property
-    def max_positions(self) -> int | None:
-        """Prompt plus response (decoder) or either alone (encoder-decoder); None: no limit (relative positions)."""
-        config = self.model.config
-        if hasattr(config, "relative_attention_num_buckets"):
-            return None
-        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        return int(limit) if limit else None
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is cuda, else mps, else cpu; a device that is not there is a UserError."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"unknown device {name!r}", hint="auto, cpu, cuda, cuda:1 or mps") from None
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(device.type, False):
-        raise UserError(f"the device {name!r} is not available here", hint="--device auto takes what is there")
-    return device
-
-
-@contextlib.contextmanager
-def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Compute in ``dtype`` where it is not float32; weights keep their own type."""
-    if dtype == torch.float32:
-        yield
-    else:
-        with torch.autocast(device.type, dtype=dtype):
-            yield
 
 
 def load(config: ModelConfig, *, text: TextConfig | None = None, for_training: bool = False) -> Loaded:
     """Load a policy or a guide.
 
     ``for_training`` keeps the weights in float32 and leaves bfloat16 to autocast, and a model that rlgf cannot sample
-    from is refused; otherwise weights are loaded in ``config.dtype``. The model's generation_config keeps nothing of
-    the base's but its special ids, see :func:`own_generation`. Raises UserError for a folder that is no checkpoint, a
-    name that the hub does not give, a tokenizer that does not fit the model, and an adapter whose base is not there
-    or, for training, could not be merged.
+    from is refused; otherwise weights are loaded in ``config.dtype``. The model's generation_config is replaced, see
+    :func:`set_generation_config`. Raises UserError for a folder that is no checkpoint, a name that the hub does not
+    have, a tokenizer that does not fit the model, and an adapter whose base is missing or, for training, could not be
+    merged.
     """
     name = config.name
     check_checkpoint_name(name)
@@ -148,10 +47,10 @@ def load(config: ModelConfig, *, text: TextConfig | None = None, for_training: b
     weights: dict[str, Any] = {"dtype": torch.float32 if for_training else dtype}
     if config.load_in_4bit:
         weights = {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
-    adapter = Path(name, CONFIG).is_file()
+    adapter = Path(name, ADAPTER_CONFIG).is_file()
     base = find_base(name) if adapter else Base.at(name, config.revision)
     options = {**common, **weights, "revision": base.revision or config.revision}
-    model = _from_hub(base.name, options, named_in=str(Path(name, CONFIG)) if adapter else None)
+    model = _from_hub(base.name, options, named_in=str(Path(name, ADAPTER_CONFIG)) if adapter else None)
     fuse_gelu(model)
     if adapter:
         from peft import PeftModel
@@ -170,22 +69,20 @@ def load(config: ModelConfig, *, text: TextConfig | None = None, for_training: b
     loaded = Loaded(model, tokenizer, TextFormat.from_config(text, stored), name, dtype, base)
     if loaded.text.chat:
         check_template(tokenizer)
-    loaded.stated_eos_ids = loaded.configured_eos_ids
-    own_generation(loaded)
+    loaded.original_eos_ids = loaded.configured_eos_ids
+    set_generation_config(loaded)
     if for_training:
-        from rlgf_cli.models.generate import check_cache  # imports this module
-
         check_cache(loaded)
     return loaded
 
 
-def own_generation(loaded: Loaded, lengths: LengthConfig | None = None) -> None:
-    """Let the model's generation_config say what rlgf does, and its checkpoint with it.
+def set_generation_config(loaded: Loaded, lengths: LengthConfig | None = None) -> None:
+    """Replace the model's generation_config, which its checkpoint stores, by the settings that rlgf generates with.
 
     Penalties, forced tokens, minimal lengths, beams and the like of the base were chosen for another task; rlgf samples
-    and searches without them. What stays are the ids that end, pad and start a text, and the lengths that the
-    checkpoint was trained with: ``lengths``, where it is trained now. Without ``do_sample``, transformers' ``generate``
-    is greedy, as ``rlgf eval`` is.
+    and searches without them. Kept are the ids that end, pad and start a text, and the lengths that the checkpoint was
+    trained with: ``lengths``, where it is trained now. Without ``do_sample``, transformers' ``generate`` is greedy, as
+    ``rlgf eval`` is.
     """
     model = loaded.model.get_base_model() if hasattr(loaded.model, "peft_config") else loaded.model
     before = model.generation_config
@@ -202,7 +99,7 @@ def own_generation(loaded: Loaded, lengths: LengthConfig | None = None) -> None:
 
 
 def _describe_adapter(model: Any, folder: Path) -> None:
-    """Give the base the generation_config that lies with its adapter; the base's lengths are none of the adapter's."""
+    """Give the base the generation_config in the adapter's folder; without one, drop the base's lengths."""
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     else:
@@ -213,9 +110,9 @@ def check_checkpoint_name(name: str) -> None:
     """Refuse a folder or path that is no checkpoint before anything heavy happens; hub names pass."""
     path = Path(name)
     if path.is_dir():
-        if not (path / "config.json").is_file() and not (path / CONFIG).is_file():
-            found = sorted(p.parent.name for p in path.glob("*/config.json"))
-            hint = f"did you mean {path / found[0]}?" if found else "a checkpoint folder holds config.json and weights"
+        if not (path / "config.json").is_file() and not (path / ADAPTER_CONFIG).is_file():
+            inner = sorted(p.parent.name for p in path.glob("*/config.json"))
+            hint = f"did you mean {path / inner[0]}?" if inner else "a checkpoint folder holds config.json and weights"
             raise UserError("this folder is no model checkpoint", where=name, hint=hint)
     elif path.is_file():
         raise UserError("this is a file; a checkpoint is a folder or a hub name", where=name)
@@ -224,7 +121,7 @@ def check_checkpoint_name(name: str) -> None:
 
 
 def load_tokenizer(name: str, **common: Any) -> Any:
-    """The tokenizer of a checkpoint; it must have EOS, and gets pad = EOS where it has no pad of its own."""
+    """The tokenizer of a checkpoint; it must have EOS, and gets pad = EOS where it has no pad token."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **common)
     except (OSError, ValueError) as error:
@@ -241,9 +138,9 @@ def load_tokenizer(name: str, **common: Any) -> Any:
 
 
 def add_lora(loaded: Loaded, config: LoraConfig) -> Loaded:
-    """Put a fresh LoRA adapter on plain weights; an adapter checkpoint keeps the adapter that it has.
+    """Put a fresh LoRA adapter on plain weights; an adapter checkpoint keeps its adapter.
 
-    Raises UserError for target modules that the model has not, or that could not be merged (tied embeddings).
+    Raises UserError for target modules that the model lacks, or that could not be merged (tied embeddings).
     """
     from peft import LoraConfig as PeftLora
     from peft import PeftModel, TaskType, get_peft_model
@@ -252,7 +149,7 @@ def add_lora(loaded: Loaded, config: LoraConfig) -> Loaded:
     if not config.enabled or isinstance(loaded.model, PeftModel):
         return loaded
     task = TaskType.SEQ_2_SEQ_LM if loaded.encoder_decoder else TaskType.CAUSAL_LM
-    base = loaded.base.told() if loaded.base else None
+    base = loaded.base.with_digest() if loaded.base else None
     adapter = PeftLora(
         r=config.r,
         lora_alpha=config.alpha,
@@ -263,7 +160,7 @@ def add_lora(loaded: Loaded, config: LoraConfig) -> Loaded:
     )
     try:
         with warnings.catch_warnings():
-            # tied weights are refused below, the other one PEFT corrects
+            # tied weights are refused below; PEFT itself corrects fan_in_fan_out
             warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings|fan_in_fan_out is set")
             loaded.model = get_peft_model(loaded.model, adapter, revision=base.revision if base else None)
     except ValueError as error:
@@ -274,25 +171,25 @@ def add_lora(loaded: Loaded, config: LoraConfig) -> Loaded:
 
 
 def save(folder: Path, loaded: Loaded, *, weights: dict[str, torch.Tensor] | None = None) -> None:
-    """A checkpoint that ``from_pretrained`` loads: weights (or adapter), generation_config, tokenizer, text format.
+    """Write a checkpoint that ``from_pretrained`` loads: weights or adapter, generation_config, tokenizer, text format.
 
     ``weights``: the model's state where the model itself holds only a shard of it.
     """
-    # a frozen second adapter (the reference of a resumed LoRA) is not part of the product
+    # a frozen second adapter (the ref_model of a resumed LoRA) is not saved
     only: dict[str, Any] = {"selected_adapters": ["default"]} if hasattr(loaded.model, "peft_config") else {}
     only |= {"state_dict": weights} if weights is not None else {}
     with os_errors(folder):
         loaded.model.save_pretrained(folder, **only)
-        if "selected_adapters" in only:  # PEFT writes neither
+        if "selected_adapters" in only:  # PEFT writes neither of these two
             loaded.model.generation_config.save_pretrained(folder)
             if loaded.base is not None:
-                loaded.base.note(folder)
+                loaded.base.write_digest(folder)
         loaded.tokenizer.save_pretrained(folder)
         loaded.text.save(folder)
 
 
 def _from_hub(name: str, options: dict[str, Any], named_in: str | None = None) -> Any:
-    """``named_in``: the adapter's file that names this base."""
+    """The model of a folder or hub name. ``named_in``: the adapter's file that names this base."""
     try:
         config = AutoConfig.from_pretrained(
             name, revision=options["revision"], trust_remote_code=options["trust_remote_code"]
@@ -317,7 +214,7 @@ def _from_hub(name: str, options: dict[str, Any], named_in: str | None = None) -
 
 def fuse_gelu(model: nn.Module) -> None:
     """Give GPT-2's and T5's GELU torch's own kernel: the same tanh approximation (Hendrycks and Gimpel 2016) in one
-    pass instead of eight, with nothing kept between them for the gradient. Equal up to rounding."""
+    pass instead of eight, without intermediate tensors for the gradient. Equal up to rounding."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):

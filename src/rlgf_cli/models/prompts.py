@@ -8,7 +8,7 @@ from statistics import fmean
 
 from rlgf_cli.config.common import LengthConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Example, FinishReason
 
 

@@ -14,7 +14,9 @@ from rlgf_cli.artifacts.jsonl import read_json
 from rlgf_cli.config.common import ModelConfig
 from rlgf_cli.config.scratch import ScratchConfig, TokenizerConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.models.load import DTYPES, Loaded, fuse_gelu, own_generation, pick_device
+from rlgf_cli.models.device import DTYPES, pick_device
+from rlgf_cli.models.load import fuse_gelu, set_generation_config
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.text import TextFormat
 
 EOS, PAD, UNK, BOS = "</s>", "<pad>", "<unk>", "<s>"
@@ -54,7 +56,7 @@ def build(
     fuse_gelu(network)  # as where its checkpoint is loaded: a resumed run rounds alike
     network.to(pick_device(model.device)).eval()
     loaded = Loaded(network, tokenizer, text, model.name, DTYPES[model.dtype])
-    own_generation(loaded)
+    set_generation_config(loaded)
     return loaded
 
 

@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 from rlgf_cli.config.train import ServerConfig
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.models.generate import Generated
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ import torch
 
 from rlgf_cli.artifacts.jsonl import read_json, write_json
 from rlgf_cli.models import load as loading
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 
 NOTE = "rlgf_best.json"
 """Beside the weights: ``{"schema_version": 1, "step": ..., "score": ...}``."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from rlgf_cli.checks import policy_probe
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.models.actor_critic import ActorCritic
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded, reference_length
 from rlgf_cli.models.server import PolicyServer
 from rlgf_cli.models.token_boundaries import same_tokens

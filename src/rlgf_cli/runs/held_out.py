@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 from rlgf_cli.config.common import DecodingConfig, LengthConfig
 from rlgf_cli.models.completions import generate_texts
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Example
 from rlgf_cli.training.divergence import Evaluation

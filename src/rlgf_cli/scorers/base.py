@@ -16,7 +16,7 @@ from rlgf_cli.protocols import Example, Metric, Reward
 
 if TYPE_CHECKING:
     from rlgf_cli.config.common import LengthConfig
-    from rlgf_cli.models.load import Loaded
+    from rlgf_cli.models.loaded import Loaded
 
 
 def signature_of(reward: Reward) -> str:

@@ -27,7 +27,8 @@ from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.rundir import file_sha256, model_signature
 from rlgf_cli.errors import UserError
 from rlgf_cli.models.classification import position_limit
-from rlgf_cli.models.load import check_checkpoint_name, pick_device
+from rlgf_cli.models.device import pick_device
+from rlgf_cli.models.load import check_checkpoint_name
 from rlgf_cli.protocols import Example, MetricResult, Score
 from rlgf_cli.scorers.base import require_references, require_some_references, signature
 

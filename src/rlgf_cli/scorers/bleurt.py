@@ -19,7 +19,8 @@ from transformers import PretrainedConfig
 from rlgf_cli.artifacts.rundir import model_signature
 from rlgf_cli.errors import UserError
 from rlgf_cli.models import classification
-from rlgf_cli.models.load import check_checkpoint_name, pick_device
+from rlgf_cli.models.device import pick_device
+from rlgf_cli.models.load import check_checkpoint_name
 from rlgf_cli.protocols import Example, MetricResult
 from rlgf_cli.scorers.base import require_some_references, signature, written_references
 from rlgf_cli.scorers.classifier import load_scorer

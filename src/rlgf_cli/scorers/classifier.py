@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from rlgf_cli.artifacts.rundir import model_signature
 from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.models import classification
-from rlgf_cli.models.load import DTYPES, check_checkpoint_name, pick_device
+from rlgf_cli.models.device import DTYPES, pick_device
+from rlgf_cli.models.load import check_checkpoint_name
 from rlgf_cli.noise import short_hash
 from rlgf_cli.protocols import Example, Score
 

@@ -34,7 +34,7 @@ from rlgf_cli.stats import ranking
 
 if TYPE_CHECKING:
     from rlgf_cli.config.common import LengthConfig
-    from rlgf_cli.models.load import Loaded
+    from rlgf_cli.models.loaded import Loaded
     from rlgf_cli.models.prompts import Encoded
 
 FALSE_POSITIVE_RATE = 0.01

@@ -24,7 +24,8 @@ from rlgf_cli.artifacts.rundir import model_signature
 from rlgf_cli.config.common import Dtype, ModelConfig, TextConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.models.likelihood import Row, token_logprobs
-from rlgf_cli.models.load import Loaded, load
+from rlgf_cli.models.load import load
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.noise import short_hash
 from rlgf_cli.protocols import CorpusFigure, Example, MetricResult
 from rlgf_cli.scorers.base import signature

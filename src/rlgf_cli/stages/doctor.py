@@ -31,7 +31,8 @@ from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.make import check_guide, describe, make_guide
 from rlgf_cli.guides.recorded import RecordedGuide
 from rlgf_cli.models.actor_critic import ActorCritic
-from rlgf_cli.models.load import Loaded, add_lora, load
+from rlgf_cli.models.load import add_lora, load
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded, encode_prompts, prompt_limit
 from rlgf_cli.protocols import Check, Completion, Example, GuideAbilities, GuideRequest, Score
 from rlgf_cli.runs.build import needs_ref_model
@@ -150,7 +151,7 @@ def prompts(config: DoctorConfig, loaded: Loaded, examples: Sequence[Example]) -
 
 def ending(loaded: Loaded) -> Check:
     """What ends a response, and whether template, tokenizer and generation_config agree on it."""
-    end, tokenizer, configured = loaded.turn_end, loaded.tokenizer, loaded.stated_eos_ids
+    end, tokenizer, configured = loaded.turn_end, loaded.tokenizer, loaded.original_eos_ids
     numbers: dict[str, Any] = {
         "used": loaded.eos_id, "template": end.id if end is not None else None,
         "tokenizer": int(tokenizer.eos_token_id), "generation_config": configured,
@@ -166,7 +167,7 @@ def ending(loaded: Loaded) -> Check:
     finding = f"{'; '.join(said)}: " + ("they agree" if same else f"they differ, and a response ends with {used!r}")
     unknown = bool(configured) and loaded.eos_id not in configured
     remedy = ""
-    if loaded.no_turn_end:
+    if loaded.turn_end_problem:
         remedy = "a chat template that ends a turn with a token of the tokenizer, or text.template"
     elif unknown:
         remedy = "rlgf sft teaches the ending; without it, see that the model's own ending is the one that is used"

@@ -30,7 +30,7 @@ from rlgf_cli.scorers.figures import Figure, compute_figures, make_metrics
 from rlgf_cli.stats.bootstrap import Interval, interval
 
 if TYPE_CHECKING:
-    from rlgf_cli.models.load import Loaded
+    from rlgf_cli.models.loaded import Loaded
     from rlgf_cli.models.prompts import Encoded
 
 COMMAND = "eval"

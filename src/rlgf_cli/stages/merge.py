@@ -10,9 +10,11 @@ from rlgf_cli.config.common import ModelConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.merge import MergeConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.models.adapter import probe, refuse_other, refuse_tied
 from rlgf_cli.models.card import write_card
-from rlgf_cli.models.load import DTYPES, Loaded, check_checkpoint_name, load, save
+from rlgf_cli.models.device import DTYPES
+from rlgf_cli.models.load import check_checkpoint_name, load, save
+from rlgf_cli.models.loaded import Loaded
+from rlgf_cli.models.merging import probe_logits, refuse_different, refuse_tied
 
 
 def run(resolved: Resolved[MergeConfig], *, existing: Existing = "refuse") -> Path:
@@ -69,10 +71,10 @@ def _merge(loaded: Loaded) -> None:
             hint="set base_model_name_or_path in adapter_config.json to the same model in full precision",
         )
     refuse_tied(adapted, where=name)
-    expected = probe(loaded)
+    expected = probe_logits(loaded)
     try:
         loaded.model = adapted.merge_and_unload(safe_merge=True)
     except ValueError as error:  # weights that are not numbers
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"the adapter cannot be merged: {reason}", where=name) from None
-    refuse_other(probe(loaded), expected, name)
+    refuse_different(probe_logits(loaded), expected, name)

@@ -31,8 +31,10 @@ from rlgf_cli.guides.make import RECORDED, kind_of
 from rlgf_cli.guides.recorded import RecordedGuide
 from rlgf_cli.models import hub, scratch
 from rlgf_cli.models.card import write_card
+from rlgf_cli.models.device import pick_device
 from rlgf_cli.models.generate import decoder_start_id, pad_rows
-from rlgf_cli.models.load import Loaded, add_lora, load, own_generation, pick_device, save
+from rlgf_cli.models.load import add_lora, load, save, set_generation_config
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.models.prompts import encode_prompts, encode_target
 from rlgf_cli.models.text import TextFormat
@@ -83,9 +85,9 @@ def run(resolved: Resolved[SftConfig], *, existing: Existing = "refuse") -> SftR
     checkpoints = output / "checkpoints"
     loaded = _starting_model(config, examples, guide, checkpoints / "start" if existing == "resume" else None)
     _refuse_head(loaded)
-    own_generation(loaded, config.lengths)
-    if loaded.no_turn_end:
-        console.warn(loaded.no_turn_end)
+    set_generation_config(loaded, config.lengths)
+    if loaded.turn_end_problem:
+        console.warn(loaded.turn_end_problem)
     pairs, counts = make_pairs(loaded, examples, config, guide)
     eval_pairs = make_pairs(loaded, held_out, config)[0] if held_out else []
     _report_counts(counts)

@@ -25,7 +25,8 @@ from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.make import check_guide, make_guide
 from rlgf_cli.models import hub
 from rlgf_cli.models.card import write_card
-from rlgf_cli.models.load import Loaded, add_lora, load, own_generation, save
+from rlgf_cli.models.load import add_lora, load, save, set_generation_config
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.protocols import Example, Guide
@@ -151,7 +152,7 @@ def _load(config: TrainConfig, spec: AlgorithmSpec, processes: int) -> _Inputs:
     keep_freed_memory()
     torch.manual_seed(config.seed)  # a fresh adapter is the one thing that starts at random
     loaded = add_lora(load(config.model, text=config.text, for_training=True), config.lora)
-    own_generation(loaded, config.lengths)
+    set_generation_config(loaded, config.lengths)
     guide: Guide | None = None
     if config.guide is not None and spec.needs_guide:
         guide = make_guide(share_of(config.guide, processes), seed=config.seed)
@@ -183,8 +184,8 @@ def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group, pr
     config, spec = resolved.config, resolved.config.algorithm.spec()
     inputs = group.agree(lambda: _load(config, spec, group.size))
     loaded, guide = inputs.loaded, inputs.guide
-    if loaded.no_turn_end:
-        console.warn(loaded.no_turn_end)
+    if loaded.turn_end_problem:
+        console.warn(loaded.turn_end_problem)
     _report(inputs.counts, config)
 
     def claim() -> RunDir:

@@ -25,7 +25,7 @@ from rlgf_cli.config.scratch import is_scratch, read_scratch
 from rlgf_cli.config.train_reward import TrainRewardConfig
 from rlgf_cli.models import classification, hub, scratch
 from rlgf_cli.models.card import write_card
-from rlgf_cli.models.load import pick_device
+from rlgf_cli.models.device import pick_device
 from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.supervised import labelled, reward_data, reward_plots, reward_report
 from rlgf_cli.supervised import trainer as supervised

@@ -12,8 +12,8 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from rlgf_cli.config.train_reward import TrainRewardConfig
+from rlgf_cli.models.device import DTYPES
 from rlgf_cli.models.generate import pad_rows
-from rlgf_cli.models.load import DTYPES
 from rlgf_cli.supervised import trainer as supervised
 
 

@@ -17,7 +17,7 @@ import torch
 from trl import RewardConfig, RewardTrainer
 
 from rlgf_cli.config.train_reward import TrainRewardConfig
-from rlgf_cli.models.load import DTYPES
+from rlgf_cli.models.device import DTYPES
 from rlgf_cli.supervised import trainer as supervised
 
 

@@ -21,7 +21,7 @@ from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.config.common import LengthConfig
 from rlgf_cli.config.train import RolloutConfig
 from rlgf_cli.models.generate import Generated, sample
-from rlgf_cli.models.load import Loaded
+from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.models.server import PolicyServer
 from rlgf_cli.models.token_boundaries import is_boundary

@@ -1,0 +1,65 @@
+"""Whether a LoRA adapter can be merged into its base, and whether the merged weights are the same model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+
+from rlgf_cli.errors import UserError
+from rlgf_cli.models.loaded import Loaded
+
+ROUNDING = 1e-4
+"""How far merged float32 weights may move a logit, as a share of the largest one (of 1, where that is smaller)."""
+
+
+def refuse_tied(model: Any, where: str | None = None) -> None:
+    """Raise UserError where LoRA adapts weights that another layer shares.
+
+    The adapter changes one layer; merged into the shared weights it would change the other as well.
+    """
+    owners: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners[parameter.data_ptr()].append(name)
+    for names in owners.values():
+        adapted = [name for name in names if ".base_layer." in name]
+        if not adapted or len(names) == 1:
+            continue
+        target = _module_of(adapted[0])
+        others = " and ".join(_module_of(name) for name in names if name != adapted[0])
+        raise UserError(
+            f"LoRA on {target} cannot be merged: its weights are those of {others} too (tied embeddings)",
+            where=where,
+            hint=f"train with {target.rpartition('.')[2]} left out of lora.target_modules",
+        )
+
+
+def _module_of(parameter: str) -> str:
+    plain = parameter.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    return plain.rpartition(".")[0]
+
+
+@torch.no_grad()
+def probe_logits(loaded: Loaded) -> torch.Tensor:
+    """Logits [T, V] in float32 for T token ids that are spread over the vocabulary. An encoder-decoder is given the ids
+    as prompt and as response."""
+    rows = loaded.model.get_input_embeddings().weight.shape[0]
+    count = min(64, rows, loaded.max_positions or 64)
+    ids = torch.arange(count, device=loaded.device)[None] * rows // count
+    decoder = {"decoder_input_ids": ids} if loaded.encoder_decoder else {}
+    logits = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **decoder).logits
+    return logits[0].float()
+
+
+def refuse_different(merged: torch.Tensor, adapter: torch.Tensor, where: str) -> None:
+    """Raise UserError where two :func:`probe_logits` results, [T, V] each, are further apart than float32 rounds."""
+    bound = ROUNDING * max(1.0, float(adapter.abs().max()))
+    gap = float((merged - adapter).abs().max())
+    if not gap <= bound:  # NaN is no match either
+        raise UserError(
+            f"merged, the weights are another model than the adapter's: logits differ by {gap:.2g}, "
+            f"of which rounding explains {bound:.2g}",
+            where=where,
+            hint="use the adapter as it is: eval, generate and train load it",
+        )
