@@ -17,7 +17,7 @@ from sacrebleu.significance import PairedTest
 
 from conftest import toy_examples
 from rlgf_cli.stats.aggregates import mean
-from rlgf_cli.stats.bootstrap import Aggregate, resampled
+from rlgf_cli.stats.bootstrap import Aggregate, Interval, interval, resampled
 from rlgf_cli.stats.significance import Estimate, Seeds, bootstrap_p, estimate, p_value, randomised
 
 Pairs = tuple[np.ndarray, np.ndarray]
@@ -40,6 +40,16 @@ def binary_scores(rng: np.random.Generator, comparisons: int, prompts: int) -> P
 
 def as_rows(values: np.ndarray) -> np.ndarray:
     return np.stack([values, np.ones_like(values)], axis=-1)
+
+
+def mean_interval(values: Sequence[float] | np.ndarray, **settings: float) -> Interval:
+    """The bootstrap interval of a mean: that of rows ``[value, 1]``."""
+    return interval(as_rows(np.asarray(values, dtype=float)), mean, **settings)  # type: ignore[arg-type]
+
+
+def excludes_zero(of: Interval) -> bool:
+    assert of.low is not None and of.high is not None
+    return of.low > 0 or of.high < 0
 
 
 def exchanged(rng: np.random.Generator, pool: Pairs, comparisons: int, prompts: int) -> Pairs:

@@ -60,8 +60,8 @@ def test_more_labels_than_two_are_the_last_one_against_the_rest() -> None:
 def test_a_text_below_the_threshold_is_taken_for_the_most_probable_bad_label() -> None:
     """Also where the good label is the most probable of all, and not where the threshold is reached."""
     logits = np.log(np.array([[0.2, 0.3, 0.5], [0.45, 0.15, 0.4], [0.1, 0.2, 0.7]]))
-    assert ranking.taken_for(logits, 0.6).tolist() == [1, 0, 2]
-    assert ranking.taken_for(logits, 0.35).tolist() == [2, 2, 2]
+    assert ranking.predicted_labels(logits, 0.6).tolist() == [1, 0, 2]
+    assert ranking.predicted_labels(logits, 0.35).tolist() == [2, 2, 2]
 
 
 def test_texts_of_one_score_have_no_threshold() -> None:

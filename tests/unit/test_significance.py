@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 from scipy.linalg import hadamard
 
 from rlgf_cli.stats.aggregates import mean
@@ -34,6 +34,7 @@ from significance_cases import (
     bleu,
     bleu_rows,
     exchanged,
+    excludes_zero,
     normal_scores,
     of_seeds,
     p_values,
@@ -57,10 +58,10 @@ class TestDefinitions:
     def test_chunks_change_nothing(self, monkeypatch):
         rows = np.random.default_rng(0).uniform(1, 2, size=(2, 9, 2))
         whole = resampled(rows, ratio, resamples=100, seed=1)
-        told: list[int] = []
+        reported: list[int] = []
         monkeypatch.setattr("rlgf_cli.stats.bootstrap._NUMBERS_AT_ONCE", 100)
-        assert resampled(rows, ratio, resamples=100, seed=1, told=told.append) == pytest.approx(whole)
-        assert len(told) > 5 and sum(told) == 100
+        assert resampled(rows, ratio, resamples=100, seed=1, progress=reported.append) == pytest.approx(whole)
+        assert len(reported) > 5 and sum(reported) == 100
 
     def test_the_bootstraps_p_value_step_by_step(self):
         differences, observed = np.array([0.1, 0.4, -0.2, 0.5, 0.2]), 0.25
@@ -208,7 +209,7 @@ class TestSeeds:
         for (interval, p), a, b, _ in of_seeds(
             np.random.default_rng(3), (3, 4), share=0.6, trials=40, prompts=50, resamples=200, level=0.9
         ):
-            assert p is not None and interval.excludes_zero == (p < 0.1)
+            assert p is not None and excludes_zero(interval) == (p < 0.1)
             back = estimate(b, a, prompts=50, level=0.9)
             assert back.p == pytest.approx(p)
             assert back.interval == pytest.approx((-interval.value, -interval.high, -interval.low))
@@ -223,6 +224,12 @@ class TestSeeds:
         expected = welch.confidence_interval(0.95)
         assert found.p == pytest.approx(welch.pvalue)
         assert found.interval[1:] == pytest.approx((expected.low, expected.high))
+
+    def test_students_t_is_that_of_scipy_stats_to_the_bit(self):
+        """scipy.special's functions are used, because they are imported faster."""
+        for freedom in (1, 2, 3.7, 49, 9999):
+            assert special.stdtrit(freedom, 0.975) == stats.t.ppf(0.975, freedom)
+            assert special.stdtr(freedom, -2.3) == stats.t.sf(2.3, freedom)
 
     def test_the_components_of_variance(self):
         """Noise of prompts that seeds share leaves the seeds' part whole; noise of each seed's own is taken off it."""

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from rlgf_cli import noise
 from rlgf_cli.stats.bootstrap import Interval
@@ -100,5 +100,5 @@ def difference(first: np.ndarray, second: np.ndarray, of: Draws, level: float) -
     else:
         variance = float(first.var(ddof=1)) * share[0] + float(second.var(ddof=1)) * share[1]
     value = float(first.mean() - second.mean())
-    half = float(stats.t.ppf((1 + level) / 2, min(of.seed_counts) - 1)) * math.sqrt(variance)
+    half = float(stdtrit(min(of.seed_counts) - 1, (1 + level) / 2)) * math.sqrt(variance)
     return Interval(value, value - half, value + half)

@@ -93,7 +93,7 @@ class FlaggedMetric:
         self._refuse_no_numbers(examples, logits)
         values: dict[str, list[float | None]] = {}
         if self.labels:
-            taken = ranking.taken_for(logits, self.threshold)
+            taken = ranking.predicted_labels(logits, self.threshold)
             values[_ANY] = (taken < len(self.labels)).astype(float).tolist()
             values |= {name: (taken == i).astype(float).tolist() for i, name in enumerate(self.labels)}
         else:

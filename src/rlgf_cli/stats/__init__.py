@@ -1,1 +1,1 @@
-"""Intervals, tests and aggregates."""
+"""Bootstrap intervals, significance tests, ranking measures, and aggregates of per-text rows."""

@@ -1,7 +1,7 @@
-"""From summed rows to a figure: the functions that ``protocols.CorpusFigure`` names.
+"""Functions from summed per-text rows to a corpus figure: those that ``protocols.CorpusFigure`` names.
 
-Each takes sums of per-text rows, ``[..., k]``, and returns the figures ``[...]``: one set of texts, or as many
-resamples as the leading axes hold, in one call.
+Each takes sums of rows, ``[..., k]``, and returns the figures ``[...]``: of one set of texts, or of as many resamples
+as the leading axes hold, in one call.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import numpy as np
 
 
 def mean(sums: np.ndarray) -> np.ndarray:
-    """Rows of ``[value, 1]``: sum of values by their number."""
+    """The mean of rows ``[value, 1]``."""
     return np.asarray(sums[..., 0] / sums[..., 1])
 
 
 def exp_mean(sums: np.ndarray) -> np.ndarray:
-    """Rows of ``[value, count]``: e to the power of sum by count. Perplexity, where a value is in nats."""
+    """exp(sum of values / sum of counts) of rows ``[value, count]``: perplexity, where a value is in nats."""
     return np.asarray(np.exp(sums[..., 0] / sums[..., 1]))
 
 
@@ -30,20 +30,20 @@ def bleu(sums: np.ndarray) -> np.ndarray:
     matches = np.where(empty, 0.5 ** np.cumsum(empty, axis=-1), correct)
     precisions = matches / np.maximum(total, 1)
     brevity = np.exp(np.minimum(0, 1 - ref_len / np.maximum(sys_len, 1)))
-    score = 100 * brevity * np.exp(np.log(precisions).mean(axis=-1))
-    return np.asarray(np.where(correct.any(axis=-1) & total.all(axis=-1), score, 0.0))
+    figure = 100 * brevity * np.exp(np.log(precisions).mean(axis=-1))
+    return np.asarray(np.where(correct.any(axis=-1) & total.all(axis=-1), figure, 0.0))
 
 
 def chrf(sums: np.ndarray) -> np.ndarray:
-    """Corpus chrF2, 0 to 100, of rows ``[in the text, in the reference, in both]`` for each n-gram order, one after
-    the other (Popovic 2015): F with beta 2 of the mean precision and the mean recall over the orders.
+    """Corpus chrF2, 0 to 100, of rows ``[in the text, in the reference, in both]`` for each n-gram order, concatenated
+    (Popovic 2015): F with beta 2 of the mean precision and the mean recall over the orders.
 
-    As sacrebleu: an order that text or reference has no n-gram of does not count. 0 without any match.
+    As in sacrebleu, an order of which text or reference has no n-gram does not count. 0 without any match.
     """
-    ours, theirs, both = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
-    used = (ours > 0) & (theirs > 0)
+    in_text, in_reference, both = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
+    used = (in_text > 0) & (in_reference > 0)
     orders = np.maximum(used.sum(axis=-1), 1)
-    precision = np.where(used, both / np.maximum(ours, 1), 0).sum(axis=-1) / orders
-    recall = np.where(used, both / np.maximum(theirs, 1), 0).sum(axis=-1) / orders
+    precision = np.where(used, both / np.maximum(in_text, 1), 0).sum(axis=-1) / orders
+    recall = np.where(used, both / np.maximum(in_reference, 1), 0).sum(axis=-1) / orders
     weighted = 4 * precision + recall
     return np.asarray(100 * np.where(weighted > 0, 5 * precision * recall / np.where(weighted > 0, weighted, 1), 0.0))

@@ -1,20 +1,16 @@
-"""Percentile bootstrap intervals. What is resampled are prompts: the interval speaks of other prompts like
-these, not of another training run.
-"""
+"""Percentile bootstrap intervals over prompts: they hold for other prompts like these, not for another training run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from rlgf_cli.stats.aggregates import mean
-
 Aggregate = Callable[[np.ndarray], np.ndarray]
-"""See ``metrics.aggregates``."""
+"""A function of :mod:`.aggregates`: sums of rows [..., k] to figures [...]."""
 
-_NUMBERS_AT_ONCE = 1 << 20  # a chunk's width: some 30 MB whatever n and resamples are
+_NUMBERS_AT_ONCE = 1 << 20  # numbers of a chunk of resamples: some 30 MB whatever n is
 
 
 class Interval(NamedTuple):
@@ -23,21 +19,6 @@ class Interval(NamedTuple):
     value: float
     low: float | None
     high: float | None
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
-
-def mean_interval(
-    values: Sequence[float] | np.ndarray, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Interval:
-    """The mean of ``values`` [n] and its interval: :func:`interval` of rows ``[value, 1]``."""
-    data = np.asarray(values, dtype=np.float64)
-    if data.ndim != 1 or not len(data):
-        raise ValueError(f"values of shape [n], n >= 1, are needed, not {data.shape}")
-    rows = np.stack([data, np.ones_like(data)], axis=1)
-    return interval(rows, mean, level=level, resamples=resamples, seed=seed)
 
 
 def interval(
@@ -62,21 +43,6 @@ def percentile(value: float, draws: np.ndarray, level: float) -> Interval:
     tail = (1 - level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Interval(value, float(low), float(high))
-
-
-def paired_interval(
-    a: Sequence[float] | np.ndarray,
-    b: Sequence[float] | np.ndarray,
-    *,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """Mean of ``a - b`` and its interval; ``a[i]`` and ``b[i]`` [n] are two systems' values on one prompt."""
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape:
-        raise ValueError(f"pairs are needed: {first.shape} and {second.shape}")
-    return mean_interval(first - second, level=level, resamples=resamples, seed=seed)
 
 
 def resampled(
@@ -107,7 +73,7 @@ def resampled(
 
 
 def chunks(resamples: int, width: int) -> Iterator[tuple[int, int]]:
-    """``(start, size)`` of resamples that are made at a time: the memory does not grow with their number."""
+    """``(start, size)`` of the resamples of each chunk: the memory does not grow with their number."""
     at_once = max(1, _NUMBERS_AT_ONCE // width)
     for start in range(0, resamples, at_once):
         yield start, min(at_once, resamples - start)

@@ -1,4 +1,4 @@
-"""Which figures and prompts of systems may be compared, and what speaks against comparing them."""
+"""The figures and prompts on which systems can be compared, and the checks that they are comparable."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 from rlgf_cli.artifacts.evaluations import Evaluation, System, every
 from rlgf_cli.errors import UserError, did_you_mean
 
-Say = Callable[[str], object]
+Log = Callable[[str], object]
 Refuse = Callable[[str, str, Evaluation], None]
-"""``refuse(message, hint, evaluation)``: an error, or a warning where the user compares all the same."""
+"""``refuse(message, hint, evaluation)``: raises UserError; with ``--force`` it warns instead."""
 
 
 def comparable(
-    systems: Sequence[System], wanted: Sequence[str] | None, *, force: bool, log: Say, warn: Say
+    systems: Sequence[System], wanted: Sequence[str] | None, *, force: bool, log: Log, warn: Log
 ) -> tuple[list[str], list[str]]:
     """The figures that all systems have (of those ``wanted``) and the ids of the prompts on which they are compared.
 
-    Raises UserError where the systems have other prompts, references or signatures, or one model as two seeds; with
+    Raises UserError where the systems have different prompts, references or signatures, or one model as two seeds; with
     ``force`` these are warnings.
     """
 
@@ -33,10 +33,10 @@ def comparable(
     for name in names:
         _check_signatures(systems, name, refuse)
     _warn_of_settings(systems, warn)
-    return _of_these_prompts(systems, names, ids, log), ids
+    return _of_compared_prompts(systems, names, ids, log), ids
 
 
-def _choose_figures(systems: Sequence[System], wanted: Sequence[str] | None, log: Say) -> list[str]:
+def _choose_figures(systems: Sequence[System], wanted: Sequence[str] | None, log: Log) -> list[str]:
     """The figures to compare, in the base's order."""
     scored = list(every(systems))
     common = [name for name in scored[0][1].figures if all(name in e.figures for _, e in scored)]
@@ -100,7 +100,7 @@ def _check_same_examples(systems: Sequence[System], ids: Sequence[str], refuse: 
 
 
 def _check_seeds(systems: Sequence[System], refuse: Refuse) -> None:
-    """Seeds of a system are different trainings: one model evaluated twice says nothing about the spread of them."""
+    """Refuse one model under two seeds: seeds are different trainings, and their spread is what is measured."""
     for system in systems:
         seen: dict[str, Evaluation] = {}
         for evaluation in system.evaluations:
@@ -135,8 +135,8 @@ def _check_signatures(systems: Sequence[System], figure: str, refuse: Refuse) ->
             )
 
 
-def _warn_of_settings(systems: Sequence[System], warn: Say) -> None:
-    """Two ways of decoding may be what is compared, and a file's bytes may differ where its prompts do not."""
+def _warn_of_settings(systems: Sequence[System], warn: Log) -> None:
+    """Warn of different decoding, which may be what is compared, and of files that differ with equal prompts."""
     (base_name, base), *others = every(systems)
     mine = base.scores.decoding
     for name, evaluation in others:
@@ -153,13 +153,13 @@ def _warn_of_settings(systems: Sequence[System], warn: Say) -> None:
             warn(f"{name} and {base_name} were scored on files that differ (the prompts compared are equal)")
 
 
-def _of_these_prompts(systems: Sequence[System], names: Sequence[str], ids: Sequence[str], log: Say) -> list[str]:
-    """The names without figures of the set as one where that set is not the prompts that are compared."""
+def _of_compared_prompts(systems: Sequence[System], names: Sequence[str], ids: Sequence[str], log: Log) -> list[str]:
+    """``names`` without set-level figures, where an evaluation has other prompts than those that are compared."""
     whole = all(len(evaluation.records) == len(ids) for _, evaluation in every(systems))
-    kept = [name for name in names if whole or systems[0].evaluations[0].figures[name].aggregate is not None]
+    usable = [name for name in names if whole or systems[0].evaluations[0].figures[name].aggregate is not None]
     for name in names:
-        if name not in kept:
+        if name not in usable:
             log(f"left out: {name}, a figure of all prompts of a system, of which only some are compared")
-    if not kept:
+    if not usable:
         raise UserError("no figure can be compared on these prompts alone")
-    return kept
+    return usable

@@ -81,7 +81,7 @@ def of_classifier(
         },
     }
     if len(names) > 2 and (limit := threshold["threshold"]) is not None:
-        taken = ranking.taken_for(logits, limit)
+        taken = ranking.predicted_labels(logits, limit)
         evaluation["taken_for"] = {
             kind: {name: float((taken[inside] == i).mean()) for i, name in enumerate(names[:-1])}
             for kind, inside in members.items()
