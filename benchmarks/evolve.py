@@ -44,8 +44,7 @@ from rlgf_cli.evolve.make import make_environment
 from rlgf_cli.evolve.novelty import Collection
 from rlgf_cli.evolve.operations import Operation, read_operations
 from rlgf_cli.evolve.policies import rollout
-from rlgf_cli.guides.answers import Answer
-from rlgf_cli.protocols import Completion, Example, GuideRequest
+from rlgf_cli.protocols import Completion, Example, Guide, GuideRequest
 from rlgf_cli.stages import evolve_train
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "teams_rl"
@@ -127,17 +126,20 @@ def walked(url: str, seed: int, held_out: Sequence[Example], policy: str) -> dic
     }
 
 
-class InProcess:
+class InProcess(Guide):
     """The scripted guide's answers to the requests of the guide at an endpoint, without the way there and back."""
 
     def __init__(self, guide: Any, operations: Sequence[Operation]) -> None:
-        self.name, self._guide, self._operations = guide.name, guide, operations
+        super().__init__(guide.name, guide.abilities)
+        self._guide, self._operations = guide, operations
 
-    def stream(self, requests: Sequence[GuideRequest]) -> Iterator[Answer]:
-        for index, request in enumerate(requests):
+    def complete(self, requests: Sequence[GuideRequest]) -> list[Completion]:
+        completions = []
+        for request in requests:
             seed = self._guide.wording.body(request)["seed"]
             text = scripted_server.text_for(request.example.prompt, seed, self._operations)
-            yield Answer(index, request, Completion(text, "stop", "scripted"))
+            completions.append(Completion(text, "stop", "scripted"))
+        return completions
 
 
 def ceiling(url: str, seed: int, held_out: Sequence[Example]) -> float:

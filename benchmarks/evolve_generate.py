@@ -33,11 +33,10 @@ from fake_openai import fraction
 from rlgf_cli.artifacts.jsonl import read_objects, write_jsonl
 from rlgf_cli.cli.app import main as rlgf
 from rlgf_cli.console import table
-from rlgf_cli.guides.answers import Failure
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.openai.guide import OpenAIGuide
 from rlgf_cli.ledger.store import Text
-from rlgf_cli.protocols import GuideRequest
+from rlgf_cli.protocols import Failure, GuideRequest
 
 LIMIT_S = 300
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,7 @@ from rlgf_cli.evolve.environment import Environment, RewardWeights
 from rlgf_cli.evolve.novelty import Collection, NgramSpace
 from rlgf_cli.evolve.operations import Operation, read_operations
 from rlgf_cli.evolve.rules import Limits
-from rlgf_cli.guides.answers import Answer, Failure
-from rlgf_cli.protocols import Completion, Example, GuideRequest
+from rlgf_cli.protocols import Answer, Completion, Example, Failure, Guide, GuideAbilities, GuideRequest
 
 SEEDS = [
     Example("rain", "Write a short poem about rain."),
@@ -27,16 +26,18 @@ OPERATIONS = [
 Reply = str | Failure | Completion
 
 
-class FunctionGuide:
+class FunctionGuide(Guide):
     """Answers from a function of the request, the last request first; remembers what it was asked."""
 
-    name = "function"
-
     def __init__(self, answer: Callable[[GuideRequest], Reply]) -> None:
+        super().__init__("function", GuideAbilities(live=True, continues=False))
         self._answer = answer
         self.asked: list[GuideRequest] = []
 
-    def stream(self, requests: Sequence[GuideRequest]) -> Iterator[Answer]:
+    def complete(self, requests: Sequence[GuideRequest]) -> list[Completion]:
+        raise NotImplementedError
+
+    def stream(self, requests: Iterable[GuideRequest]) -> Generator[Answer, None, None]:
         for index, request in reversed(list(enumerate(requests))):
             self.asked.append(request)
             reply = self._answer(request)

@@ -22,7 +22,7 @@ from rlgf_cli.models.generate import Generated
 from rlgf_cli.models.load import load
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded, encode_prompts
-from rlgf_cli.protocols import Completion, Example, FinishReason, GuideAbilities, GuideRequest, Score
+from rlgf_cli.protocols import Completion, Example, FinishReason, Guide, GuideAbilities, GuideRequest, Score
 from rlgf_cli.runs.build import make_trainer
 from rlgf_cli.training.advantages import CreditSettings, Standing, annotate, assign
 from rlgf_cli.training.checkpoint import TrainerState
@@ -40,12 +40,11 @@ BC = Regime(roll_out="guide", estimator="likelihood")
 Answer = tuple[str, FinishReason]
 
 
-class ScriptedGuide:
+class ScriptedGuide(Guide):
     """Answers from a function of the request, and remembers what it was asked."""
 
     def __init__(self, answer: Answer | Callable[[GuideRequest], Answer], *, live: bool = True) -> None:
-        self.name = "scripted"
-        self.abilities = GuideAbilities(live=live, continues=live)
+        super().__init__("scripted", GuideAbilities(live=live, continues=live))
         self._answer = answer if callable(answer) else lambda request: answer
         self.asked: list[GuideRequest] = []
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
+
+from rlgf_cli.errors import UserError
 
 FinishReason = Literal["stop", "length"]
 """``stop``: the author ended the text (it gets an EOS); ``length``: it ran out of tokens (it does not)."""
@@ -74,6 +80,32 @@ class GuideRequest:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A request that brought no text.
+
+    ``kind`` is what failures are counted by; ``message`` holds no key; ``final``: asking again would not help.
+    """
+
+    kind: str
+    message: str
+    final: bool = False
+
+    @property
+    def refused(self) -> bool:
+        """Whether the model chose not to answer, or the server's filter kept the answer back."""
+        return self.kind in ("refusal", "content_filter")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The outcome of the ``index``-th request of a stream."""
+
+    index: int
+    request: GuideRequest
+    outcome: Completion | Failure
+
+
+@dataclass(frozen=True)
 class GuideAbilities:
     """``live``: answers new requests. ``continues``: can go on from a prefix it did not write. ``remote``: it
     writes elsewhere, so that this process can do something else meanwhile. ``at_once``: how many texts it
@@ -86,16 +118,156 @@ class GuideAbilities:
     at_once: int = 1
 
 
-@runtime_checkable
-class Guide(Protocol):
-    """A stronger text generator that only ever gives text."""
+class Guide(ABC):
+    """A stronger text generator that only ever gives text: the base class of all guides, builtin or not.
+
+    A subclass must have :meth:`complete`; every other method has a default, that of a guide which costs nothing, keeps
+    no text and no account. A guide of another package is registered under the entry-point group ``rlgf.guides`` and
+    made by ``Kind(config, seed=seed)`` from the ``guide`` section of a config. ``guides.base.LiveGuide`` is the base
+    class of guides with a cache and an account.
+    """
 
     name: str
     abilities: GuideAbilities
+    tokenizer: Any = None
+    """A local checkpoint's own: a policy with the same one may be cut inside a word."""
+    device: str | None = None
+    """Where a local model runs."""
+    licence: str | None = None
+    """A note on the terms of the texts."""
+    default_mode: Literal["live", "record", "replay"] = "live"
+    mode: Literal["live", "record", "replay"] = "live"
+    """``live`` asks every time, ``record`` keeps the texts in the cache, ``replay`` reads the cache alone."""
+    has_price: bool = False
+    """Whether the price of a request is known, so that a cap in US dollars can be held."""
+    nano_usd_per_token: tuple[float, float] | None = None
+    """Price per token in and out, in billionths of a US dollar."""
+    batch_price: float = 1.0
+    """The share of the price that a request in a batch costs."""
 
+    def __init__(self, name: str, abilities: GuideAbilities) -> None:
+        self.name, self.abilities = name, abilities
+        self.counts: Counter[str] = Counter()
+        """What was repaired in the texts, and what was not used, by kind."""
+        self.models: Counter[str] = Counter()
+        """Texts by the model that the server reported."""
+        self.settings: dict[str, Any] = {}
+        """What decides a text: it goes into the manifest, and a collection is only resumed under equal settings."""
+        self.notify: Callable[[str], None] = lambda text: None
+        """Called with a message for the user."""
+
+    @classmethod
+    def describe(cls, config: Any) -> GuideAbilities:
+        """What such a guide can do, without loading a model or calling a server. Raises UserError for a bad config."""
+        return GuideAbilities(live=True, continues=True)
+
+    # texts
+
+    @abstractmethod
     def complete(self, requests: Sequence[GuideRequest]) -> list[Completion]:
         """One completion per request, in order. Raises instead of returning less."""
-        ...
+
+    def attempt(self, requests: Sequence[GuideRequest]) -> list[Completion | None]:
+        """As :meth:`complete`, with None for a request that failed alone, such as one that the model refused."""
+        return list(self.complete(requests))
+
+    def stream(self, requests: Iterable[GuideRequest]) -> Generator[Answer, None, None]:
+        """Answers as they arrive, in any order; a request that fails alone is answered with a :class:`Failure`.
+
+        Requests are drawn only as fast as they can be answered.
+        """
+        source = enumerate(requests)
+        while window := list(itertools.islice(source, self.abilities.at_once)):
+            completions = self.complete([request for _, request in window])
+            for (index, request), completion in zip(window, completions, strict=True):
+                yield Answer(index, request, completion)
+
+    def samples(self, example: Example) -> list[Completion]:
+        """The whole texts that a recorded guide has for an example, by sample index."""
+        return []
+
+    def check(self, examples: Iterable[Example], max_new_tokens: int) -> None:  # noqa: B027 - nothing to check is fine
+        """Refuse prompts that could not be answered, before anything is paid. Raises UserError."""
+
+    def close(self) -> None:  # noqa: B027 - most guides hold nothing
+        """Give back connections, threads and files."""
+
+    # cache
+
+    def cached(self, requests: Sequence[GuideRequest]) -> list[bool]:
+        """Which requests the cache answers."""
+        return [False] * len(requests)
+
+    def stored(self, requests: Iterable[GuideRequest]) -> Generator[Answer, None, None]:
+        """As :meth:`stream`, but nobody is asked: a request that the cache does not answer is a failure."""
+        for index, request in enumerate(requests):
+            yield Answer(index, request, Failure("not_answered", "this guide keeps no texts", final=True))
+
+    # money
+
+    def check_budget(self, budget: Any) -> None:
+        """Refuse a cap (a ``BudgetConfig``) that cannot be held. Raises UserError."""
+        if budget.max_cost_usd is not None or budget.max_calls is not None:
+            raise UserError(
+                f"the guide {self.name} keeps no account, so it cannot keep to a cap",
+                hint="leave --max-cost-usd and --max-calls out, or derive the guide from guides.base.LiveGuide",
+            )
+
+    def charge_to(
+        self, run: str, budget: Any = None, spend: Mapping[str, Any] | None = None, *, shared: bool = False
+    ) -> None:
+        """Charge the account of ``run`` from now on, and keep to the caps of ``budget``.
+
+        ``spend``: what the run's manifest says was charged already. ``shared``: other guides or processes charge the
+        same account.
+        """
+        if budget is not None:
+            self.check_budget(budget)
+
+    def spend(self) -> dict[str, Any]:
+        """What the run was charged so far, as its manifest holds it."""
+        return {
+            "calls": 0,
+            "cached": 0,
+            "usage": {"prompt_tokens": 0, "completion_tokens": 0},
+            "charged_usd": None,
+            "unknown_outcome": 0,
+            "unpriced": 0,
+        }
+
+    def add_cached(self, texts: int) -> None:  # noqa: B027 - without a cache there are none
+        """Count texts that another process took from the cache."""
+
+    def provenance(self) -> dict[str, Any]:
+        """Whose texts these are, for manifests and model cards."""
+        return {"guide": self.name, "mode": self.mode, "models": dict(self.models), "licence": self.licence}
+
+    # estimates
+
+    def prompt_bytes(self, request: GuideRequest) -> int:
+        """The size of what a request sends, in UTF-8."""
+        return len((request.example.prompt + request.prefix).encode())
+
+    def rates(self) -> tuple[float | None, float | None]:
+        """Limits in requests and in tokens per minute, where they are known."""
+        return None, None
+
+    def history(self) -> list[tuple[int, int | None, int | None, float | None]]:
+        """``(prompt bytes, prompt tokens, completion tokens, seconds)`` of the guide's newest texts in the cache."""
+        return []
+
+    # batches
+
+    def check_batch(self) -> None:
+        """Refuse ``--batch`` where the guide has no batch API, or does not keep what a batch brings."""
+        raise UserError("--batch is for endpoints; a local checkpoint has no batch API")
+
+    def run_batch(self, requests: Iterator[GuideRequest], stop: threading.Event) -> None:
+        """Have a batch answer what the cache does not hold, and wait for it; ``stop`` set ends the waiting."""
+        self.check_batch()
+
+    def refuse_open_batches(self, run: str) -> None:  # noqa: B027 - without a batch API there are none
+        """Refuse to forget a run whose batches are not collected yet: they are paid for. Raises UserError."""
 
 
 @dataclass(frozen=True)

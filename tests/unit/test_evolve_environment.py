@@ -11,8 +11,7 @@ from evolving import OPERATIONS, SEEDS, FunctionGuide, environment_of, number_of
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.evolve.environment import LONGEST, Chain, RewardWeights, ask
 from rlgf_cli.evolve.policies import PaperPolicy, RandomPolicy, RoundRobinPolicy, draws_for, rollout
-from rlgf_cli.guides.answers import Failure
-from rlgf_cli.protocols import Completion, Example, GuideRequest
+from rlgf_cli.protocols import Completion, Example, Failure, GuideRequest
 
 
 class Says:

@@ -16,8 +16,7 @@ from rlgf_cli.evolve.features import feature_names
 from rlgf_cli.evolve.iterations import chains_of
 from rlgf_cli.evolve.learned import LearnedPolicy, PolicyNet
 from rlgf_cli.evolve.policies import rollout
-from rlgf_cli.guides.answers import Failure
-from rlgf_cli.protocols import Example, GuideRequest
+from rlgf_cli.protocols import Example, Failure, GuideRequest
 
 F = len(feature_names(OPERATIONS))
 

@@ -14,10 +14,9 @@ import pytest
 from fake_openai import FakeOpenAI, Reply, Request
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.guides.answers import Failure
 from rlgf_cli.guides.openai.endpoint import api_key
 from rlgf_cli.guides.openai.guide import OpenAIGuide
-from rlgf_cli.protocols import Completion, Example, GuideRequest
+from rlgf_cli.protocols import Completion, Example, Failure, GuideRequest
 
 KEY = "sk-planted-0123456789abcdef"
 

@@ -21,10 +21,9 @@ from rlgf_cli.config.guide import BudgetConfig, GuideConfig
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.errors import RlgfError, StoppedEarly, UserError
 from rlgf_cli.guides import stream
-from rlgf_cli.guides.answers import Answer, Failure
 from rlgf_cli.guides.openai.guide import OpenAIGuide
 from rlgf_cli.ledger.store import Store
-from rlgf_cli.protocols import Completion, Example, GuideRequest
+from rlgf_cli.protocols import Answer, Completion, Example, Failure, GuideRequest
 from rlgf_cli.stages import collect_guide as stage
 
 PRICES: dict[str, Any] = {"usd_per_million_input": 1.0, "usd_per_million_output": 10.0}

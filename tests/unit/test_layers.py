@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
     "errors": set(),
-    "protocols": set(),
+    "protocols": {"errors"},
     "noise": set(),
     "registry": {"errors"},
     "algorithms": {"errors"},

@@ -11,7 +11,6 @@ from statistics import median
 from typing import Any
 
 from rlgf_cli.checks.guide_probe import Exam
-from rlgf_cli.guides.recorded import RecordedGuide
 from rlgf_cli.models.token_boundaries import BoundaryAudit, tokenizer_loss
 from rlgf_cli.protocols import Check, CheckStatus
 
@@ -32,7 +31,7 @@ def answers(exam: Exam) -> Check:
     numbers["failed"] = dict(exam.failed)
     status: CheckStatus = "ok"
     finding, remedy = f"{len(exam.texts)} texts for {prompts} prompts", ""
-    if isinstance(exam.guide, RecordedGuide):
+    if not exam.guide.abilities.live:
         explanation = "a prompt without a text is trained on without the guide"
         numbers["id_mismatch"] = mismatched = exam.guide.counts["id_mismatch"]
         if missing:
@@ -76,7 +75,7 @@ def empty(exam: Exam) -> Check | None:
     """Texts with nothing in them."""
     if not exam.texts and exam.guide.abilities.live:
         return None
-    if isinstance(exam.guide, RecordedGuide):
+    if not exam.guide.abilities.live:
         count, of = exam.guide.counts["empty"], "texts of the file are empty"
     else:
         count, of = sum(not text.ids for text in exam.texts), f"of {len(exam.texts)} texts are empty"

@@ -9,12 +9,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from rlgf_cli import noise
-from rlgf_cli.guides.answers import Failure
-from rlgf_cli.guides.base import LiveGuide
-from rlgf_cli.guides.recorded import RecordedGuide
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.token_boundaries import BoundaryAudit, TokenBoundary, append_text, cut_in_tokens, same_tokens
-from rlgf_cli.protocols import Completion, Example, GuideRequest
+from rlgf_cli.protocols import Completion, Example, Failure, Guide, GuideRequest
 
 _CUTS_PER_TEXT = 64
 
@@ -57,7 +54,7 @@ class Exam:
 
     examples: Sequence[Example]
     loaded: Loaded
-    guide: LiveGuide | RecordedGuide
+    guide: Guide
     limit: int
     seed: int
     on_answer: Callable[[], object] = lambda: None
@@ -77,7 +74,7 @@ class Exam:
     @property
     def whole_words(self) -> bool:
         """Whether the guide is given prefixes that end where a word ends: it has another tokenizer."""
-        return not same_tokens(getattr(self.guide, "tokenizer", None), self.loaded.tokenizer)
+        return not same_tokens(self.guide.tokenizer, self.loaded.tokenizer)
 
     @cached_property
     def cuts(self) -> BoundaryAudit:
@@ -96,7 +93,7 @@ class Exam:
         loaded, whole = self.loaded, text.completion.text
         return cut_in_tokens(loaded.text, loaded.tokenizer, whole, n, whole_words=self.whole_words)
 
-    def read(self, guide: RecordedGuide) -> None:
+    def read(self, guide: Guide) -> None:
         """All texts that a recorded guide has for the prompts."""
         for example in self.examples:
             found = [self._as_trained(completion) for completion in guide.samples(example)]
@@ -105,7 +102,7 @@ class Exam:
                 self.failed["no text in the file"] += 1
             self.texts += [self._text(example, completion) for completion in found]
 
-    def ask(self, guide: LiveGuide) -> None:
+    def ask(self, guide: Guide) -> None:
         """One text per prompt; and each cut where training might cut it, for the guide to go on, if it can."""
         requests = [GuideRequest(example, max_new_tokens=self.limit) for example in self.examples]
         for request, completion in zip(requests, self._answers(guide, requests), strict=True):
@@ -114,7 +111,7 @@ class Exam:
         if guide.abilities.continues:
             self._ask_to_continue(guide)
 
-    def _ask_to_continue(self, guide: LiveGuide) -> None:
+    def _ask_to_continue(self, guide: Guide) -> None:
         loaded = self.loaded
         requests, prefixes = [], []
         for text in self.written:
@@ -133,7 +130,7 @@ class Exam:
                 boundary = append_text(loaded.text, loaded.tokenizer, first, completion.text)
                 self.continuations.append(Continuation(request.prefix, completion, boundary))
 
-    def _answers(self, guide: LiveGuide, requests: Sequence[GuideRequest]) -> list[Completion | None]:
+    def _answers(self, guide: Guide, requests: Sequence[GuideRequest]) -> list[Completion | None]:
         """In the order of the requests; failures are counted and None."""
         found: list[Completion | None] = [None] * len(requests)
         self.asked += len(requests)

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from rlgf_cli.evolve.environment import KEPT, UNANSWERED, ask
 from rlgf_cli.evolve.operations import PLACEHOLDER
 from rlgf_cli.evolve.rules import Limits, broken_by_answer
-from rlgf_cli.guides.answers import Failure
-from rlgf_cli.guides.base import REFUSALS, LiveGuide
-from rlgf_cli.protocols import Completion, Example, GuideRequest
+from rlgf_cli.protocols import Completion, Example, Failure, Guide, GuideRequest
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ def answer_requests(instructions: Iterable[Example], template: str | None) -> It
 
 
 def answer(
-    guide: LiveGuide, instructions: Sequence[Example], *, template: str | None, max_new_tokens: int, limits: Limits
+    guide: Guide, instructions: Sequence[Example], *, template: str | None, max_new_tokens: int, limits: Limits
 ) -> list[Answered]:
     """The guide's answer to each instruction, in order. Raises RlgfError where the guide failed."""
     asked = answer_requests(instructions, template)
@@ -40,7 +38,7 @@ def answer(
 
 def _held(instruction: str, outcome: Completion | Failure, limits: Limits) -> Answered:
     if isinstance(outcome, Failure):
-        return Answered("refusal" if outcome.kind in REFUSALS else UNANSWERED, "", None)
+        return Answered("refusal" if outcome.refused else UNANSWERED, "", None)
     text = outcome.text.strip()
     rule = broken_by_answer(text, outcome.finish_reason, instruction=instruction, limits=limits)
     return Answered(rule or KEPT, text, outcome.cost_usd)

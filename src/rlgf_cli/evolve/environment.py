@@ -18,9 +18,7 @@ from rlgf_cli.errors import RlgfError
 from rlgf_cli.evolve.novelty import Collection, Space
 from rlgf_cli.evolve.operations import Operation
 from rlgf_cli.evolve.rules import Limits, broken_by_rewrite
-from rlgf_cli.guides.answers import Failure
-from rlgf_cli.guides.base import REFUSALS, LiveGuide
-from rlgf_cli.protocols import Completion, Example, GuideRequest
+from rlgf_cli.protocols import Completion, Example, Failure, Guide, GuideRequest
 
 KEPT = "kept"
 DUPLICATE, EQUAL = "duplicate", "equal"
@@ -102,7 +100,7 @@ class Environment:
 
     def __init__(
         self,
-        guide: LiveGuide,
+        guide: Guide,
         operations: Sequence[Operation],
         space: Space,
         collection: Collection,
@@ -165,7 +163,7 @@ class Environment:
 
     def _broken(self, outcome: Completion | Failure, text: str, chain: Chain, operation: Operation) -> str | None:
         if isinstance(outcome, Failure):
-            return "refusal" if outcome.kind in REFUSALS else UNANSWERED
+            return "refusal" if outcome.refused else UNANSWERED
         return broken_by_rewrite(
             text, outcome.finish_reason, instruction=chain.instruction, prompt=operation.prompt, limits=self.limits
         )
@@ -213,7 +211,7 @@ class _Novelty:
         self._found = np.minimum(self._found, np.clip(1 - self._vectors @ vector, 0, 1))
 
 
-def ask(guide: LiveGuide, requests: Sequence[GuideRequest]) -> list[Completion | Failure]:
+def ask(guide: Guide, requests: Sequence[GuideRequest]) -> list[Completion | Failure]:
     """What the guide gave for each request, in order. What failed for a passing reason is asked for once more.
 
     A failure that asking again would not mend is an outcome, and so is a second answer that holds no text. Raises
@@ -237,4 +235,4 @@ def ask(guide: LiveGuide, requests: Sequence[GuideRequest]) -> list[Completion |
 
 
 def _passing(outcome: Completion | Failure) -> bool:
-    return isinstance(outcome, Failure) and not outcome.final and outcome.kind not in REFUSALS
+    return isinstance(outcome, Failure) and not outcome.final and not outcome.refused

@@ -12,9 +12,8 @@ from rlgf_cli.evolve.operations import Operation
 from rlgf_cli.evolve.reviewer import GuideReviewer
 from rlgf_cli.evolve.rules import Limits
 from rlgf_cli.guides.accounts import spend_together
-from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.make import make_live_guide, refuse_recorded
-from rlgf_cli.protocols import Example
+from rlgf_cli.protocols import Example, Guide
 
 
 def make_space(config: NoveltyConfig, device: str) -> Space:
@@ -56,7 +55,7 @@ def make_environment(
     )
 
 
-def billed_guides(environment: Environment) -> list[LiveGuide]:
+def billed_guides(environment: Environment) -> list[Guide]:
     """All who write for an environment and are paid: its guide and its reviewer."""
     reviewer = environment.reviewer
     return [environment.guide, *([reviewer.judge.guide] if isinstance(reviewer, GuideReviewer) else [])]

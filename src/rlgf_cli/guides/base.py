@@ -8,48 +8,36 @@ import json
 import threading
 import time
 import uuid
-from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
-from rlgf_cli.config.guide import BudgetConfig, GuideConfig, Mode
+from rlgf_cli.config.guide import BudgetConfig, GuideConfig
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.guides.answers import Answer, Failure
 from rlgf_cli.guides.stream import LOOK_AHEAD, Stream
 from rlgf_cli.ledger.meter import NANO, Meter
 from rlgf_cli.ledger.store import Store, Text
-from rlgf_cli.protocols import Completion, Example, GuideAbilities, GuideRequest
-
-REFUSALS = ("refusal", "content_filter")
-"""Failures that are the model's own choice."""
+from rlgf_cli.protocols import Answer, Completion, Failure, Guide, GuideAbilities, GuideRequest
 
 
-class LiveGuide(ABC):
-    """A guide that writes new text: the base of the builtin kinds and of those of other packages.
+class LiveGuide(Guide):
+    """A guide that writes new text, with a cache and an account: the base class of the builtin kinds.
 
     A kind says what a text is decided by (:meth:`identity`), asks (:meth:`submit`, :meth:`work`) and mends what
     came (:meth:`read`); cache, leases and modes are here. ``counts`` says what had to be mended in the answers so
-    far. ``settings`` holds what decides the text (it goes into the manifest, and a collection is only resumed
-    under equal settings). ``device`` is where a local model runs.
+    far.
     """
 
-    device: str | None = None
-    default_mode: Mode = "live"
     lease_s = 3600.0
 
     def __init__(self, config: GuideConfig, *, seed: int) -> None:
-        self.name = config.name
-        self.abilities = self.describe(config)
-        self.mode: Mode = config.mode or self.default_mode
-        self.counts: Counter[str] = Counter()
-        self.models: Counter[str] = Counter()
-        self.settings: dict[str, Any] = {**config.settings(), "seed": seed}
+        super().__init__(config.name, self.describe(config))
+        self.mode = config.mode or self.default_mode
+        self.settings = {**config.settings(), "seed": seed}
         self.licence = config.licence
-        self.notify: Callable[[str], None] = lambda text: None
         self._opened: Store | None = None
         self._meter: Meter | None = None
         self._identity: Any = None
@@ -77,19 +65,12 @@ class LiveGuide(ABC):
         An error in the future is one that no later request could survive: a wrong key, a spent budget.
         """
 
-    def work(self) -> None:  # noqa: B027 - a remote guide works elsewhere
+    def work(self) -> None:
         """Let a local guide write what was submitted."""
 
     @abstractmethod
     def read(self, request: GuideRequest, text: Text) -> Completion:
         """The completion that an answer stands for; what had to be mended is counted."""
-
-    def check(self, examples: Iterable[Example], max_new_tokens: int) -> None:  # noqa: B027 - nothing to check is fine
-        """Refuse prompts that could not be answered, before anything is paid. Raises UserError."""
-
-    def price(self, request: GuideRequest) -> int | None:
-        """The most that an answer can cost, in billionths of a US dollar; None where no price is known."""
-        return 0
 
     def close(self) -> None:
         """Give back connections, threads and the store."""
@@ -99,33 +80,41 @@ class LiveGuide(ABC):
     # cache and books
 
     def check_budget(self, budget: BudgetConfig) -> None:
-        """Refuse a cap that cannot be held. Raises UserError."""
+        """Refuse a cap in US dollars where no price is known. Raises UserError."""
         if budget.max_cost_usd is not None and not self.has_price:
             raise UserError(
                 f"a cap in US dollars needs a price, and none is known for {self.name}",
                 hint="give guide.usd_per_million_input and guide.usd_per_million_output, or --max-calls",
             )
 
-    def charge_to(self, run: str, budget: BudgetConfig | None = None, spend: dict[str, Any] | None = None) -> None:
-        """Charge this run's account from now on. ``spend``: what its manifest says was charged already."""
+    def charge_to(
+        self,
+        run: str,
+        budget: BudgetConfig | None = None,
+        spend: Mapping[str, Any] | None = None,
+        *,
+        shared: bool = False,
+    ) -> None:
+        self._shared = self._shared or shared
         self.check_budget(budget or BudgetConfig())
         self._meter = Meter(self.store, run, budget)
         if spend:
             self._meter.at_least(spend)
 
     has_price = True
-    several = False
-    """Whether several processes charge one account, so that its books cannot be in memory."""
+    _shared = False  # then the account cannot be in memory
 
-    def provenance(self) -> dict[str, Any]:
-        """Whose texts these are, for manifests and model cards."""
-        return {"guide": self.name, "mode": self.mode, "models": dict(self.models), "licence": self.licence}
+    def spend(self) -> dict[str, Any]:
+        return self.meter.to_json()
+
+    def add_cached(self, texts: int) -> None:
+        self.meter.cached += texts
 
     @property
     def store(self) -> Store:
         """The cache; a guide that neither reads nor keeps texts there, and has no price, has books in memory."""
         if self._opened is None:
-            local = self.mode == "live" and self.default_mode == "live" and not self.several
+            local = self.mode == "live" and self.default_mode == "live" and not self._shared
             self._opened = Store() if local else Store.default(make=self.mode != "replay")
         return self._opened
 
@@ -147,17 +136,21 @@ class LiveGuide(ABC):
         """``asked`` as text: what is hashed is what is kept."""
         return json.dumps(self.asked(request), ensure_ascii=False)
 
-    def lookup(self, requests: Sequence[GuideRequest]) -> list[Text | None]:
-        """What the cache holds for requests."""
+    def cached(self, requests: Sequence[GuideRequest]) -> list[bool]:
+        return [text is not None for text in self._lookup(requests)]
+
+    def _lookup(self, requests: Sequence[GuideRequest]) -> list[Text | None]:
         keys = [self.key(request) for request in requests]
-        found = self.store.texts(keys)
-        return [found.get(key) for key in keys]
+        texts = self.store.texts(keys)
+        return [texts.get(key) for key in keys]
+
+    def history(self) -> list[tuple[int, int | None, int | None, float | None]]:
+        return self.store.samples(self.name)
 
     def stored(self, requests: Iterable[GuideRequest]) -> Generator[Answer, None, None]:
-        """As :meth:`stream`, but nobody is asked: what the cache does not hold is a failure."""
         source = enumerate(requests)
         while window := list(itertools.islice(source, LOOK_AHEAD)):
-            texts = self.lookup([request for _, request in window])
+            texts = self._lookup([request for _, request in window])
             for (index, request), text in zip(window, texts, strict=True):
                 if text is None:
                     yield Answer(index, request, Failure("not_answered", "the batch brought no text", final=True))
@@ -188,7 +181,7 @@ class LiveGuide(ABC):
         Raises RlgfError where more than half of the requests failed in another way.
         """
         found, failures = self._all(requests)
-        broken = [a for a in failures if isinstance(a.outcome, Failure) and a.outcome.kind not in REFUSALS]
+        broken = [a for a in failures if isinstance(a.outcome, Failure) and not a.outcome.refused]
         if 2 * len(broken) > len(requests):
             raise self._failed(broken, len(requests))
         return found

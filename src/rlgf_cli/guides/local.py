@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rlgf_cli.config.common import TextConfig
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.guides.answers import Failure
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.cleanup import cut_at_stop
 from rlgf_cli.ledger.store import Text
-from rlgf_cli.protocols import Completion, GuideAbilities, GuideRequest
+from rlgf_cli.protocols import Completion, Failure, GuideAbilities, GuideRequest
 
 if TYPE_CHECKING:
     from rlgf_cli.models.text import TextFormat

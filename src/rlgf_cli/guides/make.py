@@ -2,18 +2,18 @@
 
 What stands before the colon of the name chooses the kind: ``hf:PATH``, ``openai:MODEL``, or a kind that
 another package registers under the entry-point group ``rlgf.guides`` (a subclass of
-``guides.base.LiveGuide``). A name without a kind is a recorded file or an alias.
+``protocols.Guide``). A name without a kind is a recorded file or an alias.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rlgf_cli import registry
 from rlgf_cli.algorithms.spec import AlgorithmSpec
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError, did_you_mean
-from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.openai import presets as aliases
 from rlgf_cli.guides.recorded import RecordedGuide
 from rlgf_cli.protocols import Guide, GuideAbilities
@@ -71,7 +71,7 @@ def make_guide(config: GuideConfig, *, seed: int) -> Guide:
     return RecordedGuide(config.name) if kind == RECORDED else _live_kind(kind)(config, seed=seed)
 
 
-def make_live_guide(config: GuideConfig, *, seed: int) -> LiveGuide:
+def make_live_guide(config: GuideConfig, *, seed: int) -> Guide:
     """As :func:`make_guide`, for a guide that is asked for new text; a recorded one is refused."""
     refuse_recorded(config)
     return _live_kind(kind_of(config.name))(config, seed=seed)
@@ -87,11 +87,11 @@ def refuse_recorded(config: GuideConfig) -> None:
         )
 
 
-def _live_kind(kind: str) -> type[LiveGuide]:
+def _live_kind(kind: str) -> type[Any]:
     found = registry.load("guides", kind)
-    if not (isinstance(found, type) and issubclass(found, LiveGuide)):
+    if not (isinstance(found, type) and issubclass(found, Guide)):
         raise UserError(
-            f"the guide kind {kind!r} is not a subclass of rlgf_cli.guides.base.LiveGuide",
+            f"the guide kind {kind!r} is not a subclass of rlgf_cli.protocols.Guide",
             where=registry.entries("guides")[kind].target,
             hint="tell the author of the package",
         )

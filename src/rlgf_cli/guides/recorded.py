@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rlgf_cli.artifacts.jsonl import read_records
 from rlgf_cli.artifacts.records import GuideRecord, prompt_hash
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.protocols import Completion, Example, GuideAbilities, GuideRequest
+from rlgf_cli.protocols import Completion, Example, Guide, GuideAbilities, GuideRequest
 
 
-class RecordedGuide:
+class RecordedGuide(Guide):
     """The whole texts of a guide.jsonl (``.gz`` too), joined to prompts.
 
     An example gets the texts under its id where their prompt is its own; else those of any record with the
@@ -26,11 +25,10 @@ class RecordedGuide:
     abilities = GuideAbilities(live=False, continues=False)
 
     def __init__(self, path: str | Path) -> None:
-        self.name = str(path)
+        super().__init__(str(path), RecordedGuide.abilities)
         self._by_id: dict[str, set[str]] = {}  # id -> hashes of the prompts that it stands for
         self._by_prompt: dict[str, list[tuple[int, str, Completion]]] = {}  # hash -> (sample index, id, text)
         self._mismatched: set[str] = set()
-        self._dropped: Counter[str] = Counter()
         records = 0
         for record in read_records(path, GuideRecord, torn_tail=True):
             records += 1
@@ -42,25 +40,17 @@ class RecordedGuide:
 
     def _add(self, record: GuideRecord) -> None:
         if record.prefix:
-            self._dropped["with_prefix"] += 1
+            self.counts["with_prefix"] += 1
             return
         key = prompt_hash(record.prompt)
         if record.id:
             self._by_id.setdefault(record.id, set()).add(key)
         if not record.completion.strip():
-            self._dropped["empty"] += 1
+            self.counts["empty"] += 1
             return
         # Nothing is paid for a text that is read from a file.
         text = Completion(record.completion, record.finish_reason, record.model, record.usage, cost_usd=0.0)
         self._by_prompt.setdefault(key, []).append((record.sample_index, record.id, text))
-
-    @property
-    def counts(self) -> Counter[str]:
-        """What was not used, and why."""
-        found = Counter(self._dropped)
-        if self._mismatched:
-            found["id_mismatch"] = len(self._mismatched)
-        return found
 
     def samples(self, example: Example) -> list[Completion]:
         """The guide's texts for an example, by sample index; none where it has none."""
@@ -68,6 +58,7 @@ class RecordedGuide:
         prompts_of_id = self._by_id.get(example.id, set())
         if prompts_of_id and key not in prompts_of_id:
             self._mismatched.add(example.id)
+            self.counts["id_mismatch"] = len(self._mismatched)
         texts = self._by_prompt.get(key, [])
         own = [text for _, id_, text in texts if id_ == example.id]
         return own or [text for _, _, text in texts]

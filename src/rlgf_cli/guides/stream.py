@@ -11,9 +11,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from rlgf_cli.errors import RlgfError
-from rlgf_cli.guides.answers import Answer, Failure
 from rlgf_cli.ledger.store import Text
-from rlgf_cli.protocols import GuideRequest
+from rlgf_cli.protocols import Answer, Failure, GuideRequest
 
 if TYPE_CHECKING:
     from rlgf_cli.guides.base import LiveGuide

@@ -70,7 +70,7 @@ def make_trainer(
         config.seed,
         guide=guide,
         covered=covered,
-        whole_words=guide is not None and not same_tokens(getattr(guide, "tokenizer", None), loaded.tokenizer),
+        whole_words=guide is not None and not same_tokens(guide.tokenizer, loaded.tokenizer),
         server=group.agree(lambda: PolicyServer.connect(config.rollout.vllm, loaded, sends=group.main))
         if config.rollout.vllm.url
         else None,

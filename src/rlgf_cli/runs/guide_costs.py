@@ -13,7 +13,6 @@ from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.accounts import spend_together
-from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.make import check_guide, describe, make_live_guide
 from rlgf_cli.guides.openai.estimate import Plan, estimate
 from rlgf_cli.models.prompts import Encoded
@@ -42,10 +41,9 @@ def covered_prompts(
     prompts: list[Encoded], guide: Guide | None, on_uncovered: str
 ) -> tuple[list[Encoded], frozenset[str] | None]:
     """Which prompts the guide has text for: all of them for a live guide (None), some for a recorded one."""
-    samples = getattr(guide, "samples", None)
-    if guide is None or guide.abilities.live or samples is None:
+    if guide is None or guide.abilities.live:
         return prompts, None
-    covered = frozenset(p.example.id for p in prompts if samples(p.example))
+    covered = frozenset(p.example.id for p in prompts if guide.samples(p.example))
     if not covered:
         raise UserError(
             f"the guide file covers none of the {len(prompts)} prompts",
@@ -57,7 +55,7 @@ def covered_prompts(
     return prompts, covered
 
 
-def spend_row(paid: Sequence[LiveGuide]) -> dict[str, Any]:
+def spend_row(paid: Sequence[Guide]) -> dict[str, Any]:
     """What guides elsewhere, the reward's judges among them, were asked and paid so far, for the step's row."""
     remote = [guide for guide in paid if guide.abilities.remote]
     if not remote:
@@ -80,8 +78,8 @@ def provenance(guide: Guide, asked: int, distinct: int) -> dict[str, Any]:
         "texts asked for": asked or None,
         "distinct texts used": distinct,
     }
-    if isinstance(guide, LiveGuide):
-        spend = guide.meter.to_json()
+    if guide.abilities.live:
+        spend = guide.spend()
         models = sorted(guide.models) if guide.abilities.remote else []
         found |= {
             "models as reported": ", ".join(models) or None,

@@ -18,11 +18,9 @@ from pydantic import ValidationError
 
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import Interrupted, RlgfError, UserError, did_you_mean
-from rlgf_cli.guides.answers import Failure
-from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.make import make_live_guide
 from rlgf_cli.noise import short_hash
-from rlgf_cli.protocols import Completion, Example, GuideRequest
+from rlgf_cli.protocols import Completion, Example, Failure, Guide, GuideRequest
 from rlgf_cli.scorers.base import shorten
 
 ATTEMPTS = 3
@@ -48,7 +46,7 @@ class Judge:
     ) -> None:
         self.kind, self.ending, self.max_new_tokens = kind, ending, max_new_tokens
         self.config = _config(kind, spec, guide, device)
-        self.guide: LiveGuide = make_live_guide(self.config, seed=0)
+        self.guide: Guide = make_live_guide(self.config, seed=0)
         self.counts: Counter[str] = Counter()
         self.stop: Callable[[], bool] = lambda: False
         self.given_up: Collection[str] = ()

@@ -25,12 +25,9 @@ from rlgf_cli.artifacts.rundir import Existing, Manifest, claim_file, manifest_o
 from rlgf_cli.config.collect_guide import CollectGuideConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import Interrupted, RlgfError, UserError
-from rlgf_cli.guides.answers import Answer, Failure
-from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.make import make_live_guide
-from rlgf_cli.guides.openai import batch
 from rlgf_cli.guides.openai.estimate import Plan, estimate, lines
-from rlgf_cli.protocols import Completion, Example, GuideRequest
+from rlgf_cli.protocols import Answer, Completion, Example, Failure, Guide, GuideRequest
 
 COMMAND = "collect-guide"
 _SHOWN_PER_KIND = 3
@@ -59,9 +56,9 @@ def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse"
         guide.check(_examples(config), config.max_new_tokens)
         guide.check_budget(config.budget)
         if config.batch:
-            batch.check(guide)
+            guide.check_batch()
         if existing == "overwrite" and (before := manifest_of(path)) is not None:
-            batch.refuse_open(guide, before["run_id"])
+            guide.refuse_open_batches(before["run_id"])
         settings = {**guide.settings, "max_new_tokens": config.max_new_tokens}
         manifest = claim_file(path, COMMAND, existing=existing, seed=config.seed, can_resume=True)
         _same_settings(manifest, settings, path)
@@ -74,7 +71,7 @@ def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse"
                 return _Collection(config, collected, guide, manifest, path).run()
         except UserError:
             # nothing was bought: leave nothing behind
-            if path.exists() and not path.stat().st_size and not guide.meter.to_json()["calls"]:
+            if path.exists() and not path.stat().st_size and not guide.spend()["calls"]:
                 path.unlink()
                 manifest.path.unlink()
             raise
@@ -105,7 +102,7 @@ def _output(config: CollectGuideConfig) -> Path:
     return path
 
 
-def _guide(config: CollectGuideConfig) -> LiveGuide:
+def _guide(config: CollectGuideConfig) -> Guide:
     guide = make_live_guide(config.guide, seed=config.seed)
     guide.notify = console.warn
     return guide
@@ -122,7 +119,7 @@ def _missing(config: CollectGuideConfig, collected: CollectedTexts) -> Iterator[
             yield GuideRequest(example, sample_index=index, max_new_tokens=config.max_new_tokens)
 
 
-def _plan(config: CollectGuideConfig, collected: CollectedTexts, guide: LiveGuide, *, cache: bool) -> Plan:
+def _plan(config: CollectGuideConfig, collected: CollectedTexts, guide: Guide, *, cache: bool) -> Plan:
     """Count what is to be asked."""
     plan = Plan(requests=collected.count() * config.samples, batch=config.batch)
     missing = 0
@@ -130,12 +127,11 @@ def _plan(config: CollectGuideConfig, collected: CollectedTexts, guide: LiveGuid
         requests = _missing(config, collected)
         while window := list(itertools.islice(requests, _LOOKED_UP)):
             missing += len(window)
-            texts = guide.lookup(window) if cache else [None] * len(window)
-            for request, text in zip(window, texts, strict=True):
-                if text is None:
+            there = guide.cached(window) if cache else [False] * len(window)
+            plan.cached += sum(there)
+            for request, cached in zip(window, there, strict=True):
+                if not cached:
                     plan.add(guide, request)
-                else:
-                    plan.cached += 1
     plan.in_file = plan.requests - missing
     return plan
 
@@ -146,7 +142,7 @@ class _Collection:
 
     config: CollectGuideConfig
     collected: CollectedTexts
-    guide: LiveGuide
+    guide: Guide
     manifest: Manifest
     path: Path
     new: int = 0
@@ -159,7 +155,7 @@ class _Collection:
         # The appender comes first: it cuts a torn last line off, which must not count as something that is there.
         with Appender(self.path) as out:
             self.collected.read(self.path)
-            before = self.guide.meter.to_json()
+            before = self.guide.spend()
             expected = self._expect()
             try:
                 self._collect(out)
@@ -169,7 +165,7 @@ class _Collection:
                 stopped = error
         wanted = self.collected.count() * self.config.samples
         still = wanted - self.skipped - self.new
-        summary, spend = self._summary(), self.guide.meter.to_json()
+        summary, spend = self._summary(), self.guide.spend()
         summary.update(new=self.new, missing=still, failed=dict(self.failed), mended=dict(self.guide.counts))
         if expected is not None:
             expected["actual"] = _since(before, spend)
@@ -197,7 +193,7 @@ class _Collection:
             if self.config.batch:
                 try:
                     with self.collected.counting():
-                        batch.run(self.guide, _missing(self.config, self.collected), stop)
+                        self.guide.run_batch(_missing(self.config, self.collected), stop)
                 except Interrupted:
                     raise
                 except RlgfError as error:
@@ -321,7 +317,7 @@ class _Watch:
     def _note(self) -> str:
         collection = self._collection
         parts = []
-        spend, cap = collection.guide.meter.to_json(), collection.config.budget.max_cost_usd
+        spend, cap = collection.guide.spend(), collection.config.budget.max_cost_usd
         if spend["charged_usd"]:
             parts.append(f"${spend['charged_usd']:.4f}" + (f" of {cap:g}" if cap is not None else ""))
         if collection.failed:
@@ -329,7 +325,7 @@ class _Watch:
         return ", ".join(parts)
 
 
-def record_of(request: GuideRequest, text: Completion, guide: LiveGuide, sampling: dict[str, Any]) -> dict[str, Any]:
+def record_of(request: GuideRequest, text: Completion, guide: Guide, sampling: dict[str, Any]) -> dict[str, Any]:
     """The line that keeps an answer: a GuideRecord's fields."""
     return {
         "schema_version": 1,

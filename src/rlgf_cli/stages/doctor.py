@@ -27,14 +27,12 @@ from rlgf_cli.config.doctor import DoctorConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.accounts import charge_together, closing_all
-from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.make import check_guide, describe, make_guide
-from rlgf_cli.guides.recorded import RecordedGuide
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.load import add_lora, load
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded, encode_prompts, prompt_limit
-from rlgf_cli.protocols import Check, Completion, Example, GuideAbilities, GuideRequest, Score
+from rlgf_cli.protocols import Check, Completion, Example, Guide, GuideAbilities, GuideRequest, Score
 from rlgf_cli.runs.build import needs_ref_model
 from rlgf_cli.scorers.asking import judges_of
 from rlgf_cli.scorers.base import check_examples
@@ -101,11 +99,9 @@ def _exam(config: DoctorConfig, examples: Sequence[Example], loaded: Loaded, acc
     if config.guide is None:
         return None
     guide = make_guide(config.guide, seed=config.seed)
-    if not isinstance(guide, LiveGuide | RecordedGuide):
-        raise UserError(f"the guide {config.guide.name} is neither recorded nor live")
     limit = config.lengths.max_new_tokens
     exam = Exam(examples, loaded, guide, limit, config.seed)
-    if isinstance(guide, RecordedGuide):
+    if not guide.abilities.live:
         exam.read(guide)
         return exam
     with contextlib.closing(guide):
@@ -190,12 +186,11 @@ def _fitting(config: DoctorConfig, loaded: Loaded, examples: Sequence[Example]) 
         return []
 
 
-class _Known:
+class _Known(Guide):
     """The texts of the exam, handed out again in the place of the guide: who wrote what is looked at, not what."""
 
     def __init__(self, name: str, exam: Exam) -> None:
-        self.name = name
-        self.abilities = GuideAbilities(live=True, continues=True)
+        super().__init__(name, GuideAbilities(live=True, continues=True))
         self.texts = {text.example.id: text.completion for text in exam.written}
 
     def complete(self, requests: Sequence[GuideRequest]) -> list[Completion]:

@@ -22,8 +22,7 @@ from rlgf_cli.config.eval import FREE_ON_RESUME, EvalConfig, IntervalConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
-from rlgf_cli.guides.base import LiveGuide
-from rlgf_cli.protocols import BoundedFigure, Example, Metric
+from rlgf_cli.protocols import BoundedFigure, Example, Guide, Metric
 from rlgf_cli.scorers.asking import judges_of
 from rlgf_cli.scorers.base import check_examples, give_model, listen, reads_texts
 from rlgf_cli.scorers.figures import Figure, compute_figures, make_metrics
@@ -80,7 +79,7 @@ def _evaluate(
     answers: list[Answer],
     counts: dict[str, int],
     metrics: Sequence[Metric],
-    guides: Sequence[LiveGuide],
+    guides: Sequence[Guide],
 ) -> EvalResult:
     """Claim the output folder, and write what the checked inputs give. ``guides`` are those that judge."""
     config = resolved.config
@@ -246,7 +245,7 @@ def _watched(metric: Metric, texts: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _books(guides: Sequence[LiveGuide], run_dir: RunDir, config: EvalConfig) -> Iterator[None]:
+def _books(guides: Sequence[Guide], run_dir: RunDir, config: EvalConfig) -> Iterator[None]:
     """The judges charge the run; however the scoring ends, its manifest says what they cost."""
     if not guides:
         yield

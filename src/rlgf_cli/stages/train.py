@@ -21,7 +21,6 @@ from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.train import FREE_ON_RESUME, TrainConfig
 from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
 from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
-from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.make import check_guide, make_guide
 from rlgf_cli.models import hub
 from rlgf_cli.models.card import write_card
@@ -160,11 +159,10 @@ def _load(config: TrainConfig, spec: AlgorithmSpec, processes: int) -> _Inputs:
     prompts, covered = covered_prompts(prompts, guide, config.rollout.on_uncovered)
     counts["uncovered"] = sum(p.example.id not in covered for p in prompts) if covered is not None else 0
     counts["dropped"] = len(examples) - counts["skipped"] - len(prompts)
-    if (check := getattr(guide, "check", None)) is not None:
-        check([p.example for p in prompts], config.lengths.max_new_tokens)
+    if guide is not None:
+        guide.check([p.example for p in prompts], config.lengths.max_new_tokens)
     for paid in _paid(guide, reward):
         paid.notify = console.warn
-        paid.several = processes > 1
         paid.check_budget(config.budget)
     held_out_prompts = encode_prompts(loaded, held_out, config.lengths)[0] if held_out else []
     return _Inputs(loaded, guide, reward, prompts, held_out_prompts, watched, covered, counts)
@@ -207,7 +205,7 @@ def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group, pr
         books = group.tell(group.main_does(begin))
         if paid and books is not None:
             run_id, spend = books
-            group.agree(lambda: charge_together(paid, run_id, config.budget, spend))
+            group.agree(lambda: charge_together(paid, run_id, config.budget, spend, shared=group.size > 1))
         trainer = _trainer(config, inputs, group)
         summary = _loop(trainer, config, folder, existing, profile, paid)
         summary |= {k: n for k, n in inputs.counts.items() if n}
@@ -243,10 +241,10 @@ def dry_run(resolved: Resolved[TrainConfig]) -> dict[str, Any]:
     return training_estimate(config)
 
 
-def _paid(guide: Guide | None, reward: SumReward | None) -> list[LiveGuide]:
+def _paid(guide: Guide | None, reward: SumReward | None) -> list[Guide]:
     """All who write for the run and are paid: its guide, where that is a live one, and the judges of its reward."""
     judges = [judge.guide for judge in judges_of(reward)]
-    return [guide, *judges] if isinstance(guide, LiveGuide) else judges
+    return [guide, *judges] if guide is not None and guide.abilities.live else judges
 
 
 def _report(counts: dict[str, int], config: TrainConfig) -> None:
@@ -299,7 +297,7 @@ def _loop(
     folder: RunDir | None,
     existing: Existing,
     profile: bool,
-    paid: Sequence[LiveGuide],
+    paid: Sequence[Guide],
 ) -> dict[str, Any]:
     """Run the steps, write rows, samples and checkpoints; Ctrl-C ends after the step it came in."""
     group, output = trainer.group, Path(config.output)
@@ -373,7 +371,7 @@ def _show_profile(rows: Sequence[dict[str, Any]], last_save: float, config: Trai
 
 
 @contextmanager
-def _books(paid: Sequence[LiveGuide], guide: Guide | None, folder: RunDir | None, group: Group) -> Iterator[None]:
+def _books(paid: Sequence[Guide], guide: Guide | None, folder: RunDir | None, group: Group) -> Iterator[None]:
     """However the loop ends, the manifest says whose texts were used, who judged, and what they cost."""
     together = False  # whether all processes end here, and can tell what theirs were
     try:
@@ -385,12 +383,12 @@ def _books(paid: Sequence[LiveGuide], guide: Guide | None, folder: RunDir | None
     finally:
         for writer in paid:
             for rank, cached, models in (group if together else ALONE).gather(
-                (group.rank, writer.meter.cached, writer.models)
+                (group.rank, writer.spend()["cached"], writer.models)
             ):
                 if rank != group.rank:
-                    writer.meter.cached += cached
+                    writer.add_cached(cached)
                     writer.models.update(models)
         if paid and folder is not None:
-            told = {"guide": guide.provenance()} if isinstance(guide, LiveGuide) else {}
+            told = {"guide": guide.provenance()} if guide is not None and guide.abilities.live else {}
             judges = [judge.provenance() for judge in paid if judge is not guide]
             folder.manifest.save(spend=spend_together(paid), **told, **({"judges": judges} if judges else {}))

@@ -370,8 +370,7 @@ class Roller:
             # recorded text: one of the samples at random per use; live: a fresh sample per use of the prompt
             index = self.use.next_index(e.example.id) if live else int(plan[e.index][2] * (1 << 30))
             requests.append(GuideRequest(e.example, self._text(ids), index, self.sampling.max_new_tokens - len(ids)))
-        # a live guide may refuse single texts; what only completes gives all of them or raises
-        ask: Callable[..., Sequence[Completion | None]] = getattr(self.guide, "attempt", None) or self.guide.complete
+        ask = self.guide.attempt
         future = self._elsewhere.submit(ask, requests) if self._remote else None
 
         def answers() -> Sequence[Completion | None]:

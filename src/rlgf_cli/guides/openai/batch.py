@@ -20,17 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlgf_cli.errors import Interrupted, RlgfError, UserError
-from rlgf_cli.guides.answers import Failure
-from rlgf_cli.guides.base import LiveGuide
+from rlgf_cli.errors import Interrupted, RlgfError
 from rlgf_cli.guides.openai.guide import OpenAIGuide
 from rlgf_cli.guides.openai.rate_limits import back_off
-from rlgf_cli.guides.openai.request import prompt_bytes
 from rlgf_cli.guides.openai.response import read_reply
 from rlgf_cli.ledger.batches import Order, Orders
-from rlgf_cli.ledger.meter import Meter
 from rlgf_cli.ledger.store import Text
-from rlgf_cli.protocols import GuideRequest
+from rlgf_cli.protocols import Failure, GuideRequest
 
 LARGEST = 10_000
 """Requests in a batch: servers take more, but queue only so many tokens."""
@@ -45,22 +41,13 @@ _SHOWN = 3
 Item = tuple[bytes, GuideRequest]
 
 
-def check(guide: LiveGuide) -> OpenAIGuide:
-    """The guide, if it has a batch API and keeps what that brings. Raises UserError."""
-    if not isinstance(guide, OpenAIGuide):
-        raise UserError("--batch is for endpoints; a local checkpoint has no batch API")
-    if guide.mode != "record":
-        raise UserError(f"--batch hands its texts over through the cache, and guide.mode is {guide.mode}")
-    return guide
-
-
-def run(guide: LiveGuide, requests: Iterator[GuideRequest], stop: threading.Event) -> None:
+def run(guide: OpenAIGuide, requests: Iterator[GuideRequest], stop: threading.Event) -> None:
     """Have a batch answer what the cache does not hold, and wait for it.
 
-    Raises UserError as :func:`check`, BudgetSpent where a cap leaves no room, Interrupted where ``stop`` is set:
+    Raises BudgetSpent where a cap leaves no room, Interrupted where ``stop`` is set:
     the batch goes on, and the next run collects it.
     """
-    batches = _Batches(check(guide))
+    batches = _Batches(guide)
     batches.take_up()
     room = batches.order_all(requests)
     batches.wait(stop)
@@ -68,21 +55,12 @@ def run(guide: LiveGuide, requests: Iterator[GuideRequest], stop: threading.Even
         raise guide.meter.spent()
 
 
-def refuse_open(guide: LiveGuide, run: str) -> None:
-    """Refuse to forget a run whose batches are not collected yet: they are paid for."""
-    if Orders(Meter(guide.store, run)).open():
-        raise UserError(
-            "a batch of this file is not collected yet, and its texts are paid for",
-            hint="--batch --resume collects it; another -o leaves it alone",
-        )
-
-
 class _Batches:
     def __init__(self, guide: OpenAIGuide) -> None:
         self._guide = guide
         self._store, self._orders = guide.store, Orders(guide.meter)
         self._client = guide.client.with_options(max_retries=_RETRIES)
-        self._share = guide.endpoint.alias.batch_price if guide.endpoint.alias else 1.0
+        self._share = guide.batch_price
 
     def take_up(self) -> None:
         """What an earlier process ordered: find the batches whose id it did not live to note."""
@@ -133,7 +111,7 @@ class _Batches:
             size, amount = size + 1, amount + price
         id_ = uuid.uuid4().hex
         sent = items[:size]
-        asked = [(key, guide.request_json(r), prompt_bytes(guide.wording.text(r))) for key, r in sent]
+        asked = [(key, guide.request_json(r), guide.prompt_bytes(r)) for key, r in sent]
         if not sent or not self._orders.place(id_, amount, asked, LONGEST_S):
             self._store.release([key for key, _ in items])
             return False

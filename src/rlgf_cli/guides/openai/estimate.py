@@ -8,11 +8,8 @@ from dataclasses import dataclass, field
 from statistics import fmean, pvariance
 from typing import Any
 
-from rlgf_cli.guides.base import LiveGuide
-from rlgf_cli.guides.openai.guide import OpenAIGuide
-from rlgf_cli.guides.openai.request import prompt_bytes
 from rlgf_cli.ledger.meter import NANO
-from rlgf_cli.protocols import GuideRequest
+from rlgf_cli.protocols import Guide, GuideRequest
 
 _ENOUGH = 20
 """Texts of a guide in the cache from which its own figures are used."""
@@ -42,25 +39,22 @@ class Plan:
     def to_ask(self) -> int:
         return self.requests - self.in_file - self.cached
 
-    def add(self, guide: LiveGuide, request: GuideRequest) -> None:
+    def add(self, guide: Guide, request: GuideRequest) -> None:
         """Count a request that has to be asked."""
-        if isinstance(guide, OpenAIGuide):
-            self.prompt_bytes += prompt_bytes(guide.wording.text(request))
-        else:
-            self.prompt_bytes += len((request.example.prompt + request.prefix).encode())
+        self.prompt_bytes += guide.prompt_bytes(request)
         self.limit_tokens += request.max_new_tokens
         if len(self.reference_bytes) < 1000:
             self.reference_bytes += [len(text.encode()) for text in request.example.references[:1]]
 
 
-def estimate(guide: LiveGuide, plan: Plan) -> dict[str, Any]:
+def estimate(guide: Guide, plan: Plan) -> dict[str, Any]:
     """Tokens, US dollars and seconds of a plan, each as ``[low, expected, high]``; None where nothing is known.
 
     From the guide's own texts in the cache where there are enough of them (95 % intervals, normal
     approximation); else from the length of the references or of the limit, between bounds that are hardly ever
     left. ``basis`` says which.
     """
-    history = guide.store.samples(guide.name)
+    history = guide.history()
     prompt, completion, basis = _tokens(plan, [row for row in history if None not in row[:3]])
     found: dict[str, Any] = {
         "requests": plan.requests,
@@ -74,16 +68,14 @@ def estimate(guide: LiveGuide, plan: Plan) -> dict[str, Any]:
         "at_most_usd": None,
         "seconds": None,
     }
-    if isinstance(guide, OpenAIGuide):
-        if (each := guide.endpoint.per_token) is not None:
-            share = guide.endpoint.alias.batch_price if plan.batch and guide.endpoint.alias else 1.0
-            per = [share * price for price in each]
-            found["usd"] = [round((p * per[0] + c * per[1]) / NANO, 6) for p, c in zip(prompt, completion, strict=True)]
-            found["at_most_usd"] = round((plan.prompt_bytes * per[0] + plan.limit_tokens * per[1]) / NANO, 6)
+    if (each := guide.nano_usd_per_token) is not None:
+        per = [(guide.batch_price if plan.batch else 1.0) * price for price in each]
+        found["usd"] = [round((p * per[0] + c * per[1]) / NANO, 6) for p, c in zip(prompt, completion, strict=True)]
+        found["at_most_usd"] = round((plan.prompt_bytes * per[0] + plan.limit_tokens * per[1]) / NANO, 6)
+    if guide.abilities.remote and not plan.batch:
         took = [row[3] for row in history if row[3]]
         tokens = tuple(p + c for p, c in zip(prompt, completion, strict=True))
-        if not plan.batch:
-            found["seconds"] = _seconds(guide, plan.to_ask, tokens, took)
+        found["seconds"] = _seconds(guide, plan.to_ask, tokens, took)
     return found
 
 
@@ -117,7 +109,7 @@ def _interval(each: Sequence[float], asked: int) -> Interval:
     return max(0.0, asked * mean - spread), asked * mean, asked * mean + spread
 
 
-def _seconds(guide: OpenAIGuide, asked: int, tokens: tuple[float, ...], took: list[float]) -> list[float] | None:
+def _seconds(guide: Guide, asked: int, tokens: tuple[float, ...], took: list[float]) -> list[float] | None:
     """Time at the known limits: what takes longest of rates and round trips."""
     requests_rate, tokens_rate = guide.rates()
     bounds = [0.0, 0.0, 0.0]

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.guides.answers import Failure
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.cleanup import mend
 from rlgf_cli.guides.openai.endpoint import OPENAI_URL, LoopThread, T, api_key, endpoint_of, same_model
 from rlgf_cli.guides.openai.rate_limits import Gate, back_off, retry_after
 from rlgf_cli.guides.openai.request import Wording, likely_tokens, prompt_bytes
 from rlgf_cli.guides.openai.response import Reply, read_reply
+from rlgf_cli.ledger.batches import Orders
+from rlgf_cli.ledger.meter import Meter
 from rlgf_cli.ledger.store import Text
-from rlgf_cli.protocols import Completion, Example, GuideAbilities, GuideRequest
+from rlgf_cli.protocols import Completion, Example, Failure, GuideAbilities, GuideRequest
 
 if TYPE_CHECKING:
     import openai
@@ -67,7 +69,9 @@ class OpenAIGuide(LiveGuide):
         self._overrun = 1.0
         self._client: openai.AsyncOpenAI | None = None
         self.licence = config.licence or (self.endpoint.alias.licence if self.endpoint.alias else None)
-        self.has_price = self.endpoint.per_token is not None
+        self.nano_usd_per_token = self.endpoint.per_token
+        self.has_price = self.nano_usd_per_token is not None
+        self.batch_price = self.endpoint.alias.batch_price if self.endpoint.alias else 1.0
         self.lease_s = config.deadline_s + config.outage_limit_s + config.timeout_s
         self.settings.update(model=self.endpoint.model, api=self.endpoint.api)
         if self.mode != "replay":
@@ -154,15 +158,35 @@ class OpenAIGuide(LiveGuide):
                 f"{self.endpoint.base_url}: {self.said(error)}", hint="run the same command with --resume"
             ) from None
 
+    def prompt_bytes(self, request: GuideRequest) -> int:
+        return prompt_bytes(self.wording.text(request))
+
+    def check_batch(self) -> None:
+        if self.mode != "record":
+            raise UserError(f"--batch hands its texts over through the cache, and guide.mode is {self.mode}")
+
+    def run_batch(self, requests: Iterator[GuideRequest], stop: threading.Event) -> None:
+        from rlgf_cli.guides.openai import batch
+
+        self.check_batch()
+        batch.run(self, requests, stop)
+
+    def refuse_open_batches(self, run: str) -> None:
+        if Orders(Meter(self.store, run)).open():
+            raise UserError(
+                "a batch of this file is not collected yet, and its texts are paid for",
+                hint="--batch --resume collects it; another -o leaves it alone",
+            )
+
     def rates(self) -> tuple[float | None, float | None]:
-        """Requests and tokens per minute, as far as the config or the server told."""
         if self._client is None:
             return self._config.requests_per_minute, self._config.tokens_per_minute
         return self._gate.requests.rate, self._gate.tokens.rate
 
     def price(self, request: GuideRequest) -> int | None:
+        """The most that an answer can cost, in billionths of a US dollar; None where no price is known."""
         # no tokenizer makes more tokens than the text has bytes
-        return self.endpoint.cost(prompt_bytes(self.wording.text(request)), request.max_new_tokens)
+        return self.endpoint.cost(self.prompt_bytes(request), request.max_new_tokens)
 
     # asking
 

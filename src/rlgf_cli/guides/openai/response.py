@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlgf_cli.config.guide import Api
-from rlgf_cli.guides.answers import Failure
-from rlgf_cli.protocols import FinishReason
+from rlgf_cli.protocols import Failure, FinishReason
 
 _NO_COUNT = 10**10
 """From here on a number of tokens is none."""
