@@ -17,10 +17,10 @@ from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+from rlgf_cli.algorithms.base import Algorithm, Mixture
 from rlgf_cli.checks.invariants import TRUTHS
 from rlgf_cli.cli.commands import COMMANDS
 from rlgf_cli.config.collect_guide import CollectGuideConfig
-from rlgf_cli.config.common import Strict
 from rlgf_cli.config.compare import CompareConfig
 from rlgf_cli.config.doctor import DoctorConfig
 from rlgf_cli.config.eval import EvalConfig
@@ -41,6 +41,7 @@ from rlgf_cli.config.train_reward import TrainRewardConfig
 from rlgf_cli.evolve.iterations import ROW
 from rlgf_cli.runs.alarms import ALARMS
 from rlgf_cli.runs.metric_names import METRICS
+from rlgf_cli.section import Strict
 
 DOCS = Path(__file__).parent
 STAGES: dict[str, type[Strict]] = {
@@ -85,7 +86,7 @@ def _table(model: type[Strict], sections: dict[type[Strict], str]) -> str:
     lines = [_prose(model), "", "| key | value | default |", "|---|---|---|"]
     notes = _notes(model)
     other = next((base for base in model.__mro__[1:] if base in STAGES.values()), Strict)
-    for name, field in model.model_fields.items():
+    for name, field in model.section_fields().items():
         if name in other.model_fields and name not in model.__annotations__:
             continue  # another command's key, which its own table explains
         inner, in_list = field_model(model, name)
@@ -99,8 +100,14 @@ def _table(model: type[Strict], sections: dict[type[Strict], str]) -> str:
         else:
             bounds = [text for text in map(_bound, field.metadata) if text]
             value = ", ".join([_type(field.annotation), *bounds])
+        default = _default(field, inner)
+        if model is Algorithm and name != "name":
+            kinds = [kind for kind in (*Algorithm.named.values(), Mixture) if name in kind.model_fields]
+            names = ["a mixture" if kind is Mixture else f"`{kind.model_fields['name'].default}`" for kind in kinds]
+            notes[name] = f"{_notes(kinds[0]).get(name, '')} Of {', '.join(names)}.".strip()
+            default = " or ".join(dict.fromkeys(_default(kind.model_fields[name], inner) for kind in kinds))
         note = f" {notes[name]}" if name in notes else ""
-        lines.append(f"| `{name}` | {_cell(value + '.' + note if note else value)} | {_default(field, inner)} |")
+        lines.append(f"| `{name}` | {_cell(value + '.' + note if note else value)} | {default} |")
     return "\n".join(lines)
 
 
@@ -114,10 +121,11 @@ def _prose(model: type[Strict]) -> str:
 
 
 def _notes(model: type[Strict]) -> dict[str, str]:
-    """The text that stands below a field in its class."""
-    (tree,) = ast.parse(inspect.getsource(model)).body
+    """The text that stands below a field in its class or a base of it; else the help of the field's flag."""
     notes: dict[str, str] = {}
-    if isinstance(tree, ast.ClassDef):
+    for base in reversed([base for base in model.__mro__ if issubclass(base, Strict)]):
+        (tree,) = ast.parse(inspect.getsource(base)).body
+        assert isinstance(tree, ast.ClassDef)
         for field, below in zip(tree.body, tree.body[1:], strict=False):
             is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from algorithms import spec_of
 from conftest import toy_examples
-from rlgf_cli.algorithms import catalog
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.config.common import LengthConfig, ModelConfig
 from rlgf_cli.config.loader import resolve
@@ -210,7 +210,7 @@ def trainer_for(
     **changes: Any,
 ) -> Trainer:
     """The training loop on a tiny model. ``changes``: fields of UpdateSettings."""
-    spec = catalog.build(algorithm, parameters or {})
+    spec = spec_of(algorithm, parameters)
     model = ActorCritic(loaded, spec.critics, mode="shared", with_ref_model=spec.has_policy_gradient)
     optimizer = make_optimizer(model.trainable(), learning_rate, 0.0)
     return Trainer(

@@ -60,7 +60,7 @@ def sweep(tmp_path, run_cli, monkeypatch):
     ("old", "new", "said", "hint"),
     [
         ("  rollin_prob:", "  rollin_prop:", "s.yaml:7: unknown config key 'rollin_prop' in the grid", "'rollin_prob'"),
-        ("[0.5, 0.8]", "[0.5, 1.8]", "s.yaml:7: algorithm 'ppo++': ", "less than or equal to 1"),
+        ("[0.5, 0.8]", "[0.5, 1.8]", "s.yaml:7: algorithm.rollin_prob: ", "less than or equal to 1"),
         ("ppo, ppo++", "ppo, ppo+++", "s.yaml:6: unknown algorithm 'ppo+++'", "did you mean 'ppo++'"),
         ("    - 1", "    - one", "s.yaml:10: 'one' is no seed", "whole numbers"),
         ("data: train.jsonl\ngrid", "dta: train.jsonl\ngrid", "s.yaml:4: unknown config key 'dta'", "'data'"),

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from algorithms import NAMES, spec_of
 from conftest import Result, guide_rows, toy_examples, write_rows
 from fake_openai import FakeOpenAI
-from rlgf_cli.algorithms import catalog
 from rlgf_cli.training.loop import Trainer
 from runs import SESSION, assert_same_run, last_checkpoint, rows_of
 
@@ -59,16 +59,16 @@ ORDINARY = {
 
 
 def guides_for(alg: str) -> list[str]:
-    spec = catalog.build(alg, {})
+    spec = spec_of(alg)
     return ["none"] if not spec.needs_guide else ["hf", "cached"] + ["recorded"] * (not spec.needs_live_guide)
 
 
 def cases() -> list[object]:
     found: list[object] = []
-    for alg in catalog.CATALOG:
+    for alg in NAMES:
         for guide in guides_for(alg):
             for way in TRAINED:
-                if way == "separate" and not catalog.build(alg, {}).critics:
+                if way == "separate" and not spec_of(alg).critics:
                     continue
                 slow = (alg, guide, way) not in ORDINARY
                 found.append(pytest.param(alg, guide, way, id=f"{alg}-{guide}-{way}", marks=[pytest.mark.slow] * slow))
@@ -76,7 +76,7 @@ def cases() -> list[object]:
 
 
 def test_the_ordinary_run_has_every_algorithm_guide_and_way() -> None:
-    assert {alg for alg, _, _ in ORDINARY} == {*catalog.CATALOG, *VARIANTS}
+    assert {alg for alg, _, _ in ORDINARY} == {*NAMES, *VARIANTS}
     assert {guide for _, guide, _ in ORDINARY} == {"none", "recorded", "hf", "cached"}
     assert {way for _, _, way in ORDINARY} == set(TRAINED)
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from algorithms import spec_of
 from rl import (
     PPO,
     actor_critic,
@@ -32,7 +33,6 @@ from rl import (
     trainer_for,
     update_settings,
 )
-from rlgf_cli.algorithms import catalog
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.functional import losses
@@ -64,7 +64,7 @@ def test_mistake_1_the_aggrevated_phase_learns_on_the_guides_tokens(
     Here: the gradient of the loss reaches the log-probabilities of the policy's tokens, all of them and no other."""
     if injected:
         monkeypatch.setattr(Regime, "learn_author", property(lambda self: self.roll_out))
-    regime = next(r for r in catalog.build(name, {"rollin_prob": 1.0}).regimes if r.roll_in == "policy")
+    regime = next(r for r in spec_of(name, {"rollin_prob": 1.0}).regimes if r.roll_in == "policy")
     roller = roller_for(gpt2, guide())
     episodes = roller.roll(regime, prompts_for(gpt2, 8), 0, 5.0)
     model = actor_critic(gpt2, ["guide"])

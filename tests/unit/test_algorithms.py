@@ -12,10 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from algorithms import NAMES, spec_of
 from rlgf_cli import noise
-from rlgf_cli.algorithms import catalog
+from rlgf_cli.algorithms.catalog import Algorithm
 from rlgf_cli.algorithms.spec import AlgorithmSpec, Author, Regime
-from rlgf_cli.config.loader import resolve
+from rlgf_cli.config.loader import Layer, resolve
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example, Score
@@ -43,14 +44,14 @@ TABLE: dict[str, tuple[list[tuple[str, str, str]], bool, bool, tuple[str, ...], 
 
 
 def test_the_table_is_the_whole_catalogue() -> None:
-    assert list(TABLE) == list(catalog.CATALOG) == list(catalog.summaries())
-    assert all(catalog.summaries().values())
+    assert list(TABLE) == NAMES
+    assert all(kind.summary() for kind in Algorithm.named.values())
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_each_algorithm_is_the_row_that_it_should_be(name: str) -> None:
     regimes, needs_guide, needs_live, critics, has_policy_gradient = TABLE[name]
-    spec = catalog.build(name, {})
+    spec = spec_of(name)
     assert [(r.roll_in, r.roll_out, r.estimator) for r in spec.regimes] == regimes
     assert (spec.needs_guide, spec.needs_live_guide) == (needs_guide, needs_live)
     assert (spec.critics, spec.has_policy_gradient) == (critics, has_policy_gradient)
@@ -63,25 +64,25 @@ def test_each_algorithm_is_the_row_that_it_should_be(name: str) -> None:
 
 
 def test_parameters_reach_the_regimes() -> None:
-    spec = catalog.build("lols", {"rollin_prob": 0.3, "p_ppo_pp": 0.25, "credit": "cut", "cut_horizon": 7})
+    spec = spec_of("lols", {"rollin_prob": 0.3, "p_ppo_pp": 0.25, "credit": "cut", "cut_horizon": 7})
     assert [r.rollin_prob for r in spec.regimes] == [0.3, 0.3]
     assert spec.schedule.weights == (0.25, 0.75)
     assert (spec.regimes[1].credit, spec.regimes[1].cut_horizon) == ("cut", 7)
     assert (spec.regimes[0].credit, spec.regimes[0].cut_horizon) == ("prefix", None)
-    assert catalog.build("grpo++", {"group_size": 3}).group_size == 3
-    mc = catalog.build("aggrevated", {"advantage": "guide_mc", "mc_samples": 3, "cut_horizon": 5})
+    assert spec_of("grpo++", {"group_size": 3}).group_size == 3
+    mc = spec_of("aggrevated", {"advantage": "guide_mc", "mc_samples": 3, "cut_horizon": 5})
     assert mc.regimes == (Regime.model_validate({**MC, "mc_samples": 3, "cut_horizon": 5}),)
     assert (mc.critics, mc.needs_live_guide, mc.has_policy_gradient, mc.regimes[0].guide_calls) == ((), True, True, 6)
 
 
 @pytest.mark.parametrize("name", ["ppo++", "lols", "d2lols", "grpo++", "rloo++"])
 def test_restart_and_gate_reach_the_regime_in_which_the_guide_rolls_in(name: str) -> None:
-    spec = catalog.build(name, {"restart": "backward", "restart_steps": 7, "gate": True})
+    spec = spec_of(name, {"restart": "backward", "restart_steps": 7, "gate": True})
     for regime in spec.regimes:
         own = ("backward", 7, True) if regime.roll_in == "guide" else ("uniform", None, False)
         assert (regime.restart, regime.restart_steps, regime.gate) == own
-    plain = catalog.build(name, {"restart": "uniform", "gate": False})
-    assert plain == catalog.build(name, {})
+    plain = spec_of(name, {"restart": "uniform", "gate": False})
+    assert plain == spec_of(name)
 
 
 @pytest.mark.parametrize(
@@ -168,8 +169,8 @@ def test_regimes_of_one_algorithm_share_the_group_size() -> None:
         ("pppo", {}, "unknown algorithm 'pppo'", "'ppo'"),
         ("ppo", {"rollin_prob": 0.5}, "no parameter 'rollin_prob'", "ppo takes no parameters"),
         ("ppo++", {"switch_step": 5}, "no parameter 'switch_step'", "ppo++ takes rollin_prob"),
-        ("ppo++", {"rollin_prob": 2.0}, "rollin_prob: Input should be less than or equal to 1", None),
-        ("lols", {"p_ppo_pp": 1.5}, "at least 0 and sum to 1", None),
+        ("ppo++", {"rollin_prob": 2.0}, "algorithm.rollin_prob: Input should be less than or equal to 1", None),
+        ("lols", {"p_ppo_pp": 1.5}, "p_ppo_pp: Input should be less than or equal to 1", None),
         ("aggrevated", {"cut": "somewhere"}, "cut: Input should be 'first' or 'inner'", None),
         ("aggrevated", {"advantage": "td"}, "'gae' or 'guide_mc'", None),
         ("aggrevated", {"advantage": "guide_mc", "rollin_prob": 0.8}, "rollin_prob: 1", None),
@@ -182,27 +183,42 @@ def test_regimes_of_one_algorithm_share_the_group_size() -> None:
         ("aggrevated", {"gate": True}, "no parameter 'gate'", "aggrevated takes rollin_prob, credit"),
     ],
 )
-def test_a_wrong_name_or_parameter_is_a_letter(
+def test_a_wrong_name_or_parameter_is_a_user_error(
     name: str, parameters: dict[str, Any], message: str, hint: str | None
 ) -> None:
+    needed = {"model": "m", "data": "d.jsonl", "output": "o", "reward": "length", "guide": "hf:g"}
+    recipe = Layer({**needed, "algorithm": {"name": name, **parameters}}, "recipe.yaml")
     with pytest.raises(UserError) as refused:
-        catalog.build(name, parameters)
+        resolve(TrainConfig, layers=[recipe])
     assert message in str(refused.value)
     assert hint is None or hint in (refused.value.hint or "")
+
+
+def test_a_run_keeps_the_same_keys_for_every_algorithm_and_reads_them_back() -> None:
+    """Runs of before have each algorithm's parameters in their config, those not given as null."""
+    keys = {"rollin_prob", "p_ppo_pp", "switch_step", "group_size", "credit", "cut", "cut_horizon", "advantage"}
+    keys |= {"mc_samples", "restart", "restart_steps", "gate", "regimes", "schedule"}
+    for name in NAMES:
+        stored = {"name": name, **dict.fromkeys(keys)}
+        read = Algorithm.model_validate(stored)
+        assert type(read) is Algorithm.named[name] and read.model_dump() == stored
+    given = {**dict.fromkeys(keys), "name": "ppo++", "rollin_prob": 0.5, "gate": True}
+    assert Algorithm.model_validate(given).model_dump(mode="json") == given
+    assert TrainConfig.model_fields["algorithm"].default.model_dump() == {"name": "ppo", **dict.fromkeys(keys)}
 
 
 # --- schedules
 
 
 def test_d2lols_switches_at_exactly_the_step() -> None:
-    spec = catalog.build("d2lols", {"switch_step": 3})
+    spec = spec_of("d2lols", {"switch_step": 3})
     assert [spec.regime_at(step, 0.99).roll_in for step in range(5)] == ["policy"] * 3 + ["guide"] * 2
-    assert catalog.build("d2lols", {"switch_step": 0}).regime_at(0, 0.0).roll_in == "guide"
+    assert spec_of("d2lols", {"switch_step": 0}).regime_at(0, 0.0).roll_in == "guide"
 
 
 def test_lols_mixes_with_its_probability() -> None:
     """As the loop draws it: one number per step, a function of the seed."""
-    spec = catalog.build("lols", {"p_ppo_pp": 0.8})
+    spec = spec_of("lols", {"p_ppo_pp": 0.8})
     drawn = Counter(spec.regime_at(s, noise.uniforms(1, 0, "regime", s)[0]).roll_in for s in range(4000))
     assert drawn["guide"] / 4000 == pytest.approx(0.8, abs=0.02)
     assert set(drawn) == {"guide", "policy"}
@@ -212,7 +228,7 @@ def test_lols_mixes_with_its_probability() -> None:
 
 @pytest.mark.parametrize(("probability", "roll_in"), [(1.0, "guide"), (0.0, "policy")])
 def test_lols_with_a_certain_phase_never_takes_the_other(probability: float, roll_in: str) -> None:
-    spec = catalog.build("lols", {"p_ppo_pp": probability})
+    spec = spec_of("lols", {"p_ppo_pp": probability})
     assert {spec.regime_at(0, draw).roll_in for draw in (0.0, 0.5, 1 - 2**-53)} == {roll_in}
 
 
@@ -372,7 +388,7 @@ def test_masks_of_hand_made_episodes(
 
 @pytest.mark.parametrize("name", ["bc-guide", "dagger"])
 def test_likelihood_learns_the_guides_tokens_and_eos(name: str) -> None:
-    regime = catalog.build(name, {}).regimes[0]
+    regime = spec_of(name).regimes[0]
     made = [episode(regime, ("policy", 2), ("guide", 3), cut=2), episode(regime, ("guide", 2), index=1)]
     batch = build_batch(made, regime, [], LOADED)
     assert as_text(batch.learned) == ["..XXX", "XX..."]
@@ -406,7 +422,7 @@ def any_episode(draw: st.DrawFn, regime: Regime, index: int) -> Episode:
 @pytest.mark.parametrize("name", TABLE)
 @given(data=st.data())
 def test_masks_of_any_episode_follow_from_its_authors(name: str, data: st.DataObject) -> None:
-    spec = catalog.build(name, {"credit": "cut"} if data.draw(st.booleans()) and name in ("lols", "d2lols") else {})
+    spec = spec_of(name, {"credit": "cut"} if data.draw(st.booleans()) and name in ("lols", "d2lols") else {})
     regime = data.draw(st.sampled_from(spec.regimes))
     episodes = [data.draw(any_episode(regime, index)) for index in range(data.draw(st.integers(1, 4)))]
     batch = build_batch(episodes, regime, spec.critics, LOADED)

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import ast
 import importlib
-import inspect
 import pkgutil
 from pathlib import Path
 
 import pytest
 
 import rlgf_cli.config
-from rlgf_cli.algorithms import catalog
-from rlgf_cli.config.common import StageConfig, Strict
+from rlgf_cli.config.common import StageConfig
 from rlgf_cli.config.loader import all_keys, resolve
 from rlgf_cli.errors import UserError
+from rlgf_cli.section import Strict
 
 PACKAGE = Path(rlgf_cli.config.__file__).parents[1]
 
 
 def config_models() -> list[type[Strict]]:
-    """Every section that a module below ``rlgf_cli.config`` defines."""
+    """Every section that a module below ``rlgf_cli.config`` or ``rlgf_cli.algorithms`` defines."""
     for found in pkgutil.iter_modules(rlgf_cli.config.__path__, "rlgf_cli.config."):
         importlib.import_module(found.name)
     models, queue = [], [Strict]
     while queue:
         below = queue.pop().__subclasses__()
-        models += [m for m in below if m.__module__.startswith("rlgf_cli.config.")]
+        models += [m for m in below if m.__module__.startswith(("rlgf_cli.config.", "rlgf_cli.algorithms."))]
         queue += below
     return sorted(set(models), key=lambda model: (model.__module__, model.__name__))
 
@@ -44,9 +43,7 @@ def attributes_read(sources: list[str]) -> set[str]:
 @pytest.fixture(scope="module")
 def read() -> set[str]:
     outside = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "config"]
-    named = [p for algorithm in catalog.CATALOG.values() for p in inspect.signature(algorithm).parameters]
-    # an algorithm's parameters are handed to the catalogue's function by name
-    return attributes_read([path.read_text(encoding="utf-8") for path in outside]) | set(named)
+    return attributes_read([path.read_text(encoding="utf-8") for path in outside])
 
 
 MODELS = config_models()

@@ -9,9 +9,10 @@ import yaml
 from pydantic import Field, model_validator
 
 from rlgf_cli.cli.options import print_config
-from rlgf_cli.config.common import LoraConfig, ModelConfig, OptimConfig, Parts, StageConfig, Strict, TextConfig
+from rlgf_cli.config.common import LoraConfig, ModelConfig, OptimConfig, Parts, StageConfig, TextConfig
 from rlgf_cli.config.loader import all_keys, resolve
 from rlgf_cli.errors import UserError
+from rlgf_cli.section import Strict
 
 
 class Range(Strict):

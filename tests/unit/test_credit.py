@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlgf_cli.algorithms import catalog
+from algorithms import spec_of
 from rlgf_cli.algorithms.spec import Author, Regime
 from rlgf_cli.config.train import KLConfig
 from rlgf_cli.protocols import Example, Score
@@ -84,7 +84,7 @@ def lambdas_of(e: Episode, settings: CreditSettings) -> list[float]:
 def test_gae_algorithms(name: str, scale: Any, trusted: bool, data: st.DataObject) -> None:
     """Advantages from the critic of the regime's roll-out, or from the mean score where that critic is not trusted;
     each critic's targets on its own, with a lambda of their own."""
-    spec = catalog.build(name, {})
+    spec = spec_of(name)
     regime = data.draw(st.sampled_from(spec.regimes))
     episodes, seed = data.draw(cases(regime))
     batch = build_batch(episodes, regime, spec.critics, LOADED)
@@ -137,7 +137,7 @@ def test_a_batch_without_signal_has_small_advantages() -> None:
 @pytest.mark.parametrize("name", ["grpo", "grpo++", "rloo", "rloo++"])
 def test_equal_scores_in_a_group_are_worth_nothing_whatever_the_kl(name: str, kl_coef: float) -> None:
     """The KL of a group algorithm is a loss of its own. Divided with the score it was noise of full size."""
-    regime = catalog.build(name, {"group_size": 4}).regimes[0]
+    regime = spec_of(name, {"group_size": 4}).regimes[0]
     episodes = [
         Episode(i, Example("e", "p"), [5], i // 4, "policy", [("policy", [7] * (2 + i % 3))], score=Score(0.3))
         for i in range(8)
@@ -155,7 +155,7 @@ def test_equal_scores_in_a_group_are_worth_nothing_whatever_the_kl(name: str, kl
 def test_group_algorithms(name: str, data: st.DataObject) -> None:
     """Every learned token of an episode gets its score less its group's baseline; with a charge in the reward
     (rloo alone) R = score - KL over learned tokens takes the score's place."""
-    spec = catalog.build(name, {"group_size": 2})
+    spec = spec_of(name, {"group_size": 2})
     regime = spec.regimes[0]
     episodes, seed = data.draw(cases(regime))
     batch = build_batch(episodes, regime, spec.critics, LOADED)

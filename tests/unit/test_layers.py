@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[2] / "src"
-BOTTOM = {"errors", "protocols", "noise", "registry", "algorithms", "artifacts", "config", "__version__"}
+BOTTOM = {"errors", "section", "protocols", "noise", "registry", "algorithms", "artifacts", "config", "__version__"}
 MIDDLE = {"failures", "functional", "stats", "models", "ledger", "guides", "tasks", "scorers", "training"}
 AROUND = {"supervised", "checks", "runs", "evolve", "report", "sweep"}
 
@@ -19,9 +19,10 @@ ALLOWED: dict[str, set[str]] = {
     "protocols": {"errors"},
     "noise": set(),
     "registry": {"errors"},
-    "algorithms": {"errors"},
+    "section": set(),
+    "algorithms": {"errors", "section"},
     "artifacts": {"errors", "protocols", "__version__"},
-    "config": {"errors", "algorithms", "artifacts"},
+    "config": {"errors", "section", "algorithms", "artifacts"},
     "failures": {"errors", "protocols", "noise"},
     "functional": set(),
     "stats": BOTTOM,

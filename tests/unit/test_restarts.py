@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from algorithms import spec_of
 from rl import (
     ScriptedGuide,
     actor_critic,
@@ -26,7 +27,6 @@ from rl import (
     trainer_for,
 )
 from rlgf_cli import noise
-from rlgf_cli.algorithms import catalog
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.training.episodes import Episode
@@ -229,9 +229,9 @@ def test_the_curriculum_moves_with_the_steps(gpt2: Loaded) -> None:
 
 def test_after_a_switch_the_curriculum_begins_anew(gpt2: Loaded) -> None:
     own = {"switch_step": 3, "restart": "backward", "restart_steps": 2, "rollin_prob": 0.9}
-    spec = catalog.build("d2lols", own)
+    spec = spec_of("d2lols", own)
     assert [spec.age(step) for step in range(6)] == [0, 1, 2, 0, 1, 2]
-    assert catalog.build("lols", {"restart": "backward", "restart_steps": 2}).age(5) == 5
+    assert spec_of("lols", {"restart": "backward", "restart_steps": 2}).age(5) == 5
     trainer = trainer_for(gpt2, "d2lols", guide(), parameters=own)
     trainer.state.step = 3
     row, episodes = trainer.step()

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlgf_cli.config.common import Strict
 from rlgf_cli.config.loader import Layer, as_set, as_yaml, read_layer, resolve
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
+from rlgf_cli.section import Strict
 from rlgf_cli.sweep import grid
 from rlgf_cli.sweep.grid import expand, safe_name, train_key
 

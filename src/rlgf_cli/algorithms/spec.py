@@ -10,6 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rlgf_cli.algorithms.parameters import Cut, Group, GroupSize, Restart, RollIn
+
 Author = Literal["policy", "guide"]
 Estimator = Literal["gae", "group_mean", "leave_one_out", "likelihood", "guide_mc"]
 
@@ -18,27 +20,20 @@ class _Data(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Regime(_Data):
+class Regime(RollIn, Cut, Restart, Group, _Data):
     """One way to write an episode and to learn from it.
 
     ``roll_in`` writes a prefix with probability ``rollin_prob``; ``roll_out`` finishes the text. Policy-gradient
-    estimators learn on the policy's tokens, ``likelihood`` on the guide's. ``credit`` and ``cut`` matter where the
-    policy rolls in; ``restart``, ``restart_steps`` and ``gate`` where the guide does: see docs/algorithms.md.
+    estimators learn on the policy's tokens, ``likelihood`` on the guide's. The fields of ``Cut`` matter where the
+    policy rolls in, those of ``Restart`` where the guide does, ``group_size`` for the group estimators.
     ``mc_samples``: texts that ``guide_mc`` asks of the guide on either side of the action at the cut.
     """
 
     roll_in: Literal["none", "policy", "guide"] = "none"
     roll_out: Author = "policy"
-    rollin_prob: float = Field(0.8, ge=0, le=1)
     estimator: Estimator = "gae"
-    credit: Literal["prefix", "cut"] = "prefix"
-    cut: Literal["first", "inner"] = "first"
-    cut_horizon: int | None = Field(None, ge=1)
-    group_size: int = Field(1, ge=1)
+    group_size: GroupSize = 1
     mc_samples: int = Field(1, ge=1)
-    restart: Literal["uniform", "backward", "uncertain"] = "uniform"
-    restart_steps: int | None = Field(None, ge=1)
-    gate: bool = False
 
     @property
     def learn_author(self) -> Author:

@@ -45,9 +45,9 @@ def ls(
 def _summaries(kind: Kind) -> dict[str, str]:
     """Name -> one line."""
     if kind is Kind.algorithms:
-        from rlgf_cli.algorithms.catalog import summaries
+        from rlgf_cli.algorithms.catalog import Algorithm
 
-        return {name: " ".join(text.split("\n\n")[0].split()) for name, text in summaries().items()}
+        return {name: algorithm.summary() for name, algorithm in Algorithm.named.items()}
     from rlgf_cli import registry
 
     found = {name: entry.summary for name, entry in registry.entries(kind.value).items()}

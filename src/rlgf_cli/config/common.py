@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from rlgf_cli.section import Strict
 
 OnOverlong = Literal["error", "truncate", "skip"]
 Dtype = Literal["float32", "bfloat16"]
-
-
-class Refused(ValueError):
-    """What a section's validator raises where it has a hint for the user."""
-
-    def __init__(self, message: str, hint: str | None) -> None:
-        super().__init__(message)
-        self.hint = hint
-
-
-class Strict(BaseModel):
-    """A config section. Unknown keys stop the run; ``scalar_key`` allows ``section: VALUE`` for one key."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), validate_default=True)
-    scalar_key: ClassVar[str | None] = None
-    usage: ClassVar[Mapping[str, str]] = {}
-    """Hints for keys that are no flags of the command line but its arguments."""
 
 
 class ModelConfig(Strict):

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from rlgf_cli.config.common import Refused, Strict
 from rlgf_cli.config.eval import IntervalConfig
+from rlgf_cli.section import Refused, Strict
 
 
 class CompareConfig(Strict):

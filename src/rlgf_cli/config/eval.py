@@ -7,17 +7,9 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from rlgf_cli.artifacts.predictions import OnMissing
-from rlgf_cli.config.common import (
-    DecodingConfig,
-    LengthConfig,
-    ModelConfig,
-    PartConfig,
-    Parts,
-    StageConfig,
-    Strict,
-    TextConfig,
-)
+from rlgf_cli.config.common import DecodingConfig, LengthConfig, ModelConfig, PartConfig, Parts, StageConfig, TextConfig
 from rlgf_cli.config.guide import BudgetConfig
+from rlgf_cli.section import Strict
 
 FREE_ON_RESUME = (
     "metrics",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from rlgf_cli.config.common import StageConfig, Strict
+from rlgf_cli.config.common import StageConfig
 from rlgf_cli.config.guide import TRANSPORT, BudgetConfig, GuideConfig
+from rlgf_cli.section import Strict
 
 
 class NoveltyConfig(Strict):

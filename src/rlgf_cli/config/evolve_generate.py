@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from rlgf_cli.config.common import Strict
 from rlgf_cli.config.evolve import EvolveConfig
+from rlgf_cli.section import Strict
 
 
 class MinHashConfig(Strict):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from rlgf_cli.config.common import Strict
+from rlgf_cli.section import Strict
 
 
 class DrawsConfig(Strict):

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlgf_cli.config.common import Strict
 from rlgf_cli.config.evolve import FREE_WHILE_EVOLVING, EvolveConfig
+from rlgf_cli.section import Strict
 
 
 class EvolveRewardConfig(Strict):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from rlgf_cli.config.common import DecodingConfig, LengthConfig, ModelConfig, Strict, TextConfig
+from rlgf_cli.config.common import DecodingConfig, LengthConfig, ModelConfig, TextConfig
+from rlgf_cli.section import Strict
 
 
 class GenerateConfig(Strict):

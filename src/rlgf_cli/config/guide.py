@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from rlgf_cli.config.common import Dtype, Strict
+from rlgf_cli.config.common import Dtype
+from rlgf_cli.section import Strict
 
 Api = Literal["chat", "completion"]
 

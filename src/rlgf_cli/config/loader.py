@@ -19,8 +19,9 @@ from typing import Any, Generic, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from rlgf_cli.config.common import Refused, Strict, as_parts
+from rlgf_cli.config.common import as_parts
 from rlgf_cli.errors import UserError, did_you_mean
+from rlgf_cli.section import Refused, Strict
 
 C = TypeVar("C", bound=Strict)
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -300,9 +301,8 @@ def _leaves(tree: Any, prefix: str = "") -> list[str]:
 
 def field_model(kind: type[Strict], name: str) -> tuple[type[Strict] | None, bool]:
     """The config section that a field holds (``X``, ``X | None``, ``list[X]``), and whether it is a list."""
-    if name not in kind.model_fields:
-        return None, False
-    return _section(kind.model_fields[name].annotation, False)
+    fields = kind.section_fields()
+    return _section(fields[name].annotation, False) if name in fields else (None, False)
 
 
 def _section(annotation: Any, in_list: bool) -> tuple[type[Strict] | None, bool]:
@@ -344,7 +344,7 @@ def _letter(kind: type[Strict], error: ValidationError, merged: _Merged) -> User
     where = None if where == _FLAG else where
     section = _section_at(kind, loc[:-1])
     if first["type"] == "extra_forbidden":
-        hint = did_you_mean(loc[-1], section.model_fields if section else [])
+        hint = did_you_mean(loc[-1], section.section_fields() if section else [])
         elsewhere = [k for k in all_keys(kind) if k.rpartition(".")[2] == loc[-1]]
         if elsewhere and "did you mean" not in hint:
             hint = did_you_mean(elsewhere[0], elsewhere)
@@ -392,7 +392,7 @@ def _section_at(kind: type[Strict], loc: Sequence[str]) -> type[Strict] | None:
 def all_keys(kind: type[Strict], prefix: str = "") -> list[str]:
     """Every dotted key of a config, sections left out; a list of sections counts as place 0."""
     found = []
-    for name in kind.model_fields:
+    for name in kind.section_fields():
         inner, in_list = field_model(kind, name)
         key = f"{prefix}{name}"
         found += all_keys(inner, f"{key}.0." if in_list else f"{key}.") if inner is not None else [key]

@@ -6,7 +6,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rlgf_cli.config.common import StageConfig, Strict, as_parts
+from rlgf_cli.config.common import StageConfig, as_parts
+from rlgf_cli.section import Strict
 
 RULE_MADE = (
     "random_words", "irrelevant", "shuffled_words", "shuffled_sentences", "repetition", "cut_off", "run_on",

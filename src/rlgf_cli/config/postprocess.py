@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rlgf_cli.config.common import Strict
+from rlgf_cli.section import Strict
 
 MendName = Literal["end_mark", "repetition", "repeats", "unfinished", "trim"]
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from rlgf_cli.config.common import StageConfig, Strict
+from rlgf_cli.config.common import StageConfig
+from rlgf_cli.section import Strict
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from rlgf_cli.config.common import Strict
 from rlgf_cli.config.loader import resolve
+from rlgf_cli.section import Strict
 
 Architecture = Literal["gpt2", "llama", "qwen3", "t5", "bart", "distilbert"]
 _BYTES = 256

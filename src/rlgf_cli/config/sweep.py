@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rlgf_cli.config.common import Refused, StageConfig
+from rlgf_cli.config.common import StageConfig
 from rlgf_cli.config.eval import IntervalConfig
+from rlgf_cli.section import Refused
 
 
 def _as_list(value: Any) -> Any:

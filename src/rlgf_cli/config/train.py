@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from rlgf_cli.algorithms import catalog
+from rlgf_cli.algorithms.base import Algorithm
+from rlgf_cli.algorithms.catalog import PPO
 from rlgf_cli.algorithms.spec import AlgorithmSpec
-from rlgf_cli.config.common import (
-    LengthConfig,
-    LoraConfig,
-    ModelConfig,
-    OptimConfig,
-    Parts,
-    Refused,
-    StageConfig,
-    Strict,
-    TextConfig,
-)
+from rlgf_cli.config.common import LengthConfig, LoraConfig, ModelConfig, OptimConfig, Parts, StageConfig, TextConfig
 from rlgf_cli.config.guide import TRANSPORT, BudgetConfig, GuideConfig
-from rlgf_cli.errors import UserError
+from rlgf_cli.section import Refused, Strict
 
 FREE_ON_RESUME = {
     "step0",
@@ -35,54 +26,6 @@ FREE_ON_RESUME = {
     *(f"guide.{key}" for key in TRANSPORT),
 }
 """Keys that may differ when a run is resumed: they do not change the policy."""
-
-
-class AlgorithmConfig(Strict):
-    """A name from the catalogue with its parameters, or a mixture of one's own: ``regimes`` and ``schedule``."""
-
-    scalar_key: ClassVar[str | None] = "name"
-    name: str = "ppo"
-    rollin_prob: float | None = None
-    p_ppo_pp: float | None = None
-    switch_step: int | None = None
-    group_size: int | None = None
-    credit: str | None = None
-    cut: str | None = None
-    cut_horizon: int | None = None
-    advantage: str | None = None
-    mc_samples: int | None = None
-    restart: str | None = None
-    restart_steps: int | None = None
-    gate: bool | None = None
-    regimes: list[dict[str, Any]] | None = None
-    schedule: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> AlgorithmConfig:
-        try:
-            self.spec()
-        except UserError as error:
-            raise Refused(error.message, error.hint) from None
-        return self
-
-    def spec(self) -> AlgorithmSpec:
-        """The algorithm as data. Raises UserError for unknown names and refused combinations."""
-        named = {"rollin_prob", "p_ppo_pp", "switch_step", "group_size", "credit", "cut", "cut_horizon"}
-        named |= {"advantage", "mc_samples"}
-        named |= {"restart", "restart_steps", "gate"}
-        parameters = {k: v for k, v in self.model_dump(include=named).items() if v is not None}
-        if self.regimes is None:
-            if self.schedule is not None:
-                raise ValueError("schedule goes with regimes of your own; named algorithms bring theirs")
-            return catalog.build(self.name, parameters)
-        if parameters:
-            raise ValueError(f"{', '.join(parameters)}: with regimes of your own, parameters go into the regimes")
-        try:
-            return AlgorithmSpec.model_validate(
-                {"name": self.name, "regimes": self.regimes, "schedule": self.schedule or {}}
-            )
-        except ValidationError as error:
-            raise ValueError(f"algorithm {self.name!r}: {catalog.first_reason(error)}") from None
 
 
 class ServerConfig(Strict):
@@ -245,7 +188,7 @@ class TrainConfig(StageConfig):
     model: ModelConfig
     data: str
     limit: int | None = Field(None, ge=1)
-    algorithm: AlgorithmConfig = AlgorithmConfig()
+    algorithm: Algorithm = PPO()
     guide: GuideConfig | None = None
     budget: BudgetConfig = BudgetConfig()
     reward: Parts = Field(default_factory=list)

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rlgf_cli.config.common import Refused
 from rlgf_cli.config.supervised import SupervisedConfig
+from rlgf_cli.section import Refused
 
 _BELONGS = {
     "classification": ("text_key", "label_key", "label_names", "good_label"),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
-from rlgf_cli.config.common import Strict
 from rlgf_cli.config.loader import resolve
+from rlgf_cli.section import Strict
 
 PLACEHOLDER = "{instruction}"
 BUILTIN = Path(__file__).with_name("operations.yaml")

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rlgf_cli.algorithms import catalog
-from rlgf_cli.config.common import Strict
+from rlgf_cli.algorithms.base import Algorithm, parameters_of
 from rlgf_cli.config.loader import Layer, all_keys, field_model, merge, one_key
-from rlgf_cli.config.train import AlgorithmConfig, TrainConfig
+from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.noise import short_hash
+from rlgf_cli.section import Strict
 
 SEED = "seed"
 _ALIASES = {"alg": "algorithm"}
@@ -104,7 +104,7 @@ def train_key(written: str, where: str | None = None) -> str:
     key = _ALIASES.get(written, written).replace("-", "_")
     known = all_keys(TrainConfig)
     sections = {k.rpartition(".")[0] for k in known if ".0." not in k} - {""}
-    if key not in known and key not in sections and key not in TrainConfig.model_fields:
+    if key not in known and key not in sections and key not in TrainConfig.section_fields():
         ends = [k for k in known if k.rpartition(".")[2] == key]
         if len(ends) > 1:
             hint = "it is one of " + ", ".join(ends)
@@ -196,7 +196,7 @@ def _meaningless(axes: Sequence[Axis], choice: Sequence[int], base: Layer) -> se
     without: set[str] = set()
     if not own_regimes and isinstance(name, str):
         try:
-            taken = {"name", "regimes", "schedule", *catalog.parameters_of(name)}
+            taken = {"name", "regimes", "schedule", *parameters_of(name)}
         except UserError as error:
             where = laid.places.get("algorithm.name", laid.places.get("algorithm"))
             raise UserError(error.message, where=where, hint=error.hint) from None
@@ -212,7 +212,7 @@ def _meaningless(axes: Sequence[Axis], choice: Sequence[int], base: Layer) -> se
 def asks_guide(algorithm: Mapping[str, Any]) -> bool:
     """Whether an algorithm asks a guide; True where its section is not valid, which its check will say."""
     try:
-        return AlgorithmConfig.model_validate(algorithm).spec().needs_guide
+        return Algorithm.model_validate(algorithm).spec().needs_guide
     except ValidationError:
         return True
 

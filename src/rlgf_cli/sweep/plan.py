@@ -14,7 +14,6 @@ from rlgf_cli.artifacts.jsonl import read_json
 from rlgf_cli.artifacts.resume import refuse_changed
 from rlgf_cli.config import eval as eval_config
 from rlgf_cli.config import train as train_config
-from rlgf_cli.config.common import Strict
 from rlgf_cli.config.eval import EvalConfig
 from rlgf_cli.config.guide import BudgetConfig
 from rlgf_cli.config.loader import Layer, Resolved, as_set, merge, read_layer, resolve
@@ -24,6 +23,7 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.guides.make import check_guide, describe, make_live_guide
 from rlgf_cli.ledger.meter import NANO, Meter
 from rlgf_cli.ledger.store import Store
+from rlgf_cli.section import Strict
 from rlgf_cli.sweep.grid import Expansion, Point, expand, safe_name
 from rlgf_cli.sweep.work import Cell, Step, status_of
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from rlgf_cli.config.common import Strict
 from rlgf_cli.config.guide import Api
 from rlgf_cli.config.loader import resolve
+from rlgf_cli.section import Strict
 
 
 class Alias(Strict):
