@@ -18,7 +18,7 @@ from typing import Any
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from rlgf_cli.algorithms.base import Algorithm, Mixture
-from rlgf_cli.checks.invariants import TRUTHS
+from rlgf_cli.checks.invariants import INVARIANTS
 from rlgf_cli.cli.commands import COMMANDS
 from rlgf_cli.config.collect_guide import CollectGuideConfig
 from rlgf_cli.config.compare import CompareConfig
@@ -188,7 +188,9 @@ def commands() -> str:
 
 
 def truths() -> str:
-    rows = [f"| `{name}` | {_cell(t.looks_at)} | {_cell(t.broken)} | {_cell(t.remedy)} |" for name, t in TRUTHS.items()]
+    rows = [
+        f"| `{name}` | {_cell(t.looks_at)} | {_cell(t.broken)} | {_cell(t.remedy)} |" for name, t in INVARIANTS.items()
+    ]
     return "\n".join(
         ["| truth | what is looked at | what it means when it breaks | remedy |", "|---|---|---|---|", *rows]
     )

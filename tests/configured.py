@@ -12,7 +12,7 @@ from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.runs.build import make_trainer
 from rlgf_cli.training.loop import Trainer
-from rlgf_cli.training.parallel.processes import ALONE
+from rlgf_cli.training.parallel.processes import SINGLE
 
 SMALL: dict[str, dict[str, Any]] = {
     "lengths": {"max_new_tokens": 8},
@@ -47,17 +47,17 @@ def trainer_of(
         config_of(algorithm, **sections),
         loaded,
         prompts_for(loaded, prompts),
-        ALONE,
+        SINGLE,
         guide=guide,
         covered=None,
         scorer=scorer,
         scorer_at=None,
-        expect=None,
+        prefetch=None,
         evaluate=None,
         warn=print,
     )
     if not examined:
-        trainer.examine = None
+        trainer.probe = None
     return trainer
 
 

@@ -24,7 +24,7 @@ from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.models.text import TextFormat
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training.loop import Trainer
-from rlgf_cli.training.rollout import Roller, Sampling
+from rlgf_cli.training.rollout import RolloutGenerator, Sampling
 
 LIMIT = 64
 PROMPTS = [f"w{i}" for i in range(7)]
@@ -64,9 +64,9 @@ def prompts(loaded: Loaded) -> list[Encoded]:
 
 def mean_length(loaded: Loaded, texts: int = 1000) -> float:
     """Of texts that the policy writes; the same draws every time."""
-    roller = Roller(loaded, Sampling(max_new_tokens=LIMIT, batch_size=500), 1)
+    generator = RolloutGenerator(loaded, Sampling(max_new_tokens=LIMIT, batch_size=500), 1)
     asked = prompts(loaded) * (texts // len(PROMPTS))
-    return fmean(e.length for e in roller.roll(Regime(), asked, 0, 1.0))
+    return fmean(e.length for e in generator.generate(Regime(), asked, 0, 1.0))
 
 
 def drift(start: Loaded, mean: float, seed: int, *, steps: int = 30, **more: Any) -> float:

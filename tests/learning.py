@@ -33,7 +33,7 @@ from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.models.text import TextFormat
 from rlgf_cli.protocols import Completion, Example, GuideAbilities, GuideRequest, Score
-from rlgf_cli.training.rollout import Roller, Sampling
+from rlgf_cli.training.rollout import RolloutGenerator, Sampling
 
 PROMPTS = ("red", "green", "blue", "grey")
 ANSWERS = ("one", "two", "three", "four")
@@ -196,7 +196,7 @@ def learned(
         scorer=scorer, minibatch_size=64, epochs=2,
     )  # fmt: skip
     trainer.prompts = encoded(loaded)
-    trainer.roller = Roller(loaded, Sampling(max_new_tokens=LIMIT), seed, guide=guide)
+    trainer.generator = RolloutGenerator(loaded, Sampling(max_new_tokens=LIMIT), seed, guide=guide)
     trainer.scheduler = torch.optim.lr_scheduler.LinearLR(trainer.optimizer, 1.0, 0.05, steps)
     trainer.state.horizon = 3.0
     values, rows = [], []

@@ -24,12 +24,12 @@ from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.protocols import Completion, Example, FinishReason, Guide, GuideAbilities, GuideRequest, Score
 from rlgf_cli.runs.build import make_trainer
-from rlgf_cli.training.advantages import CreditSettings, Standing, annotate, assign
+from rlgf_cli.training.advantages import AdvantageSettings, Standing, compute_advantages, compute_stats
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.episodes import Episode, build_batch
 from rlgf_cli.training.loop import CriticSettings, Trainer
-from rlgf_cli.training.parallel.processes import ALONE
-from rlgf_cli.training.rollout import Roller, Sampling
+from rlgf_cli.training.parallel.processes import SINGLE
+from rlgf_cli.training.rollout import RolloutGenerator, Sampling
 from rlgf_cli.training.update import StepData, UpdateSettings, make_optimizer
 
 PPO = Regime()
@@ -69,10 +69,10 @@ def prompts_for(loaded: Loaded, count: int, *, repeat: int = 1) -> list[Encoded]
     return [e for e in encoded for _ in range(repeat)]
 
 
-def roller_for(loaded: Loaded, guide: Any = None, *, seed: int = 0, **changes: Any) -> Roller:
-    """``changes``: fields of Sampling (12 new tokens by default), or of Roller."""
+def generator_for(loaded: Loaded, guide: Any = None, *, seed: int = 0, **changes: Any) -> RolloutGenerator:
+    """``changes``: fields of Sampling (12 new tokens by default), or of RolloutGenerator."""
     own = {k: changes.pop(k) for k in ("covered", "whole_words", "use") if k in changes}
-    return Roller(loaded, Sampling(**{"max_new_tokens": 12, **changes}), seed, guide=guide, **own)
+    return RolloutGenerator(loaded, Sampling(**{"max_new_tokens": 12, **changes}), seed, guide=guide, **own)
 
 
 class ScriptedPolicy:
@@ -174,9 +174,9 @@ def step_data(
     batch = build_batch(episodes, regime, critics, model.loaded)
     if regime.estimator == "likelihood":
         return StepData(regime, batch, None, None, None)
-    notes = annotate(model, batch, regime, sampling, rows_at_once=rows_at_once)
-    credit = assign(regime, batch, notes, CreditSettings(), Standing(kl_coef))
-    return StepData(regime, batch, notes, credit, None)
+    stats = compute_stats(model, batch, regime, sampling, rows_at_once=rows_at_once)
+    advantages = compute_advantages(regime, batch, stats, AdvantageSettings(), Standing(kl_coef))
+    return StepData(regime, batch, stats, advantages, None)
 
 
 def update_settings(**changes: Any) -> UpdateSettings:
@@ -200,7 +200,7 @@ def trainer_for(
     parameters: dict[str, Any] | None = None,
     kl_coef: float = 0.0,
     kl_where: Any = "loss",
-    credit: CreditSettings | None = None,
+    advantage: AdvantageSettings | None = None,
     learning_rate: float = 1e-2,
     episodes: int = 8,
     seed: int = 0,
@@ -219,12 +219,12 @@ def trainer_for(
         optimizer=optimizer,
         scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
         prompts=prompts_for(loaded, 12),
-        roller=roller_for(loaded, guide, seed=seed, covered=covered),
+        generator=generator_for(loaded, guide, seed=seed, covered=covered),
         scorer=scorer,
-        credit=credit or CreditSettings(),
+        advantage=advantage or AdvantageSettings(),
         update=update_settings(**{"minibatch_size": 4, **changes}),
         kl=KLConfig(coef=kl_coef, where=kl_where),
-        state=TrainerState(kl_coef=kl_coef, horizon=6.0),
+        state=TrainerState(kl_coef=kl_coef, typical_length=6.0),
         seed=seed,
         episodes=episodes,
         missing_eos_penalty=0.0,
@@ -240,10 +240,10 @@ def configured_trainer(
     flags = {"model": "start", "data": "none", "reward": "none", "output": "none", "seed": seed}
     config = resolve(TrainConfig, sets=sets, flags=flags).config
     trainer = make_trainer(
-        config, loaded, prompts, ALONE, guide=guide, covered=None, scorer=scorer, scorer_at=None, expect=None,
+        config, loaded, prompts, SINGLE, guide=guide, covered=None, scorer=scorer, scorer_at=None, prefetch=None,
         evaluate=None, warn=lambda text: None,
     )  # fmt: skip
-    trainer.examine = None
+    trainer.probe = None
     return trainer
 
 

@@ -11,12 +11,12 @@ import pytest
 
 from conftest import Result, toy_examples, write_rows
 from rlgf_cli.checks import reward_probe as reward_exam
-from rlgf_cli.checks.invariants import TRUTHS
+from rlgf_cli.checks.invariants import INVARIANTS
 from rlgf_cli.functional.logprobs import process_logits
 from rlgf_cli.models import generate
 
 Doctor = Callable[..., Result]
-POLICY = [name for name in TRUTHS if name != "lora.reference"]
+POLICY = [name for name in INVARIANTS if name != "lora.reference"]
 REWARD = ["reward.scores", "reward.text", "reward.spread", "reward.repeatable", "reward.time"]
 REWARDS = """
 import math, random
@@ -88,7 +88,7 @@ def test_people_read_it(doctor: Doctor, tiny_gpt2: Path, data: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0] == f"{tiny_gpt2} on 8 prompts of {data}"
     at = next(i for i, line in enumerate(lines) if line.startswith("ok    policy.plain: one text at a time: "))
-    assert lines[at + 1] == f"      {TRUTHS['policy.plain'].broken}"
+    assert lines[at + 1] == f"      {INVARIANTS['policy.plain'].broken}"
 
 
 def test_a_training_recipe_is_taken_as_it_is(doctor: Doctor, tiny_gpt2: Path, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_training_recipe_is_taken_as_it_is(doctor: Doctor, tiny_gpt2: Path, tm
     done = doctor(tiny_gpt2, "-c", recipe, "-L", 5, "--json", reward="")
     assert done.exit_code == 0, done.stderr
     found = checks(done)
-    assert set(found) == {"data.prompts", "text.ending", *TRUTHS, "policy.endings", *REWARD}
+    assert set(found) == {"data.prompts", "text.ending", *INVARIANTS, "policy.endings", *REWARD}
     assert "5 texts" in found["episodes.masks"]["finding"] and "64 texts of a step" in found["reward.time"]["finding"]
     assert "adapter off" in found["lora.reference"]["finding"]
     assert doctor(tiny_gpt2, "-c", recipe, "--set", "lengths.max_new_tokns=3").exit_code == 2
@@ -143,7 +143,9 @@ def test_a_sampler_of_another_distribution(doctor: Doctor, tiny_gpt2: Path, monk
     assert doctor(tiny_gpt2).exit_code == 0
     done = doctor(tiny_gpt2, "--temperature", "0.5")
     assert done.exit_code == 1
-    assert "checks failed: policy.sampler" in done.stderr and f"hint: {TRUTHS['policy.sampler'].remedy}" in done.stderr
+    assert (
+        "checks failed: policy.sampler" in done.stderr and f"hint: {INVARIANTS['policy.sampler'].remedy}" in done.stderr
+    )
     assert "fail  policy.sampler: " in done.stdout
 
 

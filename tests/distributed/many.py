@@ -35,13 +35,13 @@ def main() -> None:
     from rlgf_cli.cli.app import main as rlgf
     from rlgf_cli.errors import StoppedEarly
     from rlgf_cli.training import loop
-    from rlgf_cli.training.parallel.fsdp import ShardingGroup
-    from rlgf_cli.training.parallel.processes import Group
+    from rlgf_cli.training.parallel.fsdp import ShardedProcesses
+    from rlgf_cli.training.parallel.processes import Processes
 
-    prepare = ShardingGroup.prepare
+    prepare = ShardedProcesses.prepare
     shards: list[list[int]] = []
 
-    def prepared(self: ShardingGroup, model: Any) -> None:
+    def prepared(self: ShardedProcesses, model: Any) -> None:
         before = [sum(p.numel() for p in part.parameters()) for part in (model.policy, model.ref_model, model.critics)]
         prepare(self, model)
         parts = (model.policy, model.ref_model, model.critics)
@@ -49,20 +49,22 @@ def main() -> None:
             [[b, sum(p.to_local().numel() for p in m.parameters())] for b, m in zip(before, parts, strict=True)]
         )
 
-    ShardingGroup.prepare = prepared  # type: ignore[method-assign]
+    ShardedProcesses.prepare = prepared  # type: ignore[method-assign]
     plan = json.loads(PLAN.read_text())
     watch(plan["watch"])
-    Group.leave = lambda self: None  # type: ignore[method-assign]  # the next run has the same processes
-    rolled = loop.Roller.roll
+    Processes.leave = lambda self: None  # type: ignore[method-assign]  # the next run has the same processes
+    original = loop.RolloutGenerator.generate
     codes = []
     for run in plan["runs"]:
 
-        def roll(self: Any, regime: Any, prompts: Any, step: int, *more: Any, outage: Any = run["outage"], **kw: Any):
+        def generate(
+            self: Any, regime: Any, prompts: Any, step: int, *more: Any, outage: Any = run["outage"], **kw: Any
+        ):
             if RANK == 1 and step == outage:
                 raise StoppedEarly("the guide is out", hint="--resume goes on")
-            return rolled(self, regime, prompts, step, *more, **kw)
+            return original(self, regime, prompts, step, *more, **kw)
 
-        loop.Roller.roll = roll  # type: ignore[method-assign]
+        loop.RolloutGenerator.generate = generate  # type: ignore[method-assign]
         try:
             rlgf(run["argv"])
         except SystemExit as ended:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from conftest import Result, toy_examples, write_rows
 from rlgf_cli.runs import best, trackers
 from rlgf_cli.stages import train as stage
-from rlgf_cli.training.divergence import Evaluation
+from rlgf_cli.training.divergence import HeldOutResult
 from rlgf_cli.training.loop import Trainer
 from rlgf_cli.training.timing import ALWAYS
 from runs import assert_figures, rows_of
@@ -138,7 +138,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
     left = [9.0, *scores]
     figures = {"eval/score_error": 0.1}
     monkeypatch.setattr(
-        stage, "evaluator", lambda *_, **__: lambda: Evaluation({**figures, "eval/score": left.pop(0)}, {})
+        stage, "make_evaluator", lambda *_, **__: lambda: HeldOutResult({**figures, "eval/score": left.pop(0)}, {})
     )
 
 

@@ -20,13 +20,13 @@ from rl import (
     actor_critic,
     both,
     caught_if,
+    generator_for,
     guide,
     loaded_from,
     parameters_of,
     plain_logprobs,
     prompts_for,
     real_mask,
-    roller_for,
     state_of,
     step_data,
     token_batch,
@@ -65,8 +65,8 @@ def test_mistake_1_the_aggrevated_phase_learns_on_the_guides_tokens(
     if injected:
         monkeypatch.setattr(Regime, "learn_author", property(lambda self: self.roll_out))
     regime = next(r for r in spec_of(name, {"rollin_prob": 1.0}).regimes if r.roll_in == "policy")
-    roller = roller_for(gpt2, guide())
-    episodes = roller.roll(regime, prompts_for(gpt2, 8), 0, 5.0)
+    generator = generator_for(gpt2, guide())
+    episodes = generator.generate(regime, prompts_for(gpt2, 8), 0, 5.0)
     model = actor_critic(gpt2, ["guide"])
     seen: list[torch.Tensor] = []
     score = model.forward_logprobs
@@ -79,11 +79,11 @@ def test_mistake_1_the_aggrevated_phase_learns_on_the_guides_tokens(
         return scored
 
     with caught_if(injected):
-        data = step_data(model, regime, episodes, roller.sampling, critics=["guide"])
+        data = step_data(model, regime, episodes, generator.sampling, critics=["guide"])
         monkeypatch.setattr(model, "forward_logprobs", watched)
         monkeypatch.setattr(update_module, "_minibatches", lambda *_: [torch.arange(8)])
         still = torch.optim.SGD(model.parameters(), 0.0)
-        update(model, still, data, roller.sampling, update_settings(), seed=0, step=0)
+        update(model, still, data, generator.sampling, update_settings(), seed=0, step=0)
         assert len(seen) == 1 and seen[0].grad is not None
         for row, e in enumerate(episodes):
             authors = [author for author, ids in e.segments for _ in ids]
@@ -216,14 +216,14 @@ def test_mistake_6_left_padded_gpt2_without_position_ids(
 ) -> None:
     """transformers 5 counts positions from the padding on: 1.49 nats off in scoring, and other text in sampling."""
     prompts = prompts_for(gpt2, 8)
-    alone = [e.ids for e in roller_for(gpt2, batch_size=1).roll(PPO, prompts, 0, 9.0)]
+    alone = [e.ids for e in generator_for(gpt2, batch_size=1).generate(PPO, prompts, 0, 9.0)]
     if injected:
         monkeypatch.setattr(gpt2.model, "forward", _Forward(gpt2.model, "position_ids"))
     with caught_if(injected):
         if what == "scoring":
             assert_batched_scores_are_plain_ones(gpt2)
         else:
-            assert [e.ids for e in roller_for(gpt2, batch_size=8).roll(PPO, prompts, 0, 9.0)] == alone
+            assert [e.ids for e in generator_for(gpt2, batch_size=8).generate(PPO, prompts, 0, 9.0)] == alone
 
 
 @both

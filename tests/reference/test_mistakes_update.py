@@ -18,12 +18,12 @@ from rl import (
     actor_critic,
     both,
     caught_if,
+    generator_for,
     guide,
     loaded_from,
     parameters_of,
     plain_logprobs,
     prompts_for,
-    roller_for,
     state_of,
     step_data,
     trainer_for,
@@ -61,22 +61,22 @@ def test_mistake_7_a_minibatch_without_policy_tokens_divides_by_zero(
         monkeypatch.setattr(update_module._Counts, "of", lambda *args: replace(counts(*args), fitted=args[2].sum()))
         monkeypatch.setattr(update_module._Counts, "empty", False)
     regime = AGGREVATED.model_copy(update={"rollin_prob": 0.0})
-    roller = roller_for(gpt2, guide())
-    episodes = roller.roll(regime, prompts_for(gpt2, 4), 0, 5.0)
+    generator = generator_for(gpt2, guide())
+    episodes = generator.generate(regime, prompts_for(gpt2, 4), 0, 5.0)
     model = actor_critic(gpt2, ["guide"])
-    data = step_data(model, regime, episodes, roller.sampling, critics=["guide"])
+    data = step_data(model, regime, episodes, generator.sampling, critics=["guide"])
     assert int(data.batch.learned.sum()) == 0 < int(data.batch.fit["guide"].sum())
     optimizer = make_optimizer(model.trainable(), 1e-2, 0.0)
     settings = update_settings(entropy_coef=0.01)
     with caught_if(injected, RlgfError):
-        figures = update(model, optimizer, data, roller.sampling, settings, seed=0, step=0)
+        figures = update(model, optimizer, data, generator.sampling, settings, seed=0, step=0)
         assert bool(parameters_of(model).isfinite().all())
         assert figures["update/skipped"] == 0 and "loss/policy" not in figures and figures["loss/value_guide"] > 0
-    unguided = roller_for(gpt2).roll(PPO, prompts_for(gpt2, 4), 0, 5.0)
-    nothing = step_data(model, BC, unguided, roller.sampling, critics=[])
+    unguided = generator_for(gpt2).generate(PPO, prompts_for(gpt2, 4), 0, 5.0)
+    nothing = step_data(model, BC, unguided, generator.sampling, critics=[])
     before = state_of(model)
     with caught_if(injected, RlgfError):
-        figures = update(model, optimizer, nothing, roller.sampling, settings, seed=0, step=1)
+        figures = update(model, optimizer, nothing, generator.sampling, settings, seed=0, step=1)
         assert figures == {"update/skipped": 1}
         assert all(torch.equal(before[name], tensor) for name, tensor in state_of(model).items())
 
@@ -90,10 +90,10 @@ def test_mistake_9a_approx_kl_is_averaged_over_masked_tokens(
     gpt2: Loaded, monkeypatch: pytest.MonkeyPatch, injected: bool
 ) -> None:
     """It is the mean over learned tokens, as a plain call of the old and of the new policy gives it."""
-    roller = roller_for(gpt2, guide())
-    episodes = roller.roll(AGGREVATED, prompts_for(gpt2, 8), 0, 5.0)
+    generator = generator_for(gpt2, guide())
+    episodes = generator.generate(AGGREVATED, prompts_for(gpt2, 8), 0, 5.0)
     model = actor_critic(gpt2, ["guide"])
-    data = step_data(model, AGGREVATED, episodes, roller.sampling, critics=["guide"])
+    data = step_data(model, AGGREVATED, episodes, generator.sampling, critics=["guide"])
 
     def logprobs() -> torch.Tensor:
         rows = []
@@ -103,7 +103,7 @@ def test_mistake_9a_approx_kl_is_averaged_over_masked_tokens(
         return torch.cat(rows)
 
     old = logprobs()
-    update(model, torch.optim.SGD(model.parameters(), 0.3), data, roller.sampling, update_settings(), seed=0, step=0)
+    update(model, torch.optim.SGD(model.parameters(), 0.3), data, generator.sampling, update_settings(), seed=0, step=0)
     difference = logprobs() - old
     expected = float((difference.exp() - 1 - difference).mean())
     assert expected > 1e-4
@@ -112,7 +112,7 @@ def test_mistake_9a_approx_kl_is_averaged_over_masked_tokens(
     with caught_if(injected):
         still = torch.optim.SGD(model.parameters(), 0.0)
         settings = update_settings(minibatch_size=3)
-        figures = update(model, still, data, roller.sampling, settings, seed=0, step=1)
+        figures = update(model, still, data, generator.sampling, settings, seed=0, step=1)
         assert figures["ppo/approx_kl"] == pytest.approx(expected, rel=1e-2)
         assert figures["ppo/ratio"] == pytest.approx(float(difference.exp().mean()), rel=1e-3)
 
@@ -205,18 +205,18 @@ def test_mistake_11_the_ratio_is_taken_before_the_mask(
     tokens and on padding, the update and its figures are the same."""
     if injected:
         monkeypatch.setattr(losses, "policy_loss", _exp_first)
-    roller = roller_for(gpt2, guide())
-    episodes = roller.roll(AGGREVATED, prompts_for(gpt2, 8), 0, 5.0)
+    generator = generator_for(gpt2, guide())
+    episodes = generator.generate(AGGREVATED, prompts_for(gpt2, 8), 0, 5.0)
 
     def train(poison: float | None) -> tuple[torch.Tensor, dict[str, float]]:
         model = actor_critic(loaded_from(Path(gpt2.name)), ["guide"])
-        data = step_data(model, AGGREVATED, episodes, roller.sampling, critics=["guide"])
-        assert data.notes is not None and data.credit is not None
+        data = step_data(model, AGGREVATED, episodes, generator.sampling, critics=["guide"])
+        assert data.stats is not None and data.advantages is not None
         if poison is not None:
-            data.notes.logprobs[~data.batch.policy] = poison
-            data.credit.advantages[~data.batch.policy] = poison
+            data.stats.old_logprobs[~data.batch.policy] = poison
+            data.advantages.per_token[~data.batch.policy] = poison
         optimizer = make_optimizer(model.trainable(), 1e-2, 0.0)
-        figures = update(model, optimizer, data, roller.sampling, update_settings(), seed=0, step=0)
+        figures = update(model, optimizer, data, generator.sampling, update_settings(), seed=0, step=0)
         return parameters_of(model), figures
 
     with caught_if(injected, RlgfError):
@@ -233,9 +233,9 @@ def test_mistake_12_the_number_of_minibatches_has_no_effect_and_ratios_are_dilut
 ) -> None:
     """One optimizer step per minibatch and epoch; every episode once an epoch; a ratio of 1 is logged as 1."""
     model = actor_critic(gpt2, ["guide"])
-    roller = roller_for(gpt2, guide())
-    episodes = roller.roll(AGGREVATED, prompts_for(gpt2, 8), 0, 5.0)
-    data = step_data(model, AGGREVATED, episodes, roller.sampling, critics=["guide"])
+    generator = generator_for(gpt2, guide())
+    episodes = generator.generate(AGGREVATED, prompts_for(gpt2, 8), 0, 5.0)
+    data = step_data(model, AGGREVATED, episodes, generator.sampling, critics=["guide"])
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     steps: list[int] = []
     optimizer.register_step_post_hook(lambda *_: steps.append(1))
@@ -252,7 +252,7 @@ def test_mistake_12_the_number_of_minibatches_has_no_effect_and_ratios_are_dilut
 
     monkeypatch.setattr(TokenBatch, "rows", watched)
     settings = update_settings(epochs=3, minibatch_size=size)
-    figures = update(model, optimizer, data, roller.sampling, settings, seed=0, step=0)
+    figures = update(model, optimizer, data, generator.sampling, settings, seed=0, step=0)
     with caught_if(injected):
         assert len(steps) == 3 * -(-8 // size)
         assert sorted(rows) == sorted([*range(8)] * 3)

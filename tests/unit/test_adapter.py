@@ -16,7 +16,7 @@ from peft import LoraConfig as PeftLora
 from transformers import AutoModelForCausalLM
 
 from conftest import toy_examples, write_rows
-from rl import PPO, actor_critic, loaded_from, of_responses, prompts_for, roller_for, step_data, update_settings
+from rl import PPO, actor_critic, generator_for, loaded_from, of_responses, prompts_for, step_data, update_settings
 from rlgf_cli.config.common import LoraConfig, ModelConfig
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.config.merge import MergeConfig
@@ -137,10 +137,10 @@ def test_lora_on_an_untied_head_merges_into_the_same_model(
 def test_an_adapter_on_an_untied_head_learns_in_train(untied: Callable[[str], Path]) -> None:
     path = untied("qwen2")
     model = actor_critic(add_lora(loaded_from(path), LoraConfig(enabled=True, r=4, target_modules=["lm_head"])))
-    roller = roller_for(model.loaded)
-    data = step_data(model, PPO, roller.roll(PPO, prompts_for(model.loaded, 8), 0, 9.0), roller.sampling)
+    generator = generator_for(model.loaded)
+    data = step_data(model, PPO, generator.generate(PPO, prompts_for(model.loaded, 8), 0, 9.0), generator.sampling)
     optimizer = make_optimizer(model.trainable(), 2e-2, 0.0)
-    update(model, optimizer, data, roller.sampling, update_settings(), seed=0, step=0)
+    update(model, optimizer, data, generator.sampling, update_settings(), seed=0, step=0)
     (moved,) = (p for n, p in model.policy.named_parameters() if "lm_head.lora_B" in n)
     assert float(moved.detach().abs().max()) > 0
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from rl import PPO, loaded_from, prompts_for, roller_for, state_of, step_data, update_settings
+from rl import PPO, generator_for, loaded_from, prompts_for, state_of, step_data, update_settings
 from rlgf_cli.artifacts import checkpoints
 from rlgf_cli.artifacts.disk import RememberingWriter, os_errors
 from rlgf_cli.config.common import LoraConfig
@@ -35,10 +35,10 @@ def build(path: Path, *, mode: str = "shared", lora: bool = False) -> tuple[Acto
 
 
 def train(model: ActorCritic, optimizer: Any, scheduler: Any, step: int) -> None:
-    roller = roller_for(model.loaded)
-    episodes = roller.roll(PPO, prompts_for(model.loaded, 6), step, 9.0)
-    data = step_data(model, PPO, episodes, roller.sampling, critics=["policy", "guide"])
-    update(model, optimizer, data, roller.sampling, update_settings(), seed=0, step=step)
+    generator = generator_for(model.loaded)
+    episodes = generator.generate(PPO, prompts_for(model.loaded, 6), step, 9.0)
+    data = step_data(model, PPO, episodes, generator.sampling, critics=["policy", "guide"])
+    update(model, optimizer, data, generator.sampling, update_settings(), seed=0, step=step)
     scheduler.step()
 
 

@@ -15,12 +15,12 @@ from conftest import make_tokenizer
 from rl import (
     PPO,
     actor_critic,
+    generator_for,
     guide,
     loaded_from,
     plain_logits,
     prompts_for,
     real_mask,
-    roller_for,
     step_data,
     token_batch,
     trainer_for,
@@ -32,7 +32,7 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.functional.logprobs import chosen_logprobs, process_logits
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.text import special_ids, unseen_ids
-from rlgf_cli.training.rollout import Roller, Sampling
+from rlgf_cli.training.rollout import RolloutGenerator, Sampling
 
 INF = float("inf")
 PAD, EOS = 0, 1
@@ -65,7 +65,7 @@ def test_the_log_counts_them_and_the_ban_keeps_them_from_being_written(gpt2: Loa
     counts = []
     for ban in (False, True):
         trainer = trainer_for(gpt2, "ppo++", guide(), learning_rate=0.0)
-        trainer.roller = roller_for(gpt2, guide(), ban_control=ban, temperature=1.5)
+        trainer.generator = generator_for(gpt2, guide(), ban_control=ban, temperature=1.5)
         row, episodes = trainer.step()
         own = [token for e in episodes for author, ids in e.segments if author == "policy" for token in ids]
         assert row["tokens/control"] == sum(token in gpt2.control_ids for token in own)
@@ -113,16 +113,16 @@ def test_a_banned_token_has_no_gradient_and_the_others_have_that_of_the_allowed_
 
 
 def test_the_truths_of_step_0_hold_under_the_ban(gpt2: Loaded) -> None:
-    roller = roller_for(gpt2, ban_control=True, temperature=1.3)
+    generator = generator_for(gpt2, ban_control=True, temperature=1.3)
     model = actor_critic(gpt2)
-    episodes = roller.roll(PPO, prompts_for(gpt2, 9), 0, 6.0)
-    data = step_data(model, PPO, episodes, roller.sampling)
-    found = policy_probe.examine(
-        model, PPO, episodes, data.batch, data.notes, data.credit, roller.sampling, kl_coef=0.1, seed=0, step=0
+    episodes = generator.generate(PPO, prompts_for(gpt2, 9), 0, 6.0)
+    data = step_data(model, PPO, episodes, generator.sampling)
+    found = policy_probe.probe(
+        model, PPO, episodes, data.batch, data.stats, data.advantages, generator.sampling, kl_coef=0.1, seed=0, step=0
     )
     assert {"policy.ratio", "policy.plain", "policy.sampler"} <= {check.name for check in found}
     assert {check.status for check in found} == {"ok"}
-    free = Sampling(**{**roller.sampling.__dict__, "ban_control": False})  # as a scorer that knows no ban has it
+    free = Sampling(**{**generator.sampling.__dict__, "ban_control": False})  # as a scorer that knows no ban has it
     with torch.no_grad():
         other = policy_probe._sampler(model, episodes, free, 0, 0)
     assert other is not None and other.status == "fail"
@@ -130,9 +130,9 @@ def test_the_truths_of_step_0_hold_under_the_ban(gpt2: Loaded) -> None:
 
 def test_likelihoods_are_taken_without_the_ban(gpt2: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guide's text may hold an unknown token, which is a special one."""
-    monkeypatch.setattr(Roller, "_guide_ids", lambda self, completion, behind: [40, PAD, 41, EOS])
+    monkeypatch.setattr(RolloutGenerator, "_guide_ids", lambda self, completion, behind: [40, PAD, 41, EOS])
     trainer = trainer_for(gpt2, "bc-guide", guide())
-    trainer.roller = roller_for(gpt2, guide(), ban_control=True)
+    trainer.generator = generator_for(gpt2, guide(), ban_control=True)
     row, episodes = trainer.step()
     assert episodes[0].ids == [40, PAD, 41, EOS] and 0 < row["loss/likelihood"] < 100 and row["tokens/control"] == 0
     assert math.isfinite(row["update/grad_norm"])

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from rl import ScriptedGuide, ScriptedPolicy, loaded_from, prompts_for, roller_for
+from rl import ScriptedGuide, ScriptedPolicy, generator_for, loaded_from, prompts_for
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.training import rollout
 from rlgf_cli.training.episodes import Episode
-from rlgf_cli.training.rollout import Roller
+from rlgf_cli.training.rollout import RolloutGenerator
 
 SCRIPT = "naïve 日本 café, ok zqzqzqzqzqzqzqzqzqzq end"
 """Single bytes in the tiny tokenizer: half characters, and a word of twenty tokens."""
@@ -50,9 +50,11 @@ def is_boundary(loaded: Loaded, script: list[int], n: int, whole_words: bool) ->
     return not (whole_words and before and behind and before[-1].isalnum() and behind[0].isalnum())
 
 
-def roll(loaded: Loaded, regime: Regime, guide: ScriptedGuide, **changes: object) -> tuple[Roller, list[Episode]]:
-    roller = roller_for(loaded, guide, max_new_tokens=64, **changes)  # type: ignore[arg-type]
-    return roller, roller.roll(regime, prompts_for(loaded, 300), 0, 9.0)
+def roll(
+    loaded: Loaded, regime: Regime, guide: ScriptedGuide, **changes: object
+) -> tuple[RolloutGenerator, list[Episode]]:
+    generator = generator_for(loaded, guide, max_new_tokens=64, **changes)  # type: ignore[arg-type]
+    return generator, generator.generate(regime, prompts_for(loaded, 300), 0, 9.0)
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
@@ -61,7 +63,7 @@ def test_a_cut_inside_a_character_or_word_moves_to_its_end(gpt2: Loaded, script:
     last = len(script) - 1  # before EOS
     guide = ScriptedGuide((" and", "stop"))
     regime = FIRST.model_copy(update={"cut_horizon": len(script)})
-    roller, episodes = roll(gpt2, regime, guide, whole_words=whole_words)
+    generator, episodes = roll(gpt2, regime, guide, whole_words=whole_words)
     asked, moved, seen = iter(guide.asked), 0, set()
     for e in episodes:
         k = 1 + int(rollout.noise.uniforms(4, 0, "plan", 0, e.group)[1] * len(script))
@@ -82,7 +84,7 @@ def test_a_cut_inside_a_character_or_word_moves_to_its_end(gpt2: Loaded, script:
         assert e.text == f"{prefix} and"
         moved += cut != k
     assert len(seen) > len(script) * 0.9
-    assert roller.counts["cuts_moved"] == moved > 0
+    assert generator.counts["cuts_moved"] == moved > 0
     assert next(asked, None) is None
 
 
@@ -90,8 +92,8 @@ def test_a_word_that_fills_the_room_is_the_policys_own_text(gpt2: Loaded, script
     ids = gpt2.text.encode_response(gpt2.tokenizer, "z" * 60)
     rollout.sample = ScriptedPolicy(ids, gpt2.eos_id)  # type: ignore[assignment] # restored with the fixture's patch
     guide = ScriptedGuide((" and", "stop"))
-    roller = roller_for(gpt2, guide, max_new_tokens=20, whole_words=True)
-    episodes = roller.roll(FIRST, prompts_for(gpt2, 20), 0, 10.0)
+    generator = generator_for(gpt2, guide, max_new_tokens=20, whole_words=True)
+    episodes = generator.generate(FIRST, prompts_for(gpt2, 20), 0, 10.0)
     one = [e for e in episodes if e.cut > 1]
     assert one and all(e.segments == [("policy", ids[:20])] and not e.finished for e in one)
 
@@ -102,7 +104,7 @@ def test_half_a_character_before_eos_is_the_policys_own_ending(gpt2: Loaded, mon
     monkeypatch.setattr(rollout, "sample", ScriptedPolicy(ids, gpt2.eos_id))
     guide = ScriptedGuide((" and", "stop"))
     regime = FIRST.model_copy(update={"cut_horizon": len(half)})
-    episodes = roller_for(gpt2, guide).roll(regime, prompts_for(gpt2, 30), 0, 9.0)
+    episodes = generator_for(gpt2, guide).generate(regime, prompts_for(gpt2, 30), 0, 9.0)
     inside = [e for e in episodes if 1 + int(rollout.noise.uniforms(4, 0, "plan", 0, e.group)[1] * len(half)) > 1]
     assert inside and all(e.segments == [("policy", ids)] and e.finished for e in inside)
 
@@ -113,7 +115,7 @@ def test_cut_inner_falls_in_the_finished_text_and_on_boundaries(
 ) -> None:
     """k uniform on 1..L-1 of the policy's whole text, as released by earlier code, but never inside a character."""
     guide = ScriptedGuide((" and", "stop"))
-    roller, episodes = roll(gpt2, INNER, guide, whole_words=whole_words)
+    generator, episodes = roll(gpt2, INNER, guide, whole_words=whole_words)
     drawn, moved = set(), 0
     for e in episodes:
         k = 1 + int(rollout.noise.uniforms(4, 0, "plan", 0, e.group)[1] * (len(script) - 1))
@@ -122,14 +124,14 @@ def test_cut_inner_falls_in_the_finished_text_and_on_boundaries(
         drawn.add(k)
         moved += cut != k
     assert min(drawn) == 1 and max(drawn) == len(script) - 1  # EOS alone is never in the prefix
-    assert roller.counts["cuts_moved"] == moved > 0
+    assert generator.counts["cuts_moved"] == moved > 0
 
 
 def test_cut_inner_of_a_text_of_one_token_leaves_all_to_the_guide(
     gpt2: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollout, "sample", ScriptedPolicy([gpt2.eos_id], gpt2.eos_id))
-    episodes = roller_for(gpt2, ScriptedGuide(("the cat", "stop"))).roll(INNER, prompts_for(gpt2, 5), 0, 9.0)
+    episodes = generator_for(gpt2, ScriptedGuide(("the cat", "stop"))).generate(INNER, prompts_for(gpt2, 5), 0, 9.0)
     assert all(e.cut == 0 and [a for a, _ in e.segments] == ["guide"] for e in episodes)
 
 
@@ -142,7 +144,7 @@ def test_a_response_prefix_that_the_policy_wrote_is_not_written_again(
     monkeypatch.setattr(rollout, "sample", ScriptedPolicy([*space, 79, 79], gpt2.eos_id))
     guide = ScriptedGuide(("the cat", "stop"))
     regime = FIRST.model_copy(update={"cut_horizon": 1})
-    for e in roller_for(gpt2, guide).roll(regime, prompts_for(gpt2, 5), 0, 9.0):
+    for e in generator_for(gpt2, guide).generate(regime, prompts_for(gpt2, 5), 0, 9.0):
         assert gpt2.tokenizer.decode(e.ids, skip_special_tokens=True) == " the cat"
         assert e.text == "the cat"
     assert {r.prefix for r in guide.asked} == {""}

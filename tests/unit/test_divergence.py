@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from rlgf_cli.training.checkpoint import TrainerState
-from rlgf_cli.training.divergence import RISK, Evaluation, Watched, sign_test, watch
+from rlgf_cli.training.divergence import RISK, HeldOutResult, Watched, sign_test, watch
 
 
-def evaluation(scores: Sequence[float], watched: Sequence[float]) -> Evaluation:
+def evaluation(scores: Sequence[float], watched: Sequence[float]) -> HeldOutResult:
     named = [{f"p{i}": float(v) for i, v in enumerate(values)} for values in (scores, watched)]
-    return Evaluation({}, *named)
+    return HeldOutResult({}, *named)
 
 
-def course(evaluations: Sequence[Evaluation], patience: int = 2) -> tuple[list[dict[str, float]], Watched]:
+def course(evaluations: Sequence[HeldOutResult], patience: int = 2) -> tuple[list[dict[str, float]], Watched]:
     """The figures of each evaluation, at steps 10, 20, ..., and what is remembered at the end."""
     state, rows = Watched(), []
     for n, now in enumerate(evaluations, 1):
@@ -31,7 +31,7 @@ def course(evaluations: Sequence[Evaluation], patience: int = 2) -> tuple[list[d
     return rows, state
 
 
-def flat(score: float, watched: float, count: int = 20) -> Evaluation:
+def flat(score: float, watched: float, count: int = 20) -> HeldOutResult:
     return evaluation([score] * count, [watched] * count)
 
 
@@ -77,7 +77,7 @@ def test_of_equal_best_ones_the_first_is_kept() -> None:
     assert course([flat(0, 0.5), flat(1, 0.5), flat(2, 0.5)])[1].step == 10
 
 
-def fallen(falls: int, count: int = 20) -> Evaluation:
+def fallen(falls: int, count: int = 20) -> HeldOutResult:
     """The watched figure is lower for some prompts and a little higher for the others; all scores rise."""
     return evaluation([1] * count, [0.0] * falls + [0.51] * (count - falls))
 
@@ -111,7 +111,7 @@ def test_a_score_that_rises_by_a_hair_and_falls_far_is_not_higher() -> None:
 def test_prompts_are_paired_by_their_names() -> None:
     """In another order, and with prompts that only one side could score."""
     now = evaluation([1] * 20, [v / 20 for v in range(20)])
-    later = Evaluation({}, now.scores, dict(reversed([(k, v - 0.01) for k, v in now.watched.items() if k != "p19"])))
+    later = HeldOutResult({}, now.scores, dict(reversed([(k, v - 0.01) for k, v in now.watched.items() if k != "p19"])))
     rows, _ = course([now, later])
     assert rows[1]["eval/watch_change"] == pytest.approx(-0.01)
     assert rows[1]["eval/watch"] == pytest.approx(fmean(range(19)) / 20 - 0.01)
@@ -121,10 +121,10 @@ def test_prompts_are_paired_by_their_names() -> None:
 def test_the_best_is_chosen_on_the_prompts_that_both_have() -> None:
     """An easy prompt that one evaluation alone has a number for makes it no better, and no worse."""
     scores, ten = flat(0, 0).scores, [f"p{i}" for i in range(10)]
-    before = Evaluation({}, scores, dict.fromkeys(ten, 0.5))
-    worse = Evaluation({}, scores, {**dict.fromkeys(ten, 0.4), "p19": 9.0})
+    before = HeldOutResult({}, scores, dict.fromkeys(ten, 0.5))
+    worse = HeldOutResult({}, scores, {**dict.fromkeys(ten, 0.4), "p19": 9.0})
     assert course([before, worse])[1].step == 10
-    better = Evaluation({}, scores, {**dict.fromkeys(ten, 0.6), "p19": -9.0})
+    better = HeldOutResult({}, scores, {**dict.fromkeys(ten, 0.6), "p19": -9.0})
     rows, state = course([before, better])
     assert rows[1]["eval/watch"] < rows[0]["eval/watch"]
     assert state.step == 20 and state.best == rows[1]["eval/watch"]

@@ -14,7 +14,7 @@ from rl import loaded_from, trainer_for
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training import figures
-from rlgf_cli.training.advantages import Credit, Notes
+from rlgf_cli.training.advantages import Advantages, RolloutStats
 from rlgf_cli.training.episodes import Episode, build_batch
 
 LOADED = SimpleNamespace(device=torch.device("cpu"), pad_id=0, encoder_decoder=False)
@@ -58,18 +58,18 @@ def test_what_the_losses_used(reference: bool) -> None:
     def own(x: torch.Tensor, mask: torch.Tensor) -> list[float]:
         return [float(v) for row, chosen in zip(x, mask, strict=True) for v, c in zip(row, chosen, strict=True) if c]
 
-    logprobs, values, returns, rewards, advantages, ratio = (torch.randn(shape) for _ in range(6))
-    ratio, advantages = ratio * batch.policy, advantages * batch.learned
-    notes = Notes(logprobs, torch.randn(shape) if reference else None, {"policy": values})
-    credit = Credit(rewards, advantages, {"policy": returns}, ratio if reference else None)
-    row = figures.of_tensors(texts, batch, notes, credit)
+    logprobs, values, returns, rewards, per_token, ratio = (torch.randn(shape) for _ in range(6))
+    ratio, per_token = ratio * batch.policy, per_token * batch.learned
+    stats = RolloutStats(logprobs, torch.randn(shape) if reference else None, {"policy": values})
+    advantages = Advantages(rewards, per_token, {"policy": returns}, ratio if reference else None)
+    row = figures.of_tensors(texts, batch, stats, advantages)
     policy, fit = batch.policy, batch.fit["policy"]
     assert int(policy.sum()) == 3 + 4 + 2 + 3 < int(batch.real.sum()) == 16
     expected = {
         "tokens/policy": 12 / 16,
         "policy/entropy": -fmean(own(logprobs, policy)),
         "reward/sum": fmean(float(r.sum()) for r in rewards),
-        "advantage/std": stdev(own(advantages, batch.learned)),
+        "advantage/std": stdev(own(per_token, batch.learned)),
         "value/return_policy": fmean(own(returns, fit)),
         "value/bias_policy": fmean(own(values, fit)) - fmean(own(returns, fit)),
         "value/explained_policy": 1 - variance(own(returns - values, fit)) / variance(own(returns, fit)),

@@ -18,7 +18,7 @@ from rlgf_cli.protocols import Example, GuideRequest, Score
 from rlgf_cli.training.episodes import Episode
 from rlgf_cli.training.gate import Gate, own_scores, text_key
 from rlgf_cli.training.loop import Trainer
-from rlgf_cli.training.parallel.processes import Group
+from rlgf_cli.training.parallel.processes import Processes
 
 GOOD, BAD = "the cat sees the river it .", "in the house a dog finds it ."
 
@@ -109,7 +109,7 @@ def test_the_same_words_without_their_end_are_another_text() -> None:
 
 
 def test_processes_take_over_what_the_others_scored() -> None:
-    class Two(Group):
+    class Two(Processes):
         def gather(self, value: Any) -> list[Any]:
             return [value, {"theirs": 0.25}]
 

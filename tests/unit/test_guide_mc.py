@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from rl import ScriptedGuide, ScriptedPolicy, loaded_from, prompts_for, roller_for, trainer_for
+from rl import ScriptedGuide, ScriptedPolicy, generator_for, loaded_from, prompts_for, trainer_for
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Completion, Example, GuideRequest, Score
 from rlgf_cli.runs.metric_names import known
 from rlgf_cli.training import rollout
-from rlgf_cli.training.advantages import CreditSettings, Notes, Standing, assign
+from rlgf_cli.training.advantages import AdvantageSettings, RolloutStats, Standing, compute_advantages
 from rlgf_cli.training.episodes import Episode, build_batch
-from rlgf_cli.training.rollout import Roller
+from rlgf_cli.training.rollout import RolloutGenerator
 
 LIMIT = 6
 WORDS = (" it", " .")
@@ -87,13 +87,15 @@ def worth(text: str, tokens: int) -> float:
     return (ended + worth(f"{text} it", tokens + 1)) / 2
 
 
-def rolled(loaded: Loaded, guide: Any, samples: int, count: int = 60, **changes: Any) -> tuple[Roller, list[Episode]]:
-    roller = roller_for(loaded, guide, **{"max_new_tokens": LIMIT, **changes})
-    episodes = roller.roll(regime(samples), prompts_for(loaded, count), 0, 9.0)
+def rolled(
+    loaded: Loaded, guide: Any, samples: int, count: int = 60, **changes: Any
+) -> tuple[RolloutGenerator, list[Episode]]:
+    generator = generator_for(loaded, guide, **{"max_new_tokens": LIMIT, **changes})
+    episodes = generator.generate(regime(samples), prompts_for(loaded, count), 0, 9.0)
     trainer = trainer_for(loaded, "ppo", scorer=scorer)
     trainer.missing_eos_penalty = PENALTY
     trainer._score(episodes)
-    return roller, episodes
+    return generator, episodes
 
 
 def drawn_cut(e: Episode, horizon: int = LIMIT) -> int:
@@ -109,7 +111,7 @@ def test_the_difference_is_the_guides_own_advantage_of_the_action(gpt2: Loaded, 
     for e in episodes:
         k = drawn_cut(e)
         assert (e.cut, e.action_start, e.reached_cut) == (k, k - 1, True)
-        before, after = e.sides or (math.nan, math.nan)
+        before, after = e.mc_returns or (math.nan, math.nan)
         assert before == pytest.approx(worth(" ".join(words[: k - 1]), k - 1), abs=1e-9)
         assert after == pytest.approx(worth(" ".join(words[:k]), k), abs=1e-9)
         # the episode itself is the first text after the action; a roll-in that filled the limit is all of that side
@@ -125,7 +127,7 @@ def test_an_ending_at_the_cut_is_its_own_text_and_an_earlier_one_learns_nothing(
 ) -> None:
     policy_writes("the cat .", ends=True)  # four tokens, EOS the last
     guide = coin_guide()
-    roller, episodes = rolled(gpt2, guide, 64)
+    generator, episodes = rolled(gpt2, guide, 64)
     batch = build_batch(episodes, regime(64), [], gpt2)
     asked: Counter[str] = Counter()
     for row, e in enumerate(episodes):
@@ -133,18 +135,20 @@ def test_an_ending_at_the_cut_is_its_own_text_and_an_earlier_one_learns_nothing(
         learned = batch.learned[row].nonzero()[:, 0].tolist()
         asked[e.example.id] += 64 * ((k <= 4) + (k < 4))
         if k > 4:
-            assert e.policy_alone and e.finished and not e.branches and e.sides is None and learned == []
+            assert e.policy_alone and e.finished and not e.branches and e.mc_returns is None and learned == []
         elif k == 4:
             assert e.policy_alone and e.finished and learned == [3]
-            assert e.sides == pytest.approx((worth("the cat .", 3), score_of("the cat .")))
+            assert e.mc_returns == pytest.approx((worth("the cat .", 3), score_of("the cat .")))
         else:
             assert learned == [k - 1] and e.segments[1][0] == "guide"
-        assert float(batch.differences[row]) == pytest.approx(e.sides[1] - e.sides[0] if e.sides else 0.0, abs=1e-6)
+        assert float(batch.differences[row]) == pytest.approx(
+            e.mc_returns[1] - e.mc_returns[0] if e.mc_returns else 0.0, abs=1e-6
+        )
     assert {drawn_cut(e) for e in episodes} == set(range(1, 7))
-    assert Counter(r.example.id for r in guide.asked) == +asked == roller.use.uses
+    assert Counter(r.example.id for r in guide.asked) == +asked == generator.use.uses
     for name, count in asked.items():  # every text has a sample index of its own, whichever side it is for
         assert [r.sample_index for r in guide.asked if r.example.id == name] == list(range(count))
-    assert roller.counts["guide_requests"] == len(guide.asked) and roller.counts["one_sided"] == 0
+    assert generator.counts["guide_requests"] == len(guide.asked) and generator.counts["one_sided"] == 0
 
 
 def test_the_advantage_is_the_difference_less_the_actions_kl(gpt2: Loaded, policy_writes: Any) -> None:
@@ -155,21 +159,21 @@ def test_the_advantage_is_the_difference_less_the_actions_kl(gpt2: Loaded, polic
     batch = build_batch(episodes, regime(2), [], gpt2)
     shape = batch.real.shape
     torch.manual_seed(0)
-    notes = Notes(torch.randn(shape), torch.randn(shape), {})
-    credit = assign(regime(2), batch, notes, CreditSettings(scale="none"), Standing(0.3))
-    assert not credit.returns
+    stats = RolloutStats(torch.randn(shape), torch.randn(shape), {})
+    advantages = compute_advantages(regime(2), batch, stats, AdvantageSettings(scale="none"), Standing(0.3))
+    assert not advantages.returns
     for row, e in enumerate(episodes):
-        before, after = e.sides or (0.0, 0.0)
+        before, after = e.mc_returns or (0.0, 0.0)
         action = slice(e.action_start, e.cut)
-        kl = float((notes.logprobs - notes.ref_logprobs)[row, action].sum())
+        kl = float((stats.old_logprobs - stats.ref_logprobs)[row, action].sum())
         expected = torch.zeros(shape[1])
         expected[action] = after - before - 0.3 * kl
-        assert torch.allclose(credit.advantages[row], expected, atol=1e-5)
-    whitened = assign(regime(2), batch, notes, CreditSettings(scale="batch"), Standing(0.3))
-    learned, raw = whitened.advantages[batch.learned], credit.advantages[batch.learned]
+        assert torch.allclose(advantages.per_token[row], expected, atol=1e-5)
+    whitened = compute_advantages(regime(2), batch, stats, AdvantageSettings(scale="batch"), Standing(0.3))
+    learned, raw = whitened.per_token[batch.learned], advantages.per_token[batch.learned]
     assert torch.allclose(learned * raw.std(unbiased=False) + raw.mean(), raw, atol=1e-5)
     assert float(learned.mean()) == pytest.approx(0, abs=1e-5)
-    assert not whitened.advantages[~batch.learned].any()
+    assert not whitened.per_token[~batch.learned].any()
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
@@ -180,8 +184,8 @@ def test_a_word_is_one_action_and_the_guide_never_sees_half_of_it(
     text = "naïve 日本 café, ok zqzqzq end"
     ids = policy_writes(text, ends=True)
     guide = ScriptedGuide((" and", "stop"))
-    roller = roller_for(gpt2, guide, max_new_tokens=64, whole_words=whole_words)
-    episodes = roller.roll(regime(1, horizon=len(ids)), prompts_for(gpt2, 200), 0, 9.0)
+    generator = generator_for(gpt2, guide, max_new_tokens=64, whole_words=whole_words)
+    episodes = generator.generate(regime(1, horizon=len(ids)), prompts_for(gpt2, 200), 0, 9.0)
     requests = iter(guide.asked)
     several = 0
     for e in episodes:
@@ -216,7 +220,7 @@ def test_what_the_guide_refuses_is_left_out_of_the_mean(gpt2: Loaded, policy_wri
     _, episodes = rolled(gpt2, Refusing(lambda r: r.sample_index % 2 == 0), 64, count=20)
     for e in episodes:
         k = drawn_cut(e)
-        before, after = e.sides or (math.nan, math.nan)
+        before, after = e.mc_returns or (math.nan, math.nan)
         one, other = (score_of(" ".join([*TEXT.split()[:n], "."])) - PENALTY * (n + 1 == LIMIT) for n in (k - 1, k))
         assert before == pytest.approx(one)
         assert after == pytest.approx(other if k < LIMIT else score_of(TEXT) - PENALTY)
@@ -230,21 +234,21 @@ def test_an_episode_without_a_text_on_a_side_learns_nothing_and_is_counted(
     ids = policy_writes(TEXT)
     cuts = [drawn_cut(e) for e in rolled(gpt2, coin_guide(), 1)[1]]
     sides = iter([s for k in cuts for s in (["before", "after"] if k < LIMIT else ["before"])])
-    roller, episodes = rolled(gpt2, Refusing(lambda r: next(sides) == side), 1)
+    generator, episodes = rolled(gpt2, Refusing(lambda r: next(sides) == side), 1)
     batch = build_batch(episodes, regime(), [], gpt2)
     for row, (e, k) in enumerate(zip(episodes, cuts, strict=True)):
         if side == "after" and k == LIMIT:  # nobody was asked for that side
-            assert e.sides is not None
+            assert e.mc_returns is not None
             continue
-        assert e.sides is None and not batch.learned[row].any()
+        assert e.mc_returns is None and not batch.learned[row].any()
         if side == "after":  # the policy goes on, as everywhere
             assert e.ids == ids and e.policy_alone
         elif k < LIMIT:
             assert e.segments[1][0] == "guide"
     open_ends = sum(k < LIMIT for k in cuts)
-    assert roller.counts["one_sided"] == (open_ends if side == "after" else len(cuts))
-    assert roller.counts["unguided"] == (open_ends if side == "after" else 0)
-    assert roller.counts["guide_failed"] == roller.counts["one_sided"]
+    assert generator.counts["one_sided"] == (open_ends if side == "after" else len(cuts))
+    assert generator.counts["unguided"] == (open_ends if side == "after" else 0)
+    assert generator.counts["guide_failed"] == generator.counts["one_sided"]
 
 
 def test_the_loop_scores_all_texts_in_one_call_and_logs_both_sides(tiny_gpt2: Path) -> None:
@@ -264,11 +268,11 @@ def test_the_loop_scores_all_texts_in_one_call_and_logs_both_sides(tiny_gpt2: Pa
         assert all(known(key) for key in row)
         calls_per_episode = [4 - 2 * e.policy_alone for e in episodes if e.reached_cut]
         assert row["guide/requests"] == len(guide.asked) - asked == sum(calls_per_episode)
-        sides = [e.sides for e in episodes if e.sides]
+        sides = [e.mc_returns for e in episodes if e.mc_returns]
         assert len(sides) == sum(e.reached_cut for e in episodes) > 4
         assert row["mc/before"] == pytest.approx(sum(b for b, _ in sides) / len(sides))
         assert row["mc/after"] == pytest.approx(sum(a for _, a in sides) / len(sides))
-        assert row["tokens/learned"] == sum(e.cut - e.action_start for e in episodes if e.sides) > 0
+        assert row["tokens/learned"] == sum(e.cut - e.action_start for e in episodes if e.mc_returns) > 0
         assert calls.pop() == 8 + sum(len(e.branches) for e in episodes) and not calls
         assert "loss/value_guide" not in row and row["update/skipped"] < 1
         record = next(e for e in episodes if e.branches).to_record(loaded)

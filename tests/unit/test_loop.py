@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from rl import ScriptedGuide, guide, loaded_from, parameters_of, roller_for, state_of, trainer_for
+from rl import ScriptedGuide, generator_for, guide, loaded_from, parameters_of, state_of, trainer_for
 from rlgf_cli.config.train import KLConfig
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.runs.metric_names import known
-from rlgf_cli.training.advantages import CreditSettings
-from rlgf_cli.training.divergence import Evaluation
+from rlgf_cli.training.advantages import AdvantageSettings
+from rlgf_cli.training.divergence import HeldOutResult
 
 ALGORITHMS = [
     "ppo", "ppo++", "aggrevated", "lols", "d2lols", "grpo", "rloo", "grpo++", "rloo++", "bc-guide", "dagger"
@@ -66,8 +66,8 @@ def test_every_figure_of_a_row_is_known_and_finite(gpt2: Loaded, name: str) -> N
 def test_the_first_row_has_the_held_out_score_before_the_first_step(gpt2: Loaded) -> None:
     trainer = trainer_for(gpt2, "ppo")
 
-    def evaluate() -> Evaluation:
-        return Evaluation({"eval/score": float(parameters_of(trainer.model).sum()), "eval/score_error": 0.5}, {})
+    def evaluate() -> HeldOutResult:
+        return HeldOutResult({"eval/score": float(parameters_of(trainer.model).sum()), "eval/score_error": 0.5}, {})
 
     trainer.evaluate = evaluate
     before = evaluate().figures["eval/score"]
@@ -93,10 +93,10 @@ def test_the_policy_waits_until_its_critic_is_warm(gpt2: Loaded, name: str, froz
 def test_the_horizon_follows_the_lengths(gpt2: Loaded) -> None:
     trainer = trainer_for(gpt2, "aggrevated", guide())
     for _ in range(2):
-        before = trainer.state.horizon
+        before = trainer.state.typical_length
         row, episodes = trainer.step()
         assert row["length/horizon"] == before
-        assert trainer.state.horizon == pytest.approx(0.9 * before + 0.1 * sum(e.length for e in episodes) / 8)
+        assert trainer.state.typical_length == pytest.approx(0.9 * before + 0.1 * sum(e.length for e in episodes) / 8)
 
 
 def test_the_adaptive_coefficient_is_moved_by_what_was_logged(gpt2: Loaded) -> None:
@@ -155,7 +155,7 @@ def test_accumulation_gives_the_whole_minibatchs_update(tiny_gpt2: Path, name: s
 def test_a_gradient_that_is_not_finite_stops_the_run_with_the_weights_as_they_were(gpt2: Loaded) -> None:
     trainer = trainer_for(gpt2, "ppo")
     before = parameters_of(trainer.model)
-    trainer.credit = CreditSettings(scale="none")
+    trainer.advantage = AdvantageSettings(scale="none")
     trainer.scorer = lambda batch, texts: [Score(1e38 * (i % 2)) for i in range(len(texts))]
     with pytest.raises(RlgfError, match="step 1 is not finite"):
         trainer.step()
@@ -165,7 +165,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_with_the_weights_as_they_we
 def test_behaviour_cloning_of_short_texts_is_finite_whatever_the_policy_may_sample(gpt2: Loaded) -> None:
     """The guide may end before the policy is allowed to: its EOS has a likelihood all the same."""
     trainer = trainer_for(gpt2, "bc-guide", ScriptedGuide(("the cat", "stop")))
-    trainer.roller = roller_for(gpt2, ScriptedGuide(("the cat", "stop")), min_new_tokens=10, temperature=0.5)
+    trainer.generator = generator_for(gpt2, ScriptedGuide(("the cat", "stop")), min_new_tokens=10, temperature=0.5)
     row, episodes = trainer.step()
     assert {e.length for e in episodes} == {3}
     assert math.isfinite(row["loss/likelihood"]) and row["tokens/learned"] == 24
@@ -183,12 +183,12 @@ def test_the_first_step_is_examined_before_anything_is_learned(gpt2: Loaded, nam
     trainer = trainer_for(gpt2, name, guide(), kl_coef=0.3, kl_where="reward")
     before, seen = parameters_of(trainer.model), []
 
-    def examine(regime: Any, episodes: Any, batch: Any, notes: Any, credit: Any, kl_coef: float) -> None:
+    def probe(regime: Any, episodes: Any, batch: Any, stats: Any, advantages: Any, kl_coef: float) -> None:
         assert torch.equal(before, parameters_of(trainer.model))
-        drawn = None if notes is None else [float(p) for p in notes.logprobs[batch.policy]]
+        drawn = None if stats is None else [float(p) for p in stats.old_logprobs[batch.policy]]
         seen.append((len(episodes), kl_coef, drawn))
 
-    trainer.examine = examine
+    trainer.probe = probe
     row, _ = trainer.step()
     trainer.step()
     ((count, kl_coef, drawn),) = seen

@@ -15,11 +15,11 @@ from rl import (
     PPO,
     RESPONSES,
     actor_critic,
+    generator_for,
     loaded_from,
     of_responses,
     prompts_for,
     real_mask,
-    roller_for,
     state_of,
     step_data,
     token_batch,
@@ -38,11 +38,11 @@ def fresh_adapter(path: Path) -> Loaded:
 
 
 def train(model: ActorCritic, steps: int = 2) -> None:
-    roller = roller_for(model.loaded)
-    data = step_data(model, PPO, roller.roll(PPO, prompts_for(model.loaded, 8), 0, 9.0), roller.sampling)
+    generator = generator_for(model.loaded)
+    data = step_data(model, PPO, generator.generate(PPO, prompts_for(model.loaded, 8), 0, 9.0), generator.sampling)
     optimizer = make_optimizer(model.trainable(), 2e-2, 0.0)
     for step in range(steps):
-        update(model, optimizer, data, roller.sampling, update_settings(), seed=0, step=step)
+        update(model, optimizer, data, generator.sampling, update_settings(), seed=0, step=step)
 
 
 def of(model: ActorCritic, score: Callable[..., torch.Tensor]) -> torch.Tensor:

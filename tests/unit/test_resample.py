@@ -137,7 +137,7 @@ def test_the_seed_decides_who_comes_in(gpt2: Loaded) -> None:
     found = set()
     for seed in range(3):
         looking = trainer(gpt2, lambda name: True, 1)
-        looking.seed = looking.roller.seed = seed
+        looking.seed = looking.generator.seed = seed
         looking._episodes(looking.spec.regimes[0], 0)
         found.add(tuple(looking.scorer.asked[1]))  # type: ignore[union-attr]
     assert len(found) == 3

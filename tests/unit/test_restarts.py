@@ -19,10 +19,10 @@ from rl import (
     ScriptedGuide,
     actor_critic,
     chi_square,
+    generator_for,
     guide,
     loaded_from,
     prompts_for,
-    roller_for,
     token_batch,
     trainer_for,
 )
@@ -134,10 +134,10 @@ def plan_of(e: Episode, step: int = 0) -> list[float]:
 
 
 def rolled(loaded: Loaded, regime: Regime, restarts: Restarts, count: int = 700, group_size: int = 1) -> list[Episode]:
-    roller = roller_for(loaded, ScriptedGuide((TEXT, "stop")), max_new_tokens=9)
-    roller.restarts = restarts
+    generator = generator_for(loaded, ScriptedGuide((TEXT, "stop")), max_new_tokens=9)
+    generator.restarts = restarts
     prompts = prompts_for(loaded, count // group_size, repeat=group_size)
-    return roller.roll(regime, prompts, 0, 9.0, group_size)
+    return generator.generate(regime, prompts, 0, 9.0, group_size)
 
 
 def test_without_a_curriculum_nothing_moved(gpt2: Loaded) -> None:

@@ -1,8 +1,8 @@
 """What must be true before the first update, on every architecture: one distribution samples, is scored, and is the
 reference; padding and batches do not matter; nothing random is left in scoring.
 
-What a user's own run can be held against is in test_truths.py; here is what needs a second opinion: plain calls, other
-libraries, other settings."""
+What a user's own run can be held against is in test_invariants.py; here is what needs a second opinion: plain calls,
+other libraries, other settings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from rl import (
     PPO_PP,
     ScriptedGuide,
     actor_critic,
+    generator_for,
     loaded_from,
     plain_logits,
     plain_logprobs,
     prompts_for,
     real_mask,
-    roller_for,
     state_of,
     step_data,
     token_batch,
@@ -189,8 +189,8 @@ def test_every_sampled_token_is_the_quantile_of_the_plain_distribution(
     """The draw of token t lies between the cumulative masses on both sides of it, as a plain call without cache,
     padding or prefill gives them: the sampler's distribution is the scorer's."""
     sampling = {"temperature": 0.9, "min_new_tokens": 3, "max_new_tokens": 8, **warped}
-    roller = roller_for(loaded, ScriptedGuide((TEXT, "stop")), **sampling)  # type: ignore[arg-type]
-    for e in roller.roll(regime, prompts_for(loaded, 6), 2, 9.0):
+    generator = generator_for(loaded, ScriptedGuide((TEXT, "stop")), **sampling)  # type: ignore[arg-type]
+    for e in generator.generate(regime, prompts_for(loaded, 6), 2, 9.0):
         draws = noise.uniforms(8, 0, "tokens", 2, e.index)
         logits = plain_logits(loaded, e.prompt_ids, e.ids).double() / 0.9
         logits[:3, sorted(loaded.eos_ids)] = float("-inf")
@@ -228,18 +228,20 @@ def test_ratio_is_1_and_kl_0_before_the_first_update(loaded: Loaded, regime: Reg
     loaded = with_lora(loaded) if lora else loaded
     model = actor_critic(loaded, [regime.roll_out])
     sampling = Sampling(max_new_tokens=8, min_new_tokens=2, temperature=0.8)
-    roller = roller_for(loaded, ScriptedGuide((TEXT, "stop")), max_new_tokens=8, min_new_tokens=2, temperature=0.8)
-    episodes = roller.roll(regime, prompts_for(loaded, 9), 0, 6.0)
+    generator = generator_for(
+        loaded, ScriptedGuide((TEXT, "stop")), max_new_tokens=8, min_new_tokens=2, temperature=0.8
+    )
+    episodes = generator.generate(regime, prompts_for(loaded, 9), 0, 6.0)
     data = step_data(model, regime, episodes, sampling, critics=[regime.roll_out])
-    assert data.credit is not None and data.notes is not None
-    assert float(data.credit.log_ratio.abs().max()) < 1e-5
-    assert bool((data.notes.logprobs[data.batch.policy] < 0).all())
+    assert data.advantages is not None and data.stats is not None
+    assert float(data.advantages.log_ratio.abs().max()) < 1e-5
+    assert bool((data.stats.old_logprobs[data.batch.policy] < 0).all())
     for minibatch in torch.arange(9).split(2):  # other rows, other padding, other order than in annotation
         rows = minibatch.flip(0)
         tokens = data.batch.tokens.rows(rows)
         learned = data.batch.learned[rows][:, : tokens.response_ids.shape[1]]
         scored = model.forward_logprobs(tokens, learned, temperature=0.8, min_new_tokens=2)
-        old = data.notes.logprobs[rows][:, : learned.shape[1]]
+        old = data.stats.old_logprobs[rows][:, : learned.shape[1]]
         _, stats = losses.policy_loss(scored.logprobs, old, torch.ones_like(old), learned, 0.2, 1)
         assert float(stats["ratio"]) == pytest.approx(int(learned.sum()), abs=1e-4)
         assert float(stats["approx_kl"]) == pytest.approx(0, abs=1e-6)
@@ -276,7 +278,7 @@ def test_gradient_checkpointing_changes_neither_gradients_nor_text(any_model: Pa
         batch = token_batch(loaded, prompts, responses)
         model.forward_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0).logprobs.sum().backward()
         gradients = [p.grad for _, p in model.trainable() if p.grad is not None]
-        texts = [e.ids for e in roller_for(loaded).roll(PPO, prompts_for(loaded, 6), 0, 9.0)]
+        texts = [e.ids for e in generator_for(loaded).generate(PPO, prompts_for(loaded, 6), 0, 9.0)]
         found.append((gradients, texts))
     assert found[0][1] == found[1][1]
     assert len(found[0][0]) == len(found[1][0]) > 5
@@ -323,16 +325,16 @@ def test_a_warming_critic_leaves_the_policy_alone(loaded: Loaded, mode: str, lor
     """Value-only updates change the critics and nothing of the policy, with shared hidden states and decay too."""
     loaded = with_lora(loaded) if lora else loaded
     model = actor_critic(loaded, mode=mode)
-    roller = roller_for(loaded)
-    data = step_data(model, PPO, roller.roll(PPO, prompts_for(loaded, 8), 0, 9.0), roller.sampling)
+    generator = generator_for(loaded)
+    data = step_data(model, PPO, generator.generate(PPO, prompts_for(loaded, 8), 0, 9.0), generator.sampling)
     optimizer = make_optimizer(model.trainable(), 1e-2, 0.1)
     before = [state_of(part) for part in (model.policy, model.critics)]
     for step in range(2):
-        update(model, optimizer, data, roller.sampling, update_settings(policy_frozen=True), seed=0, step=step)
+        update(model, optimizer, data, generator.sampling, update_settings(policy_frozen=True), seed=0, step=step)
     after = [state_of(part) for part in (model.policy, model.critics)]
     assert all(torch.equal(before[0][name], after[0][name]) for name in before[0])
     assert any(not torch.equal(before[1][name], after[1][name]) for name in before[1])
-    update(model, optimizer, data, roller.sampling, update_settings(), seed=0, step=2)
+    update(model, optimizer, data, generator.sampling, update_settings(), seed=0, step=2)
     assert any(not torch.equal(after[0][name], tensor) for name, tensor in state_of(model.policy).items())
 
 
@@ -361,10 +363,10 @@ def test_the_reference_does_not_move_with_the_policy(loaded: Loaded) -> None:
     prompts, responses = some_texts(loaded)
     batch = token_batch(loaded, prompts, responses)
     before = model.ref_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0)
-    roller = roller_for(loaded)
-    data = step_data(model, PPO, roller.roll(PPO, prompts_for(loaded, 8), 0, 9.0), roller.sampling)
+    generator = generator_for(loaded)
+    data = step_data(model, PPO, generator.generate(PPO, prompts_for(loaded, 8), 0, 9.0), generator.sampling)
     optimizer = make_optimizer(model.trainable(), 1e-2, 0.0)
-    update(model, optimizer, data, roller.sampling, update_settings(), seed=0, step=0)
+    update(model, optimizer, data, generator.sampling, update_settings(), seed=0, step=0)
     after = model.ref_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0)
     scored = model.forward_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0).logprobs
     assert torch.equal(before, after)
@@ -375,13 +377,13 @@ def test_bfloat16_starts_at_ratio_1_too(tiny_gpt2: Path) -> None:
     loaded = loaded_from(tiny_gpt2, dtype="bfloat16")
     assert next(loaded.model.parameters()).dtype == torch.float32  # small updates would be lost in bfloat16 weights
     model = actor_critic(loaded)
-    roller = roller_for(loaded)
-    data = step_data(model, PPO, roller.roll(PPO, prompts_for(loaded, 8), 0, 9.0), roller.sampling)
-    assert data.credit is not None and data.notes is not None
-    assert float(data.credit.log_ratio.abs().max()) < 1e-6
+    generator = generator_for(loaded)
+    data = step_data(model, PPO, generator.generate(PPO, prompts_for(loaded, 8), 0, 9.0), generator.sampling)
+    assert data.advantages is not None and data.stats is not None
+    assert float(data.advantages.log_ratio.abs().max()) < 1e-6
     scored = model.forward_logprobs(
         data.batch.tokens, data.batch.learned, temperature=1.0, min_new_tokens=0, values=["policy"]
     )
     assert scored.values["policy"].dtype == scored.logprobs.dtype == torch.float32
-    difference = (scored.logprobs - data.notes.logprobs)[data.batch.learned]
+    difference = (scored.logprobs - data.stats.old_logprobs)[data.batch.learned]
     assert float(difference.abs().max().detach()) < 0.1 and np.isfinite(difference.detach().numpy()).all()

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chats import TEMPLATES, always_ends, chat_checkpoint, chat_tokenizer
 from conftest import toy_examples, write_rows
-from rl import BC, ScriptedGuide, loaded_from, roller_for, trainer_for
+from rl import BC, ScriptedGuide, generator_for, loaded_from, trainer_for
 from rlgf_cli.config.common import DecodingConfig, LengthConfig, ModelConfig, TextConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.models.actor_critic import ActorCritic
@@ -206,10 +206,10 @@ def test_a_spelled_ending_is_not_taught_twice(chatml: Loaded, around: str) -> No
     text = around.format(WORDS)
     assert encode_target(chatml, text, 64) == encode_target(chatml, WORDS, 64)
     for finish in ("stop", "length"):  # who spelled the ending has ended
-        roller = roller_for(chatml, ScriptedGuide((text, finish)), max_new_tokens=30)
-        for e in roller.roll(BC, encoded(chatml), 0, 9.0):
+        generator = generator_for(chatml, ScriptedGuide((text, finish)), max_new_tokens=30)
+        for e in generator.generate(BC, encoded(chatml), 0, 9.0):
             assert (e.ids, e.finished, e.text) == (encode_target(chatml, WORDS, 64)[0], True, WORDS)
-        assert of_guide(BC, roller.counts)["guide/endings"] == 3
+        assert of_guide(BC, generator.counts)["guide/endings"] == 3
 
 
 @pytest.mark.parametrize("text", [f"{WORDS} ", "<|im_end|> is a mark", "a<eos>b", "<s>old</s>", "it ends<|end|>"])
@@ -226,7 +226,7 @@ def test_plain_text_loses_a_spelled_eos_alone() -> None:
 
 def test_reference_nll_teaches_one_end_of_the_turn(chatml: Loaded) -> None:
     trainer = trainer_for(chatml, "ppo", reference_nll=0.1)
-    episodes = trainer.roller.roll(trainer.spec.regimes[0], encoded(chatml), 0, 9.0)
+    episodes = trainer.generator.generate(trainer.spec.regimes[0], encoded(chatml), 0, 9.0)
     for e in episodes:
         e.example = Example(e.example.id, e.example.prompt, (f"{WORDS}<|im_end|>\n",))
     rows = trainer._references(episodes, 0)

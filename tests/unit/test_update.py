@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from configured import config_of, trainer_of
-from rl import AGGREVATED, PPO_PP, loaded_from, parameters_of, prompts_for, roller_for, step_data, update_settings
+from rl import AGGREVATED, PPO_PP, generator_for, loaded_from, parameters_of, prompts_for, step_data, update_settings
 from rlgf_cli.config.common import OptimConfig
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.training import update as update_module
-from rlgf_cli.training.advantages import CreditSettings
+from rlgf_cli.training.advantages import AdvantageSettings
 from rlgf_cli.training.episodes import Episode
 from rlgf_cli.training.loop import CriticSettings
 from rlgf_cli.training.update import (
@@ -60,11 +60,11 @@ def case(loaded: Loaded, mode: str = "head") -> tuple[ActorCritic, StepData, Any
         segments: Any = [("guide", given), ("policy", own)] if given else [("policy", own)]
         e = Episode(i, prompt.example, prompt.ids, i, "policy", segments, len(given), finished=finished, text="x" * i)
         episodes.append(e)
-    sampling = roller_for(loaded).sampling
+    sampling = generator_for(loaded).sampling
     data = step_data(model, PPO_PP, episodes, sampling)
-    assert data.credit is not None
+    assert data.advantages is not None
     advantages = torch.where(data.batch.learned, torch.randn(data.batch.real.shape), torch.zeros(()))
-    return model, replace(data, credit=replace(data.credit, advantages=advantages)), sampling
+    return model, replace(data, advantages=replace(data.advantages, per_token=advantages)), sampling
 
 
 def optimizer_of(model: ActorCritic, rate: float = RATE) -> torch.optim.Optimizer:
@@ -97,7 +97,7 @@ def estimate(r: torch.Tensor, rho: torch.Tensor, estimator: str) -> torch.Tensor
 
 def by_hand(model: ActorCritic, data: StepData, settings: UpdateSettings, longest: int) -> dict[str, torch.Tensor]:
     """The terms of the objective from plain forward passes, one text at a time."""
-    assert data.notes is not None and data.credit is not None
+    assert data.stats is not None and data.advantages is not None
     texts = []
     for row, (given, own, finished) in enumerate(TEXTS):
         ids = [*prompts_for(model.loaded, 4)[row].ids, *given, *own]
@@ -108,10 +108,10 @@ def by_hand(model: ActorCritic, data: StepData, settings: UpdateSettings, longes
         reference = outputs[1].logits[0].detach().log_softmax(-1)[list(places)]
         chosen = logprobs[range(len(own)), own]
         ratio = chosen - reference[range(len(own)), own]
-        advantages = data.credit.advantages[row, len(given) : len(given) + len(own)]
+        advantages = data.advantages.per_token[row, len(given) : len(given) + len(own)]
         rho = (chosen - chosen.detach()).exp()
         values = model.head("policy")(outputs[0].hidden_states[-1][0].detach())[list(places)]
-        errors = (values - data.credit.returns["policy"][row, len(given) : len(given) + len(own)]) / 2.5
+        errors = (values - data.advantages.returns["policy"][row, len(given) : len(given) + len(own)]) / 2.5
         texts.append(
             (
                 finished or not settings.mask_truncated,
@@ -181,8 +181,8 @@ def test_an_update_is_one_step_down_the_stated_objective(gpt2: Loaded, name: str
 
 def test_an_entropy_bonus_raises_the_entropy(gpt2: Loaded) -> None:
     model, data, sampling = case(gpt2)
-    assert data.credit is not None
-    idle = replace(data, credit=replace(data.credit, advantages=torch.zeros_like(data.credit.advantages)))
+    assert data.advantages is not None
+    idle = replace(data, advantages=replace(data.advantages, per_token=torch.zeros_like(data.advantages.per_token)))
     settings = update_settings()
     before = float(by_hand(model, idle, settings, 12)["entropy"].detach())
     run(model, idle, sampling, entropy_coef=1.0, value_coef=0.0)
@@ -192,8 +192,8 @@ def test_an_entropy_bonus_raises_the_entropy(gpt2: Loaded) -> None:
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 def test_a_kl_as_a_loss_brings_the_policy_nearer_to_its_reference(gpt2: Loaded, estimator: Any) -> None:
     model, data, sampling = case(gpt2)
-    assert data.credit is not None
-    idle = replace(data, credit=replace(data.credit, advantages=torch.zeros_like(data.credit.advantages)))
+    assert data.advantages is not None
+    idle = replace(data, advantages=replace(data.advantages, per_token=torch.zeros_like(data.advantages.per_token)))
     settings = update_settings(kl_estimator="k3")
     before = float(by_hand(model, idle, settings, 12)["kl"].detach())
     run(model, idle, sampling, kl_coef=0.1, kl_estimator=estimator)
@@ -204,10 +204,10 @@ def test_a_value_moves_freely_within_the_clip_in_units_of_the_spread(gpt2: Loade
     """Old values that lie 0.4 units below the present ones: with a range of 0.2 the clipped error counts where it is
     the larger one."""
     model, data, sampling = case(gpt2)
-    assert data.notes is not None and data.credit is not None
-    now, returns, fit = data.notes.values["policy"], data.credit.returns["policy"], data.batch.fit["policy"]
+    assert data.stats is not None and data.advantages is not None
+    now, returns, fit = data.stats.values["policy"], data.advantages.returns["policy"], data.batch.fit["policy"]
     earlier = now - 0.4 * 2.5
-    data = replace(data, notes=replace(data.notes, values={"policy": earlier}))
+    data = replace(data, stats=replace(data.stats, values={"policy": earlier}))
     _, row = run(model, data, sampling, value_clip_range=0.2)
     errors = []
     for v, old, r in zip(now[fit].tolist(), earlier[fit].tolist(), returns[fit].tolist(), strict=True):
@@ -227,10 +227,10 @@ def test_tokens_beyond_the_clip_do_not_move_the_policy(
     gpt2: Loaded, ratio: float, advantage: float, high: float | None, clipped: bool
 ) -> None:
     model, data, sampling = case(gpt2)
-    assert data.notes is not None and data.credit is not None
-    notes = replace(data.notes, logprobs=data.notes.logprobs - math.log(ratio))
-    credit = replace(data.credit, advantages=advantage * data.batch.learned)
-    found, row = run(model, replace(data, notes=notes, credit=credit), sampling, clip_range_high=high)
+    assert data.stats is not None and data.advantages is not None
+    stats = replace(data.stats, old_logprobs=data.stats.old_logprobs - math.log(ratio))
+    advantages = replace(data.advantages, per_token=advantage * data.batch.learned)
+    found, row = run(model, replace(data, stats=stats, advantages=advantages), sampling, clip_range_high=high)
     assert bool(found["policy"].any()) is not clipped and row["ppo/clip_fraction"] == float(clipped)
     assert row["ppo/ratio"] == pytest.approx(ratio, rel=1e-4)
     assert row["ppo/approx_kl"] == pytest.approx(ratio - 1 - math.log(ratio), rel=1e-2)
@@ -254,13 +254,13 @@ def test_the_guides_critic_is_fitted_on_what_the_guide_wrote(gpt2: Loaded) -> No
         prompt = prompts_for(gpt2, 4)[i]
         segments: Any = [("policy", first), ("guide", last)] if first else [("policy", last)]
         episodes.append(Episode(i, prompt.example, prompt.ids, i, "guide", segments, len(first), text="x" * i))
-    sampling = roller_for(gpt2).sampling
+    sampling = generator_for(gpt2).sampling
     data = step_data(model, AGGREVATED, episodes, sampling, critics=["policy", "guide"])
-    assert data.notes is not None and data.credit is not None
+    assert data.stats is not None and data.advantages is not None
     _, row = run(model, data, sampling, accumulation=2)
     for critic, unit in (("policy", 1.0), ("guide", 2.0)):
         errors = [
-            ((data.notes.values[critic][i, t] - data.credit.returns[critic][i, t]) / unit) ** 2
+            ((data.stats.values[critic][i, t] - data.advantages.returns[critic][i, t]) / unit) ** 2
             for i, (first, last, _) in enumerate(TEXTS)
             for t in range(len(first), len(first) + len(last))
             if bool(first) == (critic == "guide")
@@ -312,10 +312,10 @@ def test_the_critics_error_does_not_decide_how_far_the_policy_moves(tiny_gpt2: P
 @pytest.mark.parametrize("role", ["policy", "critic"])
 def test_whose_gradient_is_not_finite_is_said_and_no_weight_moves(gpt2: Loaded, role: str) -> None:
     model, data, sampling = case(gpt2)
-    assert data.credit is not None
-    broken = {"policy": {"advantages": data.credit.advantages * math.inf}}
-    broken["critic"] = {"returns": {"policy": torch.full_like(data.credit.rewards, math.nan)}}  # type: ignore[dict-item]
-    data = replace(data, credit=replace(data.credit, **broken[role]))
+    assert data.advantages is not None
+    broken = {"policy": {"per_token": data.advantages.per_token * math.inf}}
+    broken["critic"] = {"returns": {"policy": torch.full_like(data.advantages.rewards, math.nan)}}  # type: ignore[dict-item]
+    data = replace(data, advantages=replace(data.advantages, **broken[role]))
     before = parameters_of(model)
     with pytest.raises(RlgfError, match=f"the {role}'s gradient of step 1 is not finite"):
         run(model, data, sampling)
@@ -411,7 +411,7 @@ def test_every_setting_reaches_its_place(gpt2: Loaded) -> None:
         aux={"reference_nll": 0.19},
         optim={"learning_rate": 0.003, "weight_decay": 0.2, "max_grad_norm": 0.37},
     )
-    assert trainer.credit == CreditSettings(0.91, 0.81, 0.61, 0.51, 0.71, "batch")
+    assert trainer.advantage == AdvantageSettings(0.91, 0.81, 0.61, 0.51, 0.71, "batch")
     assert trainer.critic == CriticSettings(warmup_steps=6, warmup_explained=0.27, min_explained=0.17)
     assert trainer.update == UpdateSettings(
         epochs=3, minibatch_size=5, accumulation=2, clip_range=0.11, value_clip_range=0.33, value_coef=0.44,

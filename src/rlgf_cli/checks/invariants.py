@@ -18,7 +18,7 @@ from rlgf_cli.training.episodes import AUTHOR_CODE, Episode, EpisodeBatch
 
 
 @dataclass(frozen=True)
-class Truth:
+class Invariant:
     """``looks_at``: what is compared; ``broken``: what it means where it does not hold; ``remedy``: what to do."""
 
     looks_at: str
@@ -26,42 +26,42 @@ class Truth:
     remedy: str
 
 
-TRUTHS: dict[str, Truth] = {
-    "policy.deterministic": Truth(
+INVARIANTS: dict[str, Invariant] = {
+    "policy.deterministic": Invariant(
         "the same tokens scored twice",
         "scoring is random, so old and new probabilities differ before anything was learned: dropout or another "
         "noise is left on in the model",
         "turn the noise off in the model's config (dropout rates, layer drop, router jitter); a hub model's own code "
         "may hold it under a name that rlgf does not know",
     ),
-    "policy.ratio": Truth(
+    "policy.ratio": Invariant(
         "tokens scored again in other batches, in another order, with other padding: the update's ratio",
         "the ratio of new to old probability must be 1 before the first update; here padding or the batch changes a "
         "text's probabilities, so that PPO clips and learns noise",
         "see that the model takes attention_mask and position_ids; a mixture of experts that drops tokens by batch, or "
         "quantised weights, need another model or dtype float32",
     ),
-    "policy.plain": Truth(
+    "policy.plain": Invariant(
         "the scorer against plain calls of the model: one text at a time, nothing padded",
         "log-probabilities depend on the padding or on its side: position ids, or the attention mask, are not what the "
         "model expects, and every gradient is that of another model",
         "see that the model takes attention_mask and position_ids (an encoder: its mask), and that the tokenizer's pad "
         "token is one that the model has",
     ),
-    "lora.reference": Truth(
+    "lora.reference": Invariant(
         "policy, adapter off, and reference",
         "with a fresh adapter, off must mean the same as on; where training goes on from an adapter, the reference "
         "must be that adapter, frozen",
         "a fresh adapter starts with lora_B = 0 (no init_lora_weights that differs), and training goes on from the "
         "folder that holds adapter_config.json",
     ),
-    "policy.reference": Truth(
+    "policy.reference": Invariant(
         "log pi - log pi_ref on the policy's tokens",
         "KL(policy, reference) must be 0 before the first update; here the policy is charged for a distance that it "
         "did not go, or is pulled towards a model that nobody meant",
         "start from a checkpoint that is whole; under LoRA see what lora.reference says",
     ),
-    "policy.sampler": Truth(
+    "policy.sampler": Invariant(
         "the quantile of every sampled token under the scorer's distribution (temperature, min_new_tokens, top_k, "
         "top_p)",
         "the sampler draws from another distribution than the scorer scores: the policy gradient is then biased from "
@@ -69,13 +69,13 @@ TRUTHS: dict[str, Truth] = {
         "a model whose key-value cache or position ids are wrong while it generates (a hub model's own code); see that "
         "one call of it and a call token by token give the same logits",
     ),
-    "episodes.masks": Truth(
+    "episodes.masks": Invariant(
         "tokens, authors, the end of every text, and EOS inside the mask",
         "a mask off by one learns padding, or never learns to end: EOS must be inside, padding outside, and each "
         "author's tokens its own",
         "this is a defect of rlgf or of an extension of it: report it with the command and the model's name",
     ),
-    "reward.place": Truth(
+    "reward.place": Invariant(
         "the per-token reward, less the KL charge",
         "the score must land once, on the last real token; anywhere else the wrong token gets the credit",
         "this is a defect of rlgf or of an extension of it: report it with the command and the model's name",
@@ -145,8 +145,8 @@ class Gap:
 
 
 def held(name: str, ok: bool, finding: str, numbers: dict[str, Any] | None = None) -> Check:
-    """One of TRUTHS as a check."""
-    truth = TRUTHS[name]
+    """One of INVARIANTS as a check."""
+    truth = INVARIANTS[name]
     return Check(name, "ok" if ok else "fail", finding, truth.broken, "" if ok else truth.remedy, numbers or {})
 
 

@@ -23,9 +23,9 @@ from rlgf_cli.models.forward import TokenBatch, response_forward
 from rlgf_cli.models.generate import decoder_start_id
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Check
-from rlgf_cli.training.advantages import Credit, Notes, sampler_gap
+from rlgf_cli.training.advantages import Advantages, RolloutStats, sampler_gap
 from rlgf_cli.training.episodes import Episode, EpisodeBatch
-from rlgf_cli.training.loop import Examine
+from rlgf_cli.training.loop import PolicyProbe
 from rlgf_cli.training.rollout import Sampling
 
 ROWS = 6
@@ -35,45 +35,45 @@ _POSITIONS = 32
 
 
 @torch.no_grad()
-def examine(
+def probe(
     model: ActorCritic,
     regime: Regime,
     episodes: Sequence[Episode],
     batch: EpisodeBatch,
-    notes: Notes | None,
-    credit: Credit | None,
+    stats: RolloutStats | None,
+    advantages: Advantages | None,
     sampling: Sampling,
     *,
     kl_coef: float,
     seed: int,
     step: int,
 ) -> list[Check]:
-    """All truths of a step that nothing was learned from yet. ``kl_coef``: what ``credit`` charged.
+    """All truths of a step that nothing was learned from yet. ``kl_coef``: what ``advantages`` charged.
 
-    For a likelihood regime (``notes`` and ``credit`` None) there is no ratio, no reference and no reward.
+    For a likelihood regime (``stats`` and ``advantages`` None) there is no ratio, no reference and no reward.
     """
     found: list[Check | None] = []
     rows = _some(batch)
-    if notes is not None and credit is not None:
-        found += _scoring(model, episodes, batch, notes, sampling, rows)
+    if stats is not None and advantages is not None:
+        found += _scoring(model, episodes, batch, stats, sampling, rows)
         if isinstance(model.policy, PeftModel) and model.has_ref_model:
             found.append(_adapters(model, batch, sampling, rows))
-        if credit.log_ratio is not None:
-            everything = Gap.of(credit.log_ratio[batch.policy])
+        if advantages.log_ratio is not None:
+            everything = Gap.of(advantages.log_ratio[batch.policy])
             found.append(invariants.compared("policy.reference", everything, EXACT, "policy and reference"))
-    if any(e.said for e in episodes):
-        found.append(_server(episodes, notes, sampling))
+    if any(e.server_logprobs for e in episodes):
+        found.append(_server(episodes, stats, sampling))
     else:
         found.append(_sampler(model, [episodes[i] for i in rows.tolist()], sampling, seed, step))
     found.append(invariants.masks(episodes, batch, regime, model.loaded.eos_ids))
-    if credit is not None:
-        found.append(_placement(episodes, batch, credit, kl_coef))
+    if advantages is not None:
+        found.append(_placement(episodes, batch, advantages, kl_coef))
     return [check for check in found if check is not None]
 
 
-def _placement(episodes: Sequence[Episode], batch: EpisodeBatch, credit: Credit, kl_coef: float) -> Check:
-    ratio = torch.zeros_like(credit.rewards) if credit.log_ratio is None else credit.log_ratio
-    return invariants.placement(episodes, batch.scores, credit.rewards, ratio, kl_coef)
+def _placement(episodes: Sequence[Episode], batch: EpisodeBatch, advantages: Advantages, kl_coef: float) -> Check:
+    ratio = torch.zeros_like(advantages.rewards) if advantages.log_ratio is None else advantages.log_ratio
+    return invariants.placement(episodes, batch.scores, advantages.rewards, ratio, kl_coef)
 
 
 def letter(check: Check) -> RlgfError:
@@ -100,7 +100,7 @@ def _scoring(
     model: ActorCritic,
     episodes: Sequence[Episode],
     batch: EpisodeBatch,
-    notes: Notes,
+    stats: RolloutStats,
     sampling: Sampling,
     rows: torch.Tensor,
 ) -> list[Check | None]:
@@ -117,12 +117,12 @@ def _scoring(
     for part in like.split(max(1, len(rows) // 2)):  # short prompts together, so that padding is cut off
         tokens, chosen = _of_rows(batch, part)
         scored = model.forward_logprobs(tokens, chosen, **sampling.scored).logprobs
-        others.append((scored - notes.logprobs[part][:, : chosen.shape[1]])[chosen])
+        others.append((scored - stats.old_logprobs[part][:, : chosen.shape[1]])[chosen])
     for row in rows:
         episode = episodes[int(row)]
         mask = batch.policy[row, : episode.length]
         alone = plain_logprobs(model, episode.prompt_ids, episode.ids, sampling)
-        plain.append((alone - notes.logprobs[row, : len(mask)])[mask])
+        plain.append((alone - stats.old_logprobs[row, : len(mask)])[mask])
     ratio = Gap.of(torch.cat(others))
     found.append(invariants.compared("policy.ratio", ratio, tolerance, "in other batches"))
     found.append(invariants.compared("policy.plain", Gap.of(torch.cat(plain)), tolerance, "one text at a time"))
@@ -199,17 +199,17 @@ def _sampler(model: ActorCritic, episodes: Sequence[Episode], sampling: Sampling
     return invariants.sampled(torch.cat(draws), torch.cat(below), torch.cat(upto), tolerance)
 
 
-def _server(episodes: Sequence[Episode], notes: Notes | None, sampling: Sampling) -> Check | None:
+def _server(episodes: Sequence[Episode], stats: RolloutStats | None, sampling: Sampling) -> Check | None:
     """What a server says of the tokens that it drew, held against the scorer; it computes in bfloat16 most often.
     None where its distribution is cut (top_k, top_p) and the scorer's is not."""
-    if notes is None or sampling.top_k or sampling.top_p < 1:
+    if stats is None or sampling.top_k or sampling.top_p < 1:
         return None
-    gap = sampler_gap(episodes, notes.logprobs)
+    gap = sampler_gap(episodes, stats.old_logprobs)
     assert gap is not None
     return invariants.compared("policy.sampler", Gap.of(gap), invariants.rounding(torch.bfloat16), "server and scorer")
 
 
-def examiner(model: ActorCritic, sampling: Sampling, *, seed: int, warn: Callable[[str], None] | None) -> Examine:
+def make_probe(model: ActorCritic, sampling: Sampling, *, seed: int, warn: Callable[[str], None] | None) -> PolicyProbe:
     """What holds the truths against the first episodes of a run: the first one that is broken is raised as a letter,
     or, with ``warn``, told by it."""
 
@@ -217,11 +217,11 @@ def examiner(model: ActorCritic, sampling: Sampling, *, seed: int, warn: Callabl
         regime: Regime,
         episodes: Sequence[Episode],
         batch: EpisodeBatch,
-        notes: Notes | None,
-        credit: Credit | None,
+        stats: RolloutStats | None,
+        advantages: Advantages | None,
         kl_coef: float,
     ) -> None:
-        found = examine(model, regime, episodes, batch, notes, credit, sampling, kl_coef=kl_coef, seed=seed, step=0)
+        found = probe(model, regime, episodes, batch, stats, advantages, sampling, kl_coef=kl_coef, seed=seed, step=0)
         for check in found:
             if check.status == "fail":
                 if warn is None:

@@ -12,11 +12,11 @@ from rlgf_cli.models.prompts import Encoded, reference_length
 from rlgf_cli.models.server import PolicyServer
 from rlgf_cli.models.token_boundaries import same_tokens
 from rlgf_cli.protocols import Example, Guide
-from rlgf_cli.training.advantages import CreditSettings
+from rlgf_cli.training.advantages import AdvantageSettings
 from rlgf_cli.training.checkpoint import TrainerState
-from rlgf_cli.training.loop import CriticSettings, Evaluate, Scorer, ScorerAt, Trainer
-from rlgf_cli.training.parallel.processes import Group
-from rlgf_cli.training.rollout import Roller, Sampling
+from rlgf_cli.training.loop import CriticSettings, HeldOutEvaluator, Scorer, ScorerAt, Trainer
+from rlgf_cli.training.parallel.processes import Processes
+from rlgf_cli.training.rollout import RolloutGenerator, Sampling
 from rlgf_cli.training.update import UpdateSettings, make_optimizer, make_scheduler
 
 
@@ -40,14 +40,14 @@ def make_trainer(
     config: TrainConfig,
     loaded: Loaded,
     prompts: Sequence[Encoded],
-    group: Group,
+    processes: Processes,
     *,
     guide: Guide | None,
     covered: frozenset[str] | None,
     scorer: Scorer | None,
     scorer_at: ScorerAt | None,
-    expect: Callable[[Sequence[Example], Sequence[str]], None] | None,
-    evaluate: Evaluate | None,
+    prefetch: Callable[[Sequence[Example], Sequence[str]], None] | None,
+    evaluate: HeldOutEvaluator | None,
     warn: Callable[[str], None],
 ) -> Trainer:
     """The loop at its first step. ``covered``: ids of the prompts that the guide has a text for; None: all.
@@ -58,23 +58,23 @@ def make_trainer(
     model = ActorCritic(loaded, spec.critics, mode=ppo.critic, with_ref_model=needs_ref_model(config))
     if config.gradient_checkpointing:
         model.enable_checkpointing()
-    group.spread(model)
-    group.prepare(model)
+    processes.spread(model)
+    processes.prepare(model)
     optimizer = make_optimizer(
         model.trainable(), config.optim.learning_rate, config.optim.weight_decay, critic_rate(config)
     )
     sampling = Sampling.of(config.rollout, config.lengths)
-    roller = Roller(
+    generator = RolloutGenerator(
         loaded,
         sampling,
         config.seed,
         guide=guide,
         covered=covered,
         whole_words=guide is not None and not same_tokens(guide.tokenizer, loaded.tokenizer),
-        server=group.agree(lambda: PolicyServer.connect(config.rollout.vllm, loaded, sends=group.main))
+        server=processes.raise_together(lambda: PolicyServer.connect(config.rollout.vllm, loaded, sends=processes.main))
         if config.rollout.vllm.url
         else None,
-        expect=expect,
+        prefetch=prefetch,
     )
     return Trainer(
         spec=spec,
@@ -82,12 +82,14 @@ def make_trainer(
         optimizer=optimizer,
         scheduler=make_scheduler(optimizer, config.optim, config.max_steps),
         prompts=prompts,
-        roller=roller,
+        generator=generator,
         scorer=scorer,
-        credit=CreditSettings.of(ppo),
+        advantage=AdvantageSettings.of(ppo),
         update=UpdateSettings.of(ppo, config.kl, config.aux, config.optim),
         kl=config.kl,
-        state=TrainerState(kl_coef=config.kl.coef, horizon=reference_length(loaded, prompts, sampling.max_new_tokens)),
+        state=TrainerState(
+            kl_coef=config.kl.coef, typical_length=reference_length(loaded, prompts, sampling.max_new_tokens)
+        ),
         seed=config.seed,
         episodes=config.rollout.episodes,
         missing_eos_penalty=config.rollout.missing_eos_penalty,
@@ -97,6 +99,6 @@ def make_trainer(
         scorer_at=scorer_at,
         evaluate=evaluate,
         patience=config.watch.patience if config.watch is not None else 1,
-        examine=policy_probe.examiner(model, sampling, seed=config.seed, warn=warn if config.step0 == "warn" else None),
-        group=group,
+        probe=policy_probe.make_probe(model, sampling, seed=config.seed, warn=warn if config.step0 == "warn" else None),
+        processes=processes,
     )

@@ -11,12 +11,12 @@ from rlgf_cli.models.completions import generate_texts
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Example
-from rlgf_cli.training.divergence import Evaluation
-from rlgf_cli.training.loop import Evaluate, Scorer
-from rlgf_cli.training.parallel.processes import Group
+from rlgf_cli.training.divergence import HeldOutResult
+from rlgf_cli.training.loop import HeldOutEvaluator, Scorer
+from rlgf_cli.training.parallel.processes import Processes
 
 
-def evaluator(
+def make_evaluator(
     loaded: Loaded,
     prompts: Sequence[Encoded],
     scorer: Scorer | None,
@@ -24,9 +24,9 @@ def evaluator(
     lengths: LengthConfig,
     *,
     seed: int,
-    group: Group,
+    processes: Processes,
     watched: Callable[[Sequence[Example], Sequence[str]], Sequence[float | None]] | None = None,
-) -> Evaluate | None:
+) -> HeldOutEvaluator | None:
     """What scores the policy's own texts, sampled with a fixed seed; None where there is nothing to score.
 
     ``watched`` gives a second number per text (None: it skips one). It sees all texts at once, in one process.
@@ -36,25 +36,25 @@ def evaluator(
     examples = [p.example for p in prompts]
 
     def mine() -> dict[str, tuple[float, str]]:
-        some = group.share(prompts)
+        some = processes.share(prompts)
         if not some:
             return {}
         texts = [c.text for c in generate_texts(loaded, some, decoding, lengths, seed=seed)]
         scores = scorer([p.example for p in some], texts)
         return {p.example.id: (s.value, text) for p, s, text in zip(some, scores, texts, strict=True)}
 
-    def evaluate() -> Evaluation:
-        found = {key: pair for part in group.gather(group.agree(mine)) for key, pair in part.items()}
+    def evaluate() -> HeldOutResult:
+        found = {key: pair for part in processes.gather(processes.raise_together(mine)) for key, pair in part.items()}
         texts = [found[e.id][1] for e in examples]
         scores = {e.id: found[e.id][0] for e in examples}
         error = stdev(scores.values()) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
         figures = {"eval/score": fmean(scores.values()), "eval/score_error": error}
         figures["eval/length"] = fmean(len(t.split()) for t in texts)
         if watched is None:
-            return Evaluation(figures, scores)
-        values = group.tell(group.main_does(lambda: watched(examples, texts)))
+            return HeldOutResult(figures, scores)
+        values = processes.broadcast(processes.on_main(lambda: watched(examples, texts)))
         assert values is not None
         seen = {e.id: float(value) for e, value in zip(examples, values, strict=True) if value is not None}
-        return Evaluation(figures, scores, seen)
+        return HeldOutResult(figures, scores, seen)
 
     return evaluate

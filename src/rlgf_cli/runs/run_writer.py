@@ -22,7 +22,7 @@ WATCHED = "best_watched"
 """The folder of the policy with the best watched figure."""
 
 
-class Keeper:
+class RunWriter:
     """The rows so far and the way to disk; a process without a folder keeps the rows and writes nothing."""
 
     def __init__(self, folder: RunDir | None, config: TrainConfig, trainer: Trainer) -> None:
@@ -31,7 +31,7 @@ class Keeper:
         self._out: Appender | None = None
         self._track: Track = lambda row: None
 
-    def __enter__(self) -> Keeper:
+    def __enter__(self) -> RunWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -81,7 +81,7 @@ class Keeper:
             return
         loaded = trainer.model.loaded
         with trainer.clock.timed("save"):
-            weights = trainer.group.whole(loaded.model.state_dict()) if trainer.group.lockstep else None
+            weights = trainer.processes.whole(loaded.model.state_dict()) if trainer.processes.lockstep else None
 
             def write() -> None:
                 assert folder is not None
@@ -91,7 +91,7 @@ class Keeper:
                         folder.file(name), loaded, step=state.step, score=score, workshop=workshop, weights=weights
                     )
 
-            trainer.group.main_does(write)
+            trainer.processes.on_main(write)
 
     def ends_early(self) -> bool:
         """Whether the run is to end here because its score and the watched figure went apart."""
@@ -110,7 +110,7 @@ class Keeper:
         # not before: what fails while there is nothing to resume from leaves nothing behind
         trainer, folder = self.trainer, self.folder
         with trainer.clock.timed("save"):
-            states = checkpoint.collect(trainer.model, trainer.optimizer, trainer.group)
+            states = checkpoint.collect(trainer.model, trainer.optimizer, trainer.processes)
 
             def write() -> None:
                 assert folder is not None
@@ -119,7 +119,7 @@ class Keeper:
                     checkpoint.save(target, trainer.model, trainer.optimizer, trainer.scheduler, trainer.state, states)
                     checkpoints.rotate(target.parent, self.config.save_total_limit)
 
-            trainer.group.main_does(write)
+            trainer.processes.on_main(write)
 
     def best(self) -> dict[str, Any]:
         """What the result says of the best policy: what is on disk, or, where none is kept, which it would have been.
@@ -160,19 +160,19 @@ def resume_from(root: Path, trainer: Trainer, *, log: Callable[[str], None], war
         checkpoints.rotate(root, None)
         return checkpoints.newest(root)
 
-    group = trainer.group
-    found, damaged = group.tell(group.main_does(newest)) or (None, [])
+    processes = trainer.processes
+    found, damaged = processes.broadcast(processes.on_main(newest)) or (None, [])
     for folder in damaged:
         warn(f"{folder} is damaged (a file is missing or cut short) and is passed over")
     if found is None:
         warn("there is no complete checkpoint yet; starting from the beginning")
         return False
-    trainer.state = group.agree(
-        lambda: checkpoint.restore(found, trainer.model, trainer.optimizer, trainer.scheduler, group)
+    trainer.state = processes.raise_together(
+        lambda: checkpoint.restore(found, trainer.model, trainer.optimizer, trainer.scheduler, processes)
     )
-    trainer.roller.use = GuideUse()
-    trainer.roller.use.uses.update(trainer.state.guide_uses)
-    trainer.roller.use.texts.update(trainer.state.guide_texts)
+    trainer.generator.use = GuideUse()
+    trainer.generator.use.uses.update(trainer.state.guide_uses)
+    trainer.generator.use.texts.update(trainer.state.guide_texts)
     log(f"resuming from step {trainer.state.step}")
     return True
 
@@ -203,6 +203,6 @@ def summary_of(rows: Sequence[dict[str, Any]], trainer: Trainer, model_step: int
         if held_out := [row[key] for row in known if key in row]:
             found[key] = held_out[-1]
     found["episodes"] = sum(row["episodes"] for row in rows)
-    if trainer.roller.guide is not None:
+    if trainer.generator.guide is not None:
         found["guide/requests"] = sum(row.get("guide/requests", 0) for row in rows)
     return found

@@ -38,9 +38,9 @@ from rlgf_cli.scorers.asking import judges_of
 from rlgf_cli.scorers.base import check_examples
 from rlgf_cli.scorers.checked import score_checked
 from rlgf_cli.scorers.weighted_sum import SumReward, make_reward
-from rlgf_cli.training.advantages import CreditSettings, Standing, annotate, assign
-from rlgf_cli.training.episodes import Episode, build_batch, written
-from rlgf_cli.training.rollout import Roller, Sampling
+from rlgf_cli.training.advantages import AdvantageSettings, Standing, compute_advantages, compute_stats
+from rlgf_cli.training.episodes import Episode, build_batch, scored_texts
+from rlgf_cli.training.rollout import RolloutGenerator, Sampling
 
 _LOOKED_AT = 5000
 """Prompts whose length is looked at."""
@@ -210,23 +210,23 @@ def _policy(
     sampling = Sampling.of(config.rollout, config.lengths)
     guide = _Known(config.guide.name, exam) if config.guide is not None and exam is not None else None
     covered = frozenset(guide.texts) if guide is not None else None
-    roller = Roller(loaded, sampling, config.seed, guide=guide, covered=covered)
+    generator = RolloutGenerator(loaded, sampling, config.seed, guide=guide, covered=covered)
     rows = [row for row in encoded for _ in range(spec.group_size)]
-    own = roller.roll(_ALONE, encoded, 0, float(sampling.max_new_tokens))
+    own = generator.generate(_ALONE, encoded, 0, float(sampling.max_new_tokens))
     scored = _scored(reward, own, encoded, exam, config.rollout.episodes)
     sound = all(check.name != "reward.scores" or check.status == "ok" for check in scored)
     found = []
     for regime in dict.fromkeys(spec.regimes):
-        episodes = roller.roll(regime, rows, 0, float(sampling.max_new_tokens), spec.group_size)
+        episodes = generator.generate(regime, rows, 0, float(sampling.max_new_tokens), spec.group_size)
         _give_scores(episodes, reward if sound else None, config.rollout.missing_eos_penalty)
         batch = build_batch(episodes, regime, spec.critics, loaded)
-        notes = credit = None
+        stats = advantages = None
         charged = config.kl.coef if config.kl.where == "reward" else 0.0
         if regime.estimator != "likelihood":
-            notes = annotate(model, batch, regime, sampling, rows_at_once=sampling.batch_size)
-            credit = assign(regime, batch, notes, CreditSettings.of(config.ppo), Standing(charged))
-        checks = policy_probe.examine(
-            model, regime, episodes, batch, notes, credit, sampling, kl_coef=charged, seed=config.seed, step=0
+            stats = compute_stats(model, batch, regime, sampling, rows_at_once=sampling.batch_size)
+            advantages = compute_advantages(regime, batch, stats, AdvantageSettings.of(config.ppo), Standing(charged))
+        checks = policy_probe.probe(
+            model, regime, episodes, batch, stats, advantages, sampling, kl_coef=charged, seed=config.seed, step=0
         )
         which = f"{regime.roll_in}>{regime.roll_out}: " if len(spec.regimes) > 1 else ""
         found += [replace(check, finding=which + check.finding) for check in checks]
@@ -235,7 +235,7 @@ def _policy(
 
 def _give_scores(episodes: Sequence[Episode], reward: SumReward | None, penalty: float) -> None:
     """Scores as training would give them; without a (sound) reward, a different number for every text."""
-    texts = list(written(episodes))
+    texts = list(scored_texts(episodes))
     if reward is None:
         scores = [Score(float(n)) for n in range(1, len(texts) + 1)]
     else:

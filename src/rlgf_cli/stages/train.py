@@ -41,8 +41,8 @@ from rlgf_cli.runs.guide_costs import (
     spend_row,
     training_estimate,
 )
-from rlgf_cli.runs.held_out import evaluator
-from rlgf_cli.runs.run_writer import WATCHED, Keeper, note, resume_from, summary_of, tracked
+from rlgf_cli.runs.held_out import make_evaluator
+from rlgf_cli.runs.run_writer import WATCHED, RunWriter, note, resume_from, summary_of, tracked
 from rlgf_cli.scorers.asking import judges_of
 from rlgf_cli.scorers.base import check_examples
 from rlgf_cli.scorers.checked import score_checked
@@ -52,7 +52,7 @@ from rlgf_cli.training import timing
 from rlgf_cli.training.divergence import FEWEST
 from rlgf_cli.training.episodes import Episode, segment_texts
 from rlgf_cli.training.loop import Trainer
-from rlgf_cli.training.parallel.processes import ALONE, Group, join, shared
+from rlgf_cli.training.parallel.processes import SINGLE, Processes, join, shared
 
 _EARLY = (
     "the run ended at step {diverged_at} of {max_steps}: the watched figure fell while the score rose. "
@@ -76,21 +76,21 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse", profi
     has to do with the folder.
     """
     config = resolved.config
-    group = join(config.parallel, config.model.device)
-    if not group.main:
+    processes = join(config.parallel, config.model.device)
+    if not processes.main:
         console.mute()
-    if (done := group.tell(group.main_does(lambda: _check(resolved, existing)))) is not None:
+    if (done := processes.broadcast(processes.on_main(lambda: _check(resolved, existing)))) is not None:
         console.log(f"{config.output} is done already")
         if "diverged_at" in done:
             console.log(_EARLY.format(**done, max_steps=config.max_steps))
-        if profile and group.main:
+        if profile and processes.main:
             rows = [row for _, row in read_objects(Path(config.output, "metrics.jsonl"))]
             _show_profile(rows, 0.0, config)
     else:
-        done = _train(resolved, existing, group, profile)
-        if config.push_to_hub and group.main:
+        done = _train(resolved, existing, processes, profile)
+        if config.push_to_hub and processes.main:
             console.log(f"pushed to {hub.push(config.output, config.push_to_hub)}")
-    group.leave()
+    processes.leave()
     return TrainResult(Path(config.output), done)
 
 
@@ -178,9 +178,9 @@ def _watched(config: TrainConfig, held_out: Sequence[Example]) -> PerText | None
     return per_text(watch.name, held_out, figure=watch.figure, params=watch.params, device=config.model.device)
 
 
-def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group, profile: bool) -> dict[str, Any]:
+def _train(resolved: Resolved[TrainConfig], existing: Existing, processes: Processes, profile: bool) -> dict[str, Any]:
     config, spec = resolved.config, resolved.config.algorithm.spec()
-    inputs = group.agree(lambda: _load(config, spec, group.size))
+    inputs = processes.raise_together(lambda: _load(config, spec, processes.size))
     loaded, guide = inputs.loaded, inputs.guide
     if loaded.turn_end_problem:
         console.warn(loaded.turn_end_problem)
@@ -189,7 +189,7 @@ def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group, pr
     def claim() -> RunDir:
         return RunDir.claim(config.output, "train", existing=existing, seed=config.seed)
 
-    run_dir = group.main_does(claim)
+    run_dir = processes.on_main(claim)
     paid = _paid(guide, inputs.reward)
     with closing_all([guide, *paid]), run_dir.running() if run_dir is not None else nullcontext() as folder:
 
@@ -199,17 +199,19 @@ def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group, pr
             guide_path = config.guide.name.removeprefix("hf:") if config.guide else None
             for parent in (config.model.name, config.data, guide_path, config.eval.data):
                 folder.manifest.add_parent(parent)
-            folder.manifest.save(device=str(loaded.device), processes=group.size)
+            folder.manifest.save(device=str(loaded.device), processes=processes.size)
             return folder.manifest.data["run_id"], folder.manifest.data["spend"]
 
-        books = group.tell(group.main_does(begin))
+        books = processes.broadcast(processes.on_main(begin))
         if paid and books is not None:
             run_id, spend = books
-            group.agree(lambda: charge_together(paid, run_id, config.budget, spend, shared=group.size > 1))
-        trainer = _trainer(config, inputs, group)
+            processes.raise_together(
+                lambda: charge_together(paid, run_id, config.budget, spend, shared=processes.size > 1)
+            )
+        trainer = _trainer(config, inputs, processes)
         summary = _loop(trainer, config, folder, existing, profile, paid)
         summary |= {k: n for k, n in inputs.counts.items() if n}
-        weights = group.whole(loaded.model.state_dict()) if group.lockstep else None
+        weights = processes.whole(loaded.model.state_dict()) if processes.lockstep else None
 
         def finish() -> None:
             assert folder is not None
@@ -217,7 +219,7 @@ def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group, pr
                 folder.write_files(lambda target: best.copy(folder.path / WATCHED, target))
             else:
                 folder.write_files(lambda target: save(target, loaded, weights=weights))
-            use = trainer.roller.use
+            use = trainer.generator.use
             write_card(
                 folder.file("README.md").parent,
                 title=folder.path.name,
@@ -229,7 +231,7 @@ def _train(resolved: Resolved[TrainConfig], existing: Existing, group: Group, pr
             )
             folder.manifest.save(result=summary)
 
-        group.main_does(finish)
+        processes.on_main(finish)
     return summary
 
 
@@ -263,7 +265,7 @@ def _report(counts: dict[str, int], config: TrainConfig) -> None:
         )
 
 
-def _trainer(config: TrainConfig, inputs: _Inputs, group: Group) -> Trainer:
+def _trainer(config: TrainConfig, inputs: _Inputs, processes: Processes) -> Trainer:
     """The loop's objects from the config."""
     reward, loaded = inputs.reward, inputs.loaded
     scorer = None if reward is None else partial(score_checked, reward)
@@ -271,20 +273,20 @@ def _trainer(config: TrainConfig, inputs: _Inputs, group: Group) -> Trainer:
         config,
         loaded,
         inputs.prompts,
-        group,
+        processes,
         guide=inputs.guide,
         covered=inputs.covered,
         scorer=scorer,
         scorer_at=partial(scorer_at, reward) if reward is not None and reward.moves else None,
-        expect=reward.expect if reward is not None and reward.expects else None,
-        evaluate=evaluator(
+        prefetch=reward.expect if reward is not None and reward.expects else None,
+        evaluate=make_evaluator(
             loaded,
             inputs.held_out,
             scorer,  # a reward that moves, as it ends: held-out scores of different steps are compared
             DecodingConfig(temperature=config.rollout.temperature, batch_size=config.rollout.batch_size),
             config.lengths,
             seed=config.seed,
-            group=group,
+            processes=processes,
             watched=inputs.watched,
         ),
         warn=console.warn,
@@ -300,39 +302,39 @@ def _loop(
     paid: Sequence[Guide],
 ) -> dict[str, Any]:
     """Run the steps, write rows, samples and checkpoints; Ctrl-C ends after the step it came in."""
-    group, output = trainer.group, Path(config.output)
+    processes, output = trainer.processes, Path(config.output)
     resumed = existing == "resume" and resume_from(output / "checkpoints", trainer, log=console.log, warn=console.warn)
     alarms = Alarms(may_end=config.lengths.min_new_tokens < config.lengths.max_new_tokens)
     with (
-        _books(paid, trainer.roller.guide, folder, group),
-        Keeper(folder, config, trainer) as keeper,
-        _profiled(keeper, trainer, config) if profile else nullcontext(),
+        _books(paid, trainer.generator.guide, folder, processes),
+        RunWriter(folder, config, trainer) as run_writer,
+        _profiled(run_writer, trainer, config) if profile else nullcontext(),
         console.interruptible("finishing this step and saving") as stop,
         trackers.tracker(config.report_to, tracked(folder, config, trainer.state.step)) as track,
         console.progress(trainer.spec.name, config.max_steps, done=trainer.state.step, milestones=20) as bar,
     ):
-        group.main_does(lambda: keeper.begin(resumed=resumed, track=track))
-        alarms.replay(keeper.rows)
-        while trainer.state.step < config.max_steps and not keeper.ends_early():
+        processes.on_main(lambda: run_writer.begin(resumed=resumed, track=track))
+        alarms.replay(run_writer.rows)
+        while trainer.state.step < config.max_steps and not run_writer.ends_early():
             begun = trainer.state.step
             try:
                 row, episodes = trainer.step()
             except StoppedEarly:
                 if trainer.state.step == begun:  # else a judge stopped in the evaluation, and the step has no row yet
-                    keeper.checkpoint()
+                    run_writer.checkpoint()
                 raise
-            row |= merge_spend(group.gather(spend_row(paid)))
-            group.main_does(partial(keeper.row, row, episodes))
-            if keeper.wants_samples(row["step"]):
+            row |= merge_spend(processes.gather(spend_row(paid)))
+            processes.on_main(partial(run_writer.row, row, episodes))
+            if run_writer.wants_samples(row["step"]):
                 _show(row["step"], episodes[: config.rollout.show_count], trainer.model.loaded)
             for warning in alarms(row):
                 console.warn(warning)
-            keeper.save_best()
+            run_writer.save_best()
             step = trainer.state.step
-            interrupted = group.any(stop.is_set())
-            last = step == config.max_steps or keeper.ends_early()
+            interrupted = processes.any(stop.is_set())
+            last = step == config.max_steps or run_writer.ends_early()
             if step % config.save_steps == 0 or last or interrupted:
-                keeper.checkpoint()
+                run_writer.checkpoint()
             if interrupted:
                 stopped = f"stopped after step {step}; the state is saved"
                 raise shared(Interrupted(stopped, hint="--resume goes on from there"))
@@ -341,11 +343,11 @@ def _loop(
         console.warn(held)
     if folder is None:
         return {}
-    early = keeper.early_end()
+    early = run_writer.early_end()
     if early:
         console.warn(_EARLY.format(**early, max_steps=config.max_steps))
     warned = {f"warning/{name}": count for name, count in alarms.counts.items()}
-    return summary_of(keeper.rows, trainer, early.get("model_step")) | keeper.best() | early | warned
+    return summary_of(run_writer.rows, trainer, early.get("model_step")) | run_writer.best() | early | warned
 
 
 def _show(step: int, episodes: Sequence[Episode], loaded: Loaded) -> None:
@@ -357,12 +359,12 @@ def _show(step: int, episodes: Sequence[Episode], loaded: Loaded) -> None:
 
 
 @contextmanager
-def _profiled(keeper: Keeper, trainer: Trainer, config: TrainConfig) -> Iterator[None]:
+def _profiled(run_writer: RunWriter, trainer: Trainer, config: TrainConfig) -> Iterator[None]:
     """However the loop ends, say where the time went."""
     try:
         yield
     finally:
-        _show_profile(keeper.rows, trainer.clock.lap().get("time/save", 0.0), config)
+        _show_profile(run_writer.rows, trainer.clock.lap().get("time/save", 0.0), config)
 
 
 def _show_profile(rows: Sequence[dict[str, Any]], last_save: float, config: TrainConfig) -> None:
@@ -371,7 +373,7 @@ def _show_profile(rows: Sequence[dict[str, Any]], last_save: float, config: Trai
 
 
 @contextmanager
-def _books(paid: Sequence[Guide], guide: Guide | None, folder: RunDir | None, group: Group) -> Iterator[None]:
+def _books(paid: Sequence[Guide], guide: Guide | None, folder: RunDir | None, processes: Processes) -> Iterator[None]:
     """However the loop ends, the manifest says whose texts were used, who judged, and what they cost."""
     together = False  # whether all processes end here, and can tell what theirs were
     try:
@@ -382,10 +384,10 @@ def _books(paid: Sequence[Guide], guide: Guide | None, folder: RunDir | None, gr
         raise
     finally:
         for writer in paid:
-            for rank, cached, models in (group if together else ALONE).gather(
-                (group.rank, writer.spend()["cached"], writer.models)
+            for rank, cached, models in (processes if together else SINGLE).gather(
+                (processes.rank, writer.spend()["cached"], writer.models)
             ):
-                if rank != group.rank:
+                if rank != processes.rank:
                     writer.add_cached(cached)
                     writer.models.update(models)
         if paid and folder is not None:

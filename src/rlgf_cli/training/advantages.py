@@ -1,4 +1,4 @@
-"""Annotation (log-probabilities and values, no gradient) and credit: from scores to advantages.
+"""Annotation (log-probabilities and values, no gradient) and advantages: from scores to advantages.
 
 Shapes: B episodes, T response positions.
 """
@@ -16,12 +16,12 @@ from rlgf_cli.functional import advantages as adv
 from rlgf_cli.functional.shaping import log_ratio, token_rewards
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.training.episodes import Episode, EpisodeBatch
-from rlgf_cli.training.parallel.processes import ALONE, Group
+from rlgf_cli.training.parallel.processes import SINGLE, Processes
 from rlgf_cli.training.rollout import Sampling
 
 
 @dataclass(frozen=True)
-class CreditSettings:
+class AdvantageSettings:
     """gamma; ``gae_lambda`` on the policy's tokens (or by length, with ``adaptive_lambda``), ``guide_lambda`` on the
     guide's, ``critic_lambda`` in the critics' targets; ``scale``: what advantages are divided by."""
 
@@ -33,7 +33,7 @@ class CreditSettings:
     scale: AdvantageScale = "auto"
 
     @classmethod
-    def of(cls, ppo: PPOConfig) -> CreditSettings:
+    def of(cls, ppo: PPOConfig) -> AdvantageSettings:
         return cls(
             ppo.gamma, ppo.gae_lambda, ppo.guide_lambda, ppo.critic_lambda, ppo.adaptive_lambda, ppo.advantage_scale
         )
@@ -41,9 +41,12 @@ class CreditSettings:
 
 @dataclass(frozen=True)
 class Standing:
-    """What the run knows when a step's credit is given. ``kl_coef``: what the reward is charged. ``spread``: standard
-    deviation of the scores so far. ``trusted``: the critics whose values are the baseline; another's place is taken
-    by the mean score of the step's episodes that it is fitted on."""
+    """What a step's advantages depend on besides its episodes.
+
+    ``kl_coef``: coefficient of the KL in the reward. ``spread``: standard deviation of the scores so far. ``trusted``:
+    the critics whose values are the baseline; in another's place stands the mean score of the step's episodes that it
+    is fitted on.
+    """
 
     kl_coef: float = 0.0
     spread: float = 1.0
@@ -51,40 +54,43 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Notes:
+class RolloutStats:
     """Log-probabilities under the policy and the reference (None: the run has none) and each critic's values, before
     the update. All [B, T]."""
 
-    logprobs: torch.Tensor
+    old_logprobs: torch.Tensor
     ref_logprobs: torch.Tensor | None
     values: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Credit:
-    """``rewards`` (the tensor that the advantages were made of), ``advantages`` on learned tokens, ``returns`` per
-    critic on the tokens that it is fitted on, ``log_ratio`` = log pi - log pi_ref on the policy's tokens (None without
-    a reference). [B, T]"""
+class Advantages:
+    """Rewards, advantages and value targets of a step. All [B, T].
+
+    ``rewards``: what the advantages were made of; ``per_token``: the advantages, 0 on tokens that are not learned;
+    ``returns``: each critic's value targets, on the tokens that it is fitted on; ``log_ratio``: log pi - log pi_ref
+    on the policy's tokens (None without a reference model).
+    """
 
     rewards: torch.Tensor
-    advantages: torch.Tensor
+    per_token: torch.Tensor
     returns: dict[str, torch.Tensor]
     log_ratio: torch.Tensor | None
 
 
 @torch.no_grad()
-def annotate(
+def compute_stats(
     model: ActorCritic,
     batch: EpisodeBatch,
     regime: Regime,
     sampling: Sampling,
     *,
     rows_at_once: int,
-    group: Group = ALONE,
-) -> Notes:
+    processes: Processes = SINGLE,
+) -> RolloutStats:
     """Score all episodes under the policy, the reference and the critics that this regime uses.
 
-    Each process scores some of the rows; the notes that come back are whole, and the same for all.
+    Each process scores some of the rows; the stats that come back are whole, and the same for all.
     """
     shape, device = batch.real.shape, batch.real.device
     logprobs = torch.zeros(shape, device=device)
@@ -93,7 +99,7 @@ def annotate(
     values = {str(name): torch.zeros(shape, device=device) for name in sorted(str(c) for c in critics)}
     select = batch.policy
     order = batch.tokens.lengths.argsort()  # rows of like length together: less padding
-    for rows in group.rows(order).split(rows_at_once):
+    for rows in processes.rows(order).split(rows_at_once):
         if not len(rows):  # fewer rows than processes
             continue
         tokens = batch.tokens.rows(rows)
@@ -106,14 +112,14 @@ def annotate(
         if ref_logprobs is not None:
             ref_logprobs[rows, :width] = model.ref_logprobs(tokens, chosen, **sampling.scored).float()
     found = [logprobs, *([] if ref_logprobs is None else [ref_logprobs]), *values.values()]
-    group.add_up(found)  # a row is 0 but for the process that scored it
-    return Notes(logprobs, ref_logprobs, values)
+    processes.add_up(found)  # a row is 0 but for the process that scored it
+    return RolloutStats(logprobs, ref_logprobs, values)
 
 
 def sampler_gap(episodes: Sequence[Episode], logprobs: torch.Tensor) -> torch.Tensor | None:
     """[N]: what a server said of the tokens that it drew for the policy, less their log-probability under the scorer
     [B, T]; nats. None where none was drawn there."""
-    told = [(row, at, value) for row, e in enumerate(episodes) for at, value in e.said.items()]
+    told = [(row, at, value) for row, e in enumerate(episodes) for at, value in e.server_logprobs.items()]
     if not told:
         return None
     rows, places, values = zip(*told, strict=True)
@@ -121,21 +127,25 @@ def sampler_gap(episodes: Sequence[Episode], logprobs: torch.Tensor) -> torch.Te
     return torch.tensor(values, dtype=scored.dtype, device=scored.device) - scored
 
 
-def assign(
-    regime: Regime, batch: EpisodeBatch, notes: Notes, settings: CreditSettings, standing: Standing = Standing()
-) -> Credit:
+def compute_advantages(
+    regime: Regime,
+    batch: EpisodeBatch,
+    stats: RolloutStats,
+    settings: AdvantageSettings,
+    standing: Standing = Standing(),
+) -> Advantages:
     """Rewards, advantages and value targets of a step."""
-    ratio = None if notes.ref_logprobs is None else log_ratio(notes.logprobs, notes.ref_logprobs, batch.policy)
-    charged = torch.zeros_like(notes.logprobs) if ratio is None else ratio
+    ratio = None if stats.ref_logprobs is None else log_ratio(stats.old_logprobs, stats.ref_logprobs, batch.policy)
+    charged = torch.zeros_like(stats.old_logprobs) if ratio is None else ratio
     rewards = token_rewards(batch.scores, charged, batch.last, standing.kl_coef)
-    known = _Known(regime, batch, notes, rewards, charged, settings, standing)
+    known = _Known(regime, batch, stats, rewards, charged, settings, standing)
     advantages = ESTIMATORS[regime.estimator](known)
     returns = {}
     for name, mask in batch.fit.items():
-        if name in notes.values and bool(mask.any()):
+        if name in stats.values and bool(mask.any()):
             targets = torch.full_like(rewards, settings.critic_lambda)
-            returns[name] = adv.gae(rewards, notes.values[name], batch.real, settings.gamma, targets)[1]
-    return Credit(rewards, torch.where(batch.learned, advantages, torch.zeros_like(advantages)), returns, ratio)
+            returns[name] = adv.gae(rewards, stats.values[name], batch.real, settings.gamma, targets)[1]
+    return Advantages(rewards, torch.where(batch.learned, advantages, torch.zeros_like(advantages)), returns, ratio)
 
 
 def scale_of(scale: AdvantageScale, estimator: Estimator) -> AdvantageScale:
@@ -151,10 +161,10 @@ class _Known:
 
     regime: Regime
     batch: EpisodeBatch
-    notes: Notes
+    stats: RolloutStats
     rewards: torch.Tensor
     ratio: torch.Tensor
-    settings: CreditSettings
+    settings: AdvantageSettings
     standing: Standing
 
     @property
@@ -182,7 +192,7 @@ class _Known:
 def _estimate_gae(known: _Known) -> torch.Tensor:
     critic = known.regime.critic
     assert critic is not None
-    values = known.notes.values[critic]
+    values = known.stats.values[critic]
     if critic not in known.standing.trusted:
         values = _mean_score(known.batch, critic).expand_as(values)
     found, _ = adv.gae(known.rewards, values, known.batch.real, known.settings.gamma, known.lambdas)

@@ -19,24 +19,24 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.models import load as loading
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.training.divergence import Watched
-from rlgf_cli.training.parallel.processes import ALONE, Group
+from rlgf_cli.training.parallel.processes import SINGLE, Processes
 
 
 @dataclass
 class TrainerState:
     """What the loop carries from step to step, apart from weights and optimizer.
 
-    ``horizon``: recent mean response length, from which the policy's cut is drawn; ``critic_steps``: steps in which
-    each critic was fitted; ``explained``: each critic's running share of explained variance; ``moments``: running
-    moments (functional.stats) of the scores, and of those that each critic is fitted on; ``guide_uses``,
-    ``guide_texts``: see GuideUse; ``own_scores``, ``guide_scores``: see Gate;
+    ``typical_length``: running mean response length [tokens], from which the policy's cut is drawn (on disk:
+    ``horizon``); ``critic_steps``: steps in which each critic was fitted; ``explained``: each critic's running share of
+    explained variance; ``moments``: running moments (functional.stats) of the scores, and of those that each critic is
+    fitted on; ``guide_uses``, ``guide_texts``: see GuideUse; ``own_scores``, ``guide_scores``: see Gate;
     ``best_step``, ``best_score``: the step with the best held-out score so far (None: there was none yet);
     ``watched``: see training.divergence.
     """
 
     step: int = 0
     kl_coef: float = 0.0
-    horizon: float = 1.0
+    typical_length: float = 1.0
     critic_steps: dict[str, int] = field(default_factory=dict)
     explained: dict[str, float] = field(default_factory=dict)
     moments: dict[str, list[float]] = field(default_factory=dict)
@@ -50,8 +50,12 @@ class TrainerState:
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> TrainerState:
-        """What ``asdict`` gave, read back."""
-        return cls(**{**saved, "watched": Watched(**saved.get("watched", {}))})
+        """The state that :meth:`to_json` wrote."""
+        fields = {("typical_length" if name == "horizon" else name): value for name, value in saved.items()}
+        return cls(**{**fields, "watched": Watched(**saved.get("watched", {}))})
+
+    def to_json(self) -> dict[str, Any]:
+        return {("horizon" if name == "typical_length" else name): value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,12 @@ class States:
     optimizer: dict[str, Any]
 
 
-def collect(model: ActorCritic, optimizer: torch.optim.Optimizer, group: Group = ALONE) -> States:
+def collect(model: ActorCritic, optimizer: torch.optim.Optimizer, processes: Processes = SINGLE) -> States:
     """Put the states together. All processes call it."""
     return States(
-        group.whole(model.policy.state_dict()) if group.lockstep else None,
-        group.whole(model.critics.state_dict()),
-        group.whole(optimizer.state_dict()),
+        processes.whole(model.policy.state_dict()) if processes.lockstep else None,
+        processes.whole(model.critics.state_dict()),
+        processes.whole(optimizer.state_dict()),
     )
 
 
@@ -87,19 +91,19 @@ def save(
         with os_errors(temporary):
             save_file(_critic_tensors(states.critics), temporary / "critics.safetensors")
         save_torch(temporary / "optimizer.pt", {"optimizer": states.optimizer, "scheduler": scheduler.state_dict()})
-        write_json(temporary / "state.json", asdict(state))
+        write_json(temporary / "state.json", state.to_json())
 
 
 def restore(
-    folder: Path, model: ActorCritic, optimizer: torch.optim.Optimizer, scheduler: Any, group: Group = ALONE
+    folder: Path, model: ActorCritic, optimizer: torch.optim.Optimizer, scheduler: Any, processes: Processes = SINGLE
 ) -> TrainerState:
     """Put weights, optimizer and schedule back; returns the trainer's state. Bit-exact for float32 weights."""
-    _load_policy(folder, model, group)
+    _load_policy(folder, model, processes)
     tensors = load_file(folder / "critics.safetensors", device=str(model.loaded.device))
-    model.critics.load_state_dict(_as_sharded(_from_saved(tensors), model.critics, group))
+    model.critics.load_state_dict(_as_sharded(_from_saved(tensors), model.critics, processes))
     saved = torch.load(folder / "optimizer.pt", map_location=model.loaded.device, weights_only=True)
-    if group.lockstep:
-        _shard_moments(saved["optimizer"], optimizer, group)
+    if processes.lockstep:
+        _shard_moments(saved["optimizer"], optimizer, processes)
     try:
         optimizer.load_state_dict(saved["optimizer"])
     except ValueError:
@@ -115,19 +119,21 @@ def restore(
 _NONE = "__none__"
 
 
-def _as_sharded(tensors: dict[str, torch.Tensor], module: torch.nn.Module, group: Group) -> dict[str, torch.Tensor]:
+def _as_sharded(
+    tensors: dict[str, torch.Tensor], module: torch.nn.Module, processes: Processes
+) -> dict[str, torch.Tensor]:
     """A saved state, in the shards that a module is in."""
     current = module.state_dict()
-    return {name: group.like(t, current[name]) if name in current else t for name, t in tensors.items()}
+    return {name: processes.like(t, current[name]) if name in current else t for name, t in tensors.items()}
 
 
-def _shard_moments(saved: dict[str, Any], optimizer: torch.optim.Optimizer, group: Group) -> None:
+def _shard_moments(saved: dict[str, Any], optimizer: torch.optim.Optimizer, processes: Processes) -> None:
     """A saved optimizer's moments, in the shards of their parameters."""
     parameters = [p for found in optimizer.param_groups for p in found["params"]]
     for number, moments in saved["state"].items():
         for name, value in moments.items():
             if number < len(parameters) and value.shape == parameters[number].shape:
-                moments[name] = group.like(value, parameters[number])
+                moments[name] = processes.like(value, parameters[number])
 
 
 def _critic_tensors(critics: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -140,7 +146,7 @@ def _from_saved(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {n: t for n, t in tensors.items() if n != _NONE}
 
 
-def _load_policy(folder: Path, model: ActorCritic, group: Group) -> None:
+def _load_policy(folder: Path, model: ActorCritic, processes: Processes) -> None:
     from peft import PeftModel, set_peft_model_state_dict
 
     if isinstance(model.policy, PeftModel):
@@ -150,7 +156,7 @@ def _load_policy(folder: Path, model: ActorCritic, group: Group) -> None:
     weights: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("model*.safetensors")):
         weights.update(load_file(file, device=str(model.loaded.device)))
-    weights = _as_sharded(weights, model.policy, group)
+    weights = _as_sharded(weights, model.policy, processes)
     missing, unexpected = model.policy.load_state_dict(weights, strict=False)
     # tied weights are stored under one of their names: what is missing must be a tensor that was loaded
     places = {n: _local(t).data_ptr() for n, t in model.policy.state_dict().items()}

@@ -27,7 +27,7 @@ FEWEST = 20
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class HeldOutResult:
     """What held-out prompts gave: the figures of the row, and by prompt id the scores and the watched values."""
 
     figures: Mapping[str, float]
@@ -52,7 +52,7 @@ class Watched:
         return fmean(self.values.values()) if self.values else None
 
 
-def watch(before: Watched, now: Evaluation, *, step: int, patience: int) -> tuple[Watched, dict[str, float]]:
+def watch(before: Watched, now: HeldOutResult, *, step: int, patience: int) -> tuple[Watched, dict[str, float]]:
     """Take in the evaluation of ``step``: what to remember, and the figures for its row.
 
     ``eval/diverged`` is 1 where ``patience`` evaluations in a row diverged up to this one. Where the watched figure

@@ -56,8 +56,8 @@ class Episode:
     ``action_start`` where the last action before the cut begins (one token before it, or a whole word where the cut
     had to move). ``finished``: the last token is EOS. ``reached_cut``: the roll-in wrote all of the k tokens drawn.
     ``branches`` (guide_mc alone): the guide's other ends; the episode itself is the first from after the action.
-    ``drawn``: the step and index that its sampling draws are a function of. ``sampled``: where a server wrote for the
-    policy, its log-probability (nats) of the token at a position.
+    ``drawn``: the step and index that its sampling draws are a function of. ``server_logprobs``: where a server
+    writes for the policy, its log-probability (nats) of the policy's token at a position.
     """
 
     index: int
@@ -74,7 +74,7 @@ class Episode:
     score: Score | None = None
     penalty: float = 0.0
     drawn: tuple[int | str, int] = (0, 0)
-    sampled: dict[int, float] = field(default_factory=dict)
+    server_logprobs: dict[int, float] = field(default_factory=dict)
     branches: list[Branch] = field(default_factory=list)
 
     @property
@@ -104,11 +104,11 @@ class Episode:
         """The first token of the roll-out that a critic is fitted on."""
         return 0 if self.policy_alone else self.cut
 
-    @property
-    def said(self) -> dict[int, float]:
-        """``sampled``, of the tokens that stayed the policy's."""
-        own = AUTHOR_CODE["policy"]
-        return {at: self.sampled[at] for at, code in enumerate(self.authors) if code == own and at in self.sampled}
+    def truncate(self, length: int) -> None:
+        """Keep the first ``length`` tokens of a response that the policy alone wrote; it is then not finished."""
+        self.segments = [("policy", self.ids[:length])] if length else []
+        self.server_logprobs = {at: value for at, value in self.server_logprobs.items() if at < length}
+        self.finished = False
 
     @property
     def value(self) -> float:
@@ -117,7 +117,7 @@ class Episode:
         return self.score.value - self.penalty
 
     @property
-    def sides(self) -> tuple[float, float] | None:
+    def mc_returns(self) -> tuple[float, float] | None:
         """Mean value of the texts from before and from after the action at the cut; None without branches or scores."""
         if self.score is None or not self.branches:
             return None
@@ -147,7 +147,7 @@ class Episode:
         return record
 
 
-def written(episodes: Iterable[Episode]) -> Iterator[tuple[Example, Episode | Branch]]:
+def scored_texts(episodes: Iterable[Episode]) -> Iterator[tuple[Example, Episode | Branch]]:
     """Every text that a score is wanted for, with its example: the episodes', each with its branches behind it."""
     for e in episodes:
         yield e.example, e
@@ -226,7 +226,7 @@ def build_batch(episodes: Sequence[Episode], regime: Regime, critics: Sequence[s
         scores=torch.tensor([e.value if e.score is not None else 0.0 for e in episodes], device=device),
         groups=column([e.group for e in episodes]),
         finished=column([int(e.finished) for e in episodes]).bool(),
-        differences=column([after - before for before, after in (e.sides or (0.0, 0.0) for e in episodes)]),
+        differences=column([after - before for before, after in (e.mc_returns or (0.0, 0.0) for e in episodes)]),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.functional.shaping import k3
 from rlgf_cli.functional.stats import explained_variance
-from rlgf_cli.training.advantages import Credit, Notes, sampler_gap
+from rlgf_cli.training.advantages import Advantages, RolloutStats, sampler_gap
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, by_group, without_variance
 
 Row = dict[str, Any]
@@ -40,7 +40,7 @@ def of_episodes(regime: Regime, episodes: Sequence[Episode]) -> Row:
     if regime.needs_live_guide:
         row |= {"rollin/self_ended": fmean(e.policy_alone and e.finished for e in begun)} if begun else {}
     if regime.estimator == "guide_mc":
-        sides = [e.sides for e in scored if e.sides is not None]
+        sides = [e.mc_returns for e in scored if e.mc_returns is not None]
         row |= {"mc/before": fmean(b for b, _ in sides), "mc/after": fmean(a for _, a in sides)} if sides else {}
     return row
 
@@ -56,25 +56,27 @@ def of_guide(regime: Regime, counts: Counter[str]) -> Row:
     return row
 
 
-def of_tensors(episodes: Sequence[Episode], batch: EpisodeBatch, notes: Notes | None, credit: Credit | None) -> Row:
+def of_tensors(
+    episodes: Sequence[Episode], batch: EpisodeBatch, stats: RolloutStats | None, advantages: Advantages | None
+) -> Row:
     """KL, entropy, advantages, and how each critic's values stand to the returns that they were to foretell."""
     row: Row = {"tokens/policy": float(batch.policy.sum() / batch.real.sum())}
-    if notes is None or credit is None:
+    if stats is None or advantages is None:
         return row
     if bool(batch.policy.any()):
-        row["policy/entropy"] = -float(notes.logprobs[batch.policy].mean())
-    if (gap := sampler_gap(episodes, notes.logprobs)) is not None:
+        row["policy/entropy"] = -float(stats.old_logprobs[batch.policy].mean())
+    if (gap := sampler_gap(episodes, stats.old_logprobs)) is not None:
         row["sampler/gap"] = float(gap.abs().mean())
-    row["reward/sum"] = float(credit.rewards.sum(-1).mean())
-    if credit.log_ratio is not None:
+    row["reward/sum"] = float(advantages.rewards.sum(-1).mean())
+    if advantages.log_ratio is not None:
         policy_tokens = batch.policy.sum().clamp_min(1)
-        row["kl/mean"] = float(credit.log_ratio.sum() / policy_tokens)
-        row["kl/k3"] = float(k3(credit.log_ratio).sum() / policy_tokens)
-        row["kl/episode"] = float(credit.log_ratio.sum(-1).mean())
+        row["kl/mean"] = float(advantages.log_ratio.sum() / policy_tokens)
+        row["kl/k3"] = float(k3(advantages.log_ratio).sum() / policy_tokens)
+        row["kl/episode"] = float(advantages.log_ratio.sum(-1).mean())
     if int(batch.learned.sum()) > 1:
-        row["advantage/std"] = float(credit.advantages[batch.learned].std())
-    for name, returns in credit.returns.items():
-        mask, values = batch.fit[name], notes.values[name]
+        row["advantage/std"] = float(advantages.per_token[batch.learned].std())
+    for name, returns in advantages.returns.items():
+        mask, values = batch.fit[name], stats.values[name]
         row[f"value/return_{name}"] = float(returns[mask].mean())
         row[f"value/bias_{name}"] = float((values - returns)[mask].mean())
         explained = explained_variance(values, returns, mask)

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from rlgf_cli import noise
 from rlgf_cli.training.episodes import Episode
-from rlgf_cli.training.parallel.processes import Group
+from rlgf_cli.training.parallel.processes import Processes
 
 MEMORY = 0.5
 """Weight of the past in the running score of the policy's own texts: it learns, and its first texts should fade."""
@@ -42,9 +42,9 @@ class Gate:
         key = text_key(episode)
         return self.known[key] if key in self.known else self.fresh[key]
 
-    def share(self, group: Group) -> None:
+    def share(self, processes: Processes) -> None:
         """Take over what the other processes scored. No text is with two of them: a prompt's episodes are with one."""
-        for fresh in group.gather(self.fresh):
+        for fresh in processes.gather(self.fresh):
             self.fresh |= fresh
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from rlgf_cli.training.parallel.processes import Group
+from rlgf_cli.training.parallel.processes import Processes
 
 
 @dataclass
@@ -30,11 +30,11 @@ class GuideUse:
         self.texts[key] += 1
         self.fresh[1][key] += 1
 
-    def share(self, group: Group) -> None:
+    def share(self, processes: Processes) -> None:
         """Take over what the other processes added."""
         mine, self.fresh = self.fresh, (Counter(), Counter())
-        for rank, (uses, texts) in enumerate(group.gather(mine)):
-            if rank != group.rank:
+        for rank, (uses, texts) in enumerate(processes.gather(mine)):
+            if rank != processes.rank:
                 self.uses.update(uses)
                 self.texts.update(texts)
 

@@ -1,4 +1,4 @@
-"""The loop: roll, score, annotate, credit, update; one iteration reads top to bottom in :meth:`Trainer.step`."""
+"""The loop: roll, score, annotate, advantages, update; one iteration reads top to bottom in :meth:`Trainer.step`."""
 
 from __future__ import annotations
 
@@ -20,27 +20,34 @@ from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.prompts import Encoded, encode_target
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training import figures
-from rlgf_cli.training.advantages import Credit, CreditSettings, Notes, Standing, annotate, assign
+from rlgf_cli.training.advantages import (
+    Advantages,
+    AdvantageSettings,
+    RolloutStats,
+    Standing,
+    compute_advantages,
+    compute_stats,
+)
 from rlgf_cli.training.checkpoint import TrainerState
-from rlgf_cli.training.divergence import Evaluation, watch
-from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch, by_group, without_variance, written
+from rlgf_cli.training.divergence import HeldOutResult, watch
+from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch, by_group, scored_texts, without_variance
 from rlgf_cli.training.gate import Gate, own_scores
-from rlgf_cli.training.parallel.processes import ALONE, Group
+from rlgf_cli.training.parallel.processes import SINGLE, Processes
 from rlgf_cli.training.restarts import Restarts, values_along
-from rlgf_cli.training.rollout import Roller
+from rlgf_cli.training.rollout import RolloutGenerator
 from rlgf_cli.training.timing import Clock
 from rlgf_cli.training.update import StepData, UpdateSettings, carries_loss, update
 
 Scorer = Callable[[Sequence[Example], Sequence[str]], list[Score]]
 ScorerAt = Callable[[int], tuple[Scorer, dict[str, float]]]
 """What scores in an iteration (counted from 0), and the figures that say how, for its row."""
-HORIZON_MEMORY = 0.9
+LENGTH_MEMORY = 0.9
 """Weight of the past in the running mean of response lengths."""
 TRUST_MEMORY = 0.8
 """Weight of the past in the running share of the returns' variance that a critic explains; single steps are noisy."""
 
 
-class Examine(Protocol):
+class PolicyProbe(Protocol):
     """Looks at the first step's episodes before anything is learned from them; raises where it must not go on."""
 
     def __call__(
@@ -48,16 +55,16 @@ class Examine(Protocol):
         regime: Regime,
         episodes: Sequence[Episode],
         batch: EpisodeBatch,
-        notes: Notes | None,
-        credit: Credit | None,
+        stats: RolloutStats | None,
+        advantages: Advantages | None,
         kl_coef: float,
     ) -> None: ...
 
 
-class Evaluate(Protocol):
+class HeldOutEvaluator(Protocol):
     """The policy alone on held-out prompts."""
 
-    def __call__(self) -> Evaluation: ...
+    def __call__(self) -> HeldOutResult: ...
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,9 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     scheduler: Any
     prompts: Sequence[Encoded]
-    roller: Roller
+    generator: RolloutGenerator
     scorer: Scorer | None
-    credit: CreditSettings
+    advantage: AdvantageSettings
     update: UpdateSettings
     kl: KLConfig
     state: TrainerState
@@ -96,15 +103,15 @@ class Trainer:
     eval_every: int
     resample_groups: int = 0
     scorer_at: ScorerAt | None = None
-    evaluate: Evaluate | None = None
+    evaluate: HeldOutEvaluator | None = None
     patience: int = 2
-    examine: Examine | None = None
-    group: Group = ALONE
+    probe: PolicyProbe | None = None
+    processes: Processes = SINGLE
     clock: Clock = field(init=False)
     resampled: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self.clock = Clock(lambda: self.roller.guide_seconds)
+        self.clock = Clock(lambda: self.generator.guide_seconds)
 
     def step(self) -> tuple[dict[str, Any], list[Episode]]:
         """One iteration. Returns its row for metrics.jsonl and its episodes."""
@@ -114,42 +121,42 @@ class Trainer:
         moving: dict[str, float] = {}
         if self.scorer_at is not None:
             self.scorer, moving = self.scorer_at(step)
-        if (server := self.roller.server) is not None:
+        if (server := self.generator.server) is not None:
             with self.clock.timed("sync"):
-                self.group.main_does(server.send)
+                self.processes.on_main(server.send)
         start = self._start_figures() if step == 0 else {}
-        with self.group.gathered(self.model):
+        with self.processes.gathered(self.model):
             episodes = self._episodes(regime, step)
         self._take_moments(regime, episodes)  # changes weights: done to gathered ones, it would be lost with them
-        with self.group.gathered(self.model):
-            batch, notes, credit = self._credited(regime, episodes, step)
+        with self.processes.gathered(self.model):
+            batch, stats, advantages = self._compute_advantages(regime, episodes, step)
         with self.clock.timed("update"):
             settings = self._settings(regime)
-            data = StepData(regime, batch, notes, credit, self._references(episodes, step))
+            data = StepData(regime, batch, stats, advantages, self._references(episodes, step))
             losses = update(
                 self.model,
                 self.optimizer,
                 data,
-                self.roller.sampling,
+                self.generator.sampling,
                 settings,
                 seed=self.seed,
                 step=step,
-                group=self.group,
+                processes=self.processes,
             )
         row: dict[str, Any] = {
             "step": step + 1,
             **figures.of_episodes(regime, episodes),
-            **figures.of_tensors(episodes, batch, notes, credit),
-            **self._standing_figures(regime, batch, credit),
+            **figures.of_tensors(episodes, batch, stats, advantages),
+            **self._standing_figures(regime, batch, advantages),
             **moving,
             **losses,
             **start,
         }
         row["lr"] = self.scheduler.get_last_lr()[0]
         row["update/policy_frozen"] = float(settings.policy_frozen)
-        self._advance(episodes, credit, row)
+        self._advance(episodes, advantages, row)
         if self.evaluate is not None and self.state.step % self.eval_every == 0:
-            with self.clock.timed("eval"), self.group.gathered(self.model):
+            with self.clock.timed("eval"), self.processes.gathered(self.model):
                 found = self.evaluate()
             row |= self._compared(found)
             self._note_best(row)
@@ -160,40 +167,40 @@ class Trainer:
         """The step's episodes, with their scores."""
         with self.clock.timed("rollout"):
             prompts = self._prompts_of(step)
-            self.roller.restarts = self._restarts(regime, step)
+            self.generator.restarts = self._restarts(regime, step)
             episodes = self._rolled(regime, prompts, step)
         with self.clock.timed("reward"):
-            self.group.agree(lambda: self._score(episodes))
-            episodes = self._everyones(episodes)
+            self.processes.raise_together(lambda: self._score(episodes))
+            episodes = self._gather_episodes(episodes)
         self.resampled = 0
         for number in range(self.resample_groups):
             episodes = self._resample(regime, episodes, step, number)
         return episodes
 
-    def _credited(
+    def _compute_advantages(
         self, regime: Regime, episodes: list[Episode], step: int
-    ) -> tuple[EpisodeBatch, Notes | None, Credit | None]:
-        """What the models say of the step's episodes, and their credit."""
+    ) -> tuple[EpisodeBatch, RolloutStats | None, Advantages | None]:
+        """What the models say of the step's episodes, and their advantages."""
         with self.clock.timed("annotate"):
             batch = build_batch(episodes, regime, self.spec.critics, self.model.loaded)
-            notes = credit = None
+            stats = advantages = None
             charged = self.state.kl_coef if self.kl.where == "reward" else 0.0
             if regime.estimator != "likelihood":
-                notes = annotate(
+                stats = compute_stats(
                     self.model,
                     batch,
                     regime,
-                    self.roller.sampling,
-                    rows_at_once=self.roller.sampling.batch_size,
-                    group=self.group,
+                    self.generator.sampling,
+                    rows_at_once=self.generator.sampling.batch_size,
+                    processes=self.processes,
                 )
-                credit = assign(regime, batch, notes, self.credit, self._standing(episodes, charged))
+                advantages = compute_advantages(regime, batch, stats, self.advantage, self._standing(episodes, charged))
         # sharded models answer only where all processes ask alike
-        if step == 0 and self.examine is not None and not self.group.lockstep:
-            examine = self.examine
+        if step == 0 and self.probe is not None and not self.processes.lockstep:
+            probe = self.probe
             with self.clock.timed("check"):
-                self.group.agree(lambda: examine(regime, episodes, batch, notes, credit, charged))
-        return batch, notes, credit
+                self.processes.raise_together(lambda: probe(regime, episodes, batch, stats, advantages, charged))
+        return batch, stats, advantages
 
     def _take_moments(self, regime: Regime, episodes: list[Episode]) -> None:
         """Take the step's scores into the running moments, and put the critics' values into their units."""
@@ -207,7 +214,7 @@ class Trainer:
             state.moments["scores"] = running_moments(state.moments.get("scores"), values)
 
     def _standing(self, episodes: list[Episode], kl_coef: float) -> Standing:
-        """What the run knows when the step's credit is given."""
+        """What the run knows when the step's advantages are computed."""
         moments = self.state.moments.get("scores")
         # a step whose scores differ more than the run's so far does not weigh more for it
         own = pstdev([e.value for e in episodes if e.score is not None]) if moments else 0.0
@@ -226,13 +233,13 @@ class Trainer:
         others = [p for p in self.prompts if p.example.id not in here] or self.prompts
         order = noise.generator(self.seed, "resample", key).permutation(len(others))
         chosen = [others[order[i % len(others)]] for i in range(len(flat)) for _ in range(size)]
-        counts = self.roller.counts
+        counts = self.generator.counts
         with self.clock.timed("rollout"):
             fresh = self._rolled(regime, chosen, key)
         with self.clock.timed("reward"):
-            self.group.agree(lambda: self._score(fresh))
-            fresh = self._everyones(fresh)
-        self.roller.counts = counts + self.roller.counts
+            self.processes.raise_together(lambda: self._score(fresh))
+            fresh = self._gather_episodes(fresh)
+        self.generator.counts = counts + self.generator.counts
         self.resampled += len(fresh)
         kept = [e for e in episodes if e.group not in set(flat)]
         for e in fresh:
@@ -257,10 +264,10 @@ class Trainer:
         """What the step's cuts of guide texts follow: the step, the critic as it is, the scores so far."""
 
         def score(episodes: list[Episode]) -> None:
-            self.roller.conclude(episodes)
+            self.generator.conclude(episodes)
             self._score(episodes)
 
-        rows, state = self.roller.sampling.batch_size, self.state
+        rows, state = self.generator.sampling.batch_size, self.state
         return Restarts(
             age=self.spec.age(step),
             values=(lambda texts: values_along(self.model, texts, rows)) if regime.restart == "uncertain" else None,
@@ -269,19 +276,21 @@ class Trainer:
 
     def _rolled(self, regime: Regime, prompts: list[Encoded], step: int | str) -> list[Episode]:
         """The episodes of this process."""
-        horizon, size = self.state.horizon, self.spec.group_size
-        return self.group.agree(lambda: self.roller.roll(regime, prompts, step, horizon, size, among=self.group))
+        horizon, size = self.state.typical_length, self.spec.group_size
+        return self.processes.raise_together(
+            lambda: self.generator.generate(regime, prompts, step, horizon, size, processes=self.processes)
+        )
 
-    def _everyones(self, episodes: list[Episode]) -> list[Episode]:
+    def _gather_episodes(self, episodes: list[Episode]) -> list[Episode]:
         """All episodes of the step, in their order, and the guide's books and counts with them."""
-        self.roller.use.share(self.group)
-        if self.roller.restarts.gate is not None:
-            self.roller.restarts.gate.share(self.group)
-        self.roller.counts = sum(self.group.gather(self.roller.counts), Counter())
-        return sorted((e for part in self.group.gather(episodes) for e in part), key=lambda e: e.index)
+        self.generator.use.share(self.processes)
+        if self.generator.restarts.gate is not None:
+            self.generator.restarts.gate.share(self.processes)
+        self.generator.counts = sum(self.processes.gather(self.generator.counts), Counter())
+        return sorted((e for part in self.processes.gather(episodes) for e in part), key=lambda e: e.index)
 
     def _score(self, episodes: list[Episode]) -> None:
-        texts = list(written(episodes))
+        texts = list(scored_texts(episodes))
         for _, part in texts:
             part.penalty = 0.0 if part.finished else self.missing_eos_penalty
         if self.scorer is not None and texts:
@@ -293,7 +302,7 @@ class Trainer:
         """One reference per episode, drawn at random, with its EOS; None where the auxiliary loss is off."""
         if self.update.reference_nll == 0:
             return None
-        loaded, limit = self.model.loaded, self.roller.sampling.max_new_tokens
+        loaded, limit = self.model.loaded, self.generator.sampling.max_new_tokens
         rows = []
         for e in episodes:
             draw = noise.uniforms(1, self.seed, "reference", step, e.index)[0]
@@ -317,43 +326,43 @@ class Trainer:
         charged = self.state.kl_coef if self.kl.where == "loss" else 0.0
         return replace(self.update, policy_frozen=frozen, kl_coef=charged)
 
-    def _standing_figures(self, regime: Regime, batch: EpisodeBatch, credit: Credit | None) -> dict[str, Any]:
+    def _standing_figures(self, regime: Regime, batch: EpisodeBatch, advantages: Advantages | None) -> dict[str, Any]:
         """What the row says of the trainer's own state."""
         row: dict[str, Any] = {"tokens/learned": int(carries_loss(batch, self.update).sum())}
         row["tokens/control"] = int(torch.isin(batch.tokens.response_ids[batch.policy], self.model.control).sum())
         if regime.needs_live_guide:
-            row["length/horizon"] = self.state.horizon
+            row["length/horizon"] = self.state.typical_length
         if regime.needs_guide:
-            row |= figures.of_guide(regime, self.roller.counts) | {"guide/reuse": self.roller.use.reuse}
+            row |= figures.of_guide(regime, self.generator.counts) | {"guide/reuse": self.generator.use.reuse}
         if self.resample_groups:
             row["rollout/resampled"] = self.resampled
-        if credit is not None:
+        if advantages is not None:
             row["kl/coef"] = 0.0 if self.kl.where == "log" else self.state.kl_coef
-            row |= {f"value/trusted_{name}": float(self._trusts(name)) for name in credit.returns}
+            row |= {f"value/trusted_{name}": float(self._trusts(name)) for name in advantages.returns}
         return row
 
     def _trusts(self, critic: str) -> bool:
         """Whether a critic explained enough, lately, for its values to be the baseline."""
         return self.state.explained.get(critic, 0.0) >= self.critic.min_explained
 
-    def _advance(self, episodes: list[Episode], credit: Credit | None, row: dict[str, Any]) -> None:
+    def _advance(self, episodes: list[Episode], advantages: Advantages | None, row: dict[str, Any]) -> None:
         """Move the trainer's state to the next step."""
         state = self.state
-        for name in credit.returns if credit is not None else ():
+        for name in advantages.returns if advantages is not None else ():
             state.critic_steps[name] = state.critic_steps.get(name, 0) + 1
             if (now := row.get(f"value/explained_{name}")) is not None:
                 state.explained[name] = TRUST_MEMORY * state.explained.get(name, 0.0) + (1 - TRUST_MEMORY) * max(
                     now, -1.0
                 )
         mean = fmean(e.length for e in episodes)
-        state.horizon = HORIZON_MEMORY * state.horizon + (1 - HORIZON_MEMORY) * mean
-        if self.kl.adaptive and credit is not None:
+        state.typical_length = LENGTH_MEMORY * state.typical_length + (1 - LENGTH_MEMORY) * mean
+        if self.kl.adaptive and advantages is not None:
             state.kl_coef = adapt_kl_coef(
                 state.kl_coef, row["kl/episode"], self.kl.target, len(episodes), self.kl.horizon
             )
-        state.guide_uses = dict(self.roller.use.uses)
-        state.guide_texts = dict(self.roller.use.texts)
-        if (gate := self.roller.restarts.gate) is not None:
+        state.guide_uses = dict(self.generator.use.uses)
+        state.guide_texts = dict(self.generator.use.texts)
+        if (gate := self.generator.restarts.gate) is not None:
             state.guide_scores |= gate.fresh
             state.own_scores = own_scores(state.own_scores, episodes)
         state.step += 1
@@ -364,11 +373,11 @@ class Trainer:
         not be seen to fall."""
         if self.evaluate is None:
             return {}
-        with self.clock.timed("eval"), self.group.gathered(self.model):
+        with self.clock.timed("eval"), self.processes.gathered(self.model):
             found = self.evaluate().figures
         return {"eval/start": found["eval/score"], "eval/start_error": found["eval/score_error"]}
 
-    def _compared(self, found: Evaluation) -> dict[str, float]:
+    def _compared(self, found: HeldOutResult) -> dict[str, float]:
         """The figures of a held-out evaluation, and of how it stands to those before it."""
         figures = dict(found.figures)
         if found.watched is not None:

@@ -92,7 +92,7 @@ class Restarts:
     gate: Gate | None = None
 
     def cuts(self, regime: Regime, whole: Sequence[Episode], draws: Sequence[float]) -> dict[int, int]:
-        """Group -> tokens to keep of the text that the guide wrote for it; 0 where the policy writes alone.
+        """Processes -> tokens to keep of the text that the guide wrote for it; 0 where the policy writes alone.
 
         ``whole``: one episode per group, as if the guide had written all of it, at least two tokens.
         """

@@ -27,9 +27,9 @@ from rlgf_cli.models.server import PolicyServer
 from rlgf_cli.models.token_boundaries import is_boundary
 from rlgf_cli.protocols import Completion, Example, Guide, GuideRequest
 from rlgf_cli.training import branches
-from rlgf_cli.training.episodes import Episode, written
+from rlgf_cli.training.episodes import Episode, scored_texts
 from rlgf_cli.training.guide_use import GuideUse
-from rlgf_cli.training.parallel.processes import ALONE, Group
+from rlgf_cli.training.parallel.processes import SINGLE, Processes
 from rlgf_cli.training.restarts import Restarts
 
 _CHUNK = 8
@@ -71,13 +71,13 @@ class Sampling:
 
 
 @dataclass
-class Roller:
+class RolloutGenerator:
     """What a rollout needs: the policy's weights and tokenizer, the guide, and the sampling.
 
     ``covered``: ids of the prompts that the guide has text for (None: all). ``whole_words``: the guide has another
     tokenizer, so it is given prefixes that end where a word ends; with the policy's own tokenizer whole characters
     are enough. ``restarts``: what this step's cuts of the guide's texts follow. ``server``: where the policy writes, if
-    not here. ``expect``: is told of texts that will be scored, as soon as they are there.
+    not here. ``prefetch``: is told of texts that will be scored, as soon as they are there.
     """
 
     loaded: Loaded
@@ -89,22 +89,23 @@ class Roller:
     covered: frozenset[str] | None = None
     whole_words: bool = False
     server: PolicyServer | None = None
-    expect: Callable[[Sequence[Example], Sequence[str]], None] | None = None
+    prefetch: Callable[[Sequence[Example], Sequence[str]], None] | None = None
     guide_seconds: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
 
-    def roll(
+    def generate(
         self,
         regime: Regime,
         prompts: Sequence[Encoded],
         step: int | str,
-        horizon: float,
+        typical_length: float,
         group_size: int = 1,
         *,
-        among: Group = ALONE,
+        processes: Processes = SINGLE,
     ) -> list[Episode]:
-        """One episode per prompt, or those of this process among several. ``horizon``: the typical response length
-        from which a policy's cut is drawn.
+        """One episode per prompt, or those of this process among several.
+
+        ``typical_length`` [tokens]: the response length from which a policy's cut is drawn.
 
         With ``group_size`` above 1, neighbouring prompts are equal and share the roll-in.
         """
@@ -117,7 +118,7 @@ class Roller:
             [noise.uniforms(self.sampling.max_new_tokens, self.seed, "tokens", step, e.index) for e in every]
         )
         plan = [noise.uniforms(4, self.seed, "plan", step, e.group) for e in every]
-        episodes = [every[i] for i in among.prompts([e.example.id for e in every])]
+        episodes = [every[i] for i in processes.prompts([e.example.id for e in every])]
         started = [plan[e.index][0] < regime.rollin_prob and self._covers(e) for e in episodes]
         begun = [e for e, s in zip(episodes, started, strict=True) if s]
         if regime.roll_in == "guide":
@@ -127,17 +128,19 @@ class Roller:
                 self._policy_writes(alone, draws, self._room, ends=True)
             texts()
         if regime.roll_out == "guide":
-            self._guide_rolls_out(episodes, begun if regime.roll_in == "policy" else [], plan, draws, regime, horizon)
+            self._guide_rolls_out(
+                episodes, begun if regime.roll_in == "policy" else [], plan, draws, regime, typical_length
+            )
         else:
             if regime.roll_in == "policy":
-                self._policy_begins(begun, plan, draws, regime, horizon)
+                self._policy_begins(begun, plan, draws, regime, typical_length)
             self._policy_writes(self._open(episodes), draws, self._room, ends=True)
         self.conclude(episodes)
         return episodes
 
     def conclude(self, episodes: Sequence[Episode]) -> None:
         """Say of episodes that were written to their end whether they finished, and what their text is."""
-        for _, part in written(episodes):
+        for _, part in scored_texts(episodes):
             ids = part.ids
             part.finished = bool(ids) and ids[-1] in self.loaded.eos_ids
             part.text = self.loaded.text.decode_response(self.loaded.tokenizer, ids)
@@ -149,7 +152,7 @@ class Roller:
         plan: list[np.ndarray],
         draws: np.ndarray,
         regime: Regime,
-        horizon: float,
+        typical_length: float,
     ) -> None:
         """The guide finishes what is open. A guide elsewhere is asked for a batch while the policy begins the next."""
         size = self.sampling.batch_size if self._remote else max(1, len(episodes))
@@ -158,7 +161,7 @@ class Roller:
         for at in range(0, len(episodes), size):
             some = episodes[at : at + size]
             if mine := [e for e in some if e.index in starts]:
-                self._policy_begins(mine, plan, draws, regime, horizon)
+                self._policy_begins(mine, plan, draws, regime, typical_length)
             if regime.estimator == "guide_mc":
                 pending.append(self._guide_branches(mine, plan, regime.mc_samples))
             else:
@@ -209,19 +212,19 @@ class Roller:
             min_new_tokens=sampling.min_new_tokens,
             batch_size=sampling.batch_size,
             dtype=self.loaded.dtype,
-            on_batch=partial(self._tell, [e for e, _ in pairs]) if ends and self.expect is not None else None,
+            on_batch=partial(self._tell, [e for e, _ in pairs]) if ends and self.prefetch is not None else None,
         )
         for (episode, _), row in zip(pairs, rows, strict=True):
-            episode.sampled |= {episode.length + i: value for i, value in enumerate(row.logprobs or ())}
+            episode.server_logprobs |= {episode.length + i: value for i, value in enumerate(row.logprobs or ())}
             self._append_policy(episode, row.ids)
             episode.finished = row.finished
 
     def _tell(self, episodes: list[Episode], batch: list[int], rows: list[Generated]) -> None:
         """Let who scores texts begin with those of a batch, while the next one is written."""
-        assert self.expect is not None
+        assert self.prefetch is not None
         decode = self.loaded.text.decode_response
         texts = [decode(self.loaded.tokenizer, episodes[i].ids + r.ids) for i, r in zip(batch, rows, strict=True)]
-        self.expect([episodes[i].example for i in batch], texts)
+        self.prefetch([episodes[i].example for i in batch], texts)
 
     @staticmethod
     def _append_policy(episode: Episode, ids: list[int]) -> None:
@@ -236,7 +239,7 @@ class Roller:
         plan: list[np.ndarray],
         draws: np.ndarray,
         regime: Regime,
-        horizon: float,
+        typical_length: float,
     ) -> None:
         """The policy's roll-in, up to the cut.
 
@@ -248,7 +251,7 @@ class Roller:
             for e in episodes:
                 self._cut_inside(e, plan[e.index][1])
             return
-        longest = max(1, min(regime.cut_horizon or math.ceil(horizon), self.sampling.max_new_tokens))
+        longest = max(1, min(regime.cut_horizon or math.ceil(typical_length), self.sampling.max_new_tokens))
         drawn = {e.index: 1 + int(plan[e.index][1] * longest) for e in episodes}
         self._policy_writes(episodes, draws, lambda e: drawn[e.index])
         for e in episodes:
@@ -262,14 +265,14 @@ class Roller:
         """Cut a whole text at k uniform on 1..L-1; where that is no boundary, at the next one behind it."""
         whole = e.ids
         if len(whole) < 2:  # the guide writes all of it
-            e.segments, e.finished = [], False
+            e.truncate(0)
             return
         drawn = 1 + int(draw * (len(whole) - 1))
         e.cut = next((n for n in range(drawn, len(whole)) if self._boundary(whole, n)), len(whole))
         e.action_start, e.reached_cut = e.cut - 1, True
         self.counts["cuts_moved"] += e.cut != drawn
         if e.cut < len(whole):
-            e.segments, e.finished = [("policy", whole[: e.cut])], False
+            e.truncate(e.cut)
 
     def _move_to_boundaries(self, episodes: list[Episode], draws: np.ndarray) -> None:
         """Where the text is not stable at the cut, the policy goes on to the next boundary.
@@ -290,7 +293,7 @@ class Roller:
                 end = next((n for n in range(searched[e.index], len(ids)) if self._boundary(ids, n)), None)
                 if end is not None:
                     self.counts["cuts_moved"] += end != cuts[e.index]
-                    e.segments, e.finished = [("policy", ids[:end])], False
+                    e.truncate(end)
                 elif not e.finished and self._room(e) > 0:
                     still.append(e)
             moving = still

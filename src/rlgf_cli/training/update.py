@@ -23,9 +23,9 @@ from rlgf_cli.errors import RlgfError
 from rlgf_cli.functional import losses
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
-from rlgf_cli.training.advantages import Credit, Notes
+from rlgf_cli.training.advantages import Advantages, RolloutStats
 from rlgf_cli.training.episodes import EpisodeBatch
-from rlgf_cli.training.parallel.processes import ALONE, Group, shared
+from rlgf_cli.training.parallel.processes import SINGLE, Processes, shared
 from rlgf_cli.training.rollout import Sampling
 
 
@@ -73,14 +73,14 @@ class UpdateSettings:
 class StepData:
     """One step's episodes and what is known of them.
 
-    ``notes`` and ``credit`` are None for the likelihood estimator. ``references``: one reference text per episode,
+    ``stats`` and ``advantages`` are None for the likelihood estimator. ``references``: one reference text per episode,
     for the auxiliary likelihood.
     """
 
     regime: Regime
     batch: EpisodeBatch
-    notes: Notes | None
-    credit: Credit | None
+    stats: RolloutStats | None
+    advantages: Advantages | None
     references: TokenBatch | None
 
 
@@ -94,9 +94,9 @@ class Sums:
         before = self._sums.get(name, (0.0, 0.0))
         self._sums[name] = (before[0] + float(total), before[1] + float(count))
 
-    def add_up(self, group: Group) -> None:
+    def add_up(self, processes: Processes) -> None:
         """Put together what the processes counted, each on its share."""
-        everyone, self._sums = group.gather(self._sums), {}
+        everyone, self._sums = processes.gather(self._sums), {}
         for sums in everyone:
             for name, (total, count) in sums.items():
                 self.add(name, total, count)
@@ -115,7 +115,7 @@ def update(
     *,
     seed: int,
     step: int,
-    group: Group = ALONE,
+    processes: Processes = SINGLE,
 ) -> dict[str, float]:
     """Run the epochs; returns the means of the losses and of the diagnostics over what they were taken on.
 
@@ -133,18 +133,18 @@ def update(
             continue
         sums.add("update/skipped", 0, 1)
         optimizer.zero_grad(set_to_none=True)
-        mine, mine_learned = group.rows(minibatch), group.rows(learned)
-        count = settings.accumulation if group.lockstep else max(1, min(settings.accumulation, len(mine)))
+        mine, mine_learned = processes.rows(minibatch), processes.rows(learned)
+        count = settings.accumulation if processes.lockstep else max(1, min(settings.accumulation, len(mine)))
         for rows, rows_learned in zip(mine.tensor_split(count), mine_learned.tensor_split(count), strict=True):
             if len(rows):
-                loss = _loss(model, data, sampling, settings, rows, rows_learned, counts, sums, group.lockstep)
-            elif group.lockstep:  # a pass beside the others', which counts for nothing
+                loss = _loss(model, data, sampling, settings, rows, rows_learned, counts, sums, processes.lockstep)
+            elif processes.lockstep:  # a pass beside the others', which counts for nothing
                 loss = 0 * _loss(model, data, sampling, settings, minibatch[:1], learned[:1], counts, Sums(), True)
             else:  # fewer rows than processes
                 continue
             if loss.requires_grad:
-                (group.loss_scale * loss).backward()
-        group.add_gradients(parameters)
+                (processes.loss_scale * loss).backward()
+        processes.add_gradients(parameters)
         for role, owned in by_role(optimizer).items():
             norm = _clip(owned, settings.max_grad_norm)
             if not bool(norm.isfinite()):
@@ -157,7 +157,7 @@ def update(
                 raise shared(error)  # the sum of all processes' gradients is not finite on any of them
             sums.add("update/grad_norm" if role == "policy" else "update/critic_grad_norm", norm, 1)
         optimizer.step()
-    sums.add_up(group)
+    sums.add_up(processes)
     return sums.means()
 
 
@@ -202,7 +202,7 @@ class _Counts:
         cls, data: StepData, rows: torch.Tensor, learned: torch.Tensor, settings: UpdateSettings, longest: int
     ) -> _Counts:
         zero = torch.zeros((), dtype=torch.long, device=learned.device)
-        fitted = [data.batch.fit[name][rows].sum() for name in (data.credit.returns if data.credit else {})]
+        fitted = [data.batch.fit[name][rows].sum() for name in (data.advantages.returns if data.advantages else {})]
         wanted = data.references is not None and not settings.policy_frozen
         tokens = data.references.lengths[rows].sum() if wanted and data.references is not None else zero
         average = torch.zeros(len(data.batch.scores), dtype=torch.long, device=learned.device)
@@ -232,11 +232,11 @@ def _loss(
 
     ``lockstep``: where other parts have tokens to learn, this one runs the policy too.
     """
-    batch, notes, credit, references = data.batch, data.notes, data.credit, data.references
+    batch, stats, advantages, references = data.batch, data.stats, data.advantages, data.references
     tokens = batch.tokens.rows(rows)
     width = tokens.response_ids.shape[1]
     learned = learned[:, :width]
-    fitted = list(credit.returns) if credit is not None else []
+    fitted = list(advantages.returns) if advantages is not None else []
     likelihood = data.regime.estimator == "likelihood"
     beside = lockstep and bool(counts.learned) and not bool(learned.any())
     scored = model.forward_logprobs(
@@ -256,19 +256,19 @@ def _loss(
         sums.add("loss/likelihood", loss.detach() * counts.learned, size)
         total = total + loss
     elif bool(size):
-        assert notes is not None and credit is not None
-        old, advantages = notes.logprobs[rows][:, :width], credit.advantages[rows][:, :width]
-        loss, stats = losses.policy_loss(
-            scored.logprobs, old, advantages, learned, settings.clip_range, average,
+        assert stats is not None and advantages is not None
+        old, per_token = stats.old_logprobs[rows][:, :width], advantages.per_token[rows][:, :width]
+        loss, diagnostics = losses.policy_loss(
+            scored.logprobs, old, per_token, learned, settings.clip_range, average,
             clip_range_high=settings.clip_range_high,
         )  # fmt: skip
         sums.add("loss/policy", loss.detach() * counts.learned, size)
-        sums.add("ppo/ratio", stats["ratio"], size)
-        sums.add("ppo/clip_fraction", stats["clipped"], size)
-        sums.add("ppo/approx_kl", stats["approx_kl"], size)
+        sums.add("ppo/ratio", diagnostics["ratio"], size)
+        sums.add("ppo/clip_fraction", diagnostics["clipped"], size)
+        sums.add("ppo/approx_kl", diagnostics["approx_kl"], size)
         total = total + loss
-        if settings.kl_coef and notes.ref_logprobs is not None:
-            ref = notes.ref_logprobs[rows][:, :width]
+        if settings.kl_coef and stats.ref_logprobs is not None:
+            ref = stats.ref_logprobs[rows][:, :width]
             charge = losses.kl_loss(scored.logprobs, old, ref, learned, settings.kl_estimator, average)
             sums.add("loss/kl", charge.detach() * counts.learned, size)
             total = total + settings.kl_coef * charge
@@ -277,13 +277,13 @@ def _loss(
         sums.add("ppo/entropy", bonus.detach() * counts.learned, size)
         total = total - settings.entropy_coef * bonus
     for name in fitted:
-        assert notes is not None and credit is not None
+        assert stats is not None and advantages is not None
         mask = batch.fit[name][rows][:, :width]
         unit = model.value_unit(name)  # in units of the returns' spread: no reward scale is special
         loss = losses.value_loss(
             scored.values[name] / unit,
-            notes.values[name][rows][:, :width] / unit,
-            credit.returns[name][rows][:, :width] / unit,
+            stats.values[name][rows][:, :width] / unit,
+            advantages.returns[name][rows][:, :width] / unit,
             mask,
             settings.value_clip_range,
             counts.fitted,

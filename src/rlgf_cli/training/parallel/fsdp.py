@@ -21,10 +21,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
-from rlgf_cli.training.parallel.processes import Group
+from rlgf_cli.training.parallel.processes import Processes
 
 
-class ShardingGroup(Group):
+class ShardedProcesses(Processes):
     """Processes that each hold a shard of the states."""
 
     lockstep = True

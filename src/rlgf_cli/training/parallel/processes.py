@@ -31,7 +31,7 @@ _BUCKET = 16 * 1024 * 1024
 """Numbers in one message of gradients."""
 
 
-class Group:
+class Processes:
     """The processes that work on one run; by itself a single one, for which every method is trivial."""
 
     lockstep = False
@@ -78,7 +78,7 @@ class Group:
         dist.all_gather_object(found, value)
         return found
 
-    def tell(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The main process's value."""
         if self.size == 1:
             return value
@@ -90,7 +90,7 @@ class Group:
         """Whether it holds on one of the processes at least."""
         return any(self.gather(flag))
 
-    def agree(self, work: Callable[[], T]) -> T:
+    def raise_together(self, work: Callable[[], T]) -> T:
         """This process's result. What goes wrong on one process is raised by all of them, so that they end alike."""
         if self.size == 1:
             return work()
@@ -104,9 +104,9 @@ class Group:
                 raise shared(found)
         return result
 
-    def main_does(self, work: Callable[[], T]) -> T | None:
+    def on_main(self, work: Callable[[], T]) -> T | None:
         """Let the main process work while the others wait; None on those."""
-        return self.agree(lambda: work() if self.main else None)
+        return self.raise_together(lambda: work() if self.main else None)
 
     # tensors
 
@@ -162,7 +162,7 @@ class Group:
             dist.destroy_process_group()
 
 
-ALONE = Group()
+SINGLE = Processes()
 
 
 def shared(error: Exception) -> Exception:
@@ -171,7 +171,7 @@ def shared(error: Exception) -> Exception:
     return error
 
 
-def join(config: ParallelConfig, device: str) -> Group:
+def join(config: ParallelConfig, device: str) -> Processes:
     """Meet the other processes that ``torchrun``, ``accelerate launch`` or ``--num-processes`` started.
 
     Raises UserError where another number of processes runs than was asked for.
@@ -179,7 +179,7 @@ def join(config: ParallelConfig, device: str) -> Group:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started == 1:
         _check_count(config.num_processes or _asked_of_accelerate(), 1)
-        return ALONE
+        return SINGLE
     if device == "mps":
         raise UserError("several processes need cuda or the cpu", hint="--device cpu, or one process")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
@@ -196,10 +196,10 @@ def join(config: ParallelConfig, device: str) -> Group:
     _check_count(started, state.num_processes)
     _check_count(config.num_processes, state.num_processes)
     if config.strategy == "ddp":
-        return Group(state.process_index, state.num_processes)
-    from rlgf_cli.training.parallel.fsdp import ShardingGroup
+        return Processes(state.process_index, state.num_processes)
+    from rlgf_cli.training.parallel.fsdp import ShardedProcesses
 
-    return ShardingGroup(state.process_index, state.num_processes)
+    return ShardedProcesses(state.process_index, state.num_processes)
 
 
 def _asked_of_accelerate() -> int | None:

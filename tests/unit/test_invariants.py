@@ -18,14 +18,14 @@ from rl import (
     PPO_PP,
     ScriptedGuide,
     actor_critic,
+    generator_for,
     loaded_from,
     prompts_for,
-    roller_for,
     step_data,
 )
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.checks import invariants, policy_probe
-from rlgf_cli.checks.invariants import EXACT, TRUTHS, Gap, quantile_rounding, rounding, sampled
+from rlgf_cli.checks.invariants import EXACT, INVARIANTS, Gap, quantile_rounding, rounding, sampled
 from rlgf_cli.config.common import LoraConfig
 from rlgf_cli.functional import masks
 from rlgf_cli.functional.logprobs import process_logits
@@ -36,7 +36,7 @@ from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.load import add_lora, save
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.stages import train as stage
-from rlgf_cli.training import advantages as credit_module
+from rlgf_cli.training import advantages as advantages_module
 
 AT_CUT = Regime(roll_in="policy", roll_out="guide", credit="cut")
 SCORED = {"policy.deterministic", "policy.ratio", "policy.plain", "policy.reference", "reward.place"}
@@ -45,15 +45,26 @@ ALWAYS = {"policy.sampler", "episodes.masks"}
 
 def examined(loaded: Loaded, regime: Regime, *, rows_at_once: int = 4, **sampling: Any) -> dict[str, Any]:
     guide = ScriptedGuide(lambda request: (f" {request.example.prompt} it .", "stop"))
-    roller = roller_for(loaded, guide, **{"max_new_tokens": 10, "temperature": 0.8, "min_new_tokens": 2, **sampling})
-    model = actor_critic(loaded, [regime.roll_out])
-    episodes = roller.roll(regime, prompts_for(loaded, 9), 0, 6.0)
-    critics = [regime.roll_out]
-    data = step_data(model, regime, episodes, roller.sampling, critics=critics, rows_at_once=rows_at_once)
-    found = policy_probe.examine(
-        model, regime, episodes, data.batch, data.notes, data.credit, roller.sampling, kl_coef=0.1, seed=0, step=0
+    generator = generator_for(
+        loaded, guide, **{"max_new_tokens": 10, "temperature": 0.8, "min_new_tokens": 2, **sampling}
     )
-    assert [check.name for check in found] == [name for name in TRUTHS if name in {c.name for c in found}]
+    model = actor_critic(loaded, [regime.roll_out])
+    episodes = generator.generate(regime, prompts_for(loaded, 9), 0, 6.0)
+    critics = [regime.roll_out]
+    data = step_data(model, regime, episodes, generator.sampling, critics=critics, rows_at_once=rows_at_once)
+    found = policy_probe.probe(
+        model,
+        regime,
+        episodes,
+        data.batch,
+        data.stats,
+        data.advantages,
+        generator.sampling,
+        kl_coef=0.1,
+        seed=0,
+        step=0,
+    )
+    assert [check.name for check in found] == [name for name in INVARIANTS if name in {c.name for c in found}]
     return {check.name: check for check in found}
 
 
@@ -183,14 +194,14 @@ def mask_one_short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def score_on_the_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = credit_module.token_rewards
+    place = advantages_module.token_rewards
 
     def first(scores: torch.Tensor, ratio: torch.Tensor, last: torch.Tensor, kl_coef: float) -> torch.Tensor:
         at = torch.zeros_like(last)
         at[:, 0] = True
         return place(scores, ratio, at, kl_coef)
 
-    monkeypatch.setattr(credit_module, "token_rewards", first)
+    monkeypatch.setattr(advantages_module, "token_rewards", first)
 
 
 def adapter_that_is_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +264,7 @@ def test_a_mistake_stops_training_with_its_letter(
     assert (done.exit_code, done.stdout) == (1, "")
     assert "Traceback" not in done.stderr
     assert f"error: {truth} does not hold at step 0: " in done.stderr
-    assert TRUTHS[truth].broken in done.stderr and f"hint: {TRUTHS[truth].remedy}" in done.stderr
+    assert INVARIANTS[truth].broken in done.stderr and f"hint: {INVARIANTS[truth].remedy}" in done.stderr
 
 
 def test_who_knows_better_may_go_on(
@@ -270,8 +281,8 @@ def test_only_the_first_step_is_examined(
 ) -> None:
     """After an update the KL is no longer 0, and that is meant."""
     steps: list[int] = []
-    examine = policy_probe.examine
-    monkeypatch.setattr(policy_probe, "examine", lambda *a, **k: [steps.append(k["step"]), examine(*a, **k)][1])
+    probe = policy_probe.probe
+    monkeypatch.setattr(policy_probe, "probe", lambda *a, **k: [steps.append(k["step"]), probe(*a, **k)][1])
     assert train(tiny_gpt2, "--max-steps", 3, "--save-steps", 2, "--lr", "1e-2").exit_code == 0
     assert steps == [0]
 
@@ -282,9 +293,9 @@ def test_only_the_first_step_is_examined(
 def test_every_mask_is_looked_at(tiny_gpt2: Path) -> None:
     loaded = loaded_from(tiny_gpt2)
     guide = ScriptedGuide(("the cat sees it .", "stop"))
-    roller = roller_for(loaded, guide, max_new_tokens=10)
-    episodes = roller.roll(PPO_PP, prompts_for(loaded, 9), 0, 6.0)
-    batch = step_data(actor_critic(loaded), PPO_PP, episodes, roller.sampling).batch
+    generator = generator_for(loaded, guide, max_new_tokens=10)
+    episodes = generator.generate(PPO_PP, prompts_for(loaded, 9), 0, 6.0)
+    batch = step_data(actor_critic(loaded), PPO_PP, episodes, generator.sampling).batch
     tokens = batch.tokens
 
     def faults(**changes: Any) -> str:

@@ -1,5 +1,5 @@
-"""What a run knows when it gives credit: the moments of its scores, which critics to trust, when the policy may learn,
-and where the KL is charged."""
+"""What advantages depend on besides the episodes: moments of the scores, which critics to trust, when the policy may
+learn, and where the KL is charged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlgf_cli.functional.stats import running_moments, spread_of
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Example, Score
-from rlgf_cli.training.advantages import Credit
+from rlgf_cli.training.advantages import Advantages
 from rlgf_cli.training.episodes import Episode, build_batch
 from rlgf_cli.training.loop import TRUST_MEMORY, CriticSettings, Trainer
 
@@ -28,17 +28,17 @@ def gpt2(tiny_gpt2: Path) -> Loaded:
     return loaded_from(tiny_gpt2)
 
 
-def recorded(trainer: Trainer) -> list[tuple[list[Episode], Any, Credit]]:
-    """What every later step gives credit for, in the order of the steps: episodes, notes, credit."""
-    found: list[tuple[list[Episode], Any, Credit]] = []
-    credited = trainer._credited
+def recorded(trainer: Trainer) -> list[tuple[list[Episode], Any, Advantages]]:
+    """What every later step gives advantages for, in the order of the steps: episodes, stats, advantages."""
+    found: list[tuple[list[Episode], Any, Advantages]] = []
+    compute = trainer._compute_advantages
 
     def listening(regime: Any, episodes: list[Episode], step: int) -> Any:
-        batch, notes, credit = credited(regime, episodes, step)
-        found.append((episodes, notes, credit))
-        return batch, notes, credit
+        batch, stats, advantages = compute(regime, episodes, step)
+        found.append((episodes, stats, advantages))
+        return batch, stats, advantages
 
-    trainer._credited = listening  # type: ignore[method-assign]
+    trainer._compute_advantages = listening  # type: ignore[method-assign]
     return found
 
 
@@ -115,9 +115,9 @@ def test_values_begin_at_the_mean_score_and_are_never_thrown_out_of_place(gpt2: 
     trainer = trainer_of(gpt2, ppo={"critic": critic})
     seen = recorded(trainer)
     trainer.step()
-    episodes, notes, _ = seen[0]
+    episodes, stats, _ = seen[0]
     batch = build_batch(episodes, trainer.spec.regimes[0], ["policy"], gpt2)
-    assert torch.allclose(notes.values["policy"][batch.real], torch.tensor(fmean(e.value for e in episodes)))
+    assert torch.allclose(stats.values["policy"][batch.real], torch.tensor(fmean(e.value for e in episodes)))
 
     def values() -> torch.Tensor:
         with torch.no_grad():
@@ -156,10 +156,10 @@ def test_a_critics_share_of_the_variance_is_followed_and_its_worst_steps_count_f
     expected = 0.0
     for now in (0.4, -30.0, None, 0.9, 0.9, 0.9):
         trainer.optimizer.step()
-        credit = Credit(torch.zeros(1), torch.zeros(1), {"policy": torch.zeros(1)}, None)
+        advantages = Advantages(torch.zeros(1), torch.zeros(1), {"policy": torch.zeros(1)}, None)
         row = {} if now is None else {"value/explained_policy": now}
         episodes = [Episode(0, prompts_for(gpt2, 1)[0].example, [5], 0, "policy", [("policy", [7])])]
-        trainer._advance(episodes, credit, row)
+        trainer._advance(episodes, advantages, row)
         if now is not None:
             expected = TRUST_MEMORY * expected + (1 - TRUST_MEMORY) * max(now, -1.0)
         assert trainer.state.explained["policy"] == pytest.approx(expected)
@@ -175,12 +175,12 @@ def test_below_the_threshold_the_mean_score_is_the_baseline(gpt2: Loaded, explai
     seen = recorded(trainer)
     trainer.state.explained["policy"] = explained
     row, episodes = trainer.step()
-    _, notes, credit = seen[0]
+    _, stats, advantages = seen[0]
     assert row["value/trusted_policy"] == float(trusted)
     mean = fmean(e.value for e in episodes)
     for i, e in enumerate(episodes):
-        baseline = notes.values["policy"][i, : e.length] if trusted else torch.full((e.length,), mean)
-        assert torch.allclose(credit.advantages[i, : e.length], e.value - baseline, atol=1e-5)
+        baseline = stats.values["policy"][i, : e.length] if trusted else torch.full((e.length,), mean)
+        assert torch.allclose(advantages.per_token[i, : e.length], e.value - baseline, atol=1e-5)
 
 
 # --- the policy waits for its critic
@@ -274,11 +274,11 @@ def test_the_adaptive_coefficient_follows_the_kl_of_the_episode(gpt2: Loaded, ta
     kl = {"coef": 0.1, "adaptive": True, "target": target, "horizon": 400}
     trainer = trainer_of(gpt2, kl=kl)
     trainer.optimizer.step()
-    credit = Credit(torch.zeros(1), torch.zeros(1), {}, torch.zeros(1))
+    advantages = Advantages(torch.zeros(1), torch.zeros(1), {}, torch.zeros(1))
     episodes = [Episode(i, prompts_for(gpt2, 1)[0].example, [5], i, "policy", [("policy", [7])]) for i in range(6)]
-    trainer._advance(episodes, credit, {"kl/episode": 4.0, "kl/mean": 0.4, "kl/k3": 0.6})
+    trainer._advance(episodes, advantages, {"kl/episode": 4.0, "kl/mean": 0.4, "kl/k3": 0.6})
     assert trainer.state.kl_coef == pytest.approx(0.1 * (1 + error * 6 / 400))
     fixed = trainer_of(gpt2, kl={"coef": 0.1, "target": target})
     fixed.optimizer.step()
-    fixed._advance(episodes, credit, {"kl/episode": 4.0, "kl/mean": 0.4, "kl/k3": 0.6})
+    fixed._advance(episodes, advantages, {"kl/episode": 4.0, "kl/mean": 0.4, "kl/k3": 0.6})
     assert fixed.state.kl_coef == 0.1

@@ -16,7 +16,7 @@ from algorithms import spec_of
 from rlgf_cli.algorithms.spec import Author, Regime
 from rlgf_cli.config.train import KLConfig
 from rlgf_cli.protocols import Example, Score
-from rlgf_cli.training.advantages import Credit, CreditSettings, Notes, Standing, assign
+from rlgf_cli.training.advantages import Advantages, AdvantageSettings, RolloutStats, Standing, compute_advantages
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch
 
 LOADED = SimpleNamespace(device=torch.device("cpu"), pad_id=0, encoder_decoder=False)
@@ -41,23 +41,23 @@ def cases(draw: st.DrawFn, regime: Regime) -> tuple[list[Episode], int]:
     return episodes, draw(st.integers(0, 999))
 
 
-def notes_for(batch: EpisodeBatch, critics: Any, seed: int) -> Notes:
+def stats_for(batch: EpisodeBatch, critics: Any, seed: int) -> RolloutStats:
     rng = np.random.default_rng(seed)
 
     def random() -> torch.Tensor:
         return torch.from_numpy(rng.normal(size=batch.real.shape)).float()
 
-    return Notes(random(), random(), {name: random() for name in critics})
+    return RolloutStats(random(), random(), {name: random() for name in critics})
 
 
 def by_definition(
-    e: Episode, row: int, notes: Notes, values: list[float], settings: CreditSettings, lambdas: list[float]
+    e: Episode, row: int, stats: RolloutStats, values: list[float], settings: AdvantageSettings, lambdas: list[float]
 ) -> tuple[list[float], list[float], list[float]]:
     """Rewards, advantages and returns of one episode, token by token. lambdas: one per token."""
-    assert notes.ref_logprobs is not None
+    assert stats.ref_logprobs is not None
     authors = [author for author, ids in e.segments for _ in ids]
     rewards = [
-        -KL * float(notes.logprobs[row, t] - notes.ref_logprobs[row, t]) if author == "policy" else 0.0
+        -KL * float(stats.old_logprobs[row, t] - stats.ref_logprobs[row, t]) if author == "policy" else 0.0
         for t, author in enumerate(authors)
     ]
     rewards[-1] += e.value
@@ -69,7 +69,7 @@ def by_definition(
     return rewards, advantages, [a + v for a, v in zip(advantages, values, strict=True)]
 
 
-def lambdas_of(e: Episode, settings: CreditSettings) -> list[float]:
+def lambdas_of(e: Episode, settings: AdvantageSettings) -> list[float]:
     authors = [author for author, ids in e.segments for _ in ids]
     own = settings.gae_lambda
     if settings.adaptive_lambda is not None:
@@ -88,23 +88,23 @@ def test_gae_algorithms(name: str, scale: Any, trusted: bool, data: st.DataObjec
     regime = data.draw(st.sampled_from(spec.regimes))
     episodes, seed = data.draw(cases(regime))
     batch = build_batch(episodes, regime, spec.critics, LOADED)
-    notes = notes_for(batch, data.draw(st.permutations(spec.critics)), seed)
+    stats = stats_for(batch, data.draw(st.permutations(spec.critics)), seed)
     adaptive = data.draw(st.sampled_from([None, 0.5]))
-    settings = CreditSettings(0.9, 0.7, 1.0, 0.8, adaptive, scale)
+    settings = AdvantageSettings(0.9, 0.7, 1.0, 0.8, adaptive, scale)
     standing = Standing(KL, 0.4, frozenset(spec.critics) if trusted else frozenset())
-    credit: Credit = assign(regime, batch, notes, settings, standing)
+    advantages: Advantages = compute_advantages(regime, batch, stats, settings, standing)
     fitted = [e.value for e in episodes if e.fits == regime.roll_out] or [e.value for e in episodes]
     expected = torch.zeros(batch.real.shape)
     for row, e in enumerate(episodes):
-        baseline = [float(v) for v in notes.values[regime.roll_out][row, : e.length]]
+        baseline = [float(v) for v in stats.values[regime.roll_out][row, : e.length]]
         if not trusted:
             baseline = [sum(fitted) / len(fitted)] * e.length
-        rewards, advantages, _ = by_definition(e, row, notes, baseline, settings, lambdas_of(e, settings))
-        assert credit.rewards[row, : e.length].tolist() == pytest.approx(rewards, abs=1e-5)
-        expected[row, : e.length] = torch.tensor(advantages)
-        for critic, returns in credit.returns.items():
-            own = [float(v) for v in notes.values[critic][row, : e.length]]
-            targets = torch.tensor(by_definition(e, row, notes, own, settings, [0.8] * e.length)[2])
+        rewards, per_token, _ = by_definition(e, row, stats, baseline, settings, lambdas_of(e, settings))
+        assert advantages.rewards[row, : e.length].tolist() == pytest.approx(rewards, abs=1e-5)
+        expected[row, : e.length] = torch.tensor(per_token)
+        for critic, returns in advantages.returns.items():
+            own = [float(v) for v in stats.values[critic][row, : e.length]]
+            targets = torch.tensor(by_definition(e, row, stats, own, settings, [0.8] * e.length)[2])
             fit = batch.fit[critic][row, : e.length]
             assert torch.allclose(returns[row, : e.length][fit], targets[fit], atol=1e-5)
     chosen = expected[batch.learned]
@@ -112,9 +112,9 @@ def test_gae_algorithms(name: str, scale: Any, trusted: bool, data: st.DataObjec
         chosen = (chosen - chosen.mean()) / (chosen.var(unbiased=False) + 1e-8).sqrt()
     if scale == "running" and len(chosen):
         chosen = (chosen - chosen.mean()) / 0.4
-    assert torch.allclose(credit.advantages[batch.learned], chosen, atol=1e-4)
-    assert not credit.advantages[~batch.learned].any()
-    assert set(credit.returns) == {critic for critic in spec.critics if bool(batch.fit[critic].any())}
+    assert torch.allclose(advantages.per_token[batch.learned], chosen, atol=1e-4)
+    assert not advantages.per_token[~batch.learned].any()
+    assert set(advantages.returns) == {critic for critic in spec.critics if bool(batch.fit[critic].any())}
 
 
 def test_a_batch_without_signal_has_small_advantages() -> None:
@@ -124,10 +124,10 @@ def test_a_batch_without_signal_has_small_advantages() -> None:
         Episode(i, Example("e", "p"), [5], i, "policy", [("policy", [7] * 4)], score=Score(0.0)) for i in range(4)
     ]
     batch = build_batch(episodes, regime, ["policy"], LOADED)
-    notes = Notes(torch.zeros(4, 4), torch.zeros(4, 4), {"policy": 1e-3 * torch.randn(4, 4)})
+    stats = RolloutStats(torch.zeros(4, 4), torch.zeros(4, 4), {"policy": 1e-3 * torch.randn(4, 4)})
     standing = Standing(0.0, 0.3, frozenset({"policy"}))
     found = {
-        scale: assign(regime, batch, notes, CreditSettings(scale=scale), standing).advantages.abs().max()
+        scale: compute_advantages(regime, batch, stats, AdvantageSettings(scale=scale), standing).per_token.abs().max()
         for scale in ("running", "batch")
     }
     assert float(found["running"]) < 0.02 and float(found["batch"]) > 1  # whitening makes noise of full size of it
@@ -143,10 +143,10 @@ def test_equal_scores_in_a_group_are_worth_nothing_whatever_the_kl(name: str, kl
         for i in range(8)
     ]
     batch = build_batch(episodes, regime, [], LOADED)
-    notes = notes_for(batch, [], 0)
+    stats = stats_for(batch, [], 0)
     standing = Standing(kl_coef if KLConfig(coef=kl_coef).where == "reward" else 0.0)
-    assert not assign(regime, batch, notes, CreditSettings(), standing).advantages.any()
-    charged = assign(regime, batch, notes, CreditSettings(), Standing(kl_coef)).advantages  # as it was
+    assert not compute_advantages(regime, batch, stats, AdvantageSettings(), standing).per_token.any()
+    charged = compute_advantages(regime, batch, stats, AdvantageSettings(), Standing(kl_coef)).per_token  # as it was
     assert float(charged.abs().max()) > (0.3 if "grpo" in name else 0)
 
 
@@ -159,15 +159,15 @@ def test_group_algorithms(name: str, data: st.DataObject) -> None:
     regime = spec.regimes[0]
     episodes, seed = data.draw(cases(regime))
     batch = build_batch(episodes, regime, spec.critics, LOADED)
-    notes = notes_for(batch, [], seed)
-    assert notes.ref_logprobs is not None
+    stats = stats_for(batch, [], seed)
+    assert stats.ref_logprobs is not None
     charge = data.draw(st.sampled_from([0.0] if "grpo" in name else [0.0, KL]))
     scale: Any = data.draw(st.sampled_from(["auto", "none"]))
-    credit = assign(regime, batch, notes, CreditSettings(0.9, 0.7, scale=scale), Standing(charge))
+    advantages = compute_advantages(regime, batch, stats, AdvantageSettings(0.9, 0.7, scale=scale), Standing(charge))
     returns = []
     for row, e in enumerate(episodes):
         authors = [author for author, ids in e.segments for _ in ids]
-        ratio = notes.logprobs[row] - notes.ref_logprobs[row]
+        ratio = stats.old_logprobs[row] - stats.ref_logprobs[row]
         kl = sum(float(ratio[t]) for t, author in enumerate(authors) if author == "policy")
         returns.append(e.value - charge * kl)
     for row in range(4):
@@ -177,17 +177,17 @@ def test_group_algorithms(name: str, data: st.DataObject) -> None:
             mean = (own + other) / 2
             deviation = math.sqrt((own - mean) ** 2 + (other - mean) ** 2)
             expected = (own - mean) / (deviation + 1e-4 if scale == "auto" else 1)
-        found = credit.advantages[row][batch.learned[row]]
+        found = advantages.per_token[row][batch.learned[row]]
         assert found.tolist() == pytest.approx([expected] * len(found), abs=1e-3)
-    assert not credit.returns and not credit.advantages[~batch.learned].any()
+    assert not advantages.returns and not advantages.per_token[~batch.learned].any()
 
 
 def test_without_a_coefficient_the_log_ratio_is_still_known() -> None:
     e = Episode(0, Example("e", "p"), [5], 0, "policy", [("guide", [7, 7]), ("policy", [7])], 2, score=Score(2.0))
     batch = build_batch([e], Regime(roll_in="guide"), ["policy"], LOADED)
-    notes = Notes(torch.full((1, 3), -1.0), torch.full((1, 3), -3.0), {"policy": torch.zeros(1, 3)})
-    credit = assign(Regime(roll_in="guide"), batch, notes, CreditSettings(scale="none"))
-    assert credit.rewards.tolist() == [[0.0, 0.0, 2.0]]
-    assert credit.log_ratio is not None and credit.log_ratio.tolist() == [
+    stats = RolloutStats(torch.full((1, 3), -1.0), torch.full((1, 3), -3.0), {"policy": torch.zeros(1, 3)})
+    advantages = compute_advantages(Regime(roll_in="guide"), batch, stats, AdvantageSettings(scale="none"))
+    assert advantages.rewards.tolist() == [[0.0, 0.0, 2.0]]
+    assert advantages.log_ratio is not None and advantages.log_ratio.tolist() == [
         [0.0, 0.0, 2.0]
     ]  # on the policy's token alone
