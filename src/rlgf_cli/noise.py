@@ -1,7 +1,7 @@
-"""Randomness that belongs to a thing, not to a batch or a process.
+"""Random numbers that are a function of a key, such as ``(seed, "sample", step, episode)``.
 
-Every draw is a function of a key such as ``(seed, "sample", step, episode)``: batch size, bucketing and the
-number of processes do not change it, and a resumed run draws what the uninterrupted one would have drawn.
+Batch size, bucketing and the number of processes do not change a draw, and a resumed run draws what the uninterrupted
+run would have drawn.
 """
 
 from __future__ import annotations

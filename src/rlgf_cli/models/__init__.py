@@ -1,1 +1,1 @@
-"""Policies and other HF models: loading, text formats, generation, scoring."""
+"""Policies and other HF models: loading, text formats, generation, log-probabilities and values."""

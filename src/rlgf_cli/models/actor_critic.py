@@ -1,4 +1,4 @@
-"""The policy, its reference and its critics as one module: what annotation and update compute with.
+"""The policy, the frozen ref_model and the critics as one module, with their log-probabilities and values.
 
 One critic per roll-out author: V of the policy and V of the guide are different functions of the same state.
 """
@@ -9,7 +9,7 @@ import contextlib
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from peft import PeftModel
@@ -26,12 +26,15 @@ from rlgf_cli.models.trl_primitives import (
     selective_log_softmax,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired, Unpack  # typing has both from Python 3.11
+
 
 class ValueHead(nn.Module):
     """Hidden states [..., H] to values [...] in the reward's units: mean + unit * (w . norm(h) + b).
 
-    It starts at ``mean`` everywhere; :meth:`calibrate` says what that is. The norm makes the scale of an architecture's
-    last hidden state (T5 divides by the square root of H) not matter.
+    At first all values are ``mean``, which :meth:`calibrate` sets. The norm removes the scale of an architecture's last
+    hidden state (T5 divides by the square root of H).
     """
 
     mean: torch.Tensor
@@ -68,7 +71,7 @@ class ValueHead(nn.Module):
 
 
 class _NoHead(nn.Module):
-    """In the place of a separate critic's LM head, whose logits nobody wants."""
+    """Replaces the LM head of a separate critic, whose logits are not used."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden[..., :1]
@@ -87,10 +90,19 @@ class SeparateCritic(nn.Module):
         return self.head(response_forward(self.backbone, batch, None)[1])
 
 
+class Distribution(TypedDict):
+    """The distribution whose log-probabilities are computed: the full one at a temperature, without EOS before
+    ``min_new_tokens``, and without control tokens (``ban_control``)."""
+
+    temperature: float
+    min_new_tokens: int
+    ban_control: NotRequired[bool]
+
+
 @dataclass(frozen=True)
 class TokenOutputs:
-    """Per response token, all [B, T]: log-probabilities (nats, 0 where not selected), entropy where it was asked
-    for, and each critic's values."""
+    """Per response token, all [B, T]: log-probabilities (nats, 0 where not selected), entropies where requested, and
+    each critic's values."""
 
     logprobs: torch.Tensor
     entropies: torch.Tensor | None
@@ -98,13 +110,12 @@ class TokenOutputs:
 
 
 class ActorCritic(nn.Module):
-    """``policy`` learns; the reference is frozen; ``critics`` maps a roll-out author to its value function.
+    """The trained ``policy``, the frozen ref_model, and ``critics``, a value function for each roll-out author.
 
     ``mode``: a critic is a head on the policy's hidden states whose error reaches the policy's weights (``shared``) or
-    not (``head``), or a model of its own (``separate``). ``with_ref_model`` false: there is none, and nothing to hold
-    or to run for it. The reference is: under LoRA on plain weights, the weights with the adapter switched off; under
-    LoRA that goes on from an adapter checkpoint, a frozen second adapter with that checkpoint's weights; else a frozen
-    copy.
+    not (``head``), or a model of its own (``separate``). ``with_ref_model`` false: no ref_model is held or run. The
+    ref_model is: under LoRA on plain weights, the weights with the adapter switched off; under LoRA that goes on from
+    an adapter checkpoint, a frozen second adapter with that checkpoint's weights; else a frozen copy (``ref_model``).
     """
 
     eos: torch.Tensor
@@ -153,7 +164,7 @@ class ActorCritic(nn.Module):
 
     @property
     def ref_model_is_frozen_adapter(self) -> bool:
-        """Whether the reference is a second, frozen adapter: training goes on from an adapter checkpoint."""
+        """Whether the ref_model is a second, frozen adapter: training goes on from an adapter checkpoint."""
         return self._ref_adapter is not None
 
     def _use_adapter(self, name: str) -> None:
@@ -172,8 +183,8 @@ class ActorCritic(nn.Module):
 
     @contextlib.contextmanager
     def _layers_checkpoint(self, network: nn.Module) -> Iterator[None]:
-        """A layer checkpoints in training mode only, and in that mode it ignores the key-value cache that sampling
-        lives on: so the mode is on for a differentiated forward pass and off again behind it."""
+        """Set the layers' training mode for a differentiated forward pass: a layer checkpoints in that mode only, but
+        ignores the key-value cache in it, which sampling needs."""
         if not (self._checkpointing and torch.is_grad_enabled()):
             yield
             return
@@ -188,11 +199,11 @@ class ActorCritic(nn.Module):
 
     def head(self, critic: str) -> ValueHead:
         """A critic's value head."""
-        found: Any = self.critics[critic]
-        return found.head if self.separate else found
+        module: Any = self.critics[critic]
+        return module.head if self.separate else module
 
     def value_unit(self, critic: str) -> torch.Tensor:
-        """What a critic's errors are measured in, a scalar."""
+        """The unit of a critic's errors, a scalar tensor."""
         return self.head(critic).unit
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
@@ -205,50 +216,41 @@ class ActorCritic(nn.Module):
         batch: TokenBatch,
         select: torch.Tensor,
         *,
-        temperature: float,
-        min_new_tokens: int,
-        ban_control: bool = False,
         values: Iterable[str] = (),
         entropy: bool = False,
         policy_frozen: bool = False,
+        **distribution: Unpack[Distribution],
     ) -> TokenOutputs:
-        """Log-probabilities of the selected tokens under the policy's temperature-scaled full distribution, or that
-        without its control tokens (``ban_control``).
+        """Log-probabilities, entropies and values of the selected tokens under the policy.
 
         ``select`` [B, T] bool; ``values``: which critics to evaluate, on all positions. ``policy_frozen``: no gradient
         reaches the policy, not even that of a value head on its hidden states.
         """
         with autocast(self.loaded.device, self.loaded.dtype):
-            wanted = list(values)
-            picked = _if_any(select)
+            names = list(values)
+            selected = _if_any(select)
             logits = hidden = None
-            if picked is not None or (wanted and not self.separate):
+            if selected is not None or (names and not self.separate):
                 learns = torch.is_grad_enabled() and not policy_frozen
                 with torch.set_grad_enabled(learns), self._layers_checkpoint(self.policy):
-                    logits, hidden = response_forward(self.policy, batch, picked)
-            found = {}
-            for name in wanted:
+                    logits, hidden = response_forward(self.policy, batch, selected)
+            critic_values = {}
+            for name in names:
                 critic = self.critics[name]
                 if self.separate:
                     with self._layers_checkpoint(critic):
-                        found[name] = critic(batch)
+                        critic_values[name] = critic(batch)
                 else:
                     assert hidden is not None
-                    found[name] = critic(hidden.detach() if self._detached else hidden)
-        logprobs, entropies = self._select(logits, batch, select, temperature, min_new_tokens, ban_control, entropy)
-        return TokenOutputs(logprobs, entropies, found)
+                    critic_values[name] = critic(hidden.detach() if self._detached else hidden)
+        logprobs, entropies = self._select(logits, batch, select, entropy, **distribution)
+        return TokenOutputs(logprobs, entropies, critic_values)
 
     @torch.no_grad()
     def ref_logprobs(
-        self,
-        batch: TokenBatch,
-        select: torch.Tensor,
-        *,
-        temperature: float,
-        min_new_tokens: int,
-        ban_control: bool = False,
+        self, batch: TokenBatch, select: torch.Tensor, **distribution: Unpack[Distribution]
     ) -> torch.Tensor:
-        """Log-probabilities [B, T] of the selected tokens under the reference, 0 elsewhere."""
+        """Log-probabilities [B, T] of the selected tokens under the ref_model, 0 elsewhere."""
         if _if_any(select) is None:
             return torch.zeros(select.shape, device=select.device)
         with autocast(self.loaded.device, self.loaded.dtype):
@@ -263,26 +265,27 @@ class ActorCritic(nn.Module):
             else:
                 with self.policy.disable_adapter():
                     logits, _ = response_forward(self.policy, batch, select)
-        return self._select(logits, batch, select, temperature, min_new_tokens, ban_control, False)[0]
+        return self._select(logits, batch, select, False, **distribution)[0]
 
     def _select(
         self,
         logits: torch.Tensor | None,
         batch: TokenBatch,
         select: torch.Tensor,
+        entropy: bool,
+        *,
         temperature: float,
         min_new_tokens: int,
-        ban_control: bool,
-        entropy: bool,
+        ban_control: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits [N, V] of the selected positions (None: there are none) to log-probabilities and entropies [B, T]."""
         if logits is None:
-            nothing = torch.zeros(select.shape, device=select.device)
-            return nothing, nothing if entropy else None
+            zeros = torch.zeros(select.shape, device=select.device)
+            return zeros, zeros if entropy else None
         position = torch.arange(select.shape[1], device=select.device).expand_as(select)[select]
         banned = self.control if ban_control else None
         logits = process_logits(logits.float(), temperature, position < min_new_tokens, self.eos, banned)
-        # TRL's has a kernel for GPUs; without one it goes row by row
+        # TRL's function has a kernel for GPUs; elsewhere it computes row by row
         choose = selective_log_softmax if logits.is_cuda else chosen_logprobs
         chosen = choose(logits, batch.response_ids[select])
         empty = torch.zeros(select.shape, dtype=chosen.dtype, device=chosen.device)
@@ -299,7 +302,7 @@ def _if_any(select: torch.Tensor) -> torch.Tensor | None:
 
 
 def _disable_dropout(model: Any) -> None:
-    """Dropout off for good: as modules, and as the rates that layers hand to the functional form (BART, Llama)."""
+    """Set all dropout to 0: in modules, and as the rates that layers pass to the functional form (BART, Llama)."""
     disable_dropout_in_model(model)
     for module in model.modules():
         for name, value in vars(module).items():
@@ -308,11 +311,11 @@ def _disable_dropout(model: Any) -> None:
 
 
 def _adapter_is_trained(model: PeftModel) -> bool:
-    """Whether the adapter changes the base (a fresh one has lora_B = 0, and off means the same as on)."""
+    """Whether the adapter changes the base (a fresh adapter has lora_B = 0 and changes nothing)."""
     return any("lora_B" in name and bool(p.detach().abs().max() > 0) for name, p in model.named_parameters())
 
 
 def _without_adapters(model: PeftModel) -> Any:
-    """The policy as plain weights, its adapter merged in: what a separate critic starts from."""
+    """The policy as plain weights with its adapter merged in, from which a separate critic starts."""
     merged = copy.deepcopy(model).merge_and_unload()
     return merged.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""The model card (README.md) of a checkpoint: what was run on what, what the guide gave, licences."""
+"""The model card (README.md) of a checkpoint: command, data, results, guide and licences."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def write_card(
     metrics: Mapping[str, Any],
     guide: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write ``README.md``. ``metrics`` and ``guide`` are shown as tables, in their order; None is left out.
+    """Write ``README.md``. ``metrics`` and ``guide`` are tables in their order, without entries that are None.
 
-    A base model on this machine is shown by the folder's name alone: paths of one machine help no one else.
+    A base model on this machine is shown by its folder's name: its path means nothing elsewhere.
     """
     local = Path(base_model).exists()
     front: dict[str, Any] = {"library_name": "transformers", "tags": ["rlgf", command]}
@@ -59,7 +59,7 @@ def write_card(
 
 
 def table(values: Mapping[str, Any]) -> str:
-    """Names and values as Markdown, in their order; None is left out."""
+    """Names and values as a Markdown table, in their order, without values that are None."""
     rows = [f"| {name.replace('_', ' ')} | {_show(value)} |" for name, value in values.items() if value is not None]
     return "\n".join(["| | |", "|---|---|", *rows])
 

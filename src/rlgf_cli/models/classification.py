@@ -1,6 +1,6 @@
-"""Sequence classifiers and reward models: any encoder or decoder with a head, and the tokens that it reads.
+"""Sequence classifiers and reward models: loading, labels, the tokens of a prompt with its text, and logits.
 
-Training and rewards both go through here, so that a reward scores the very tokens that were trained on.
+Training and rewards both encode texts here, so that a reward reads the same tokens as its training.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from rlgf_cli.models.load import check_checkpoint_name
 EVALUATION = "evaluation.json"
 """The file beside a reward model that holds its evaluation on held-out texts and its threshold."""
 _NO_LIMIT = 1_000_000
-"""Tokenizers without a limit of their own say 1e30."""
+"""A tokenizer without a limit has model_max_length 1e30."""
 _CHAT = "rlgf_chat"
-"""The key in config.json that says whether a model was trained here on rendered conversations."""
+"""The key in config.json: whether rlgf trained the model on rendered conversations."""
 
 
 def load_classifier(config: ModelConfig, labels: Sequence[str]) -> tuple[Any, Any]:
-    """``(model, tokenizer)`` with one output per label; a head that does not fit is made anew.
+    """``(model, tokenizer)`` with one output per label; a head with other outputs is replaced by a new one.
 
-    Raises UserError for what is no checkpoint, for an encoder-decoder, and for a tokenizer that cannot pad.
+    Raises UserError for a folder without a checkpoint, for an encoder-decoder, and for a tokenizer that cannot pad.
     """
     check_checkpoint_name(config.name)
     common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     verbosity = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # the new head is the point, not a warning
+    hf_logging.set_verbosity_error()  # a new head is intended, so no warning
     try:
         architecture = AutoConfig.from_pretrained(config.name, **common)
         if architecture.is_encoder_decoder:
@@ -60,7 +60,7 @@ def load_classifier(config: ModelConfig, labels: Sequence[str]) -> tuple[Any, An
 
 
 def set_labels(architecture: Any, labels: Sequence[str]) -> None:
-    """Write into a transformers config the label names, and that the model is trained here, on plain text."""
+    """Write into a transformers config the label names, and that rlgf trains the model on plain text."""
     architecture.num_labels = len(labels)
     architecture.id2label = dict(enumerate(labels))
     architecture.label2id = {name: i for i, name in enumerate(labels)}
@@ -69,8 +69,8 @@ def set_labels(architecture: Any, labels: Sequence[str]) -> None:
 
 
 def trained_on_plain_text(model: Any, path: str) -> bool:
-    """Whether ``rlgf train-reward`` made the checkpoint at ``path``. Earlier versions did not say so in config.json;
-    their folders have the run's manifest."""
+    """Whether ``rlgf train-reward`` made the checkpoint at ``path``: config.json says it, or, for earlier versions, the
+    run's manifest."""
     if getattr(model.config, _CHAT, None) is not None:
         return not getattr(model.config, _CHAT)
     manifest = Path(path, "run.json")
@@ -78,23 +78,23 @@ def trained_on_plain_text(model: Any, path: str) -> bool:
 
 
 def token_limit(model: Any, tokenizer: Any, given: int | None = None) -> int | None:
-    """The most tokens of a text that are used: what the model reads, or less where ``given`` says so; None: all.
+    """The most tokens of a text that are used: ``given``, else as many as the model reads; None: all.
 
     Raises UserError where ``given`` is more than the model reads.
     """
-    known = [int(tokenizer.model_max_length)] if tokenizer.model_max_length < _NO_LIMIT else []
+    limits = [int(tokenizer.model_max_length)] if tokenizer.model_max_length < _NO_LIMIT else []
     if (positions := position_limit(model)) is not None:
-        known.append(positions)
-    if given is not None and known and given > min(known):
-        raise UserError(f"max_tokens is {given}; the model reads at most {min(known)}", hint="leave max_tokens out")
-    return given if given is not None else min(known, default=None)
+        limits.append(positions)
+    if given is not None and limits and given > min(limits):
+        raise UserError(f"max_tokens is {given}; the model reads at most {min(limits)}", hint="leave max_tokens out")
+    return given if given is not None else min(limits, default=None)
 
 
 def position_limit(model: Any) -> int | None:
-    """How many tokens have a position in an encoder or a decoder; None: any number (relative positions alone).
+    """How many tokens have a position in an encoder or a decoder; None: any number (relative positions only).
 
-    RoBERTa, and what is made like it (Longformer, MPNet, ESM, ...), counts positions from the padding's id + 1. Its
-    table of positions has a row for the padding, which no other table of positions has.
+    RoBERTa and its relatives (Longformer, MPNet, ESM, ...) count positions from the padding's id + 1. Only their tables
+    of positions have a row for the padding.
     """
     config = model.config
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
@@ -106,37 +106,37 @@ def position_limit(model: Any) -> int | None:
 
 
 def join(prompt: str, text: str) -> str:
-    """Prompt and response as one text: a space between them where neither side of the seam has white space."""
-    seam = " " if prompt and text and not prompt[-1].isspace() and not text[0].isspace() else ""
-    return prompt + seam + text
+    """Prompt and response as one text, joined by a space where there is no white space between them."""
+    space = " " if prompt and text and not prompt[-1].isspace() and not text[0].isspace() else ""
+    return prompt + space + text
 
 
 def encode(tokenizer: Any, text: str, limit: int | None) -> tuple[list[int], bool]:
-    """A text's ids, never none, and whether it was cut, on the tokenizer's ``truncation_side``."""
+    """At least one id of a text, and whether the text was cut, on the tokenizer's ``truncation_side``."""
     ids = tokenizer(text)["input_ids"]
     cut = limit is not None and len(ids) > limit
     if cut:
         ids = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
-    # an empty text has no tokens where the tokenizer adds none of its own; the model still must see one
+    # an empty text has no tokens where the tokenizer adds no special ones; the model needs at least one
     return ids or [tokenizer.pad_token_id], cut
 
 
 def encode_chat(tokenizer: Any, prompt: str, text: str, limit: int | None) -> tuple[list[int], bool]:
     """Ids of the prompt (user) and the text (assistant) in the tokenizer's chat template, and whether they were cut.
 
-    The template writes BOS itself, and control tokens that the two spell are read as text. What is longer than
-    ``limit`` loses the beginning of the prompt and then of the text, and nothing of the template. Raises UserError
-    where the template alone is longer, or refuses such a conversation.
+    The template writes BOS itself, and control tokens that prompt or text spell out are read as text. A conversation
+    longer than ``limit`` loses the beginning of the prompt and then of the text, and nothing of the template. Raises
+    UserError where the template alone is longer, or refuses such a conversation.
     """
     from jinja2 import TemplateError
 
     def rendered(cut: int) -> list[int]:
-        """``cut``: characters that are left out of prompt + text."""
+        """Ids of the conversation without the first ``cut`` characters of prompt + text."""
         turns = [
             {"role": "user", "content": prompt[cut:]},
             {"role": "assistant", "content": text[max(0, cut - len(prompt)) :]},
         ]
-        # a transformers that does not know sanitize_control_tokens ignores it
+        # versions of transformers without sanitize_control_tokens ignore it
         return tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, sanitize_control_tokens=True)
 
     try:
@@ -169,25 +169,25 @@ def logits(
     batch_size: int,
     on_rows: Callable[[int], object] = lambda n: None,
 ) -> torch.Tensor:
-    """The head's outputs, [N, labels] float32 on the CPU, in batches of similar length, of each of which ``on_rows``
-    is told. The model is in eval mode.
+    """The head's outputs, [N, labels] float32 on the CPU, in batches of similar length; ``on_rows`` is called with the
+    size of each batch. The model is in eval mode.
 
-    A decoder's head reads the last token that is not the config's ``pad_token_id``. Where the config has none, it reads
-    a row's last token, whatever that is: rows are then filled up with an id that ends none of them.
+    A decoder's head reads the last token that is not the config's ``pad_token_id``. Where the config has none, rows
+    are padded with an id that is no row's last.
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    found = torch.empty(len(rows), model.config.num_labels)
-    own = model.config.pad_token_id
-    ends = {row[-1] for row in rows}
-    pad_id = own if own is not None else next(i for i in count() if i not in ends)
+    outputs = torch.empty(len(rows), model.config.num_labels)
+    configured = model.config.pad_token_id
+    last_ids = {row[-1] for row in rows}
+    pad_id = configured if configured is not None else next(i for i in count() if i not in last_ids)
     model.config.pad_token_id = pad_id
     try:
         for at in range(0, len(order), batch_size):
             batch = order[at : at + batch_size]
             ids, mask = pad_rows([rows[i] for i in batch], pad_id, left=False)
             out = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
-            found[batch] = out.logits.float().cpu()
+            outputs[batch] = out.logits.float().cpu()
             on_rows(len(batch))
     finally:
-        model.config.pad_token_id = own
-    return found
+        model.config.pad_token_id = configured
+    return outputs

@@ -1,4 +1,4 @@
-"""Responses as text, with a policy or a local guide: greedy, sampled, or by transformers' beam search."""
+"""Responses as text from a policy or a local guide: greedy, sampled, or by transformers' beam search."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def generate_texts(
 ) -> list[Completion]:
     """Responses as text: greedy (temperature 0), sampled, or by beam search.
 
-    ``prefixes``: partial responses to go on from; the completion is what follows them. ``limits``: new
-    tokens for each row, ``lengths.max_new_tokens`` by default. Noise is a function of (seed, example id,
-    sample index), so the order and the batch do not matter. ``usage["control_tokens"]`` counts the tokens that the text
-    does not show (``Loaded.control_ids``).
+    ``prefixes``: partial responses to continue; a completion is the text after its prefix. ``limits``: new tokens for
+    each row, ``lengths.max_new_tokens`` by default. Noise is a function of (seed, example id, sample index), so the
+    order and the batch do not matter. ``usage["control_tokens"]`` counts the tokens that the text does not show
+    (``Loaded.control_ids``).
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     count = len(encoded)
@@ -92,11 +92,11 @@ def _beam(
 ) -> list[Generated]:
     """Beam search, rows of equal prefix length and limit together (their decoder inputs need no padding)."""
     model, device = loaded.model, loaded.device
-    groups: dict[tuple[int, int], list[int]] = {}
+    rows_of: dict[tuple[int, int], list[int]] = {}
     for i, (prefix, limit) in enumerate(zip(prefixes, limits, strict=True)):
-        groups.setdefault((len(prefix), limit), []).append(i)
-    found: list[Generated] = [Generated([], False)] * len(prompts)
-    for (width, limit), members in groups.items():
+        rows_of.setdefault((len(prefix), limit), []).append(i)
+    generated: list[Generated] = [Generated([], False)] * len(prompts)
+    for (width, limit), rows in rows_of.items():
         config = GenerationConfig(
             num_beams=decoding.num_beams,
             do_sample=False,
@@ -106,27 +106,27 @@ def _beam(
             pad_token_id=loaded.pad_id,
             decoder_start_token_id=decoder_start_id(model) if loaded.encoder_decoder else None,
         )
-        members.sort(key=lambda i: len(prompts[i]))
-        for at in range(0, len(members), decoding.batch_size):
-            batch = members[at : at + decoding.batch_size]
+        rows.sort(key=lambda i: len(prompts[i]))
+        for at in range(0, len(rows), decoding.batch_size):
+            batch = rows[at : at + decoding.batch_size]
             if loaded.encoder_decoder:
                 ids, mask = pad_rows([prompts[i] for i in batch], loaded.pad_id, left=False)
                 start = decoder_start_id(model)
-                extra = {"decoder_input_ids": torch.tensor([[start, *prefixes[i]] for i in batch], device=device)}
+                decoder = {"decoder_input_ids": torch.tensor([[start, *prefixes[i]] for i in batch], device=device)}
                 skip = 1 + width
             else:
                 ids, mask = pad_rows([prompts[i] + prefixes[i] for i in batch], loaded.pad_id, left=True)
-                extra, skip = {}, ids.shape[1]
+                decoder, skip = {}, ids.shape[1]
             with autocast(device, loaded.dtype):
                 out = model.generate(
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),
                     generation_config=config,
-                    **extra,
+                    **decoder,
                 )
             for i, row in zip(batch, out[:, skip:].tolist(), strict=True):
                 end = next((n for n, token in enumerate(row) if token in loaded.eos_ids), None)
-                found[i] = Generated(row[:limit] if end is None else row[: end + 1], end is not None)
+                generated[i] = Generated(row[:limit] if end is None else row[: end + 1], end is not None)
             if on_rows is not None:
                 on_rows(len(batch))
-    return found
+    return generated

@@ -1,4 +1,4 @@
-"""Teacher-forced scoring of responses: logits and hidden states at response positions only.
+"""Teacher-forced forward passes over responses: logits and hidden states at response positions only.
 
 Shapes: B episodes, P prompt columns (left-padded for decoders), T response columns (right-padded), H hidden size,
 N selected positions, V vocabulary.
@@ -40,7 +40,7 @@ class TokenBatch:
         return cls(prompt_ids.to(device), prompt_mask.to(device), response_ids.to(device), mask.sum(-1).to(device))
 
     def rows(self, index: torch.Tensor) -> TokenBatch:
-        """Some rows, with padding columns that none of them needs cut off (so T may shrink)."""
+        """The rows at ``index`` without the columns that are padding in all of them (so T may shrink)."""
         lengths = self.lengths[index]
         width = int(lengths.max()) if len(index) else 0
         mask = self.prompt_mask[index]
@@ -52,10 +52,10 @@ class TokenBatch:
 
 
 class _HeadInput:
-    """Catches what the LM head is given, and lets through the selected positions only.
+    """A hook that stores the LM head's input and passes on the selected positions only.
 
-    The head's input is the last hidden state as every architecture finishes it (final norm, scaling), and the head
-    is where most of a small model's work is: so it sees no position that is not scored.
+    That input is the last hidden state as every architecture finishes it (final norm, scaling). The head is most of a
+    small model's computation, so it is not run on positions whose logits are not needed.
     """
 
     def __init__(self, head: torch.nn.Module, width: int, select: torch.Tensor | None) -> None:
@@ -67,10 +67,7 @@ class _HeadInput:
         hidden = args[0][:, -self.width :]
         self.hidden = hidden
         if self.select is None:
-            return (
-                hidden[:1, :1],
-                *args[1:],
-            )  # nothing is scored: one position keeps the head's shape checks happy
+            return (hidden[:1, :1], *args[1:])  # no logits are needed; the head's shape checks need one position
         return (hidden[self.select].unsqueeze(0), *args[1:])
 
     def __enter__(self) -> _HeadInput:
@@ -100,11 +97,11 @@ def response_forward(
         }
     else:
         inputs = torch.cat([batch.prompt_ids, batch.response_ids[:, :-1]], dim=1)
-        behind = torch.arange(width - 1, device=inputs.device) < (batch.lengths.unsqueeze(-1) - 1)
-        mask = torch.cat([batch.prompt_mask, behind.to(batch.prompt_mask.dtype)], dim=1)
+        real = torch.arange(width - 1, device=inputs.device) < (batch.lengths.unsqueeze(-1) - 1)
+        mask = torch.cat([batch.prompt_mask, real.to(batch.prompt_mask.dtype)], dim=1)
         kwargs = {"input_ids": inputs, "attention_mask": mask, "position_ids": positions_of(mask)}
-    with _HeadInput(model.get_output_embeddings(), width, select) as caught:
+    with _HeadInput(model.get_output_embeddings(), width, select) as head_input:
         logits = model(**kwargs, use_cache=False).logits
-    assert caught.hidden is not None
-    # squeezed, not indexed: the gradient of an index is a tensor of zeros that is written into
-    return (None if select is None else logits.squeeze(0)), caught.hidden
+    assert head_input.hidden is not None
+    # squeezed, not indexed: the gradient of an index first fills a tensor with zeros
+    return (None if select is None else logits.squeeze(0)), head_input.hidden

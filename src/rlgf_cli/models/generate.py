@@ -1,7 +1,7 @@
-"""The decode loop of rollouts and evaluation alike: tokens in, tokens out.
+"""Sampling with a key-value cache, for rollouts and evaluation: prompt ids in, response ids out.
 
-Prompt and prefix are prefilled, finished rows leave the batch, and each row's noise is given from outside, so that
-batching does not change what is written.
+Prompt and prefix are prefilled, finished rows leave the batch, and the caller gives each row's noise, so that batching
+does not change the responses.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from rlgf_cli.models.loaded import Loaded
 
 @dataclass(frozen=True)
 class Generated:
-    """New tokens after prompt and prefix. ``finished``: the last of ``ids`` is an EOS. ``logprobs``: what a server says
-    of them (nats)."""
+    """New tokens after prompt and prefix. ``finished``: the last of ``ids`` is an EOS. ``logprobs``: their
+    log-probabilities (nats) as a server reports them."""
 
     ids: list[int]
     finished: bool
@@ -36,9 +36,9 @@ def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     for i, row in enumerate(rows):
         if row:
-            where = slice(width - len(row), width) if left else slice(0, len(row))
-            ids[i, where] = torch.tensor(row, dtype=torch.long)
-            mask[i, where] = 1
+            columns = slice(width - len(row), width) if left else slice(0, len(row))
+            ids[i, columns] = torch.tensor(row, dtype=torch.long)
+            mask[i, columns] = 1
     return ids, mask
 
 
@@ -116,7 +116,7 @@ class _EncoderDecoderState:
 
 
 def _cache_of(model: Any, output: Any) -> Any:
-    """What a forward pass keeps for the next token. Raises UserError where that is not a key-value cache."""
+    """The key-value cache in a forward pass's output. Raises UserError where there is none."""
     if (cache := getattr(output, "past_key_values", None)) is None:
         raise _no_cache(model)
     return cache
@@ -125,7 +125,7 @@ def _cache_of(model: Any, output: Any) -> Any:
 def _keep_rows(model: Any, cache: Any, rows: torch.Tensor) -> None:
     try:
         cache.batch_select_indices(rows)
-    except AttributeError:  # a recurrent layer's state beside the keys and values of others
+    except AttributeError:  # the state of a recurrent layer
         raise _no_cache(model) from None
 
 
@@ -139,7 +139,7 @@ def _no_cache(model: Any) -> UserError:
 
 @torch.no_grad()
 def check_cache(loaded: Loaded) -> None:
-    """Raise UserError for a model that cannot be sampled from: one forward pass of one token, and its state."""
+    """Raise UserError for a model that cannot be sampled from: run one token and select a row of its cache."""
     model, ids = loaded.model, [[loaded.pad_id]]
     try:
         if loaded.encoder_decoder:
@@ -152,7 +152,7 @@ def check_cache(loaded: Loaded) -> None:
 
 
 def decoder_start_id(model: Any) -> int:
-    """The id that an encoder-decoder's response begins after."""
+    """The id that precedes an encoder-decoder's response."""
     for config in (model.config, model.generation_config):
         if (start := getattr(config, "decoder_start_token_id", None)) is not None:
             return int(start)
@@ -178,12 +178,11 @@ def sample(
     dtype: torch.dtype = torch.float32,
     on_batch: Callable[[list[int], list[Generated]], None] | None = None,
 ) -> list[Generated]:
-    """Write a response after each prompt (+ prefix), at most ``max_new_tokens`` more (an int, or one per row).
+    """Generate a response to each prompt (+ prefix), of at most ``max_new_tokens`` more (an int, or one per row).
 
-    ``uniforms`` [N, T] in [0, 1): the draw for the response's t-th token, prefix included, is column t, by
-    inverse transform on the distribution; None is greedy. ``min_new_tokens`` counts the prefix too and
-    forbids EOS before; ``banned_ids`` are never written. ``on_batch`` is told which rows were finished, and what was
-    written in them.
+    ``uniforms`` [N, T] in [0, 1): column t is the draw for the response's t-th token, prefix included, by inverse
+    transform on the distribution; None is greedy. ``min_new_tokens`` counts the prefix too; no EOS is generated before.
+    ``banned_ids`` are never generated. ``on_batch`` is called with the rows of each batch and their responses.
     """
     count = len(prompts)
     before = [list(p) for p in prefixes] if prefixes is not None else [[] for _ in range(count)]
@@ -192,7 +191,7 @@ def sample(
         raise ValueError(f"{count} prompts, {len(before)} prefixes, {len(limits)} limits")
     eos = torch.tensor(sorted(eos_ids), device=model.device)
     banned = torch.tensor(sorted(banned_ids), device=model.device) if banned_ids else None
-    found: list[Generated] = [Generated([], False)] * count
+    generated: list[Generated] = [Generated([], False)] * count
     for batch in _batches(model, prompts, before, limits, batch_size):
         with autocast(model.device, dtype):
             rows = _sample_batch(
@@ -210,10 +209,10 @@ def sample(
                 min_new_tokens,
             )
         for i, row in zip(batch, rows, strict=True):
-            found[i] = row
+            generated[i] = row
         if on_batch is not None:
             on_batch(batch, rows)
-    return found
+    return generated
 
 
 def _batches(
@@ -223,10 +222,10 @@ def _batches(
     limits: list[int],
     size: int,
 ) -> list[list[int]]:
-    """Row numbers in batches of similar length; rows that may write nothing are left out.
+    """Row numbers in batches of similar length; rows with a limit of 0 are left out.
 
-    Decoders of encoder-decoder models with absolute positions (BART) cannot be told positions, so there
-    rows are batched by equal prefix length and need no padding.
+    Decoders of encoder-decoder models with absolute positions (BART) take no position ids, so their rows are batched by
+    equal prefix length and need no padding.
     """
     rows = [i for i in range(len(prompts)) if limits[i] > 0]
     rows.sort(
@@ -275,7 +274,7 @@ def _sample_batch(
     ends = index + torch.tensor(limits, device=device)
     noise_device = _float64_device(device)
     draws = None if uniforms is None else torch.as_tensor(uniforms, dtype=torch.float64, device=noise_device)
-    written: list[torch.Tensor] = []
+    columns: list[torch.Tensor] = []
     while True:
         logits = process_logits(state.logits.float(), temperature or 1.0, index < min_new_tokens, eos, banned)
         if draws is None or temperature == 0:
@@ -284,7 +283,7 @@ def _sample_batch(
             tokens = draw_tokens(
                 warp_logits(logits, top_k, top_p), draws[live.to(noise_device), index.to(noise_device)]
             )
-        written.append(torch.stack([live, tokens]))
+        columns.append(torch.stack([live, tokens]))
         index = index + 1
         alive = ~torch.isin(tokens, eos) & (index < ends)
         if not bool(alive.any()):
@@ -295,11 +294,11 @@ def _sample_batch(
             live, index, ends, tokens = live[rows], index[rows], ends[rows], tokens[rows]
         state.step(tokens)
     ids: list[list[int]] = [[] for _ in prompts]
-    for column in written:
+    for column in columns:
         for row, token in zip(*column.tolist(), strict=True):
             ids[row].append(token)
-    ending = set(eos.tolist())
-    return [Generated(row, bool(row) and row[-1] in ending) for row in ids]
+    eos_set = set(eos.tolist())
+    return [Generated(row, bool(row) and row[-1] in eos_set) for row in ids]
 
 
 def draw_tokens(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -317,5 +316,5 @@ def draw_tokens(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
 
 
 def _float64_device(device: torch.device) -> torch.device:
-    """Where float64 can be computed: Apple's GPUs have none."""
+    """The device for float64, which Apple's GPUs lack."""
     return torch.device("cpu") if device.type == "mps" else device

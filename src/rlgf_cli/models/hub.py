@@ -1,4 +1,4 @@
-"""Sending a finished run to the hub."""
+"""Uploading a finished run to the hub."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from huggingface_hub.utils import validate_repo_id
 from rlgf_cli.errors import RlgfError, UserError
 
 LEFT_OUT = ["checkpoints/*", "rollouts/*", "eval/*", ".*"]
-"""What stays at home: optimizer states, and the prompts that rollouts and predictions hold."""
+"""Files that are not uploaded: optimizer states, and the prompts in rollouts and predictions."""
 
 _FAILURES: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, OSError)
 """Refusals, and a hub out of reach. The base class comes from whichever HTTP client huggingface_hub uses."""
 
 
 def check(repo_id: str) -> None:
-    """Refuse, before hours of training, what could not be pushed at their end. Asks the network nothing."""
+    """Raise UserError before training where the upload at its end would fail. Sends no request."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:

@@ -1,4 +1,4 @@
-"""How likely texts are to a model: the log-probabilities of their tokens."""
+"""Log-probabilities of texts under a language model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlgf_cli.models.forward import TokenBatch, response_forward
 from rlgf_cli.models.loaded import Loaded
 
 Row = tuple[Sequence[int], Sequence[int]]
-"""Ids of what stands before a text, and of the text."""
+"""Ids of the context before a text, and of the text."""
 _NO_LANGUAGE_MODEL = (
     "ForSequenceClassification",
     "ForTokenClassification",
@@ -25,11 +25,11 @@ _NO_LANGUAGE_MODEL = (
 
 
 def check_likelihood(loaded: Loaded) -> None:
-    """Raise UserError for the weights of a model that gives no next token a probability: its head would be made up."""
-    made_for = list(getattr(loaded.model.config, "architectures", None) or [])
-    if made_for and all(name.endswith(_NO_LANGUAGE_MODEL) for name in made_for):
+    """Raise UserError for weights that are no language model's: the LM head would be random."""
+    architectures = list(getattr(loaded.model.config, "architectures", None) or [])
+    if architectures and all(name.endswith(_NO_LANGUAGE_MODEL) for name in architectures):
         raise UserError(
-            f"this checkpoint is a {made_for[0]}: it gives a text no likelihood",
+            f"this checkpoint is a {architectures[0]}: it gives a text no likelihood",
             where=loaded.name,
             hint="give a causal or an encoder-decoder language model",
         )
@@ -39,24 +39,25 @@ def check_likelihood(loaded: Loaded) -> None:
 def token_logprobs(
     loaded: Loaded, rows: Sequence[Row], *, batch_size: int, on_rows: Callable[[int], None] = lambda n: None
 ) -> list[np.ndarray]:
-    """Per row the log-probabilities (nats, float64) of its text's tokens, each given all before it; [0] for no tokens.
+    """Per row the log-probabilities (nats, float64) of its text's tokens, each given all before it; shape [0] for an
+    empty text.
 
-    Rows of like lengths are scored together; ``on_rows`` hears how many are done.
+    Rows of similar length form a batch; ``on_rows`` is called with the number of rows done.
     """
-    found = [np.zeros(0)] * len(rows)
-    written = sorted((i for i, (_, ids) in enumerate(rows) if ids), key=lambda i: sum(map(len, rows[i])))
-    on_rows(len(rows) - len(written))
-    for at in range(0, len(written), batch_size):
-        some = written[at : at + batch_size]
-        for i, values in zip(some, _batch(loaded, [rows[i] for i in some]), strict=True):
-            found[i] = values
-        on_rows(len(some))
-    return found
+    logprobs = [np.zeros(0)] * len(rows)
+    order = sorted((i for i, (_, ids) in enumerate(rows) if ids), key=lambda i: sum(map(len, rows[i])))
+    on_rows(len(rows) - len(order))
+    for at in range(0, len(order), batch_size):
+        batch = order[at : at + batch_size]
+        for i, values in zip(batch, _batch_logprobs(loaded, [rows[i] for i in batch]), strict=True):
+            logprobs[i] = values
+        on_rows(len(batch))
+    return logprobs
 
 
-def _batch(loaded: Loaded, rows: Sequence[Row]) -> list[np.ndarray]:
+def _batch_logprobs(loaded: Loaded, rows: Sequence[Row]) -> list[np.ndarray]:
     batch = TokenBatch.build(
-        [before for before, _ in rows],
+        [context for context, _ in rows],
         [ids for _, ids in rows],
         pad_id=loaded.pad_id,
         encoder_decoder=loaded.encoder_decoder,

@@ -1,4 +1,4 @@
-"""What the process's allocator does with memory that is freed."""
+"""Settings of glibc's allocator for training on the CPU."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _SETTINGS = {
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep blocks of up to 1 GiB that are freed, for the next step; returns whether it was told.
+    """Let glibc keep freed blocks of up to 1 GiB for the next step; returns whether all settings were accepted.
 
-    By default it gives large blocks back to the kernel and gets them again, zeroed page by page, at every step of a
-    training on the CPU (docs/performance.md has what that costs). The peak of the process stays what it was, but memory
-    is kept until it ends. What the user sets in the environment stands; other C libraries are left as they are.
+    By default glibc returns large blocks to the kernel and gets them again, zeroed page by page, at every step of a
+    training on the CPU (docs/performance.md has the cost). The peak memory of the process stays the same, but memory is
+    kept until the process ends. Settings in the environment take precedence; other C libraries are left unchanged.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    told = [mallopt(*setting) for name, setting in _SETTINGS.items() if name not in os.environ]
-    return all(told)
+    accepted = [mallopt(*setting) for name, setting in _SETTINGS.items() if name not in os.environ]
+    return all(accepted)

@@ -1,4 +1,4 @@
-"""Examples to prompt tokens, with what to do about prompts that are too long."""
+"""Tokens of prompts and of responses in training data, within the model's limits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Encoded:
 
 
 def prompt_limit(loaded: Loaded, lengths: LengthConfig) -> int | None:
-    """How many prompt tokens there is room for; None: any number.
+    """The most tokens of a prompt; None: any number.
 
     Raises UserError where even the response alone does not fit the model's positions.
     """
@@ -41,10 +41,11 @@ def prompt_limit(loaded: Loaded, lengths: LengthConfig) -> int | None:
 def encode_prompts(
     loaded: Loaded, examples: Sequence[Example], lengths: LengthConfig
 ) -> tuple[list[Encoded], dict[str, int]]:
-    """Tokenise all prompts. Overlong ones follow ``lengths.on_overlong``; returns counts of what was done.
+    """Tokenise all prompts; overlong ones follow ``lengths.on_overlong``. Also returns how many were truncated and
+    skipped.
 
-    ``truncate`` cuts the example's prompt, never the template around it: a decoder keeps its end (what stands next to
-    the response), an encoder its beginning.
+    ``truncate`` cuts the example's prompt, never the template around it: a decoder keeps the prompt's end, which is
+    next to the response, an encoder its beginning.
     """
     limit = prompt_limit(loaded, lengths)
     encoded: list[Encoded] = []
@@ -71,13 +72,14 @@ def encode_prompts(
 def encode_target(
     loaded: Loaded, text: str, limit: int, finish_reason: FinishReason = "stop"
 ) -> tuple[list[int], bool]:
-    """The ids of a response as supervised training has them: with EOS where its author ended it, at most ``limit``.
+    """The ids of a response in supervised training: with EOS where its author ended it, at most ``limit``.
 
-    A longer one is cut and gets no EOS; the second value says so. An ending that the text spells is an EOS.
+    A longer response is cut and has no EOS; the second value says whether it was cut. An ending that the text spells
+    out counts as EOS.
     """
-    words = loaded.text.without_ending(loaded.tokenizer, text)
-    ids = loaded.text.encode_response(loaded.tokenizer, words)
-    if finish_reason == "stop" or words != text:
+    bare = loaded.text.without_ending(loaded.tokenizer, text)
+    ids = loaded.text.encode_response(loaded.tokenizer, bare)
+    if finish_reason == "stop" or bare != text:
         ids = [*ids, loaded.eos_id]
     return ids[:limit], len(ids) > limit
 

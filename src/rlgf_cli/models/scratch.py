@@ -1,4 +1,4 @@
-"""Small models from scratch: a tokenizer trained on the data, and random weights of a known architecture."""
+"""Small models from scratch: a tokenizer trained on the data, and a known architecture with random weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlgf_cli.models.text import TextFormat
 
 EOS, PAD, UNK, BOS = "</s>", "<pad>", "<unk>", "<s>"
 _BRACKETING = ("bart", "distilbert")
-"""Architectures whose encoder reads ``<s> text </s>``; T5's reads ``text </s>``, decoders the bare text."""
+"""Architectures whose encoder reads ``<s> text </s>``; T5's encoder reads ``text </s>``, decoders the bare text."""
 
 _WORDS = r"'\w+|\d+(?:[.,]\d+)+|\w+(?:-\w+)*|[^\w\s]+"
 """Clitics, numbers, words (hyphens inside), runs of punctuation. Joined by spaces they split the same way."""
@@ -48,12 +48,12 @@ def build(
             "a model from scratch has no chat template", where=model.name, hint="give text.template instead"
         )
     rendered = (text.render_prompt(None, prompt) for prompt in prompts)
-    written = (text.response_prefix + response for response in responses)
-    tokenizer = build_tokenizer(config, [*rendered, *written])
+    prefixed = (text.response_prefix + response for response in responses)
+    tokenizer = build_tokenizer(config, [*rendered, *prefixed])
     torch.manual_seed(seed)
     auto = hf.AutoModelForSeq2SeqLM if config.architecture in ("t5", "bart") else hf.AutoModelForCausalLM
     network = auto.from_config(build_config(config, tokenizer))
-    fuse_gelu(network)  # as where its checkpoint is loaded: a resumed run rounds alike
+    fuse_gelu(network)  # as load() does with its checkpoint, so that a resumed run rounds alike
     network.to(pick_device(model.device)).eval()
     loaded = Loaded(network, tokenizer, text, model.name, DTYPES[model.dtype])
     set_generation_config(loaded)
@@ -78,7 +78,7 @@ def build_classifier(
 
 
 def build_config(config: ScratchConfig, tokenizer: Any) -> Any:
-    """The transformers config of an architecture in the given sizes, with the tokenizer's special ids."""
+    """The transformers config of an architecture of the given size, with the tokenizer's special ids."""
     hidden, layers, heads, dropout = config.hidden, config.layers, config.heads, config.dropout
     eos, pad, vocab = tokenizer.eos_token_id, tokenizer.pad_token_id, len(tokenizer)
     ids: dict[str, Any] = {"vocab_size": vocab, "pad_token_id": pad}
@@ -115,7 +115,7 @@ def build_config(config: ScratchConfig, tokenizer: Any) -> Any:
 
 
 def build_tokenizer(config: ScratchConfig, texts: Iterable[str]) -> Any:
-    """A fast tokenizer with EOS and pad (and unk, and BOS where the architecture brackets its input)."""
+    """A fast tokenizer with EOS and pad (and unk, and BOS where the architecture's input begins with it)."""
     if config.tokenizer.path is not None:
         backend, names = _read_tokenizer(Path(config.tokenizer.path))
     else:
@@ -164,7 +164,7 @@ _KNOWN = {
     "unk_token": ("<unk>", "[UNK]"),
     "bos_token": ("<s>", "<bos>"),
 }
-"""Names under which special tokens go where a folder has no tokenizer_config.json to say so."""
+"""Usual spellings of special tokens, for a folder without a tokenizer_config.json."""
 
 
 def _read_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
@@ -204,10 +204,9 @@ def _read_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
 
 
 def _bracket(backend: Tokenizer, architecture: str, names: dict[str, str]) -> None:
-    """Let an encoder's input end with EOS (and begin with BOS), where the tokenizer adds nothing itself."""
-    probe = backend.encode("a", add_special_tokens=True).ids
-    adds_some = probe != backend.encode("a", add_special_tokens=False).ids
-    if architecture not in ("t5", *_BRACKETING) or adds_some:
+    """Make an encoder's input end with EOS (and begin with BOS) where the tokenizer adds no special tokens itself."""
+    with_special, bare = (backend.encode("a", add_special_tokens=add).ids for add in (True, False))
+    if architecture not in ("t5", *_BRACKETING) or with_special != bare:
         return
     bos, eos = names.get("bos_token"), names["eos_token"]
     first = f"{bos} " if architecture in _BRACKETING else ""

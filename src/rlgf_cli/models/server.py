@@ -1,8 +1,8 @@
-"""The policy's own writing on a vLLM server: TRL's client asks for tokens and sends the weights.
+"""The policy on a vLLM server: TRL's client requests responses and sends the weights.
 
-What is learned from is scored by the training model, so a server that computes in another type, or with other kernels,
-changes who is sampled by its rounding alone. How far its log-probabilities are from the training model's is in every
-row of metrics.jsonl (``sampler/gap``) and held against the truths of step 0.
+The training model computes the log-probabilities of the loss, so a server that computes in another type, or with other
+kernels, changes only by its rounding which tokens are sampled. The gap between its log-probabilities and the training
+model's is in every row of metrics.jsonl (``sampler/gap``) and is checked by the invariants of step 0.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from rlgf_cli.models.loaded import Loaded
 T = TypeVar("T")
 
 START = 'VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --weight-transfer-config \'{"backend": "nccl"}\''
-"""How the server is started; without its development endpoints it takes no weights."""
+"""The command that starts the server; without its development endpoints it takes no weights."""
 
 
 class PolicyServer:
-    """Writes responses with the weights that it was sent last. ``client``: TRL's ``VLLMClient``."""
+    """A server that generates responses with the weights it was sent last. ``client``: TRL's ``VLLMClient``."""
 
     def __init__(self, client: Any, config: ServerConfig, loaded: Loaded) -> None:
         self.client, self.config, self.loaded = client, config, loaded
 
     @classmethod
     def connect(cls, config: ServerConfig, loaded: Loaded, *, sends: bool) -> PolicyServer:
-        """Reach the server; ``sends``: this process is the one that will send weights. Raises UserError."""
+        """Connect to the server; ``sends``: this process will send the weights. Raises UserError."""
         from rlgf_cli.models.trl_primitives import vllm_client
 
         assert config.url is not None
@@ -47,21 +47,21 @@ class PolicyServer:
                 client.init_communicator(device=loaded.device)
         except ImportError as error:
             raise UserError(str(error), hint="pip install 'rlgf-cli[vllm]'") from None
-        except Exception as error:  # noqa: BLE001 - the client raises just that, whatever the reason
+        except Exception as error:  # noqa: BLE001 - the client raises Exception itself
             raise UserError(
                 f"no weights can be sent to the vLLM server: {error}", where=config.url, hint=START
             ) from None
         return cls(client, config, loaded)
 
     def send(self) -> None:
-        """Give the server the policy's weights, adapter merged in, and let it forget what it computed with others."""
+        """Send the policy's weights, adapter merged in, and reset the server's prefix cache."""
 
         def update() -> None:
-            described = [_described(*pair) for pair in policy_weights(self.loaded)]  # the server is told first
+            described = [_described(*pair) for pair in policy_weights(self.loaded)]  # names and shapes are sent first
             self.client.update_named_params(described, policy_weights(self.loaded))
             self.client.reset_prefix_cache()
 
-        self._asked(update)
+        self._call(update)
 
     def sample(
         self,
@@ -77,8 +77,8 @@ class PolicyServer:
         min_new_tokens: int,
         **__: Any,
     ) -> list[Generated]:
-        """As ``models.generate.sample``, whose arguments it takes. One request a row, so that each has a limit and a
-        seed of its own, made from the row's draw for its next token; the server makes the batches."""
+        """As ``models.generate.sample``, with the same arguments. One request a row, so that each has its own limit,
+        and its own seed from the row's draw for its next token; the server makes the batches."""
 
         def one(row: int) -> Generated:
             prefix, limit = prefixes[row], max_new_tokens[row]
@@ -96,16 +96,16 @@ class PolicyServer:
                 },
             )
             ids = [int(token) for token in answer["completion_ids"][0]]
-            said = [float(found[0]) for found in answer["logprobs"][0]]
-            return Generated(ids, bool(ids) and ids[-1] in self.loaded.eos_ids, said)
+            logprobs = [float(token[0]) for token in answer["logprobs"][0]]
+            return Generated(ids, bool(ids) and ids[-1] in self.loaded.eos_ids, logprobs)
 
-        def everything() -> list[Generated]:
+        def all_rows() -> list[Generated]:
             with ThreadPoolExecutor(max_workers=self.config.concurrency) as pool:
                 return list(pool.map(one, range(len(prompts))))
 
-        return self._asked(everything)
+        return self._call(all_rows)
 
-    def _asked(self, work: Callable[[], T]) -> T:
+    def _call(self, work: Callable[[], T]) -> T:
         try:
             return work()
         except Exception as error:  # noqa: BLE001 - as above
@@ -121,10 +121,10 @@ def _described(name: str, weight: torch.Tensor) -> tuple[str, str, list[int]]:
 
 
 def policy_weights(loaded: Loaded) -> Iterator[tuple[str, torch.Tensor]]:
-    """The policy's weights under their names in the checkpoint, in the type that it computes in.
+    """The policy's weights by their names in the checkpoint, in the type of its computations.
 
-    An adapter's change is added to a copy, one layer at a time: merging into the weights and out again would leave
-    them rounded, and the reference with them.
+    An adapter's change is added to a copy, one layer at a time: merging it into the weights and out again would leave
+    rounding errors in them, and in the ref_model.
     """
     model = loaded.model
     if not isinstance(model, PeftModel):

@@ -1,4 +1,4 @@
-"""From text to tokens and back, segment by segment.
+"""The text format of a checkpoint: texts to tokens and back, segment by segment.
 
 Segments (prompt, roll-in, roll-out) are tokenised one by one and their ids concatenated; joined text is never
 tokenised again, so the author of every token stays exact. The format is stored with the checkpoint.
@@ -29,7 +29,7 @@ FILE = "rlgf_text.json"
 
 @dataclass(frozen=True)
 class TextFormat:
-    """The prompt template (or the model's chat template) and what stands before every response."""
+    """The prompt template (or the model's chat template) and the prefix of every response."""
 
     template: str = "{prompt}"
     chat: bool = False
@@ -37,7 +37,7 @@ class TextFormat:
 
     @classmethod
     def from_config(cls, config: TextConfig | None, base: TextFormat) -> TextFormat:
-        """``base`` with the keys that were given."""
+        """``base`` with the keys that the config sets."""
         given = {k: v for k, v in (config.model_dump() if config else {}).items() if v is not None}
         if given.get("chat"):
             given.setdefault("template", "{prompt}")
@@ -73,21 +73,20 @@ class TextFormat:
         return ids
 
     def cut_prompt(self, tokenizer: Any, prompt: str, encoder_decoder: bool, limit: int) -> list[int]:
-        """As :meth:`encode_prompt`, with at most ``limit`` ids: the prompt is cut, the template's own words are kept.
+        """As :meth:`encode_prompt`, with at most ``limit`` ids: the prompt is cut, the template's own text is kept.
 
-        A decoder keeps the prompt's end (what stands next to the response), an encoder its beginning. The cut is
-        between two tokens of the prompt and never inside a character. Raises UserError where the template alone does
-        not fit.
+        A decoder keeps the prompt's end, which is next to the response, an encoder its beginning. The cut is between
+        two tokens of the prompt and never inside a character. Raises UserError where the template alone does not fit.
         """
 
         def ids(place: int) -> list[int]:
             return self._prompt_ids(tokenizer, prompt[:place] if encoder_decoder else prompt[place:], encoder_decoder)
 
         places = _cuts(tokenizer, prompt, limit, from_start=encoder_decoder)
-        # the seam between template and prompt may join tokens: a piece is counted as it is rendered
+        # template and prompt may share a token where they meet: the rendered text is counted
         first = bisect_left(places, True, key=lambda place: len(ids(place)) <= limit)
-        found = ids(places[first]) if first < len(places) else []
-        if not found:
+        cut = ids(places[first]) if first < len(places) else []
+        if not cut:
             alone = len(self._prompt_ids(tokenizer, "", encoder_decoder))
             raise UserError(
                 f"the template alone has {alone} tokens; there is room for {limit} in a prompt"
@@ -95,7 +94,7 @@ class TextFormat:
                 else f"there is room for {limit} tokens in a prompt, and no character of {prompt[:40]!r} fits",
                 hint="raise max_prompt_tokens, or set max_new_tokens lower",
             )
-        return found
+        return cut
 
     def _prompt_ids(self, tokenizer: Any, prompt: str, encoder_decoder: bool) -> list[int]:
         text = self.render_prompt(tokenizer, prompt)
@@ -109,21 +108,21 @@ class TextFormat:
         return turn_end(tokenizer) if self.chat else None
 
     def without_ending(self, tokenizer: Any, text: str) -> str:
-        """The text without the EOS or the end of a turn that it spells at its very end, and the space before it.
+        """The text without an EOS or end of a turn that it spells out at its very end, and without the space before it.
 
-        A text taken from a rendered conversation has one: its letters, and then the token, would be two endings.
+        A text taken from a rendered conversation has one: with the token after it, the response would end twice.
         """
         end = self.turn_end(tokenizer)
         endings = tuple(filter(None, (tokenizer.eos_token, end.token if end is not None else None)))
-        left = text
-        while (bare := left.rstrip()).endswith(endings):
-            left = bare[: -max(len(ending) for ending in endings if bare.endswith(ending))]
-        return text if left == text else left.rstrip()
+        rest = text
+        while (bare := rest.rstrip()).endswith(endings):
+            rest = bare[: -max(len(ending) for ending in endings if bare.endswith(ending))]
+        return text if rest == text else rest.rstrip()
 
     def encode_response(self, tokenizer: Any, text: str) -> list[int]:
         """Ids of a response from its beginning, without EOS.
 
-        A text that spells a special token (``</s>``) is text: only an author's own ending is an EOS.
+        A special token that the text spells out (``</s>``) is text: only an author's own ending is an EOS.
         """
         if not text.startswith(self.response_prefix):
             text = self.response_prefix + text
@@ -133,21 +132,21 @@ class TextFormat:
         """Ids of a segment that follows tokens of the same response.
 
         SentencePiece tokenizers put a dummy space before every text, and WordPiece tokenizers begin every text with
-        a new word; here either would split a word, so the segment is tokenised as one that goes on.
+        a new word; either would split a word here, so the segment is tokenised as a continuation.
         """
-        going_on = _without_dummy_prefix(tokenizer) or _inside_word(tokenizer)
-        if going_on is None:
+        continuing = _without_dummy_prefix(tokenizer) or _inside_word(tokenizer)
+        if continuing is None:
             return self._plain_ids(tokenizer, text)
-        return self._no_control(tokenizer, going_on.ids(text))
+        return self._no_control(tokenizer, continuing.ids(text))
 
     def decode_response(self, tokenizer: Any, ids: list[int] | tuple[int, ...], *, strip: bool = True) -> str:
-        """The text of a response: special tokens dropped, the prefix cut off, trailing whitespace kept off.
+        """The text of a response, without special tokens, the response prefix and trailing whitespace.
 
-        ``strip=False`` keeps trailing whitespace: for a partial text that someone else goes on from.
+        ``strip=False`` keeps trailing whitespace: for a partial text that another author continues.
         """
         end = self.turn_end(tokenizer)
-        words = [i for i in ids if end is None or i != end.id]  # the tokenizer may not call it special
-        text = tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        shown = [i for i in ids if end is None or i != end.id]  # the tokenizer may not mark it as special
+        text = tokenizer.decode(shown, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         text = text.removeprefix(self.response_prefix)
         return text.rstrip() if strip else text
 
@@ -162,10 +161,10 @@ class TextFormat:
 
 
 def _cuts(tokenizer: Any, text: str, limit: int, *, from_start: bool) -> Sequence[int]:
-    """Places between characters at which a text may be cut, the longest remainder first, nothing of it last.
+    """Character positions at which a text may be cut, from the longest remainder to an empty one.
 
-    Between two of the tokenizer's tokens, with at most ``limit`` of them left; anywhere for a tokenizer that cannot
-    tell where its tokens are.
+    They are between two of the tokenizer's tokens, with at most ``limit`` tokens left; between any two characters for a
+    tokenizer without offsets.
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         return range(len(text), -1, -1) if from_start else range(len(text) + 1)
@@ -177,25 +176,25 @@ def _cuts(tokenizer: Any, text: str, limit: int, *, from_start: bool) -> Sequenc
 
 @lru_cache(maxsize=16)
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids that decoding drops: those that the tokenizer has a use for, and added tokens that are marked as special."""
+    """Ids that decoding drops: the tokenizer's special tokens, and added tokens that are marked as special."""
     marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset({*marked, *tokenizer.all_special_ids})
 
 
 @lru_cache(maxsize=16)
 def unseen_ids(tokenizer: Any, rows: int) -> frozenset[int]:
-    """Of the ids below ``rows`` (the model's) those that no text shows: special ones, and those without a token."""
+    """The ids below ``rows`` (the model's) that no text shows: special ones, and those without a token."""
     return frozenset(range(rows)) - (set(tokenizer.get_vocab().values()) - special_ids(tokenizer))
 
 
 def _control_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids that no text may become. Most tokenizers split a special token's letters when told so; where it is a piece
-    of the vocabulary like any other (T5's ``</s>``), it is left out."""
+    """Ids that no text may be encoded to. Most tokenizers can split a special token's letters; where it is an ordinary
+    piece of the vocabulary (T5's ``</s>``), it is dropped."""
     return special_ids(tokenizer) - {tokenizer.unk_token_id}
 
 
 _WHITESPACE = re.compile(r"[^\S\x1c-\x1f]+")
-"""Whitespace as Unicode and the tokenizers have it; Python's own has four control characters more."""
+"""Whitespace as Unicode and the tokenizers define it; Python's ``\\s`` has four more control characters."""
 
 
 def _normalised(tokenizer: Tokenizer, text: str) -> str:
@@ -204,10 +203,10 @@ def _normalised(tokenizer: Tokenizer, text: str) -> str:
 
 @dataclass(frozen=True)
 class _NoDummyPrefix:
-    """A SentencePiece-like tokenizer that adds no space in front.
+    """A SentencePiece-like tokenizer that adds no leading space.
 
-    ``by_words``: the original splits at whitespace and then puts a space before *every* word (T5). Here whitespace is
-    left in, as one space each, and becomes those spaces.
+    ``by_words``: the original splits at whitespace and then puts a space before *every* word (T5). This copy keeps
+    whitespace, as one space each, in place of those spaces.
     """
 
     tokenizer: Tokenizer
@@ -215,7 +214,7 @@ class _NoDummyPrefix:
 
     def ids(self, text: str) -> list[int]:
         if self.by_words:
-            # first as the tokenizer sees it: a normaliser makes spaces of characters that are none
+            # normalised first: a normaliser may turn other characters into spaces
             spaced = _WHITESPACE.sub(" ", _normalised(self.tokenizer, text))
             text = spaced.rstrip(" ") or spaced
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
@@ -242,9 +241,9 @@ def _without_dummy_prefix(tokenizer: Any) -> _NoDummyPrefix | None:
                 step["add_prefix_space"] = False
                 changed = True
         if any(step.get("type") == "Metaspace" for step in steps) and len(steps) > 1:
-            kept = [step for step in steps if step["type"] != "WhitespaceSplit"]
-            by_words = by_words or len(kept) < len(steps)
-            state[part][nested] = kept
+            unsplit = [step for step in steps if step["type"] != "WhitespaceSplit"]
+            by_words = by_words or len(unsplit) < len(steps)
+            state[part][nested] = unsplit
     if not changed:
         return None
     plain = Tokenizer.from_str(json.dumps(state))
@@ -254,11 +253,11 @@ def _without_dummy_prefix(tokenizer: Any) -> _NoDummyPrefix | None:
 
 @dataclass(frozen=True)
 class _InsideWord:
-    """A WordPiece tokenizer whose text goes on inside a word.
+    """A WordPiece tokenizer for a text that begins inside a word.
 
-    The pieces inside a word have a mark in front (``##es``). The first word of the text is made of such pieces alone,
-    longest first, as the tokenizer does it; where the vocabulary has none that make it (punctuation is a word of its
-    own), it begins anew.
+    Pieces inside a word begin with a mark (``##es``). The first word of the text is split into such pieces only,
+    longest first, as the tokenizer splits words; where the vocabulary does not cover it (punctuation is a word of its
+    own), it is tokenised as a new word.
     """
 
     tokenizer: Tokenizer
@@ -272,7 +271,7 @@ class _InsideWord:
         return self._plain(text)
 
     def _pieces(self, word: str) -> list[int]:
-        """Ids of a word's pieces; none where there is a part that no piece is of."""
+        """Ids of a word's pieces; none where they do not cover the word."""
         longest = max(map(len, self.inside), default=0)
         ids: list[int] = []
         while word:
@@ -289,7 +288,7 @@ class _InsideWord:
 
 @lru_cache(maxsize=16)
 def _inside_word(tokenizer: Any) -> _InsideWord | None:
-    """A WordPiece tokenizer that goes on inside a word; None for any other kind."""
+    """The tokenizer for continuing inside a word; None for any kind other than WordPiece."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not isinstance(backend.model, WordPiece) or backend.pre_tokenizer is None:
         return None

@@ -1,9 +1,8 @@
-"""Where two authors' tokens meet: which cuts leave the text as it is, and an audit of what a boundary loses.
+"""Boundaries between two authors' tokens: which cuts keep the text unchanged, and an audit of losses at boundaries.
 
-Training never tokenises joined text again: the second author's text is tokenised on its own, behind the first
-author's tokens. The audit does the same, reads the tokens back, and says of every difference whose it is. What the
-tokenizer loses on a text that it is given whole (unknown characters, whitespace, case) is the tokenizer's; all else
-would be a defect of the boundary.
+Training never tokenises joined text again: the second author's text is tokenised on its own, after the first author's
+tokens. The audit does the same, decodes the tokens, and attributes every difference. What the tokenizer also loses on
+the whole text (unknown characters, whitespace, case) is the tokenizer's loss; all else is a defect of the boundary.
 """
 
 from __future__ import annotations
@@ -16,17 +15,18 @@ from typing import Any, Literal
 from rlgf_cli.models.text import TextFormat
 
 Loss = Literal["none", "tokenizer", "boundary"]
-"""``none``: the text is what it was; ``tokenizer``: the tokenizer cannot tell the two apart; ``boundary``: it can."""
+"""``none``: decoded and original text are equal; ``tokenizer``: the tokenizer does not distinguish them; ``boundary``:
+it does."""
 
 _REPLACEMENT = "\ufffd"
 
 
 @dataclass(frozen=True)
 class TokenBoundary:
-    """A text by two authors as tokens, read back.
+    """A text by two authors as tokens, and decoded again.
 
-    ``first`` and ``second`` are the authors' ids; ``text`` is what was to be written and ``decoded`` what the tokens
-    say. The cut was drawn at ``drawn`` tokens and is at ``len(first)``: later where the text was not stable.
+    ``first`` and ``second``: the authors' ids; ``text``: the intended text; ``decoded``: the text of the ids. The cut
+    was drawn at ``drawn`` tokens and is at ``len(first)``, which is later where the text was not stable at ``drawn``.
     """
 
     first: list[int]
@@ -38,13 +38,13 @@ class TokenBoundary:
 
     @property
     def moved(self) -> int:
-        """By how many tokens the cut went on."""
+        """By how many tokens the cut moved."""
         return len(self.first) - self.drawn
 
 
 @dataclass
 class BoundaryAudit:
-    """What happened at many seams. ``examples`` keeps the first of each kind of loss."""
+    """Counts over many boundaries. ``examples``: the first boundary with each kind of loss."""
 
     losses: Counter[str] = field(default_factory=Counter)
     moves: Counter[int] = field(default_factory=Counter)
@@ -64,7 +64,7 @@ class BoundaryAudit:
 
     @property
     def stable(self) -> float | None:
-        """The share of cuts that stayed where they were drawn; None where there was none."""
+        """The share of cuts that did not move; None without cuts."""
         return self.moves[0] / self.boundaries if self.boundaries else None
 
     def to_json(self) -> dict[str, Any]:
@@ -84,56 +84,56 @@ class BoundaryAudit:
 
 
 def is_boundary(text: TextFormat, tokenizer: Any, ids: Sequence[int], n: int, *, whole_words: bool) -> bool:
-    """Whether the text of ``ids[:n]`` stays as it is whatever follows, as far as ``ids`` shows what follows.
+    """Whether the text of ``ids[:n]`` stays unchanged whatever follows, as far as ``ids`` has following tokens.
 
     Never inside a character (the decoder shows a replacement character, or nothing yet). With ``whole_words`` not
-    inside a word either: its end shows in a following token that goes on with something else, EOS included.
+    inside a word either: a following token, which may be EOS, must continue with something else.
     """
-    before = _read(text, tokenizer, ids[:n])
+    before = _decode(text, tokenizer, ids[:n])
     if before.endswith(_REPLACEMENT) or _begins_a_character(tokenizer, ids[:n]):
         return False
     if not whole_words or not before or not before[-1].isalnum():
         return True
     if n == len(ids):
         return False
-    behind = _read(text, tokenizer, ids[: n + 1])[len(before) :]
-    if not behind:
+    after = _decode(text, tokenizer, ids[: n + 1])[len(before) :]
+    if not after:
         return not _begins_a_character(tokenizer, ids[: n + 1])
-    return not (behind[0].isalnum() or behind[0] == _REPLACEMENT)
+    return not (after[0].isalnum() or after[0] == _REPLACEMENT)
 
 
 def cut_in_tokens(text: TextFormat, tokenizer: Any, whole: str, n: int, *, whole_words: bool) -> TokenBoundary:
-    """``whole`` cut after ``n`` of its tokens, or at the next boundary behind them, and finished by another author.
+    """``whole`` cut after ``n`` of its tokens, or at the next boundary after them, and continued by a second author.
 
-    The second author is given the text of the first tokens, and writes what the whole says behind it.
+    The second author is given the text of the first tokens, and its text is the rest of ``whole``.
     """
     ids = text.encode_response(tokenizer, whole)
     n = min(n, len(ids))
     at = next(
         (k for k in range(n, len(ids)) if is_boundary(text, tokenizer, ids, k, whole_words=whole_words)), len(ids)
     )
-    behind = _read(text, tokenizer, ids)[len(_read(text, tokenizer, ids[:at])) :]
-    return _boundary(text, tokenizer, ids[:at], behind, whole, [], drawn=n)
+    rest = _decode(text, tokenizer, ids)[len(_decode(text, tokenizer, ids[:at])) :]
+    return _boundary(text, tokenizer, ids[:at], rest, whole, [], drawn=n)
 
 
 def cut_in_text(text: TextFormat, tokenizer: Any, prefix: str, continuation: str) -> TokenBoundary:
-    """Two texts by two authors: the first tokenised as a response, the second as what follows."""
+    """Two texts by two authors: the first tokenised as a response, the second as its continuation."""
     first = text.encode_response(tokenizer, prefix)
-    parts = _parts(text, tokenizer, _lossy(text, tokenizer, prefix), continuation, first)
+    parts = _parts(text, tokenizer, _round_trip_inside(text, tokenizer, prefix), continuation, first)
     return _boundary(text, tokenizer, first, continuation, prefix + continuation, parts)
 
 
 def append_text(text: TextFormat, tokenizer: Any, first: Sequence[int], continuation: str) -> TokenBoundary:
-    """A text behind tokens that are there already, as in a roll-out."""
-    before = _read(text, tokenizer, first)
+    """A text after given tokens, as in a roll-out."""
+    before = _decode(text, tokenizer, first)
     parts = _parts(text, tokenizer, before, continuation, first)
     return _boundary(text, tokenizer, first, continuation, before + continuation, parts)
 
 
 def tokenizer_loss(text: TextFormat, tokenizer: Any, whole: str) -> str:
-    """What the tokenizer loses on a text: ``nothing``, ``whitespace``, ``unknown characters`` or ``normalisation``."""
+    """The tokenizer's loss on a text: ``nothing``, ``whitespace``, ``unknown characters`` or ``normalisation``."""
     ids = text.encode_response(tokenizer, whole)
-    shown = _read(text, tokenizer, ids)
+    shown = _decode(text, tokenizer, ids)
     if shown == whole:
         return "nothing"
     if shown.split() == whole.split() or "".join(shown.split()) == "".join(whole.split()):
@@ -142,7 +142,7 @@ def tokenizer_loss(text: TextFormat, tokenizer: Any, whole: str) -> str:
 
 
 def same_tokens(one: Any, other: Any) -> bool:
-    """Whether two tokenizers have the same tokens: a text of one may then be cut inside a word for the other."""
+    """Whether two tokenizers have the same vocabulary: a text of one may then be cut inside a word for the other."""
     return one is not None and other is not None and one.get_vocab() == other.get_vocab()
 
 
@@ -156,32 +156,33 @@ def _boundary(
     *,
     drawn: int | None = None,
 ) -> TokenBoundary:
-    """The boundary with its loss. ``parts``: readings besides ``whole`` whose loss is the tokenizer's."""
+    """The boundary with its loss. ``parts``: texts besides ``whole`` that count as the tokenizer's loss."""
     encode = text.encode_continuation if first else text.encode_response
     second = encode(tokenizer, continuation) if continuation else []
-    decoded = _read(text, tokenizer, [*first, *second])
+    decoded = _decode(text, tokenizer, [*first, *second])
     loss: Loss = "none"
     if decoded != whole:
         shown = _round_trip(text, tokenizer, whole)
         seen = _canonical(text, tokenizer, decoded)
         known = (_canonical(text, tokenizer, other) for other in (whole, *parts))
-        # a text on which the tokenizer loses nothing can only have lost something at the boundary
+        # where the tokenizer loses nothing on the whole text, the loss is at the boundary
         loss = "tokenizer" if shown != whole and (decoded == shown or seen in known) else "boundary"
     return TokenBoundary(list(first), second, whole, decoded, loss, len(first) if drawn is None else drawn)
 
 
-def _read(text: TextFormat, tokenizer: Any, ids: Sequence[int]) -> str:
+def _decode(text: TextFormat, tokenizer: Any, ids: Sequence[int]) -> str:
     return text.decode_response(tokenizer, list(ids), strip=False)
 
 
 def _round_trip(text: TextFormat, tokenizer: Any, whole: str) -> str:
-    return _read(text, tokenizer, text.encode_response(tokenizer, whole))
+    return _decode(text, tokenizer, text.encode_response(tokenizer, whole))
 
 
 def _canonical(text: TextFormat, tokenizer: Any, whole: str) -> str:
-    """The text as the tokenizer has it: equal for texts that it cannot tell apart.
+    """The text after encoding and decoding until it no longer changes: equal for texts that the tokenizer does not
+    distinguish.
 
-    Until nothing changes, because a space beside an unknown character is at the end of the text once that is gone,
+    One round is not enough: a space beside an unknown character is at the end of the text once that character is gone,
     and spaces at the ends are lost one by one.
     """
     for _ in range(len(whole) + 1):
@@ -193,24 +194,24 @@ def _canonical(text: TextFormat, tokenizer: Any, whole: str) -> str:
 
 
 def _parts(text: TextFormat, tokenizer: Any, before: str, continuation: str, first: Sequence[int]) -> list[str]:
-    """What a text reads like that lost in its second part what the tokenizer loses there.
+    """Texts that differ from the whole only by the tokenizer's losses on the second part.
 
-    Where a character beside the boundary is unknown, or the tokenizer has nothing of the word around it, whether a
-    space stands in its place is the tokenizer's too.
+    Where a character beside the boundary is unknown, or the tokenizer has no token of the word around it, a space in
+    its place is the tokenizer's loss too.
     """
-    behind = _lossy(text, tokenizer, continuation)
+    second = _round_trip_inside(text, tokenizer, continuation)
     at_boundary = [
         *first[-1:],
         *text.encode_response(tokenizer, continuation.strip())[:2],
     ]  # [:2]: a dummy space is first
     word = "".join([*before.split()[-1:], *continuation.split()[:1]])
     unknown = tokenizer.unk_token_id in at_boundary or not _round_trip(text, tokenizer, word).strip()
-    return [before + behind, *([f"{before} {behind}"] if unknown else [])]
+    return [before + second, *([f"{before} {second}"] if unknown else [])]
 
 
-def _lossy(text: TextFormat, tokenizer: Any, part: str) -> str:
-    """A part of a text with what the tokenizer loses on it, but with the whitespace at its ends and no dummy space:
-    whether words are joined there is the boundary's to keep."""
+def _round_trip_inside(text: TextFormat, tokenizer: Any, part: str) -> str:
+    """A part of a text after encoding and decoding, but with its original whitespace at the ends and no dummy space:
+    words that are joined there count as a loss at the boundary."""
     core = part.strip()
     if not core:
         return part
@@ -220,9 +221,9 @@ def _lossy(text: TextFormat, tokenizer: Any, part: str) -> str:
 
 
 def _begins_a_character(tokenizer: Any, ids: Sequence[int]) -> bool:
-    """Whether the last token is a byte of a character that is not whole yet, for a decoder that leaves such bytes out.
+    """Whether the last token is a byte of an incomplete character, for a decoder that drops such bytes.
 
-    Those that are no fast tokenizers do (ByT5's); the others show a replacement character.
+    Slow tokenizers do (ByT5's); fast ones show a replacement character.
     """
     if not ids or getattr(tokenizer, "backend_tokenizer", None) is not None or ids[-1] in tokenizer.all_special_ids:
         return False

@@ -1,4 +1,4 @@
-"""How a chat template ends the assistant's turn, which is how a response has to end."""
+"""The token with which a chat template ends the assistant's turn, and so a response."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def check_template(tokenizer: Any) -> None:
 
 
 def turn_end(tokenizer: Any) -> TurnEnd:
-    """Render a question and an answer, and see what stands behind the answer.
+    """Render a question and an answer, and read what follows the answer.
 
-    The end is the first token there, which must be a token of its own in the tokenizer (an added one). The template
-    may have white space before it (Llama 2), a line break behind it (ChatML) or EOS as well (Phi 3).
+    The end is the first token there, which must be an added token of the tokenizer. The template may have white space
+    before it (Llama 2), a line break after it (ChatML) or EOS as well (Phi 3).
     """
     check_template(tokenizer)
     return _turn_end(tokenizer, str(tokenizer.chat_template))
@@ -43,20 +43,20 @@ def turn_end(tokenizer: Any) -> TurnEnd:
 
 @lru_cache(maxsize=16)
 def _turn_end(tokenizer: Any, _template: str) -> TurnEnd:
-    """``_template`` is there for the cache: a tokenizer may be given another one."""
+    """``_template`` is a key of the cache only: a tokenizer's template may be replaced."""
     messages = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     try:
         rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
     except TemplateError as error:
         return TurnEnd(problem=f"the chat template does not take an assistant's message ({error})")
-    _, answer, behind = rendered.rpartition(_ANSWER)
+    _, answer, after = rendered.rpartition(_ANSWER)
     if not answer:
         return TurnEnd(problem="the chat template leaves out the assistant's words")
-    end = behind.lstrip()
+    end = after.lstrip()
     if not end:
         return TurnEnd(problem="the chat template puts nothing behind the assistant's words")
-    own = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if end.startswith(token.content)}
-    if not own:
+    added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if end.startswith(token.content)}
+    if not added:
         return TurnEnd(problem=f"{end.rstrip()!r}, the chat template's end of a turn, is not one token")
-    token = max(own, key=len)
-    return TurnEnd(token, own[token])
+    token = max(added, key=len)
+    return TurnEnd(token, added[token])
