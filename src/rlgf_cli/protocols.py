@@ -8,7 +8,8 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, Literal
 
 from rlgf_cli.errors import UserError
 
@@ -278,13 +279,56 @@ class Score:
     parts: Mapping[str, float] = field(default_factory=dict)
 
 
-@runtime_checkable
-class Reward(Protocol):
-    """One score per text. ``texts[i]`` is the response to ``examples[i]``."""
+def _no_progress(texts: int) -> None:
+    """Nobody listens."""
 
-    name: str
 
-    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]: ...
+class Scorer:
+    """What a reward and a metric may have. Only :meth:`Reward.score` and :meth:`Metric.compute` have no default.
+
+    The registry makes one as ``cls(target, **params)``: ``target`` is what stands behind the colon of ``name:target``
+    (None: nothing), and the annotated keyword parameters are the keys of ``params``. A parameter ``device`` gets the
+    run's device.
+    """
+
+    name: str = ""
+    """Its name in figures and logs. Empty: the name that it is registered under."""
+    guides: Sequence[Guide] = ()
+    """The guides that it asks (a judge's). The run pays for them, closes them, and names them in run.json."""
+    reports_rows: bool = False
+    """Whether it calls :attr:`on_rows` with the number of further texts that are done, while it works."""
+    on_rows: Callable[[int], None] = staticmethod(_no_progress)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raise UserError where the examples lack what the scorer needs. Called before a run starts: keep it cheap."""
+
+    def stop_when(self, stop: Callable[[], bool]) -> None:
+        """Where ``stop()`` is true, ask the guides nothing more and raise Interrupted."""
+
+
+class Reward(Scorer, ABC):
+    """One score per text, for training. ``texts[i]`` is the response to ``examples[i]``."""
+
+    signature: str = ""
+    """Everything that fixes how the scores come about (version, settings): scores are comparable where it is equal.
+    Empty: the name."""
+    counts: Mapping[str, int] = MappingProxyType({})
+    """What happened so far and should be seen, such as truncated texts."""
+    moves: bool = False
+    """Whether what a text scores depends on the iteration; then :meth:`at` gives the reward of one."""
+    prefetches: bool = False
+    """Whether :meth:`prefetch` begins to score texts."""
+
+    @abstractmethod
+    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
+        """One finite score per text, an empty text included. A failure is raised, never turned into a number."""
+
+    def at(self, step: int) -> Reward:
+        """The reward as it is in iteration ``step``, counted from 0."""
+        return self
+
+    def prefetch(self, examples: Sequence[Example], texts: Sequence[str]) -> None:
+        """Begin with texts that the next :meth:`score` will be asked for, and return at once."""
 
 
 @dataclass(frozen=True)
@@ -331,13 +375,52 @@ class MetricResult:
     whole: Mapping[str, float | BoundedFigure] = field(default_factory=dict)
 
 
-@runtime_checkable
-class Metric(Protocol):
-    """Evaluation of whole prediction sets. ``texts[i]`` is the response to ``examples[i]``.
+class Metric(Scorer, ABC):
+    """Figures of whole sets of predictions, for evaluation. ``texts[i]`` is the response to ``examples[i]``."""
 
-    ``scorers.base`` says what else a metric may have.
+    reads_texts: bool = True
+    """False: it needs no texts. Where no metric does, ``rlgf eval`` generates none."""
+
+    @abstractmethod
+    def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
+        """The figures of the set. Examples that lack what the metric needs are skipped: their values are None."""
+
+    def take_model(self, loaded: Any, lengths: Any) -> None:
+        """For metrics of the evaluated model: the model (``models.load.Loaded``) and the lengths of its prompts and
+        responses. Raises UserError where the metric cannot use it; never called where texts are read from a file.
+        """
+
+
+@dataclass(frozen=True)
+class ColumnMap:
+    """Which columns (or templates over columns) make an example.
+
+    ``id`` and ``meta`` may be ``None``: columns of these names are taken where they are there. An empty
+    ``id`` leaves the ids to be made.
+    """
+
+    prompt: str = "prompt"
+    references: Sequence[str] = ("references",)
+    id: str | None = None
+    meta: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named mapping from a dataset's rows to examples.
+
+    ``preprocess`` gets a row that has the columns it ``needs`` and returns it with the ``columns`` of the mapping,
+    or ``None`` for a row that cannot become an example; ``skips`` says which those are. Rows with equal ``group_by``
+    are one example with several references. A split in ``no_references`` may lack them. Files that hold prompts and
+    references already are taken as they are.
     """
 
     name: str
-
-    def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult: ...
+    summary: str
+    dataset: str
+    needs: tuple[str, ...]
+    columns: ColumnMap
+    preprocess: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] | None = None
+    skips: str = ""
+    group_by: str | None = None
+    no_references: frozenset[str] = frozenset()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlgf_cli.errors import RlgfError, UserError, did_you_mean
+from rlgf_cli.protocols import Metric, Reward, Task
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,10 @@ BUILTIN: dict[str, dict[str, Entry]] = {
 }
 
 
+_BASES: dict[str, Any] = {"rewards": Reward, "metrics": Metric, "tasks": Task}
+"""What a thing of each kind derives from; a task is an instance."""
+
+
 def entries(kind: str) -> dict[str, Entry]:
     """All names of a kind: builtins and entry points of installed packages."""
     found = dict(BUILTIN[kind])
@@ -145,7 +150,7 @@ def load(kind: str, name: str) -> Any:
     target = known[name].target
     module, _, attribute = target.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        loaded = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         if name in BUILTIN[kind]:
             raise
@@ -154,6 +159,23 @@ def load(kind: str, name: str) -> Any:
             where=target,
             hint="install what it needs, or ask its author",
         ) from error
+    _refuse_other_base(kind, name, target, loaded)
+    return loaded
+
+
+def _refuse_other_base(kind: str, name: str, target: str, loaded: Any) -> None:
+    """What an entry point names must derive from the base class that declares all that is asked of it."""
+    what, hint = f"the {kind[:-1]} {name!r}", "docs/extensions.md has a complete example"
+    base = _BASES.get(kind)
+    if base is Task and not isinstance(loaded, Task):
+        raise UserError(f"{what} is no Task of rlgf_cli.protocols", where=target, hint=hint)
+    if base is None or base is Task:
+        return
+    if not (isinstance(loaded, type) and issubclass(loaded, base)):
+        raise UserError(f"{what} is no class derived from rlgf_cli.protocols.{base.__name__}", where=target, hint=hint)
+    if inspect.isabstract(loaded):
+        missing = min(vars(loaded)["__abstractmethods__"])
+        raise UserError(f"{what} does not define {missing}", where=target, hint=hint)
 
 
 def build(kind: str, spec: str, params: Mapping[str, Any], **offered: Any) -> Any:
@@ -179,7 +201,9 @@ def _build(kind: str, spec: str, params: Mapping[str, Any], offered: Mapping[str
             hint = did_you_mean(key, accepted) if accepted else "it takes no parameters"
             raise UserError(f"unknown parameter {key!r} of the {kind[:-1]} {spec!r}", hint=hint)
         values[key] = _checked(value, accepted[key], f"the parameter {key!r} of the {kind[:-1]} {spec!r}")
-    return made(target or None, **values)
+    scorer = made(target or None, **values)
+    scorer.name = scorer.name or name
+    return scorer
 
 
 def missing_package(error: ImportError, what: str) -> Exception:

@@ -149,8 +149,8 @@ def test_parameters_of_metrics(evaluate, tmp_path, spec, message):
 
 class TestAMissingPackage:
     CLASS = (
-        "from rlgf_cli.protocols import MetricResult\n"
-        "class Odd:\n"
+        "from rlgf_cli.protocols import Metric, MetricResult\n"
+        "class Odd(Metric):\n"
         "    name = 'odd'\n"
         "    def __init__(self, target=None): {at_init}\n"
         "    def compute(self, examples, texts): {at_compute}\n"

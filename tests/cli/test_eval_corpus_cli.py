@@ -71,8 +71,8 @@ def test_cider_with_frequencies_of_a_file(arguments, tmp_path, run_cli):
 def test_a_corpus_metric_of_another_package(arguments, tmp_path, run_cli, monkeypatch):
     """A metric with statistics of its own, and the aggregate that it names, by entry points."""
     (tmp_path / "rlgf_test_ratio.py").write_text(
-        "from rlgf_cli.protocols import CorpusFigure, MetricResult\n\n"
-        "class Ratio:\n"
+        "from rlgf_cli.protocols import CorpusFigure, Metric, MetricResult\n\n"
+        "class Ratio(Metric):\n"
         "    name = 'ratio'\n"
         "    def __init__(self, target=None): ...\n"
         "    def compute(self, examples, texts):\n"

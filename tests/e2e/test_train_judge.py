@@ -46,7 +46,7 @@ class TestScores:
             assert scores[1].parts == {"judge": pytest.approx(3 / 9), "judge.rating": 4.0}
             assert len(server.requests) == 2  # the third asks what the first asks
             assert reward.score(EXAMPLES, TEXTS) == scores and len(server.requests) == 2
-            assert [j.guide.meter.to_json()["calls"] for j in reward.judges] == [2]
+            assert [guide.meter.to_json()["calls"] for guide in reward.guides] == [2]
             assert "judge,model=m,temperature=0" in reward.signature and "scale=1-10" in reward.signature
 
     @pytest.mark.parametrize("said", [0, 11, "7/10", "7.5", "seven", "-3", ""])

@@ -10,7 +10,6 @@ from rlgf_cli.artifacts.rundir import file_sha256
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example
-from rlgf_cli.scorers.base import check_examples
 from rlgf_cli.scorers.figures import compute_figures, make_metrics
 from rlgf_cli.scorers.weighted_sum import make_reward
 
@@ -46,7 +45,7 @@ def test_none_at_all_is_refused_before_the_run(name):
     (metric,) = make_metrics([PartConfig(name=name)])
     for example in EXAMPLES[1::2]:
         with pytest.raises(UserError, match="needs references"):
-            check_examples(metric, [example])
+            metric.check([example])
 
 
 def test_perfect_and_empty_texts():
@@ -61,10 +60,10 @@ def test_perfect_and_empty_texts():
 def test_a_set_of_one_has_no_rare_words(tmp_path):
     (metric,) = make_metrics([PartConfig(name="cider")])
     with pytest.raises(UserError, match="two examples at least"):
-        check_examples(metric, EXAMPLES[:2])
+        metric.check(EXAMPLES[:2])
     training = write_rows(tmp_path / "train.jsonl", toy_examples(9))
     (fixed,) = make_metrics([PartConfig(name="cider", params={"references": str(training)})])
-    check_examples(fixed, EXAMPLES[:2])
+    fixed.check(EXAMPLES[:2])
 
 
 class TestSignatures:
@@ -115,7 +114,7 @@ class TestRewards:
         training = write_rows(tmp_path / "train.jsonl", toy_examples(9))
         reward = make_reward([PartConfig(name=name, params={"references": str(training)} if name == "cider" else {})])
         with pytest.raises(UserError, match=r"2 of 4 examples have none.*'blank'"):
-            check_examples(reward, EXAMPLES)
+            reward.check(EXAMPLES)
 
     def test_their_signatures_say_scale_and_settings(self, tmp_path):
         training = write_rows(tmp_path / "train.jsonl", toy_examples(9))

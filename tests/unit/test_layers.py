@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "protocols": {"errors"},
     "noise": set(),
-    "registry": {"errors"},
+    "registry": {"errors", "protocols"},
     "section": set(),
     "algorithms": {"errors", "section"},
     "artifacts": {"errors", "protocols", "__version__"},

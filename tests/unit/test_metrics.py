@@ -6,8 +6,7 @@ import pytest
 
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.protocols import Example, MetricResult
-from rlgf_cli.scorers.base import check_examples, listen
+from rlgf_cli.protocols import Example, Metric, MetricResult
 from rlgf_cli.scorers.figures import compute_figures, make_metrics
 
 EXAMPLES = [
@@ -87,13 +86,14 @@ class TestProgress:
         part = PartConfig(name=f"reward:classifier:{tiny_classifier}", params={"batch_size": 2})
         (metric,) = make_metrics([part, PartConfig(name="reward:coverage"), part], device="cpu")
         told: list[int] = []
-        assert listen(metric, told.append)
+        assert metric.reports_rows
+        metric.on_rows = told.append
         metric.compute([Example(str(i), "p") for i in range(5)], ["the cat"] * 5)
         assert sum(told) == 5 and told == [1, 1, 0, 1, 1, 1]  # after 2, 4, 5 of ten scores, and 7, 9, 10
 
     def test_one_that_does_not_tell_is_not_asked_to(self):
         (metric,) = make_metrics([PartConfig(name="length")])
-        assert not listen(metric, print)
+        assert not metric.reports_rows
 
 
 class TestSkipped:
@@ -107,7 +107,7 @@ class TestSkipped:
         for name in ("rouge", "reward:rouge"):
             (metric,) = make_metrics([PartConfig(name=name)])
             with pytest.raises(UserError, match="references"):
-                check_examples(metric, [self.bare])
+                metric.check([self.bare])
 
     def test_coverage_skips_examples_without_concepts(self):
         dots = Example("dots", "...")
@@ -115,7 +115,7 @@ class TestSkipped:
         assert found["coverage"].values == [0.5, None]
         (metric,) = make_metrics([PartConfig(name="coverage")])
         with pytest.raises(UserError, match="concepts"):
-            check_examples(metric, [dots])
+            metric.check([dots])
 
     def test_references_that_rouge_cannot_read_are_counted(self):
         found, counts = figures(
@@ -174,7 +174,7 @@ class TestRefused:
         ],
     )
     def test_a_metric_that_breaks_its_promise(self, values, kind, message):
-        class Odd:
+        class Odd(Metric):
             name = "odd"
 
             def compute(self, examples, texts):

@@ -32,9 +32,39 @@ def test_every_builtin_leads_somewhere_and_says_what_it_is(kind):
 
 
 def test_a_name_of_another_package(plugins):
-    plugins("rlgf.rewards", mine="collections:Counter")
+    plugins("rlgf.rewards", mine="rlgf_cli.scorers.ending:EndingPenalty")
     assert "mine" in registry.entries("rewards") and "mine" not in registry.entries("metrics")
-    assert registry.load("rewards", "mine").__name__ == "Counter"
+    assert registry.load("rewards", "mine").__name__ == "EndingPenalty"
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "message"),
+    [
+        ("rewards", "collections:Counter", "is no class derived from rlgf_cli.protocols.Reward"),
+        ("rewards", "json:dumps", "is no class derived from rlgf_cli.protocols.Reward"),
+        ("metrics", "rlgf_cli.scorers.ending:EndingPenalty", "is no class derived from rlgf_cli.protocols.Metric"),
+        ("metrics", "rlgf_cli.protocols:Metric", "does not define compute"),
+        ("tasks", "rlgf_cli.protocols:Task", "is no Task of rlgf_cli.protocols"),
+    ],
+)
+def test_what_does_not_derive_from_its_base_is_refused(plugins, kind, target, message):
+    plugins(f"rlgf.{kind}", mine=target)
+    with pytest.raises(UserError, match=message) as caught:
+        registry.load(kind, "mine")
+    assert caught.value.where == target and "docs/extensions.md" in caught.value.hint
+
+
+def test_a_scorer_without_a_name_has_the_registered_one(plugins, tmp_path, monkeypatch):
+    (tmp_path / "rlgf_test_nameless.py").write_text(
+        "from rlgf_cli.protocols import Reward, Score\n\n"
+        "class Nameless(Reward):\n"
+        "    def __init__(self, target=None): ...\n"
+        "    def score(self, examples, texts):\n"
+        "        return [Score(0.0) for _ in texts]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins("rlgf.rewards", mine="rlgf_test_nameless:Nameless")
+    assert registry.build("rewards", "mine", {}).name == "mine"
 
 
 def test_a_name_that_is_taken_is_an_error(plugins):

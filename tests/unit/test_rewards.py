@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.protocols import Example, Score
-from rlgf_cli.scorers.base import check_examples, signature_of
+from rlgf_cli.protocols import Example, Reward, Score
+from rlgf_cli.scorers.base import signature_of
 from rlgf_cli.scorers.coverage import base_forms, concepts_of, coverage
 from rlgf_cli.scorers.repetition import repeated_share
 from rlgf_cli.scorers.weighted_sum import SumReward, make_reward
@@ -25,7 +25,7 @@ def values(spec: str | dict, examples: list[Example], texts: list[str]) -> list[
     return [score.value for score in make_reward(parts(spec)).score(examples, texts)]
 
 
-class Fixed:
+class Fixed(Reward):
     """A reward with given scores."""
 
     def __init__(self, name: str, scores: list[float], **logged: float) -> None:
@@ -95,13 +95,16 @@ class TestRefused:
     @pytest.mark.parametrize("name", ["rouge", "rouge1", "rouge2", "rougeL"])
     def test_missing_references_are_counted_before_the_run(self, name):
         bare = Example("bare", "a prompt")
-        for ask in (check_examples, lambda reward, examples: reward.score(examples, ["x", "y"])):
+        for ask in (
+            lambda reward, examples: reward.check(examples),
+            lambda reward, examples: reward.score(examples, ["x", "y"]),
+        ):
             with pytest.raises(UserError, match=r"1 of 2 examples have none \(first: 'bare'\)"):
                 ask(make_reward(parts(name)), [CAT, bare])
 
     def test_coverage_without_any_concept(self):
         with pytest.raises(UserError, match="'dots' has no concepts"):
-            check_examples(make_reward(parts("coverage")), [Example("dots", "...")])
+            make_reward(parts("coverage")).check([Example("dots", "...")])
 
     def test_concepts_that_are_no_list(self):
         with pytest.raises(UserError, match="not a list of strings"):

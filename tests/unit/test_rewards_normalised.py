@@ -14,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from rlgf_cli.config.common import PartConfig, Parts
 from rlgf_cli.errors import UserError
-from rlgf_cli.protocols import Example, Score
-from rlgf_cli.scorers.base import counts_of, signature_of
+from rlgf_cli.protocols import Example, Reward, Score
+from rlgf_cli.scorers.base import signature_of
 from rlgf_cli.scorers.figures import compute_figures, make_metrics
 from rlgf_cli.scorers.weighted_sum import Normalisation, Part, SumReward, make_reward, normalisation
 
@@ -47,7 +47,7 @@ def test_the_order_of_scores_is_kept(scores, shift, scale, bounds):
 
 @given(st.lists(NUMBER, min_size=1, max_size=5), NUMBER, SCALE, BOUNDS, st.floats(-3, 3))
 def test_the_sum_takes_the_normalised_scores_and_logs_both(scores, shift, scale, bounds, weight):
-    class Fixed:
+    class Fixed(Reward):
         name = "fixed"
 
         def score(self, examples, texts):
@@ -62,7 +62,7 @@ def test_the_sum_takes_the_normalised_scores_and_logs_both(scores, shift, scale,
         assert score.parts == {
             "fixed": raw, "fixed.normalised": counted, "fixed.clipped": float(clipped), "fixed#2": raw,
         }  # fmt: skip
-    assert counts_of(reward) == {"fixed.clipped": sum(normalise.apply(raw)[1] for raw in scores)}
+    assert reward.counts == {"fixed.clipped": sum(normalise.apply(raw)[1] for raw in scores)}
 
 
 def test_from_config():
@@ -71,17 +71,17 @@ def test_from_config():
     assert [score.value for score in scores] == [1.5, 1.0, -2.0, -2.0]
     assert [score.parts["length.normalised"] for score in scores] == [0.75, 0.5, -1.0, -1.0]
     assert [score.parts["length"] for score in scores] == [0, -1, -4, -6]
-    assert counts_of(reward) == {"length.clipped": 2}
-    assert reward.score(EXAMPLES[3:], TEXTS[3:]) and counts_of(reward) == {"length.clipped": 3}
+    assert reward.counts == {"length.clipped": 2}
+    assert reward.score(EXAMPLES[3:], TEXTS[3:]) and reward.counts == {"length.clipped": 3}
 
 
 def test_by_default_nothing_changes_and_nothing_more_is_logged():
     plain = make_reward([PartConfig(**LENGTH)])
     assert plain.score(EXAMPLES, TEXTS)[2] == Score(-4.0, {"length": -4.0})
-    assert counts_of(plain) == {} and normalisation(PartConfig(**LENGTH, shift=0, scale=1)) is None
+    assert plain.counts == {} and normalisation(PartConfig(**LENGTH, shift=0, scale=1)) is None
     scaled = make_reward([PartConfig(**LENGTH, scale=2)])
     assert scaled.score(EXAMPLES, TEXTS)[2] == Score(-2.0, {"length": -4.0, "length.normalised": -2.0})
-    assert counts_of(scaled) == {}
+    assert scaled.counts == {}
 
 
 def test_each_key_is_in_the_signature():

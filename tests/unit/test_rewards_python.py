@@ -9,7 +9,7 @@ import pytest
 
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.protocols import Example, Score
+from rlgf_cli.protocols import Example, Reward, Score
 from rlgf_cli.scorers.base import signature_of
 from rlgf_cli.scorers.checked import score_checked
 from rlgf_cli.scorers.weighted_sum import make_reward
@@ -147,7 +147,7 @@ class TestBroken:
         assert ("'two'" if reason == "nan" else "a batch of 2 texts, the first of example 'one'") in str(caught.value)
 
     def test_a_long_text_is_shortened_and_an_empty_one_is_named(self):
-        class Nan:
+        class Nan(Reward):
             name = "nan"
 
             def score(self, examples, texts):
@@ -161,7 +161,7 @@ class TestBroken:
 
     @pytest.mark.parametrize("returned", [[1.0, 2.0], [Score(1.0)], None, np.ones(2)])
     def test_a_reward_class_that_breaks_the_protocol(self, returned):
-        class Plugin:
+        class Plugin(Reward):
             name = "plugin"
 
             def score(self, examples, texts):

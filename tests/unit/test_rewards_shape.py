@@ -16,7 +16,7 @@ from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.failures.rules import RULES
 from rlgf_cli.protocols import Example, Score
-from rlgf_cli.scorers.base import check_examples, signature_of
+from rlgf_cli.scorers.base import signature_of
 from rlgf_cli.scorers.length import FORMS, LengthPenalty
 from rlgf_cli.scorers.schedule import LinearSchedule
 from rlgf_cli.scorers.weighted_sum import SumReward, make_reward
@@ -109,8 +109,8 @@ def test_a_length_that_makes_no_sense_is_refused(params: dict[str, Any], message
 
 def test_a_ratio_to_the_reference_needs_references() -> None:
     with pytest.raises(UserError, match="needs references; 1 of 2"):
-        check_examples(reward("length", ratio=1.0, to="reference"), [TEN, BARE])
-    check_examples(reward("length", ratio=1.0), [TEN, BARE])
+        reward("length", ratio=1.0, to="reference").check([TEN, BARE])
+    reward("length", ratio=1.0).check([TEN, BARE])
 
 
 def test_signatures_tell_every_setting_apart() -> None:

@@ -98,9 +98,9 @@ def test_what_is_expected_is_scored_meanwhile_and_once(tmp_path: Path) -> None:
         ],
         workers=2,
     )
-    assert reward.expects and not make_reward([PartConfig(name="repetition")], workers=2).expects
-    reward.expect(EXAMPLES[:20], TEXTS[:20])
-    reward.expect(EXAMPLES[:3], TEXTS[:3])  # a text twice is scored twice: it may come twice in a step
+    assert reward.prefetches and not make_reward([PartConfig(name="repetition")], workers=2).prefetches
+    reward.prefetch(EXAMPLES[:20], TEXTS[:20])
+    reward.prefetch(EXAMPLES[:3], TEXTS[:3])  # a text twice is scored twice: it may come twice in a step
     deadline = time.monotonic() + 60
     while not calls.exists():
         assert time.monotonic() < deadline

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example
-from rlgf_cli.scorers.base import check_examples
 from rlgf_cli.scorers.figures import compute_figures, make_metrics
 from rlgf_cli.scorers.repetition import RepetitionPenalty, loop_share
 
@@ -104,7 +103,7 @@ class TestSelfBleu:
     def test_one_text_is_refused_before_the_run(self):
         (metric,) = make_metrics([PartConfig(name="self_bleu")])
         with pytest.raises(UserError, match="there is one"):
-            check_examples(metric, [Example("a", "p")])
+            metric.check([Example("a", "p")])
         with pytest.raises(UserError, match="no example could be scored"):
             figures("self_bleu", ["a b", " "])
 

@@ -156,11 +156,6 @@ class Verdict:
         return f"{cut}its end: {shorten(self.answer.text[-120:])!r}"
 
 
-def judges_of(scorer: Any) -> list[Judge]:
-    """The judges that a reward or metric asks."""
-    return list(getattr(scorer, "judges", ()))
-
-
 def last_line(answer: str) -> str:
     lines = answer.strip().splitlines()
     return lines[-1].strip() if lines else ""

@@ -1,47 +1,22 @@
-"""What rewards may have beyond ``protocols.Reward``, and how it is asked for.
-
-A reward needs ``name`` and ``score``. It may also have ``signature`` (a text that fixes how its numbers come
-about), ``check(examples)`` (raises UserError where an example lacks what it needs) and ``counts`` (things
-that happened and should be seen, such as truncated texts). One that takes long may have ``on_rows``, a function that
-it tells of every n texts that are done. Rewards from other packages can leave them out.
-"""
+"""Helpers of rewards and metrics: signatures, references, counts, texts in messages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rlgf_cli.errors import UserError
-from rlgf_cli.protocols import Example, Metric, Reward
-
-if TYPE_CHECKING:
-    from rlgf_cli.config.common import LengthConfig
-    from rlgf_cli.models.loaded import Loaded
+from rlgf_cli.protocols import Example, Reward
 
 
 def signature_of(reward: Reward) -> str:
     """The reward's signature; its name where it has none."""
-    return str(getattr(reward, "signature", reward.name))
+    return reward.signature or reward.name
 
 
-def check_examples(scorer: Reward | Metric, examples: Sequence[Example]) -> None:
-    """Raise UserError where the examples lack what the scorer needs. Cheap: call it before a run starts."""
-    check = getattr(scorer, "check", None)
-    if check is not None:
-        check(examples)
-
-
-def counts_of(reward: Reward) -> Mapping[str, int]:
-    """What the reward counted so far."""
-    return dict(getattr(reward, "counts", {}))
-
-
-def listen(scorer: Any, on_rows: Callable[[int], None]) -> bool:
-    """Have a reward or metric tell ``on_rows`` of its progress. Returns whether it does."""
-    tells = hasattr(scorer, "on_rows")
-    if tells:
-        scorer.on_rows = on_rows
-    return tells
+def counted_since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
+    """What was counted between two looks at a reward's counts, without zeros."""
+    return {key: n - before.get(key, 0) for key, n in now.items() if n != before.get(key, 0)}
 
 
 def refuse_target(name: str, target: str | None) -> None:
@@ -83,18 +58,6 @@ def signature(metric: str, settings: str, examples: Sequence[Example]) -> str:
 def scored_only(values: Mapping[str, Sequence[float | None]]) -> Mapping[str, Sequence[float | None]]:
     """The figures that some example has a value of; all of them where none has, so that the refusal names one."""
     return {key: column for key, column in values.items() if any(v is not None for v in column)} or values
-
-
-def give_model(metric: Metric, loaded: Loaded, lengths: LengthConfig) -> None:
-    """Hand the evaluated model to a metric that tests it. Raises UserError where the metric can do nothing with it."""
-    take = getattr(metric, "take_model", None)
-    if take is not None:
-        take(loaded, lengths)
-
-
-def reads_texts(metric: Metric) -> bool:
-    """Whether the metric needs the texts that the model writes."""
-    return bool(getattr(metric, "reads_texts", True))
 
 
 def require_some_references(metric: str, examples: Sequence[Example]) -> None:

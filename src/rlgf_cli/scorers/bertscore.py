@@ -29,7 +29,7 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.models.classification import position_limit
 from rlgf_cli.models.device import pick_device
 from rlgf_cli.models.load import check_checkpoint_name
-from rlgf_cli.protocols import Example, MetricResult, Score
+from rlgf_cli.protocols import Example, Metric, MetricResult, Reward, Score
 from rlgf_cli.scorers.base import require_references, require_some_references, signature
 
 DEFAULT_MODEL = "roberta-large"  # what bert-score itself takes for English
@@ -137,7 +137,7 @@ class BestBertScore:
         return torch.stack(utils.greedy_cos_idf(*stacked(theirs), *stacked(ours)), dim=-1).cpu()
 
 
-class BertScoreReward:
+class BertScoreReward(Reward):
     """``bertscore`` or ``bertscore:MODEL``: F1, with precision and recall logged beside it.
 
     ``idf_references``: a JSONL data file whose references give the idf weights of tokens; none: all tokens weigh the
@@ -165,7 +165,7 @@ class BertScoreReward:
         self._idf = self._scorer.idf(counted) if counted is not None else None
         source = f"file,sha256={file_sha256(Path(idf_references))[:12]}" if idf_references is not None else "no"
         self.signature = f"{self.name},{self._scorer.settings},idf={source}"
-        self.counts = {"empty_texts": 0}
+        self.counts: dict[str, int] = {"empty_texts": 0}
 
     def check(self, examples: Sequence[Example]) -> None:
         require_references(self.name, examples)
@@ -243,7 +243,7 @@ def _scorer(name: str, **settings: Any) -> Any:
 _FIGURES = ("precision", "recall", "f1")
 
 
-class BertScoreMetric:
+class BertScoreMetric(Metric):
     """``bertscore`` or ``bertscore:MODEL``, a hub name or a folder with an encoder.
 
     ``idf`` weights tokens by their rarity in the references of the set; the other parameters are those of

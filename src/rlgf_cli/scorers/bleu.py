@@ -9,7 +9,7 @@ from sacrebleu.metrics.base import Metric as SacreMetric
 from sacrebleu.metrics.bleu import BLEU
 
 from rlgf_cli.errors import UserError, did_you_mean
-from rlgf_cli.protocols import CorpusFigure, Example, MetricResult, Score
+from rlgf_cli.protocols import CorpusFigure, Example, Metric, MetricResult, Reward, Score
 from rlgf_cli.scorers.base import (
     refuse_target,
     require_references,
@@ -53,7 +53,7 @@ def sacrebleu_signature(metric: SacreMetric, references: Sequence[Sequence[str]]
     return f"sacrebleu={version('sacrebleu')}|{metric.get_signature().format()}"
 
 
-class BleuReward:
+class BleuReward(Reward):
     """Sentence BLEU against all references, in [0, 1]: a hundredth of sacrebleu's.
 
     Exponential smoothing and effective order. ``brevity_penalty`` is logged too: a policy that writes ever shorter
@@ -79,7 +79,7 @@ class BleuReward:
         return [Score(min(one.score / 100, 1.0), {"brevity_penalty": one.bp}) for one in found]
 
 
-class BleuMetric:
+class BleuMetric(Metric):
     """See the module. ``tokenize``: one of sacrebleu's that needs no download (13a, intl, zh, char, none)."""
 
     name = "bleu"

@@ -7,7 +7,7 @@ Those of the type ``bleurt`` (BLEURT-20 among them) need classes that do not imp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated
 
@@ -21,7 +21,7 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.models import classification
 from rlgf_cli.models.device import pick_device
 from rlgf_cli.models.load import check_checkpoint_name
-from rlgf_cli.protocols import Example, MetricResult
+from rlgf_cli.protocols import Example, Metric, MetricResult
 from rlgf_cli.scorers.base import require_some_references, signature, written_references
 from rlgf_cli.scorers.classifier import load_scorer
 
@@ -31,7 +31,7 @@ Pair = tuple[str, str]
 _WANTED = "for example bleurt:Elron/bleurt-base-512, or the folder of such a checkpoint"
 
 
-class BleurtMetric:
+class BleurtMetric(Metric):
     """``bleurt:PATH``, a hub name or a folder with a sequence classifier of one output; of several references the best.
 
     What is longer than ``max_tokens`` (by default what the checkpoint allows) loses the end of the longer of the two,
@@ -39,6 +39,7 @@ class BleurtMetric:
     """
 
     name = "bleurt"
+    reports_rows = True
 
     def __init__(
         self,
@@ -57,7 +58,6 @@ class BleurtMetric:
         self.model.to(pick_device(device)).eval()
         self.batch_size = batch_size
         self.max_tokens = classification.token_limit(self.model, self.tokenizer, max_tokens)
-        self.on_rows: Callable[[int], None] = lambda n: None
         self._settings = (
             f"transformers={version('transformers')},{model_signature(path)},max_tokens={self.max_tokens}"
             ",input=reference+text,references=max"

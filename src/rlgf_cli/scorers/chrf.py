@@ -15,13 +15,13 @@ import numpy as np
 from pydantic import Field
 from sacrebleu.metrics.chrf import CHRF
 
-from rlgf_cli.protocols import CorpusFigure, Example, MetricResult
+from rlgf_cli.protocols import CorpusFigure, Example, Metric, MetricResult
 from rlgf_cli.scorers.base import refuse_target, require_some_references, signature, written_references
 from rlgf_cli.scorers.bleu import sacrebleu_signature
 from rlgf_cli.stats.aggregates import chrf
 
 
-class ChrfMetric:
+class ChrfMetric(Metric):
     """See the module. ``whitespace``: whether spaces count as characters."""
 
     name = "chrf"

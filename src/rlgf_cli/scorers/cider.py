@@ -17,7 +17,7 @@ from typing import Any
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.rundir import file_sha256
 from rlgf_cli.errors import UserError
-from rlgf_cli.protocols import Example, MetricResult, Score
+from rlgf_cli.protocols import Example, Metric, MetricResult, Reward, Score
 from rlgf_cli.scorers import captions
 from rlgf_cli.scorers.base import (
     refuse_target,
@@ -98,7 +98,7 @@ def _with_frequencies(scorer: Any, counts: Mapping[tuple[str, ...], float], docu
     return Fixed
 
 
-class CiderReward:
+class CiderReward(Reward):
     """A tenth of CIDEr-D, in [0, 1]. ``references``, a data file, is needed: a text's reward must not depend on
     the other texts of its batch.
     """
@@ -126,7 +126,7 @@ class CiderReward:
         return [Score(min(value / 10, 1.0)) for value in values]
 
 
-class CiderMetric:
+class CiderMetric(Metric):
     """See the module. ``tokenizer: ptb`` is the package's own, in Java; ``treebank`` is nltk's."""
 
     name = "cider"

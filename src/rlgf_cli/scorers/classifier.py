@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from rlgf_cli.models import classification
 from rlgf_cli.models.device import DTYPES, pick_device
 from rlgf_cli.models.load import check_checkpoint_name
 from rlgf_cli.noise import short_hash
-from rlgf_cli.protocols import Example, Score
+from rlgf_cli.protocols import Example, Reward, Score
 
 Chat = Literal["auto"] | bool
 """Whether a model reads prompt and text as a conversation in its tokenizer's chat template. ``auto``: where there is a
@@ -25,7 +25,7 @@ Dtype = Literal["float32", "bfloat16"] | None
 """What a model computes in; None: the type of its weights on disk."""
 
 
-class _SequenceScorer:
+class _SequenceScorer(Reward):
     """Logits of a sequence-classification checkpoint for many texts, in batches of similar length.
 
     ``include_prompt``: the model reads the prompt and the text; otherwise the text alone. The two are a conversation in
@@ -35,6 +35,7 @@ class _SequenceScorer:
     """
 
     kind: str
+    reports_rows = True
     objective: str
     """The objective of ``rlgf train-reward`` that makes such a checkpoint."""
 
@@ -54,8 +55,7 @@ class _SequenceScorer:
         self.name = self.kind
         self.include_prompt = include_prompt
         self.batch_size = batch_size
-        self.counts = {"truncated": 0}
-        self.on_rows: Callable[[int], None] = lambda n: None
+        self.counts: dict[str, int] = {"truncated": 0}
         needed = f"train one with `rlgf train-reward --objective {self.objective}`"
         self.model, self.tokenizer = load_scorer(path, no_head=needed, dtype=dtype)
         self.model.to(pick_device(device)).eval()

@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 
 from rlgf_cli.errors import UserError
-from rlgf_cli.protocols import Example, MetricResult, Score
+from rlgf_cli.protocols import Example, Metric, MetricResult, Reward, Score
 from rlgf_cli.scorers.base import refuse_target, signature
 
 RULE = "rule=1"
@@ -65,7 +65,7 @@ def coverage(concepts: Sequence[str], text: str) -> float:
     return sum(held.issuperset(words(concept)) for concept in concepts) / len(concepts)
 
 
-class CoverageReward:
+class CoverageReward(Reward):
     """:func:`coverage` of each text."""
 
     name = "coverage"
@@ -87,7 +87,7 @@ class CoverageReward:
         return [Score(coverage(concepts_of(e), t)) for e, t in zip(examples, texts, strict=True)]
 
 
-class CoverageMetric:
+class CoverageMetric(Metric):
     """Share of an example's concepts that its text holds; examples without concepts are skipped."""
 
     name = "coverage"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlgf_cli.protocols import Example, MetricResult
+from rlgf_cli.protocols import Example, Metric, MetricResult
 from rlgf_cli.scorers.base import refuse_target, scored_only, signature
 from rlgf_cli.scorers.coverage import words
 from rlgf_cli.scorers.repetition import ngrams
@@ -18,7 +18,7 @@ from rlgf_cli.scorers.repetition import ngrams
 ORDERS = (1, 2, 3)
 
 
-class DistinctMetric:
+class DistinctMetric(Metric):
     """See the module."""
 
     name = "distinct"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlgf_cli.failures.sentences import is_finished
-from rlgf_cli.protocols import Example, Score
+from rlgf_cli.protocols import Example, Reward, Score
 from rlgf_cli.scorers.base import refuse_target
 
 
-class EndingPenalty:
+class EndingPenalty(Reward):
     """-1 for a text that does not end in an end mark, closing quotes aside, and for an empty one; else 0."""
 
     name = signature = "ending"

@@ -8,7 +8,7 @@ from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.failures import rules
 from rlgf_cli.failures.rules import RULES, Written
 from rlgf_cli.failures.sentences import words
-from rlgf_cli.protocols import Example, MetricResult, Score
+from rlgf_cli.protocols import Example, Metric, MetricResult, Reward, Score
 from rlgf_cli.scorers.base import refuse_target, signature
 
 _RULE = (
@@ -17,7 +17,7 @@ _RULE = (
 )
 
 
-class FailuresPenalty:
+class FailuresPenalty(Reward):
     """Minus the number of failures that are found in a text by rule (``failures.rules``), or minus their ``share``.
 
     ``rules``: the ones to look with, all by default. Each is logged, 1 where it found something. ``overlong`` is held
@@ -48,7 +48,7 @@ class FailuresPenalty:
         return Score(-sum(found.values()) / (len(found) if self.share else 1), found)
 
 
-class FailuresMetric:
+class FailuresMetric(Metric):
     """``failures.any``: share of texts that break a rule; ``failures.RULE``: share that breaks this one.
 
     ``unfinished`` goes by the text alone (no end mark at its end): how a model stopped is not known here. A text

@@ -7,7 +7,7 @@ below it: the number r of a ``pairwise`` model, the probability of the good labe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,8 +17,8 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from rlgf_cli.artifacts.jsonl import read_json
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.models.classification import EVALUATION
-from rlgf_cli.protocols import Example, MetricResult
-from rlgf_cli.scorers.base import counts_of, signature
+from rlgf_cli.protocols import Example, Metric, MetricResult
+from rlgf_cli.scorers.base import counted_since, signature
 from rlgf_cli.scorers.classifier import ClassifierReward, RewardModelReward
 from rlgf_cli.stats import ranking
 
@@ -39,7 +39,7 @@ class _Evaluation(BaseModel):
     good_flagged: FiniteFloat | None
 
 
-class FlaggedMetric:
+class FlaggedMetric(Metric):
     """``flagged:PATH``, a folder of ``rlgf train-reward``: the share of texts that lie below its threshold.
 
     With more labels than two it is ``flagged.any``, and ``flagged.LABEL`` for each label but the good one: a text that
@@ -48,6 +48,7 @@ class FlaggedMetric:
     """
 
     name = "flagged"
+    reports_rows = True
 
     def __init__(
         self, path: str | None = None, *, batch_size: Annotated[int, Field(ge=1)] = 32, device: str = "auto"
@@ -79,16 +80,9 @@ class FlaggedMetric:
             )
         return names
 
-    @property
-    def on_rows(self) -> Callable[[int], None]:
-        return self._scorer.on_rows
-
-    @on_rows.setter
-    def on_rows(self, told: Callable[[int], None]) -> None:
-        self._scorer.on_rows = told
-
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
-        before = counts_of(self._scorer)
+        before = dict(self._scorer.counts)
+        self._scorer.on_rows = self.on_rows
         logits = self._scorer.logits(examples, texts).double().numpy()
         self._refuse_no_numbers(examples, logits)
         values: dict[str, list[float | None]] = {}
@@ -99,10 +93,8 @@ class FlaggedMetric:
         else:
             scores = logits[:, 0] if logits.shape[1] == 1 else ranking.good_probability(logits)
             values["score"] = (scores < self.threshold).astype(float).tolist()
-        counts = {key: n - before[key] for key, n in counts_of(self._scorer).items()}
-        return MetricResult(
-            values, signature(self.name, self._settings, examples), {key: n for key, n in counts.items() if n}
-        )
+        counts = counted_since(before, self._scorer.counts)
+        return MetricResult(values, signature(self.name, self._settings, examples), counts)
 
     def _refuse_no_numbers(self, examples: Sequence[Example], logits: np.ndarray) -> None:
         """NaN lies below no threshold, and its text would count as good."""

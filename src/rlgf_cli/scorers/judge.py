@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -25,7 +25,7 @@ from rlgf_cli.artifacts.predictions import answers_alone
 from rlgf_cli.artifacts.rundir import parent_of
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.noise import short_hash
-from rlgf_cli.protocols import Example, MetricResult, Score
+from rlgf_cli.protocols import Example, Metric, MetricResult, Reward, Score
 from rlgf_cli.scorers.asking import (
     ATTEMPTS,
     CRITERION,
@@ -79,7 +79,7 @@ _VERDICT = re.compile(r"Verdict: *(A|B|tie)")
 _MIRRORED: dict[Winner, Winner] = {"A": "B", "B": "A", "tie": "tie"}
 
 
-class JudgeReward:
+class JudgeReward(Reward):
     """``judge:GUIDE``: a rating from 1 to 10 as ``(rating - 1) / 9``; the part ``rating`` logs it as it was given.
 
     ``guide``: more of the guide's section. ``criterion``: what a good answer is like, in words. ``template`` replaces
@@ -88,6 +88,7 @@ class JudgeReward:
     """
 
     name = "judge"
+    reports_rows = True
 
     def __init__(
         self,
@@ -109,19 +110,14 @@ class JudgeReward:
             max_new_tokens=max_new_tokens,
             device=device,
         )
-        self.on_rows: Callable[[int], None] = lambda n: None
+        self.guides, self.counts = [self.judge.guide], self.judge.counts
         self.signature = (
             f"{self.name},{self.judge.settings},template={self.judge.wording(template)}"
             f",criterion={short_hash(criterion, 12)},scale=1-10"
         )
 
-    @property
-    def judges(self) -> list[Judge]:
-        return [self.judge]
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        return self.judge.counts
+    def stop_when(self, stop: Callable[[], bool]) -> None:
+        self.judge.stop = stop
 
     def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
         questions = [
@@ -139,7 +135,7 @@ class JudgeReward:
         return [Score((v.value - 1) / 9, {"rating": float(v.value)}) for v in verdicts]
 
 
-class JudgeMetric:
+class JudgeMetric(Metric):
     """``judge:GUIDE``. ``against``: a file with another system's texts, joined by id; else the first reference.
 
     ``guide``: more of the guide's section. ``criterion``: what a good answer is like, in words. ``template`` replaces
@@ -148,6 +144,7 @@ class JudgeMetric:
     """
 
     name = "judge"
+    reports_rows = True
 
     def __init__(
         self,
@@ -165,16 +162,15 @@ class JudgeMetric:
         self.template, self.criterion, self.against = template, criterion, against
         self._opponents = _read(against) if against is not None else None
         self.judge = Judge(what, spec, guide or {}, ending=ENDING, max_new_tokens=max_new_tokens, device=device)
-        self.on_rows: Callable[[int], None] = lambda n: None
+        self.guides = [self.judge.guide]
         opponent = "references" if against is None else f"sha256:{(parent_of(against) or {})['sha256'][:12]}"
         self._settings = (
             f"{self.judge.settings},template={self.judge.wording(template)},criterion={short_hash(criterion, 12)}"
             f",opponent={opponent},orders=both"
         )
 
-    @property
-    def judges(self) -> list[Judge]:
-        return [self.judge]
+    def stop_when(self, stop: Callable[[], bool]) -> None:
+        self.judge.stop = stop
 
     def check(self, examples: Sequence[Example]) -> None:
         if self._opponents is None:

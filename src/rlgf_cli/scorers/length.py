@@ -12,7 +12,7 @@ from pydantic import Field
 
 from rlgf_cli.errors import UserError
 from rlgf_cli.failures.sentences import words
-from rlgf_cli.protocols import Example, MetricResult, Score
+from rlgf_cli.protocols import Example, Metric, MetricResult, Reward, Score
 from rlgf_cli.scorers.base import refuse_target, require_references, scored_only, signature
 from rlgf_cli.scorers.schedule import LinearSchedule, linear_schedule
 
@@ -27,7 +27,7 @@ FORMS: dict[str, Callable[[int, int], float]] = {
 |log| of the ratio, the same for half of it as for twice. The last two take no words for one word."""
 
 
-class LengthPenalty:
+class LengthPenalty(Reward):
     """Minus what a text costs whose number of words (split at whitespace) is outside a range; see FORMS.
 
     The range is ``min_words`` to ``max_words``; or the whole numbers around a target and ``tolerance``, a share of
@@ -76,10 +76,11 @@ class LengthPenalty:
         self.aim = linear_schedule(aim, start, steps) if aim is not None else None
         self.to = (to or "prompt") if ratio is not None else None
         self.tolerance, self.form, self.cap = tolerance or 0.0, form, cap
+        self.moves = self.aim is not None and self.aim.moves
         self._logs_target = self.to is not None or self.moves
+        self.signature = self._signature()
 
-    @property
-    def signature(self) -> str:
+    def _signature(self) -> str:
         aim = f"ratio_to_{self.to}" if self.to else "target"
         settings = [self.name, "rule=1", f"{aim}={self.aim}", f"tolerance={self.tolerance:g}"]
         if self.aim is None:
@@ -88,16 +89,12 @@ class LengthPenalty:
         settings += [f"cap={self.cap:g}"] if self.cap is not None else []
         return ",".join(settings)
 
-    @property
-    def moves(self) -> bool:
-        """Whether the target depends on the iteration."""
-        return self.aim is not None and self.aim.moves
-
     def at(self, step: int) -> LengthPenalty:
-        """The penalty as it is in iteration ``step``, counted from 0."""
-        assert self.aim is not None
+        if self.aim is None or not self.aim.moves:
+            return self
         fixed = copy(self)
-        fixed.aim = LinearSchedule(self.aim.at(step))
+        fixed.aim, fixed.moves = LinearSchedule(self.aim.at(step)), False
+        fixed.signature = fixed._signature()
         return fixed
 
     def check(self, examples: Sequence[Example]) -> None:
@@ -128,7 +125,7 @@ class LengthPenalty:
         return len(words(example.prompt)) if self.to == "prompt" else 1.0
 
 
-class LengthMetric:
+class LengthMetric(Metric):
     """``length.words`` (split at white space), ``length.characters`` (without the white space around the text) and
     ``length.ratio``: words by the mean words of the example's references, which must have some. An empty text has 0.
     """

@@ -16,7 +16,7 @@ Inference Attacks From First Principles"). Both sides are samples, and the inter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -28,7 +28,7 @@ from rlgf_cli import noise
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.rundir import file_sha256
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.protocols import BoundedFigure, Example, MetricResult
+from rlgf_cli.protocols import BoundedFigure, Example, Metric, MetricResult
 from rlgf_cli.scorers.base import require_some_references, signature
 from rlgf_cli.stats import ranking
 
@@ -42,7 +42,7 @@ FEWEST = 2
 """Examples of each side that an interval needs."""
 
 
-class MembershipMetric:
+class MembershipMetric(Metric):
     """``membership:FILE``, or the parameter ``members``: what the model was trained on.
 
     Of it ``limit`` examples are drawn with ``seed`` (null: all of them). ``references: first`` leaves the others out,
@@ -50,6 +50,7 @@ class MembershipMetric:
     """
 
     name = "membership"
+    reports_rows = True
     reads_texts = False
 
     def __init__(
@@ -77,7 +78,6 @@ class MembershipMetric:
         self._texts = {text for _, text in self._pairs}
         self.k, self.references, self.batch_size = k, references, batch_size
         self.members = _drawn(examples, limit, seed)
-        self.on_rows: Callable[[int], None] = lambda n: None
         self._model: Loaded | None = None
         self._settings = (
             f"members=sha256:{file_sha256(Path(self.path))[:12]},drawn={len(self.members)} of {len(examples)}"

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import IO
 
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.protocols import Example, MetricResult
+from rlgf_cli.protocols import Example, Metric, MetricResult
 from rlgf_cli.scorers import captions
 from rlgf_cli.scorers.base import refuse_target, require_some_references, signature, written_references
 
@@ -26,7 +26,7 @@ _LIMIT = 300.0
 _SEPARATOR = "|||"
 
 
-class MeteorMetric:
+class MeteorMetric(Metric):
     """See the module."""
 
     name = "meteor"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.rundir import file_sha256
-from rlgf_cli.protocols import Example, MetricResult
+from rlgf_cli.protocols import Example, Metric, MetricResult
 from rlgf_cli.scorers.base import refuse_target, scored_only, signature
 from rlgf_cli.scorers.coverage import words
 from rlgf_cli.scorers.repetition import ngrams
@@ -22,7 +22,7 @@ ORDERS = (1, 2, 3, 4)
 Grams = set[tuple[str, ...]]
 
 
-class NovelMetric:
+class NovelMetric(Metric):
     """See the module."""
 
     name = "novel"

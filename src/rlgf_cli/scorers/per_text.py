@@ -8,9 +8,7 @@ from typing import Any
 from rlgf_cli import registry
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import RlgfError, UserError, did_you_mean
-from rlgf_cli.protocols import Example
-from rlgf_cli.scorers.asking import judges_of
-from rlgf_cli.scorers.base import check_examples
+from rlgf_cli.protocols import Example, Scorer
 from rlgf_cli.scorers.checked import score_checked
 from rlgf_cli.scorers.figures import compute_figures, make_metrics
 from rlgf_cli.scorers.weighted_sum import make_reward
@@ -40,11 +38,11 @@ def per_text(
     if figure is None and is_reward:
         reward = make_reward([part], device=device)
         _refuse_judges(name, reward)
-        check_examples(reward, examples)
+        reward.check(examples)
         return lambda examples, texts: [score.value for score in score_checked(reward, examples, texts)]
     (metric,) = make_metrics([part], device=device)
     _refuse_judges(name, metric)
-    check_examples(metric, examples)
+    metric.check(examples)
     some = sorted(examples, key=lambda e: not e.references)[:_TRIED]
     found, _ = compute_figures(metric, some, [e.references[0] if e.references else e.prompt for e in some])
     fitting = [key for key, value in found.items() if value.values is not None]
@@ -71,8 +69,8 @@ def per_text(
     return values
 
 
-def _refuse_judges(name: str, scorer: Any) -> None:
-    if judges_of(scorer):
+def _refuse_judges(name: str, scorer: Scorer) -> None:
+    if scorer.guides:
         raise UserError(
             f"{name!r}: a judge cannot be watched, for nobody charges it to the run",
             hint="watch another figure; rlgf eval --metrics judge:GUIDE judges the policies that were kept",

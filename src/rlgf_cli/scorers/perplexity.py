@@ -15,7 +15,7 @@ An encoder-decoder has positions for each: what is too long loses its end.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -27,11 +27,11 @@ from rlgf_cli.models.likelihood import Row, token_logprobs
 from rlgf_cli.models.load import load
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.noise import short_hash
-from rlgf_cli.protocols import CorpusFigure, Example, MetricResult
+from rlgf_cli.protocols import CorpusFigure, Example, Metric, MetricResult
 from rlgf_cli.scorers.base import signature
 
 
-class PerplexityMetric:
+class PerplexityMetric(Metric):
     """``perplexity:PATH``, a causal or an encoder-decoder checkpoint.
 
     ``template`` and ``response_prefix`` replace what is stored with it; a plain hub model has neither, and most want
@@ -39,6 +39,7 @@ class PerplexityMetric:
     """
 
     name = "perplexity"
+    reports_rows = True
 
     def __init__(
         self,
@@ -64,7 +65,6 @@ class PerplexityMetric:
                 hint="condition: prompt, or a causal model",
             )
         self.condition, self.batch_size = condition, batch_size
-        self.on_rows: Callable[[int], None] = lambda n: None
         form = short_hash(repr(self.loaded.text), 12)
         self._settings = (
             f"{model_signature(path)},dtype={str(self.loaded.dtype).removeprefix('torch.')},text={form}"

@@ -11,7 +11,7 @@ from typing import Any
 from rlgf_cli import registry
 from rlgf_cli.artifacts.rundir import file_sha256
 from rlgf_cli.errors import RlgfError, UserError, did_you_mean
-from rlgf_cli.protocols import Example, Score
+from rlgf_cli.protocols import Example, Reward, Score
 from rlgf_cli.scorers.checked import describe, refusal, to_score
 
 _ONE = ("prompt", "text", "completion", "references", "meta", "id")
@@ -19,7 +19,7 @@ _MANY = ("prompts", "texts", "completions", "references", "metas", "ids")
 _MARKS_BATCHED = {"texts", "completions"}
 
 
-class PythonReward:
+class PythonReward(Reward):
     """A function called once per text, or once per batch where it has a parameter ``texts``.
 
     Per text it may ask for ``prompt``, ``text``, ``references`` (list), ``meta`` (dict) and ``id``, and

@@ -14,13 +14,13 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from rlgf_cli.protocols import Example, MetricResult, Score
+from rlgf_cli.protocols import Example, Metric, MetricResult, Reward, Score
 from rlgf_cli.scorers.base import refuse_target, signature
 
 ORDERS = (2, 3, 4)
 
 
-class RepetitionPenalty:
+class RepetitionPenalty(Reward):
     """Minus the share of a text's n-grams of words that repeat an earlier one, in [-1, 0].
 
     Words are split at whitespace and lower-cased. A text shorter than n words repeats nothing.
@@ -48,7 +48,7 @@ def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
-class RepetitionMetric:
+class RepetitionMetric(Metric):
     """See the module."""
 
     name = "repetition"

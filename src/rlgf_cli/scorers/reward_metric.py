@@ -6,58 +6,53 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlgf_cli.config.common import Parts
-from rlgf_cli.protocols import Example, MetricResult, Score
-from rlgf_cli.scorers.asking import Judge
-from rlgf_cli.scorers.base import check_examples, counts_of, listen, signature
+from rlgf_cli.protocols import Example, Metric, MetricResult, Score
+from rlgf_cli.scorers.base import counted_since, signature
 from rlgf_cli.scorers.checked import score_checked
 from rlgf_cli.scorers.python import PythonReward
 from rlgf_cli.scorers.weighted_sum import make_reward
 
 
-class RewardMetric:
+class RewardMetric(Metric):
     """What the training reward says. Figures: ``reward.total`` (the weighted sum) and ``reward.PART`` for
     each part's raw score.
     """
 
     name = "reward"
+    reports_rows = True
 
     def __init__(self, parts: Parts, *, device: str = "auto") -> None:
         self.reward = make_reward(parts, device=device)
-        self.on_rows = lambda n: None
+        self.guides = self.reward.guides
 
-    @property
-    def judges(self) -> list[Judge]:
-        return self.reward.judges
-
-    @property
-    def on_rows(self) -> Callable[[int], None]:
-        return self._on_rows
-
-    @on_rows.setter
-    def on_rows(self, told: Callable[[int], None]) -> None:
-        """A text is done when all parts that tell have scored it; where none does, all texts are at the end."""
-        self._on_rows, self._done = told, 0
-        self._telling = sum(listen(part.reward, self._hear) for _, part in self.reward.parts)
-
-    def _hear(self, scores: int) -> None:
-        before, self._done = self._done, self._done + scores
-        self._on_rows(self._done // self._telling - before // self._telling)
+    def stop_when(self, stop: Callable[[], bool]) -> None:
+        self.reward.stop_when(stop)
 
     def check(self, examples: Sequence[Example]) -> None:
-        check_examples(self.reward, examples)
+        self.reward.check(examples)
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
-        before = counts_of(self.reward)
+        before = self.reward.counts
+        self._report_rows()
         scores = score_checked(self.reward, examples, texts)
-        counts = {key: n - before.get(key, 0) for key, n in counts_of(self.reward).items()}
-        return MetricResult(
-            _columns("total", scores),
-            signature(self.name, self.reward.signature, examples),
-            {key: n for key, n in counts.items() if n},
-        )
+        counts = counted_since(before, self.reward.counts)
+        return MetricResult(_columns("total", scores), signature(self.name, self.reward.signature, examples), counts)
+
+    def _report_rows(self) -> None:
+        """A text is done when all parts that report have scored it; where none does, nothing is reported."""
+        reporting = [part.reward for _, part in self.reward.parts if part.reward.reports_rows]
+        done = 0
+
+        def on_scores(count: int) -> None:
+            nonlocal done
+            before, done = done, done + count
+            self.on_rows(done // len(reporting) - before // len(reporting))
+
+        for reward in reporting:
+            reward.on_rows = on_scores
 
 
-class FunctionMetric:
+class FunctionMetric(Metric):
     """``file.py:function``: the same functions that ``scorers.python`` takes. A dict's ``score`` is the
     figure ``function``, its other keys are ``function.key``.
     """

@@ -18,7 +18,7 @@ from typing import ClassVar
 from nltk.stem.porter import PorterStemmer
 from rouge_score import rouge_scorer, scoring, tokenize
 
-from rlgf_cli.protocols import Example, MetricResult, Score
+from rlgf_cli.protocols import Example, Metric, MetricResult, Reward, Score
 from rlgf_cli.scorers.base import refuse_target, require_references, require_some_references, signature
 
 
@@ -112,7 +112,7 @@ def lcs_length(words: Sequence[str], places: Mapping[str, int], size: int) -> in
     return size - (row & (1 << size) - 1).bit_count()
 
 
-class RougeReward:
+class RougeReward(Reward):
     """The mean of ROUGE-1, -2 and -L F1, each logged."""
 
     name = "rouge"
@@ -159,7 +159,7 @@ class RougeLReward(RougeReward):
 TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
-class RougeMetric:
+class RougeMetric(Metric):
     """See the module."""
 
     name = "rouge"
@@ -194,7 +194,7 @@ def length_factor(words: int, reference_words: int) -> float:
     return math.exp(1 - max(words / reference_words, reference_words / words))
 
 
-class AdjustedRougeMetric:
+class AdjustedRougeMetric(Metric):
     """See the module."""
 
     name = "rouge_adjusted"

@@ -18,13 +18,13 @@ from sacrebleu.metrics import BLEU
 from sacrebleu.metrics.helpers import extract_all_word_ngrams
 
 from rlgf_cli.errors import UserError
-from rlgf_cli.protocols import Example, MetricResult
+from rlgf_cli.protocols import Example, Metric, MetricResult
 from rlgf_cli.scorers.base import refuse_target, signature
 
 ORDER = 4
 
 
-class SelfBleuMetric:
+class SelfBleuMetric(Metric):
     """See the module."""
 
     name = "self_bleu"

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.protocols import Example, MetricResult
+from rlgf_cli.protocols import Example, Metric, MetricResult
 from rlgf_cli.scorers import captions
 from rlgf_cli.scorers.base import refuse_target, require_some_references, signature, written_references
 
@@ -25,7 +25,7 @@ _MODELS = ("lib/stanford-corenlp-3.6.0.jar", "lib/stanford-corenlp-3.6.0-models.
 _SECONDS_TO_START, _SECONDS_PER_TEXT = 600, 10
 
 
-class SpiceMetric:
+class SpiceMetric(Metric):
     """See the module."""
 
     name = "spice"

@@ -11,8 +11,7 @@ from rlgf_cli import registry
 from rlgf_cli.config.common import PartConfig, Parts
 from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example, Reward, Score
-from rlgf_cli.scorers.asking import Judge, judges_of
-from rlgf_cli.scorers.base import check_examples, counts_of, signature_of
+from rlgf_cli.scorers.base import signature_of
 from rlgf_cli.scorers.checked import score_checked
 from rlgf_cli.scorers.python import PythonReward
 from rlgf_cli.scorers.schedule import LinearSchedule, linear_schedule
@@ -49,7 +48,7 @@ class Part(NamedTuple):
     normalise: Normalisation | None = None
 
 
-class SumReward:
+class SumReward(Reward):
     """``sum_i weight_i * normalise_i(part_i)``.
 
     ``Score.parts`` holds each part's raw (unweighted) score under its name, and what the part itself logs
@@ -72,15 +71,10 @@ class SumReward:
         }
         self.name = "+".join(n if w.end == 1 else f"{w.end:g}*{n}" for n, w in self._weights.items())
         self._clipped = {name: 0 for name, part in self.parts if part.normalise and part.normalise.bounds}
-
-    @property
-    def signature(self) -> str:
-        return " + ".join(f"{self._weights[name]}*{_described(part)}" for name, part in self.parts)
-
-    @property
-    def moves(self) -> bool:
-        """Whether what a text scores depends on the iteration."""
-        return any(w.moves for w in self._weights.values()) or any(_moves(part.reward) for _, part in self.parts)
+        self.signature = " + ".join(f"{self._weights[name]}*{_described(part)}" for name, part in self.parts)
+        self.guides = [guide for part in made for guide in part.reward.guides]
+        self.moves = any(w.moves for w in self._weights.values()) or any(part.reward.moves for part in made)
+        self.prefetches = any(part.reward.prefetches for part in made)
 
     def at(self, step: int) -> SumReward:
         """The sum as it is in iteration ``step``, counted from 0. It shares the parts that do not move, and counts."""
@@ -88,7 +82,7 @@ class SumReward:
             [
                 Part(
                     self._weights[name].at(step),
-                    part.reward.at(step) if _moves(part.reward) else part.reward,  # type: ignore[attr-defined]
+                    part.reward.at(step),
                     part.normalise,
                 )
                 for name, part in self.parts
@@ -102,28 +96,21 @@ class SumReward:
         return {name: weight.at(step) for name, weight in self._weights.items() if weight.moves}
 
     @property
-    def counts(self) -> dict[str, int]:
-        counts = {f"{name}.{key}": n for name, part in self.parts for key, n in counts_of(part.reward).items()}
+    def counts(self) -> dict[str, int]:  # type: ignore[override]
+        counts = {f"{name}.{key}": n for name, part in self.parts for key, n in part.reward.counts.items()}
         return counts | {f"{name}.clipped": n for name, n in self._clipped.items()}
 
-    @property
-    def judges(self) -> list[Judge]:
-        return [judge for _, part in self.parts for judge in judges_of(part.reward)]
+    def stop_when(self, stop: Callable[[], bool]) -> None:
+        for _, part in self.parts:
+            part.reward.stop_when(stop)
 
     def check(self, examples: Sequence[Example]) -> None:
         for _, part in self.parts:
-            check_examples(part.reward, examples)
+            part.reward.check(examples)
 
-    @property
-    def expects(self) -> bool:
-        """Whether a part can begin with texts before it is asked for their scores."""
-        return any(hasattr(part.reward, "expect") for _, part in self.parts)
-
-    def expect(self, examples: Sequence[Example], texts: Sequence[str]) -> None:
-        """Let parts that can begin with texts that the next :meth:`score` will be asked for."""
+    def prefetch(self, examples: Sequence[Example], texts: Sequence[str]) -> None:
         for _, part in self.parts:
-            if (expect := getattr(part.reward, "expect", None)) is not None:
-                expect(examples, texts)
+            part.reward.prefetch(examples, texts)
 
     def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
         totals = [0.0] * len(texts)
@@ -141,10 +128,6 @@ class SumReward:
                         self._clipped[name] += clipped
                 totals[i] += self._weights[name].end * counted
         return [Score(total, parts) for total, parts in zip(totals, logged, strict=True)]
-
-
-def _moves(reward: Reward) -> bool:
-    return bool(getattr(reward, "moves", False))
 
 
 def _described(part: Part) -> str:

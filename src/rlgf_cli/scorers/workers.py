@@ -13,17 +13,19 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from rlgf_cli.errors import RlgfError
-from rlgf_cli.protocols import Example, Score
+from rlgf_cli.protocols import Example, Reward, Score
 from rlgf_cli.scorers.python import PythonReward
 
 _mine: PythonReward | None = None
 """The reward of a worker process."""
 
 
-class WorkersReward:
+class WorkersReward(Reward):
     """As :class:`PythonReward`, which it is made of. Each of ``workers`` processes imports the file once and keeps its
     module's state to itself; a text's score must not depend on the texts before it.
     """
+
+    prefetches = True
 
     def __init__(self, target: str, params: Mapping[str, Any], workers: int) -> None:
         self._here = PythonReward(target, params)  # its signature is checked where the user sees it
@@ -33,7 +35,7 @@ class WorkersReward:
         self._made = (target, dict(params))
         self._begun: dict[tuple[str, str], deque[Future[Score]]] = {}
 
-    def expect(self, examples: Sequence[Example], texts: Sequence[str]) -> None:
+    def prefetch(self, examples: Sequence[Example], texts: Sequence[str]) -> None:
         """Begin with texts that the next :meth:`score` will be asked for; returns at once."""
         if self._pool is None:
             # not forked: this process has threads, and perhaps a GPU
@@ -54,7 +56,7 @@ class WorkersReward:
             begun[key] -= 1
             if begun[key] < 0:
                 missing.append(i)
-        self.expect([examples[i] for i in missing], [texts[i] for i in missing])
+        self.prefetch([examples[i] for i in missing], [texts[i] for i in missing])
         futures = [self._begun[key].popleft() for key in asked]
         self._begun = {key: left for key, left in self._begun.items() if left}
         try:

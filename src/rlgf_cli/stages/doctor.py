@@ -34,8 +34,6 @@ from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded, encode_prompts, prompt_limit
 from rlgf_cli.protocols import Check, Completion, Example, Guide, GuideAbilities, GuideRequest, Score
 from rlgf_cli.runs.build import needs_ref_model
-from rlgf_cli.scorers.asking import judges_of
-from rlgf_cli.scorers.base import check_examples
 from rlgf_cli.scorers.checked import score_checked
 from rlgf_cli.scorers.weighted_sum import SumReward, make_reward
 from rlgf_cli.training.advantages import AdvantageSettings, Standing, compute_advantages, compute_stats
@@ -79,10 +77,10 @@ def run(resolved: Resolved[DoctorConfig]) -> Diagnosis:
             check_guide(config.guide, spec)
     reward = make_reward(config.reward, device=config.model.device) if config.reward else None
     if reward is not None:
-        check_examples(reward, examples)
+        reward.check(examples)
     torch.manual_seed(config.seed)
     loaded = add_lora(load(config.model, text=config.text, for_training=True), config.lora)
-    account, judges = f"doctor {uuid.uuid4().hex}", [judge.guide for judge in judges_of(reward)]
+    account, judges = f"doctor {uuid.uuid4().hex}", list(reward.guides) if reward is not None else []
     with closing_all(judges):
         charge_together(judges, account, config.budget)
         exam = _exam(config, few, loaded, account)

@@ -23,8 +23,6 @@ from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
 from rlgf_cli.protocols import BoundedFigure, Example, Guide, Metric
-from rlgf_cli.scorers.asking import judges_of
-from rlgf_cli.scorers.base import check_examples, give_model, listen, reads_texts
 from rlgf_cli.scorers.figures import Figure, compute_figures, make_metrics
 from rlgf_cli.stats.bootstrap import Interval, interval
 
@@ -60,15 +58,15 @@ def run(resolved: Resolved[EvalConfig], *, existing: Existing = "refuse") -> Eva
     answers, counts = ([], {}) if model is not None else _given(config)
     examples = model.examples if model is not None else [answer.example for answer in answers]
     metrics = make_metrics(config.metrics, device=config.device)
-    guides = [judge.guide for metric in metrics for judge in judges_of(metric)]
+    guides = [guide for metric in metrics for guide in metric.guides]
     with closing_all(guides):
         for guide in guides:
             guide.notify = console.warn
             guide.check_budget(config.budget)
         for metric in metrics:
             if model is not None:
-                give_model(metric, model.loaded, config.lengths)
-            check_examples(metric, examples)
+                metric.take_model(model.loaded, config.lengths)
+            metric.check(examples)
         return _evaluate(resolved, existing, model, answers, counts, metrics, guides)
 
 
@@ -88,7 +86,7 @@ def _evaluate(
         "model": (parent_of(config.model.name) or {"path": config.model.name}) if config.model else None,
         "predictions": parent_of(config.predictions) if config.predictions else None,
     }
-    wanted = any(map(reads_texts, metrics))
+    wanted = any(metric.reads_texts for metric in metrics)
     run_dir = RunDir.claim(config.output, COMMAND, existing=existing, seed=config.seed)
     with run_dir.running():
         stored = _stored_answers(run_dir, model, parents["model"], wanted) if model is not None else None
@@ -233,14 +231,13 @@ def _score(metrics: Sequence[Metric], answers: Sequence[Answer]) -> tuple[dict[s
 @contextlib.contextmanager
 def _watched(metric: Metric, texts: int) -> Iterator[None]:
     """Say what is done, show how far it is where the metric tells, and let judges end at Ctrl-C with what they have."""
-    console.log(f"scoring {texts} {'texts' if reads_texts(metric) else 'examples'}: {metric.name}")
+    console.log(f"scoring {texts} {'texts' if metric.reads_texts else 'examples'}: {metric.name}")
     with contextlib.ExitStack() as stack:
-        if hasattr(metric, "on_rows"):
-            listen(metric, stack.enter_context(console.progress(f"scoring: {metric.name}", texts)).update)
-        if judges := judges_of(metric):
+        if metric.reports_rows:
+            metric.on_rows = stack.enter_context(console.progress(f"scoring: {metric.name}", texts)).update
+        if metric.guides:
             stop = stack.enter_context(console.interruptible("waiting for the answers that are on their way"))
-            for judge in judges:
-                judge.stop = stop.is_set
+            metric.stop_when(stop.is_set)
         yield
 
 

@@ -16,8 +16,8 @@ from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.prepare import PrepareConfig
 from rlgf_cli.errors import UserError, did_you_mean
-from rlgf_cli.tasks.builtin import Task
-from rlgf_cli.tasks.mapping import ColumnMap, Draft, draft, lookup
+from rlgf_cli.protocols import ColumnMap, Task
+from rlgf_cli.tasks.mapping import Draft, draft, lookup
 from rlgf_cli.tasks.sources import Row, Rows, hub_splits, is_local, local_splits
 
 _SHOWN_EACH = 1000

@@ -43,8 +43,6 @@ from rlgf_cli.runs.guide_costs import (
 )
 from rlgf_cli.runs.held_out import make_evaluator
 from rlgf_cli.runs.run_writer import WATCHED, RunWriter, note, resume_from, summary_of, tracked
-from rlgf_cli.scorers.asking import judges_of
-from rlgf_cli.scorers.base import check_examples
 from rlgf_cli.scorers.checked import score_checked
 from rlgf_cli.scorers.per_text import PerText, per_text
 from rlgf_cli.scorers.weighted_sum import SumReward, make_reward, scorer_at
@@ -140,8 +138,8 @@ def _load(config: TrainConfig, spec: AlgorithmSpec, processes: int) -> _Inputs:
         make_reward(config.reward, device=config.model.device, workers=config.reward_workers) if config.reward else None
     )
     if reward is not None:
-        check_examples(reward, examples)
-        check_examples(reward, held_out)
+        reward.check(examples)
+        reward.check(held_out)
         if reward.moves and any(regime.gate for regime in spec.regimes):
             raise UserError(
                 "algorithm.gate compares scores of different iterations, and this reward moves",
@@ -245,7 +243,7 @@ def dry_run(resolved: Resolved[TrainConfig]) -> dict[str, Any]:
 
 def _paid(guide: Guide | None, reward: SumReward | None) -> list[Guide]:
     """All who write for the run and are paid: its guide, where that is a live one, and the judges of its reward."""
-    judges = [judge.guide for judge in judges_of(reward)]
+    judges = list(reward.guides) if reward is not None else []
     return [guide, *judges] if guide is not None and guide.abilities.live else judges
 
 
@@ -278,7 +276,7 @@ def _trainer(config: TrainConfig, inputs: _Inputs, processes: Processes) -> Trai
         covered=inputs.covered,
         scorer=scorer,
         scorer_at=partial(scorer_at, reward) if reward is not None and reward.moves else None,
-        prefetch=reward.expect if reward is not None and reward.expects else None,
+        prefetch=reward.prefetch if reward is not None and reward.prefetches else None,
         evaluate=make_evaluator(
             loaded,
             inputs.held_out,

@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from rlgf_cli.tasks.mapping import ColumnMap
+from rlgf_cli.protocols import ColumnMap, Task
 
 IMDB_PROMPT_WORDS = 64
 _FIRST_WORDS = re.compile(rf"\s*\S+(?:\s+\S+){{{IMDB_PROMPT_WORDS - 1}}}(?=\s)")
 _TLDR_SUFFIX = re.compile(r"\s*TL;DR:?\s*$")
-
-
-@dataclass(frozen=True)
-class Task:
-    """A named mapping from a dataset's rows to examples.
-
-    ``preprocess`` gets a row that has what it ``needs`` and returns it with the ``columns`` of the mapping,
-    or ``None`` for a row that cannot become an example; ``skips`` says which those are. A split in
-    ``no_references`` may lack them. Files that hold prompts and references already are taken as they are.
-    """
-
-    name: str
-    summary: str
-    dataset: str
-    needs: tuple[str, ...]
-    columns: ColumnMap
-    preprocess: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] | None = None
-    skips: str = ""
-    group_by: str | None = None
-    no_references: frozenset[str] = frozenset()
 
 
 def _imdb_row(row: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlgf_cli.errors import UserError, did_you_mean
+from rlgf_cli.protocols import ColumnMap
 from rlgf_cli.tasks.sources import Row
 
 _COLUMN = re.compile(r"\{([^{}]+)\}")
-
-
-@dataclass(frozen=True)
-class ColumnMap:
-    """Which columns (or templates over columns) make an example.
-
-    ``id`` and ``meta`` may be ``None``: columns of these names are taken where they are there. An empty
-    ``id`` leaves the ids to be made.
-    """
-
-    prompt: str = "prompt"
-    references: Sequence[str] = ("references",)
-    id: str | None = None
-    meta: Mapping[str, str] | None = None
 
 
 @dataclass
