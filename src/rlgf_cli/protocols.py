@@ -49,7 +49,7 @@ class Completion:
     """What a guide wrote after ``prompt + prefix``: the continuation only, never the prefix again.
 
     ``model`` is the model as the server reported it. ``usage`` counts tokens (``prompt_tokens``,
-    ``completion_tokens``) where they are known. ``created`` is when it was written (UTC, ISO 8601), ``mended``
+    ``completion_tokens``) where they are known. ``created`` is when it was written (UTC, ISO 8601), ``repaired``
     what was repaired in it, and ``raw`` the text as it came, where that differs. ``cached``: nothing was asked
     or paid for it now; ``cost_usd`` is what it cost when it was bought.
     """
@@ -60,7 +60,7 @@ class Completion:
     usage: Mapping[str, int] = field(default_factory=dict)
     cost_usd: float | None = None
     created: str = ""
-    mended: tuple[str, ...] = ()
+    repaired: tuple[str, ...] = ()
     raw: str | None = None
     cached: bool = False
 

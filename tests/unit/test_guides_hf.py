@@ -164,4 +164,4 @@ def test_a_space_that_the_guide_s_tokenizer_drops_is_not_written_twice(tiny_gpt2
             behind = [GuideRequest(Example("e", "p"), prefix) for prefix in ("the dog ", "the dog", "")]
             texts = [guide.read(request, Text(text=" sees", **kept)) for request in behind]  # type: ignore[arg-type]
         assert [t.text for t in texts] == [expected, " sees", " sees"]
-        assert texts[0].mended == (() if expected[0] == " " else ("space_removed",))
+        assert texts[0].repaired == (() if expected[0] == " " else ("space_removed",))

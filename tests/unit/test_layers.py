@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": BOTTOM | {"models", "functional"},
     "supervised": BOTTOM | {"models", "stats"},
     "checks": BOTTOM | {"models", "functional", "guides", "scorers", "training"},
-    "runs": BOTTOM | {"models", "guides", "training", "checks"},
+    "runs": BOTTOM | {"models", "ledger", "guides", "training", "checks"},
     "evolve": BOTTOM | {"failures", "functional", "stats", "models", "ledger", "guides", "scorers"},
     "report": BOTTOM | {"stats", "runs"},
     "sweep": BOTTOM | {"guides", "ledger"},

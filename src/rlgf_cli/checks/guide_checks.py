@@ -177,13 +177,13 @@ def continuations(exam: Exam) -> Check | None:
     found = exam.continuations
     if not found:
         return None
-    mended: Counter[str] = Counter(kind for c in found for kind in c.completion.mended)
+    mended: Counter[str] = Counter(kind for c in found for kind in c.completion.repaired)
     blank = sum(not c.completion.text.strip() for c in found)
     parts = [f"{words}: {mended[kind]}" for kind, words in _REPAIRS.items() if mended[kind]]
     parts += [f"empty: {blank}"] * bool(blank)
     odd = blank or any(mended[kind] for kind in ("prefix_removed", "quotes_removed", "chatter_removed"))
     samples = []
-    for one in sorted(found, key=lambda c: not c.completion.mended)[:_SAMPLES]:
+    for one in sorted(found, key=lambda c: not c.completion.repaired)[:_SAMPLES]:
         text, raw = one.completion.text, one.completion.raw
         samples.append({"prefix": one.prefix, "came": text if raw is None else raw, "used": text})
     return Check(

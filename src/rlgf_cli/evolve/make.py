@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from rlgf_cli.config.evolve import EvolveConfig, NoveltyConfig
 from rlgf_cli.evolve.environment import Environment, RewardWeights
@@ -11,7 +10,6 @@ from rlgf_cli.evolve.novelty import Collection, NgramSpace, Space
 from rlgf_cli.evolve.operations import Operation
 from rlgf_cli.evolve.reviewer import GuideReviewer
 from rlgf_cli.evolve.rules import Limits
-from rlgf_cli.guides.accounts import spend_together
 from rlgf_cli.guides.make import make_live_guide, refuse_recorded
 from rlgf_cli.protocols import Example, Guide
 
@@ -56,19 +54,18 @@ def make_environment(
 
 
 def billed_guides(environment: Environment) -> list[Guide]:
-    """All who write for an environment and are paid: its guide and its reviewer."""
+    """The guides that an environment pays: its guide and its reviewer's."""
+    return list(writers(environment).values())
+
+
+def writers(environment: Environment) -> dict[str, Guide]:
+    """The guides that an environment pays, by their names in the manifest."""
     reviewer = environment.reviewer
-    return [environment.guide, *([reviewer.judge.guide] if isinstance(reviewer, GuideReviewer) else [])]
+    own = {"reviewer": reviewer.judge.guide} if isinstance(reviewer, GuideReviewer) else {}
+    return {"guide": environment.guide, **own}
 
 
 def refuse_recorded_guides(config: EvolveConfig) -> None:
     """Raise UserError where the guide or the reviewer has recorded text alone; nothing is loaded."""
     for who in filter(None, (config.guide, config.reviewer)):
         refuse_recorded(who)
-
-
-def spend_and_provenance(environment: Environment) -> dict[str, Any]:
-    """What a manifest says of those who were paid: the spend, and whose texts these are."""
-    billed = billed_guides(environment)
-    told = {name: writer.provenance() for name, writer in zip(("guide", "reviewer"), billed, strict=False)}
-    return {"spend": spend_together(billed), **told}

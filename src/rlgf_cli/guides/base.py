@@ -208,7 +208,7 @@ class LiveGuide(Guide):
         """:meth:`read`, with what the store knows of the text."""
         completion = self.read(request, text)
         with self._lock:
-            self.counts.update(completion.mended)
+            self.counts.update(completion.repaired)
             self.models[text.model] += 1
             self.meter.cached += cached
         usage = {"prompt_tokens": text.prompt_tokens, "completion_tokens": text.completion_tokens}
@@ -218,7 +218,7 @@ class LiveGuide(Guide):
             usage={name: count for name, count in usage.items() if count is not None},
             cost_usd=None if text.nano_usd is None else text.nano_usd / NANO,
             created=_iso(text.created),
-            raw=text.text if completion.mended else None,
+            raw=text.text if completion.repaired else None,
             cached=cached,
         )
 

@@ -106,7 +106,7 @@ class LocalGuide(LiveGuide):
         if written[:1].isspace() and self._space_was_lost(request.prefix):
             mended.append("space_removed")
             written = written[1:]
-        return Completion(written, "stop" if stopped else text.finish_reason, text.model, mended=tuple(mended))
+        return Completion(written, "stop" if stopped else text.finish_reason, text.model, repaired=tuple(mended))
 
     def _space_was_lost(self, prefix: str) -> bool:
         """Whether the prefix ends with a space that the guide's tokenizer dropped, so that it wrote one again."""

@@ -7,6 +7,8 @@ another package registers under the entry-point group ``rlgf.guides`` (a subclas
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,16 @@ def make_live_guide(config: GuideConfig, *, seed: int) -> Guide:
     """As :func:`make_guide`, for a guide that is asked for new text; a recorded one is refused."""
     refuse_recorded(config)
     return _live_kind(kind_of(config.name))(config, seed=seed)
+
+
+@contextmanager
+def closing_all(guides: Sequence[Guide | None]) -> Iterator[None]:
+    """Close guides at the end, however that comes."""
+    with ExitStack() as stack:
+        for guide in guides:
+            if guide is not None:
+                stack.callback(guide.close)
+        yield
 
 
 def refuse_recorded(config: GuideConfig) -> None:

@@ -12,9 +12,9 @@ from rlgf_cli.artifacts.jsonl import example_records
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.guides.accounts import spend_together
 from rlgf_cli.guides.make import check_guide, describe, make_live_guide
 from rlgf_cli.guides.openai.estimate import Plan, estimate
+from rlgf_cli.ledger.spend import spend_of
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Guide, GuideRequest
 
@@ -60,7 +60,7 @@ def spend_row(paid: Sequence[Guide]) -> dict[str, Any]:
     remote = [guide for guide in paid if guide.abilities.remote]
     if not remote:
         return {}
-    spend, mended = spend_together(remote), sum(guide.counts.total() for guide in remote)
+    spend, mended = spend_of(remote), sum(guide.counts.total() for guide in remote)
     row = {"guide/calls": spend["calls"], "guide/cached": spend["cached"], "guide/mended": mended}
     return row | ({} if spend["charged_usd"] is None else {"guide/usd": spend["charged_usd"]})
 

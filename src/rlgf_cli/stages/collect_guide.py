@@ -252,7 +252,7 @@ class _Collection:
 
     def _show(self, request: GuideRequest, text: Completion) -> None:
         """Keep a few of what was mended, for the end of the run."""
-        for kind in text.mended:
+        for kind in text.repaired:
             shown = self.mended.setdefault(kind, [])
             if len(shown) < _SHOWN_PER_KIND and text.raw is not None:
                 shown.append((text.raw, text.text))
@@ -343,7 +343,7 @@ def record_of(request: GuideRequest, text: Completion, guide: Guide, sampling: d
         "cost_usd": text.cost_usd,
         "cached": text.cached,
         "created": text.created,
-        "mended": list(text.mended),
+        "mended": list(text.repaired),
         "licence": guide.licence,
     }
 

@@ -26,8 +26,8 @@ from rlgf_cli.checks.reward_probe import Texts, examine_reward
 from rlgf_cli.config.doctor import DoctorConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import UserError
-from rlgf_cli.guides.accounts import charge_together, closing_all
-from rlgf_cli.guides.make import check_guide, describe, make_guide
+from rlgf_cli.guides.make import check_guide, closing_all, describe, make_guide
+from rlgf_cli.ledger.spend import charge_guides
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.load import add_lora, load
 from rlgf_cli.models.loaded import Loaded
@@ -82,7 +82,7 @@ def run(resolved: Resolved[DoctorConfig]) -> Diagnosis:
     loaded = add_lora(load(config.model, text=config.text, for_training=True), config.lora)
     account, judges = f"doctor {uuid.uuid4().hex}", list(reward.guides) if reward is not None else []
     with closing_all(judges):
-        charge_together(judges, account, config.budget)
+        charge_guides(judges, account, config.budget)
         exam = _exam(config, few, loaded, account)
         checks = [prompts(config, loaded, examples), ending(loaded)]
         if encoded := _fitting(config, loaded, few):

@@ -21,7 +21,8 @@ from rlgf_cli.artifacts.rundir import Existing, RunDir, parent_of
 from rlgf_cli.config.eval import FREE_ON_RESUME, EvalConfig, IntervalConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
+from rlgf_cli.guides.make import closing_all
+from rlgf_cli.ledger.spend import charge_guides, record_spend
 from rlgf_cli.protocols import BoundedFigure, Example, Guide, Metric
 from rlgf_cli.scorers.figures import Figure, compute_figures, make_metrics
 from rlgf_cli.stats.bootstrap import Interval, interval
@@ -97,7 +98,7 @@ def _evaluate(
             answers, counts = stored or (model.answer() if wanted else model.silence()), model.counts
             if stored is None and wanted:  # else they are there, with the scores that scores.json tells of
                 jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, {}))
-        with _books(guides, run_dir, config):
+        with _recorded_spend(guides, run_dir, config):
             figures, noted = _score(metrics, answers)
         entries = {
             name: _entry(name, figure, config.interval, config.seed, len(answers)) for name, figure in figures.items()
@@ -242,18 +243,17 @@ def _watched(metric: Metric, texts: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _books(guides: Sequence[Guide], run_dir: RunDir, config: EvalConfig) -> Iterator[None]:
+def _recorded_spend(guides: Sequence[Guide], run_dir: RunDir, config: EvalConfig) -> Iterator[None]:
     """The judges charge the run; however the scoring ends, its manifest says what they cost."""
     if not guides:
         yield
         return
     manifest = run_dir.manifest
-    charge_together(guides, manifest.data["run_id"], config.budget, manifest.data["spend"])
+    charge_guides(guides, manifest.data["run_id"], config.budget, manifest.data["spend"])
     try:
         yield
     finally:
-        spend = spend_together(guides)
-        manifest.save(spend=spend, judges=[guide.provenance() for guide in guides])
+        spend = record_spend(manifest, judges=guides)
         cost = "" if spend["charged_usd"] is None else f", {spend['charged_usd']:.4f} USD charged"
         console.log(f"judges: {spend['calls']} calls, {spend['cached']} answers from the cache{cost}")
 

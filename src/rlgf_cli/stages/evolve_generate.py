@@ -23,10 +23,11 @@ from rlgf_cli.evolve.cost_estimate import cost_estimate
 from rlgf_cli.evolve.dataset import INSTRUCTIONS, STEPS, Rows, StepIndex, Tally, blocks, kept_instructions
 from rlgf_cli.evolve.duplicates import Duplicates
 from rlgf_cli.evolve.environment import KEPT, Chain, Environment, RewardWeights
-from rlgf_cli.evolve.make import billed_guides, make_environment, refuse_recorded_guides, spend_and_provenance
+from rlgf_cli.evolve.make import billed_guides, make_environment, refuse_recorded_guides, writers
 from rlgf_cli.evolve.operations import Operation, read_operations
 from rlgf_cli.evolve.policies import BASELINES, Policy, rollout
-from rlgf_cli.guides.accounts import charge_together, closing_all
+from rlgf_cli.guides.make import closing_all
+from rlgf_cli.ledger.spend import charge_guides, record_spend
 from rlgf_cli.protocols import Example
 
 COMMAND = "evolve generate"
@@ -83,7 +84,7 @@ def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refus
             learned = None if config.policy in BASELINES else config.policy
             for parent in (config.data, config.operations, learned, config.novelty.encoder):
                 folder.manifest.add_parent(parent)
-            charge_together(billed, folder.manifest.data["run_id"], config.budget, folder.manifest.data["spend"])
+            charge_guides(billed, folder.manifest.data["run_id"], config.budget, folder.manifest.data["spend"])
             _Generation(config, environment, policy, seeds, folder).run()
     return EvolveGenerateResult(folder.path, folder.manifest.data["result"], folder.manifest.data["spend"])
 
@@ -209,7 +210,7 @@ class _Generation:
             **self.tally.summary(self.environment.operations),
         }
         manifest = self.folder.manifest
-        manifest.save(**spend_and_provenance(self.environment))
+        record_spend(manifest, **writers(self.environment))
         if self.behind:
             return
         manifest.save(result=summary)

@@ -25,10 +25,11 @@ from rlgf_cli.evolve.environment import Environment, RewardWeights
 from rlgf_cli.evolve.features import feature_names
 from rlgf_cli.evolve.iterations import chains_of, operations_table, records_of, refuse_barren, row_of, summary_of
 from rlgf_cli.evolve.learned import LearnedPolicy, PolicyNet, load_policy
-from rlgf_cli.evolve.make import billed_guides, make_environment, refuse_recorded_guides, spend_and_provenance
+from rlgf_cli.evolve.make import billed_guides, make_environment, refuse_recorded_guides, writers
 from rlgf_cli.evolve.operations import Operation, read_operations
 from rlgf_cli.evolve.policies import Policy, rollout
-from rlgf_cli.guides.accounts import charge_together, closing_all
+from rlgf_cli.guides.make import closing_all
+from rlgf_cli.ledger.spend import charge_guides, record_spend
 from rlgf_cli.protocols import Example
 
 COMMAND = "evolve train"
@@ -68,9 +69,9 @@ def run(resolved: Resolved[EvolveTrainConfig], *, existing: Existing = "refuse")
             folder.write_config(resolved.to_json())
             for parent in (config.data, config.operations, config.novelty.encoder):
                 folder.manifest.add_parent(parent)
-            charge_together(billed, folder.manifest.data["run_id"], config.budget, folder.manifest.data["spend"])
+            charge_guides(billed, folder.manifest.data["run_id"], config.budget, folder.manifest.data["spend"])
             training = _Training(config, environment, seeds, folder)
-            with _books(training):
+            with _recorded_spend(training):
                 _loop(training, resumed=existing == "resume")
     _tell(training.rows, folder.manifest.data["result"], folder.manifest.data["spend"])
     return EvolveTrainResult(folder.path, folder.manifest.data["result"], folder.manifest.data["spend"])
@@ -216,7 +217,7 @@ def _cut_back(path: Path, iteration: int) -> None:
 
 
 @contextmanager
-def _books(training: _Training) -> Iterator[None]:
+def _recorded_spend(training: _Training) -> Iterator[None]:
     """Where the loop ends in a way that rlgf knows, the state, the policy so far and the plots are there; however it
     ends, what it cost is."""
     try:
@@ -228,7 +229,7 @@ def _books(training: _Training) -> Iterator[None]:
             _finish(training)
         raise
     finally:
-        training.folder.manifest.save(**spend_and_provenance(training.environment))
+        record_spend(training.folder.manifest, **writers(training.environment))
 
 
 def _finish(training: _Training) -> None:

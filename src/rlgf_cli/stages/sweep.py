@@ -21,10 +21,11 @@ from rlgf_cli.config.sweep import SweepConfig
 from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
 from rlgf_cli.ledger.leases import is_dead, this_process
 from rlgf_cli.ledger.shared_budget import SharedBudget
+from rlgf_cli.ledger.spend import charged_usd
 from rlgf_cli.sweep import table as tables
 from rlgf_cli.sweep import work
 from rlgf_cli.sweep.grid import safe_name
-from rlgf_cli.sweep.plan import BASE, EVAL, Plan, charged_usd, make_plan, refuse_changed_points
+from rlgf_cli.sweep.plan import BASE, EVAL, Plan, make_plan, refuse_changed_points
 from rlgf_cli.sweep.work import Cell
 
 SWEEP = "sweep.json"

@@ -20,8 +20,8 @@ from rlgf_cli.config.common import DecodingConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.train import FREE_ON_RESUME, TrainConfig
 from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
-from rlgf_cli.guides.accounts import charge_together, closing_all, spend_together
-from rlgf_cli.guides.make import check_guide, make_guide
+from rlgf_cli.guides.make import check_guide, closing_all, make_guide
+from rlgf_cli.ledger.spend import charge_guides, record_spend
 from rlgf_cli.models import hub
 from rlgf_cli.models.card import write_card
 from rlgf_cli.models.load import add_lora, load, save, set_generation_config
@@ -159,9 +159,9 @@ def _load(config: TrainConfig, spec: AlgorithmSpec, processes: int) -> _Inputs:
     counts["dropped"] = len(examples) - counts["skipped"] - len(prompts)
     if guide is not None:
         guide.check([p.example for p in prompts], config.lengths.max_new_tokens)
-    for paid in _paid(guide, reward):
-        paid.notify = console.warn
-        paid.check_budget(config.budget)
+    for writer in _billed_guides(guide, reward):
+        writer.notify = console.warn
+        writer.check_budget(config.budget)
     held_out_prompts = encode_prompts(loaded, held_out, config.lengths)[0] if held_out else []
     return _Inputs(loaded, guide, reward, prompts, held_out_prompts, watched, covered, counts)
 
@@ -188,8 +188,8 @@ def _train(resolved: Resolved[TrainConfig], existing: Existing, processes: Proce
         return RunDir.claim(config.output, "train", existing=existing, seed=config.seed)
 
     run_dir = processes.on_main(claim)
-    paid = _paid(guide, inputs.reward)
-    with closing_all([guide, *paid]), run_dir.running() if run_dir is not None else nullcontext() as folder:
+    billed = _billed_guides(guide, inputs.reward)
+    with closing_all([guide, *billed]), run_dir.running() if run_dir is not None else nullcontext() as folder:
 
         def begin() -> tuple[str, dict[str, Any]]:
             assert folder is not None
@@ -200,14 +200,14 @@ def _train(resolved: Resolved[TrainConfig], existing: Existing, processes: Proce
             folder.manifest.save(device=str(loaded.device), processes=processes.size)
             return folder.manifest.data["run_id"], folder.manifest.data["spend"]
 
-        books = processes.broadcast(processes.on_main(begin))
-        if paid and books is not None:
-            run_id, spend = books
+        account = processes.broadcast(processes.on_main(begin))
+        if billed and account is not None:
+            run_id, spend = account
             processes.raise_together(
-                lambda: charge_together(paid, run_id, config.budget, spend, shared=processes.size > 1)
+                lambda: charge_guides(billed, run_id, config.budget, spend, shared=processes.size > 1)
             )
         trainer = _trainer(config, inputs, processes)
-        summary = _loop(trainer, config, folder, existing, profile, paid)
+        summary = _loop(trainer, config, folder, existing, profile, billed)
         summary |= {k: n for k, n in inputs.counts.items() if n}
         weights = processes.whole(loaded.model.state_dict()) if processes.lockstep else None
 
@@ -241,7 +241,7 @@ def dry_run(resolved: Resolved[TrainConfig]) -> dict[str, Any]:
     return training_estimate(config)
 
 
-def _paid(guide: Guide | None, reward: SumReward | None) -> list[Guide]:
+def _billed_guides(guide: Guide | None, reward: SumReward | None) -> list[Guide]:
     """All who write for the run and are paid: its guide, where that is a live one, and the judges of its reward."""
     judges = list(reward.guides) if reward is not None else []
     return [guide, *judges] if guide is not None and guide.abilities.live else judges
@@ -297,14 +297,14 @@ def _loop(
     folder: RunDir | None,
     existing: Existing,
     profile: bool,
-    paid: Sequence[Guide],
+    billed: Sequence[Guide],
 ) -> dict[str, Any]:
     """Run the steps, write rows, samples and checkpoints; Ctrl-C ends after the step it came in."""
     processes, output = trainer.processes, Path(config.output)
     resumed = existing == "resume" and resume_from(output / "checkpoints", trainer, log=console.log, warn=console.warn)
     alarms = Alarms(may_end=config.lengths.min_new_tokens < config.lengths.max_new_tokens)
     with (
-        _books(paid, trainer.generator.guide, folder, processes),
+        _recorded_spend(billed, trainer.generator.guide, folder, processes),
         RunWriter(folder, config, trainer) as run_writer,
         _profiled(run_writer, trainer, config) if profile else nullcontext(),
         console.interruptible("finishing this step and saving") as stop,
@@ -321,7 +321,7 @@ def _loop(
                 if trainer.state.step == begun:  # else a judge stopped in the evaluation, and the step has no row yet
                     run_writer.checkpoint()
                 raise
-            row |= merge_spend(processes.gather(spend_row(paid)))
+            row |= merge_spend(processes.gather(spend_row(billed)))
             processes.on_main(partial(run_writer.row, row, episodes))
             if run_writer.wants_samples(row["step"]):
                 _show(row["step"], episodes[: config.rollout.show_count], trainer.model.loaded)
@@ -371,7 +371,9 @@ def _show_profile(rows: Sequence[dict[str, Any]], last_save: float, config: Trai
 
 
 @contextmanager
-def _books(paid: Sequence[Guide], guide: Guide | None, folder: RunDir | None, processes: Processes) -> Iterator[None]:
+def _recorded_spend(
+    billed: Sequence[Guide], guide: Guide | None, folder: RunDir | None, processes: Processes
+) -> Iterator[None]:
     """However the loop ends, the manifest says whose texts were used, who judged, and what they cost."""
     together = False  # whether all processes end here, and can tell what theirs were
     try:
@@ -381,14 +383,13 @@ def _books(paid: Sequence[Guide], guide: Guide | None, folder: RunDir | None, pr
         together = error.shared
         raise
     finally:
-        for writer in paid:
+        for writer in billed:
             for rank, cached, models in (processes if together else SINGLE).gather(
                 (processes.rank, writer.spend()["cached"], writer.models)
             ):
                 if rank != processes.rank:
                     writer.add_cached(cached)
                     writer.models.update(models)
-        if paid and folder is not None:
-            told = {"guide": guide.provenance()} if guide is not None and guide.abilities.live else {}
-            judges = [judge.provenance() for judge in paid if judge is not guide]
-            folder.manifest.save(spend=spend_together(paid), **told, **({"judges": judges} if judges else {}))
+        if billed and folder is not None:
+            own = guide if guide is not None and guide.abilities.live else None
+            record_spend(folder.manifest, guide=own, judges=[judge for judge in billed if judge is not guide])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,6 @@ from rlgf_cli.config.sweep import SweepConfig
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.make import check_guide, describe, make_live_guide
-from rlgf_cli.ledger.meter import NANO, Meter
-from rlgf_cli.ledger.store import Store
 from rlgf_cli.section import Strict
 from rlgf_cli.sweep.grid import Expansion, Point, expand, safe_name
 from rlgf_cli.sweep.work import Cell, Step, status_of
@@ -85,14 +83,6 @@ def refuse_changed_points(plan: Plan) -> None:
     for folder, evaluation in plan.evaluations.items():
         if (folder / "run.json").is_file():
             refuse_changed(str(folder), evaluation.to_json(), free=eval_config.FREE_ON_RESUME)
-
-
-def charged_usd(runs: Collection[str]) -> float:
-    """What runs were charged, by the guide's books: they know of a run that was killed, too."""
-    if not runs:
-        return 0.0
-    with closing(Store.default(make=False)) as store:
-        return sum(Meter(store, run).totals().nano_usd for run in runs) / NANO
 
 
 def _recipe(kind: type[Strict], parts: Sequence[Any], what: str, places: Mapping[str, str]) -> Layer:

@@ -378,7 +378,7 @@ class OpenAIGuide(LiveGuide):
             clean=chat
             and (self._config.clean == "all" or (self._config.clean == "continuation" and bool(request.prefix))),
         )
-        return Completion(mended, finish, text.model, mended=done)
+        return Completion(mended, finish, text.model, repaired=done)
 
     def said(self, error: BaseException) -> str:
         """The first line of an error, without the key, which servers like to quote."""
