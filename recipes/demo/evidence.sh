@@ -1,12 +1,10 @@
 #!/usr/bin/env bash
 # The demonstration with three seeds, and the differences to plain RL at its best and to cloning followed by plain RL.
 #   bash recipes/demo/evidence.sh [FOLDER] [SEED ...]
-set -euo pipefail
-cd "$(dirname "$0")/../.."
+source "$(dirname "$0")/../common.sh"
 root=${1:-runs/evidence}
 shift $(($# > 0 ? 1 : 0))
 seeds=${*:-0 1 2}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1
 
 for seed in $seeds; do
     [ -e "$root/seed_$seed/table.json" ] || bash recipes/demo/run.sh "$root/seed_$seed" "$seed"

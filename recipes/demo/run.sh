@@ -1,25 +1,18 @@
 #!/usr/bin/env bash
-# The whole pipeline on a task made here: data, starting policy and guide, guide text, its clone, plain and guided RL, evaluation,
+# The whole pipeline on a generated task: data, starting policy and guide, guide text, its clone, plain and guided RL, evaluation,
 # table, report.
 #   bash recipes/demo/run.sh [FOLDER] [SEED]
 # Two processes run side by side, one thread each; about six minutes on two cores. Logs are in FOLDER/log.
 # The settings of ppo and grpo are the best of a sweep; rloo has the steadier of its two best (baselines.yaml, docs/results.md).
-set -euo pipefail
-cd "$(dirname "$0")/../.."
+source "$(dirname "$0")/../common.sh"
 seed=${2:-0}
 out=${1:-runs/demo}
 n=2
-while [ $# -eq 0 ] && [ -e "$out" ]; do # a demonstration that was made before is kept
+while [ $# -eq 0 ] && [ -e "$out" ]; do # an earlier demonstration is kept
     out=runs/demo-$n
     n=$((n + 1))
 done
 recipe=recipes/demo
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1
-started=$SECONDS
-
-both() { # run the commands on stdin two at a time; stop at the first that fails
-    xargs -P 2 -d '\n' -I{} bash -c '{}'
-}
 
 if [ -e "$out" ]; then
     echo "error: $out is already there; remove it or name another folder" >&2
@@ -34,7 +27,7 @@ rlgf sft -c $recipe/sft.yaml --data $out/data/start.jsonl --seed $seed -o $out/s
 rlgf sft -c $recipe/sft.yaml --data $out/data/guide.jsonl --seed $seed -o $out/guide 2>$out/log/guide.log
 END
 
-echo "== collect-guide: what the guide writes for the training prompts; sft: the starting policy learns to write it" >&2
+echo "== collect-guide: the guide's texts for the training prompts; sft: the starting policy is fine-tuned on them" >&2
 rlgf collect-guide -c $recipe/collect_guide.yaml --guide hf:$out/guide --data $out/data/train.jsonl --seed $seed \
     -o $out/guide.jsonl 2>$out/log/collect_guide.log
 rlgf sft -c $recipe/sft.yaml -c $recipe/clone.yaml --model $out/sft --data $out/data/train.jsonl --guide $out/guide.jsonl --seed $seed \
@@ -62,7 +55,7 @@ for name in sft guide clone ppo grpo rloo clone_ppo clone_grpo ppopp aggrevated 
     echo "rlgf eval -c $recipe/eval.yaml --model $out/$name --data $out/data/test.jsonl -o $out/$name/eval >$out/log/eval_$name.txt 2>&1"
 done | both
 
-# PPO stands first: the others are held against it
+# PPO is first: the others are compared with it
 systems=("PPO=$out/ppo" "SFT=$out/sft" "guide=$out/guide" "clone=$out/clone" "GRPO=$out/grpo" "RLOO=$out/rloo"
     "clone+PPO=$out/clone_ppo" "clone+GRPO=$out/clone_grpo" "PPO++=$out/ppopp" "AggreVaTeD=$out/aggrevated"
     "LOLS=$out/lols" "D2LOLS=$out/d2lols")
@@ -71,6 +64,5 @@ rlgf compare "${systems[@]}" -o "$out/table.json"
 echo
 echo "== report: all of it on one page" >&2
 rlgf report "${systems[@]}" --comparison "$out/table.json" --title "The demonstration" -o "$out/report.html"
-echo
-echo "made in $((SECONDS - started)) s:"
+print_seconds :
 find "$out" -maxdepth 2 \( -name '*.jsonl' -o -name 'table.json' -o -name 'eval' -o -name 'model.safetensors' \) | sort

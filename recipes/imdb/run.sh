@@ -3,43 +3,17 @@
 #   bash recipes/imdb/run.sh [ALGORITHM ...]      ppo, ppo++, aggrevated, lols, d2lols; all of them without an argument
 # OUT (runs/imdb): where everything goes. SEED (0). RLGF_GUIDE: the guide, by default the starting policy itself, sampled with
 # top-p as in the paper's second version; gpt-3.5 or another name of `rlgf ls guides` buys its text. RLGF_IMDB_REWARD: a
-# sentiment classifier that exists, instead of training one. What is there already is kept: run it again to go on.
-set -euo pipefail
-cd "$(dirname "$0")/../.."
+# sentiment classifier that exists, instead of training one. Finished stages are kept: run it again to continue.
 recipe=recipes/imdb
-out=${OUT:-runs/imdb}
-seed=${SEED:-0}
-guide=${RLGF_GUIDE:-hf:$out/sft}
+source "$(dirname "$0")/../paper_start.sh"
 reward=${RLGF_IMDB_REWARD:-$out/classifier}
-data=$out/data
-if [ $# -eq 0 ]; then set -- ppo ppo++ aggrevated lols d2lols; fi
+test=$data/test.jsonl
+train_flags=(--reward "classifier:$reward") eval_flags=(--metrics "reward:classifier:$reward,rouge,length")
 
-if [ ! -e "$data" ]; then rlgf prepare -c $recipe/prepare.yaml --seed "$seed" -o "$data"; fi
 python $recipe/positive.py "$data/train.jsonl" "$out/positive.jsonl"
 rlgf sft -c $recipe/sft.yaml --data "$out/positive.jsonl" --seed "$seed" --resume -o "$out/sft"
 if [ "$reward" = "$out/classifier" ]; then
     rlgf train-reward -c $recipe/train_reward.yaml --data "$data/train.jsonl" --eval-data "$data/validation.jsonl" \
         --seed "$seed" --resume -o "$reward"
 fi
-if [[ " $* " == *" ppo++ "* ]]; then # the only one that goes by recorded text alone
-    rlgf collect-guide -c $recipe/collect_guide.yaml --guide "$guide" --data "$data/train.jsonl" --seed "$seed" --resume \
-        -o "$out/guide.jsonl"
-fi
-
-metrics=reward:classifier:$reward,rouge,length
-rlgf eval -c $recipe/eval.yaml --model "$out/sft" --data "$data/test.jsonl" --metrics "$metrics" --seed "$seed" --resume
-systems=("SFT=$out/sft")
-for algorithm in "$@"; do
-    case $algorithm in
-        ppo) with=() ;;
-        ppo++) with=(--guide "$out/guide.jsonl") ;;
-        *) with=(--guide "$guide") ;;
-    esac
-    rlgf train -c $recipe/train.yaml -c "$recipe/alg/$algorithm.yaml" --model "$out/sft" --data "$data/train.jsonl" \
-        --eval-data "$data/validation.jsonl" --reward "classifier:$reward" "${with[@]}" --seed "$seed" --resume \
-        -o "$out/$algorithm"
-    rlgf eval -c $recipe/eval.yaml --model "$out/$algorithm" --data "$data/test.jsonl" --metrics "$metrics" \
-        --seed "$seed" --resume
-    systems+=("$algorithm=$out/$algorithm")
-done
-rlgf compare "${systems[@]}" --overwrite -o "$out/table.json"
+source recipes/paper_systems.sh

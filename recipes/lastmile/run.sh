@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Last-mile fine-tuning on one GPU with access to the hub: failures made on purpose, a reward model that knows them, PPO
-# (and PPO++ where there is a guide) against it, and rules that mend the same texts for nothing, to compare with.
+# Last-mile fine-tuning on one GPU with access to the hub: synthetic failures, a reward model trained on them, PPO (and PPO++
+# with a guide) against it, and, to compare with, rules that repair the same texts at no cost.
 #   bash recipes/lastmile/run.sh dialogsum|scitldr
 # OUT (runs/lastmile-TASK): where everything goes. SEED (0). RLGF_GUIDE: a guide for ppo++, such as hf:FOLDER with a larger
 # model trained on the task, or a name of `rlgf ls guides`. RLGF_LASTMILE_MODEL, RLGF_LASTMILE_REWARD_MODEL: other
-# models than the recipe's. What is there already is kept: run it again to go on.
+# models than the recipe's. Finished stages are kept: run it again to continue.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 task=${1:?dialogsum or scitldr}

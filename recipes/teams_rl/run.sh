@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Instruction data that evolves, with a model of an API as the guide: a policy learns which rewrites to ask for, steers the
-# guide over seed instructions, and a small model is fine-tuned on what came of it, once.
+# Instruction data that evolves, with an API model as the guide: a policy learns which rewrite to request, the guide rewrites
+# seed instructions accordingly, and a small model is fine-tuned once on the result.
 #   OPENAI_API_KEY=... bash recipes/teams_rl/run.sh
-#   GUIDE_MODE=replay bash recipes/teams_rl/run.sh      from the cache alone, once it was recorded: nobody is asked
+#   GUIDE_MODE=replay bash recipes/teams_rl/run.sh      from the cache alone, once it is recorded: no request is sent
 # OUT (runs/teams_rl): where everything goes. SEED (0). RLGF_GUIDE (gpt-4o-mini): the guide. RLGF_SEEDS: a folder with
-# train.jsonl and validation.jsonl instead of the hub's Alpaca. MAX_COST_USD (5): the most that each of the two commands
-# that ask the guide may cost. ENCODER: a text encoder's folder that novelty is measured with; else words.
-# RLGF_TEAMS_MODEL (gpt2): the small model. What is there already is kept: run it again to go on.
+# train.jsonl and validation.jsonl instead of the hub's Alpaca. MAX_COST_USD (5): the budget of each of the two commands
+# that call the guide. ENCODER: a text encoder's folder for measuring novelty; without it words are compared.
+# RLGF_TEAMS_MODEL (gpt2): the small model. Finished stages are kept: run it again to continue.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 recipe=recipes/teams_rl

@@ -22,7 +22,9 @@ from rlgf_cli.sweep.plan import make_plan
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
 YAMLS = sorted(RECIPES.rglob("*.yaml"))
-SCRIPTS = sorted(RECIPES.rglob("*.sh"))
+SCRIPTS = sorted(RECIPES.glob("*/**/*.sh"))
+SOURCED = sorted(RECIPES.glob("*.sh"))
+"""Parts that the scripts share."""
 TASKS = ["imdb", "commongen", "tldr"]
 ALGORITHMS = ["ppo", "ppo++", "aggrevated", "lols", "d2lols"]
 SCRATCH = {"model", "guide_model", "classifier", "judge"}
@@ -113,7 +115,7 @@ def test_the_demos_sweep_has_the_points_that_it_promises(tmp_path, monkeypatch):
     monkeypatch.setenv("RLGF_DEMO", str(tmp_path))
     monkeypatch.chdir(ROOT)
     plan = make_plan(resolve(SweepConfig, files=[RECIPES / "demo/sweep.yaml"], flags={"output": "out"}))
-    assert len(plan.trainings) == 15 and plan.found.folded == 3 and plan.baselines == ["ppo", "SFT"]
+    assert len(plan.trainings) == 15 and plan.expansion.folded == 3 and plan.baselines == ["ppo", "SFT"]
     assert plan.systems == [
         "ppo", "ppo++, rollin_prob 0.5", "ppo++, rollin_prob 0.8", "aggrevated, rollin_prob 0.5",
         "aggrevated, rollin_prob 0.8", "SFT", "guide",
@@ -125,7 +127,7 @@ def test_the_demos_sweep_has_the_points_that_it_promises(tmp_path, monkeypatch):
 # --- the scripts ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(RECIPES)))
+@pytest.mark.parametrize("script", [*SCRIPTS, *SOURCED], ids=lambda path: str(path.relative_to(RECIPES)))
 def test_scripts_are_bash(script):
     done = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -144,8 +146,10 @@ def variables(text: str) -> dict[str, str]:
 
 
 def rlgf_commands(script: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each ``rlgf COMMAND`` of a script with its words, the script's own variables filled in."""
-    text = re.sub(r"^\s*#.*$", "", script.read_text(encoding="utf-8"), flags=re.MULTILINE).replace("\\\n", " ")
+    """Each ``rlgf COMMAND`` of a script and its sourced parts with its words, the script's own variables filled in."""
+    sourced = re.compile(r"^source .*?(\w+\.sh)\"?$", flags=re.MULTILINE)
+    whole = sourced.sub(lambda match: (RECIPES / match[1]).read_text(), script.read_text(encoding="utf-8"))
+    text = re.sub(r"^\s*#.*$", "", whole, flags=re.MULTILINE).replace("\\\n", " ")
     known = variables(text)
     for head, rest in re.findall(r"(?:^|[\"\s;])rlgf ([a-z][a-z-]+)(?=\s)([^\n]*)", text):
         line = re.split(r"\s2?>", rest)[0]
@@ -190,31 +194,27 @@ def test_the_scripts_words_are_understood():
 
 # --- the paper's settings ------------------------------------------------------------------------------------------
 
+BY_TASK: dict[str, tuple[Any, Any, Any]] = {
+    "max_steps": (50, 500, 1000),
+    "rollout.episodes": (112, 128, 128),
+    "ppo.minibatch_size": (28, 32, 32),
+    "ppo.epochs": (5, 4, 4),
+    "ppo.gamma": (0.99, 0.99, 1.0),
+    "ppo.gae_lambda": (0.95, 0.95, 0.95),
+    "ppo.value_coef": (0.5, 30.0, 0.1),
+    "optim.learning_rate": (1e-05, 5e-06, 5e-06),
+    "optim.schedule": ("linear", "linear", "constant"),
+    "kl.coef": (0.001, 0.0, 0.002),
+    "lengths.max_prompt_tokens": (64, 15, 500),
+    "lengths.max_new_tokens": (48, 20, 50),
+    "lengths.min_new_tokens": (48, 5, 0),
+    "rollout.top_k": (50, 0, 0),
+}
+"""arXiv 2306.11816 and the configs released with it: settings of all algorithms of a task, in the order of TASKS."""
 PAPER: dict[str, dict[str, Any]] = {
-    "imdb": {
-        "max_steps": 50, "rollout.episodes": 112, "ppo.minibatch_size": 28, "ppo.epochs": 5,
-        "ppo.gamma": 0.99, "ppo.gae_lambda": 0.95, "ppo.value_coef": 0.5,
-        "optim.learning_rate": 1e-5, "optim.schedule": "linear", "kl.coef": 0.001,
-        "lengths.max_prompt_tokens": 64, "lengths.max_new_tokens": 48, "lengths.min_new_tokens": 48,
-        "rollout.top_k": 50,
-    },
-    "commongen": {
-        "max_steps": 500, "rollout.episodes": 128, "ppo.minibatch_size": 32, "ppo.epochs": 4,
-        "ppo.gamma": 0.99, "ppo.gae_lambda": 0.95, "ppo.value_coef": 30.0,
-        "optim.learning_rate": 5e-6, "optim.schedule": "linear", "kl.coef": 0.0,
-        "lengths.max_prompt_tokens": 15, "lengths.max_new_tokens": 20, "lengths.min_new_tokens": 5,
-        "rollout.top_k": 0,
-    },
-    "tldr": {
-        "max_steps": 1000, "rollout.episodes": 128, "ppo.minibatch_size": 32, "ppo.epochs": 4,
-        "ppo.gamma": 1.0, "ppo.gae_lambda": 0.95, "ppo.value_coef": 0.1,
-        "optim.learning_rate": 5e-6, "optim.schedule": "constant", "kl.coef": 0.002,
-        "lengths.max_prompt_tokens": 500, "lengths.max_new_tokens": 50, "lengths.min_new_tokens": 0,
-        "rollout.top_k": 0,
-        "model.load_in_4bit": True, "lora.enabled": True, "lora.r": 8, "lora.alpha": 64, "lora.dropout": 0.1,
-    },
-}  # fmt: skip
-"""arXiv 2306.11816 and the configs released with it: what holds for every algorithm of a task."""
+    task: {key: values[i] for key, values in BY_TASK.items()} for i, task in enumerate(TASKS)
+}
+PAPER["tldr"] |= {"model.load_in_4bit": True, "lora.enabled": True, "lora.r": 8, "lora.alpha": 64, "lora.dropout": 0.1}
 
 SHARED = {
     "kl.adaptive": False, "kl.where": "reward", "ppo.critic": "separate", "ppo.clip_range": 0.2,

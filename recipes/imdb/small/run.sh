@@ -3,27 +3,17 @@
 #   RLGF_REAL_DATA=data bash recipes/imdb/small/run.sh [FOLDER] [SEED]
 # $RLGF_REAL_DATA/imdb holds train, validation and test.jsonl.gz (whole reviews, meta.label) and a recorded API guide.
 # RLGF_QUICK=1 runs every stage for a few steps only, to see that it works. Logs are in FOLDER/log.
-# What is there already is kept: the same command goes on where it was interrupted.
-set -euo pipefail
-cd "$(dirname "$0")/../../.."
-out=${1:-runs/imdb-small}
-seed=${2:-0}
-recipe=recipes/imdb/small
+# Finished stages are kept: the same command continues an interrupted run.
+source "$(dirname "$0")/../../common.sh"
+recipe=recipes/imdb/small out=${1:-runs/imdb-small} seed=${2:-0}
+keep_freed_memory
 source=${RLGF_REAL_DATA:?names the folder that holds imdb/train.jsonl.gz}/imdb
 api_guide=$source/guide_gpt-3.5-turbo-0613.continue.jsonl.gz
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1
-# glibc gives large blocks back to the kernel and asks for them again at every step: up to two fifths of sft's CPU time
-export MALLOC_MMAP_THRESHOLD_=536870912 MALLOC_TRIM_THRESHOLD_=2147483648
-started=$SECONDS
 most='' fit='' roll='' score=''
 if [ -n "${RLGF_QUICK:-}" ]; then
     most=40 fit='--max-steps 2' score='--limit 8'
     roll='--max-steps 1 --episodes 8 --batch-size 8 --set eval.limit=4'
 fi
-
-both() { # run the commands on stdin two at a time; stop at the first that fails
-    xargs -P 2 -d '\n' -I{} bash -c '{}'
-}
 
 mkdir -p "$out/log"
 data=$out/data
@@ -36,7 +26,7 @@ rlgf train-reward -c $recipe/train_reward.yaml --model $recipe/classifier.yaml -
 rlgf train-reward -c $recipe/train_reward.yaml --model $recipe/judge.yaml --data $data/windows.jsonl --eval-data $data/validation.jsonl --seed $((seed + 1)) --resume $fit -o $out/judge 2>>$out/log/judge.log
 END
 
-echo "== the guide: the starting policy goes on learning on positive reviews; its text for the training prompts" >&2
+echo "== the guide: the starting policy trained further on positive reviews; its texts for the training prompts" >&2
 rlgf sft -c $recipe/sft.yaml -c $recipe/guide.yaml --model "$out/sft" --data "$data/positive.jsonl" --seed "$seed" --resume $fit \
     -o "$out/guide" 2>>"$out/log/guide.log"
 rlgf collect-guide -c $recipe/collect_guide.yaml --guide "hf:$out/guide" --data "$data/train.jsonl" --seed "$seed" --resume \
@@ -61,5 +51,4 @@ echo
 echo "reward.classifier: P(positive) of the classifier that was the reward; reward.classifier#2: of the judge"
 rlgf compare "SFT=$out/sft" "guide=$out/guide" "PPO=$out/ppo" "PPO++=$out/ppopp" "D2LOLS=$out/d2lols" \
     "PPO++ API=$out/ppopp-api" --metrics "reward.classifier,reward.classifier#2,rouge.rougeL" --overwrite -o "$out/table.json"
-echo
-echo "made in $((SECONDS - started)) s"
+print_seconds ''
