@@ -12,14 +12,6 @@ keep_freed_memory() { # glibc returns large blocks to the kernel and requests th
     export MALLOC_MMAP_THRESHOLD_=536870912 MALLOC_TRIM_THRESHOLD_=2147483648
 }
 
-sft_policy_and_guide() { # on the file $train
-    echo "== sft: the starting policy and the guide" >&2
-    both <<END
-rlgf sft -c $recipe/sft.yaml --data $train --seed $seed --resume $fit -o $out/sft 2>>$out/log/sft.log
-rlgf sft -c $recipe/sft.yaml -c $recipe/guide.yaml --data $train --seed $seed --resume $fit -o $out/guide 2>>$out/log/guide.log
-END
-}
-
 print_seconds() {
     echo
     echo "made in $((SECONDS - started)) s$1"

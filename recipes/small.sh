@@ -1,6 +1,6 @@
 # Sourced by commongen/small and tldr/small after their data: SFT of the policy and of the guide, the guide's texts, PPO and PPO++,
 # evaluation, and a table. The caller sets recipe, out, seed, train, held_out, test, eval_of, metrics and the limits fit, few, roll, score.
-sft_policy_and_guide
+source recipes/small_sft.sh
 
 echo "== collect-guide: the guide's texts for the training prompts" >&2
 rlgf collect-guide -c $recipe/collect_guide.yaml --guide "hf:$out/guide" --data "$train" --seed "$seed" --resume $few \

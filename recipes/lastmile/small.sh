@@ -26,7 +26,7 @@ mkdir -p "$out/log"
 [ -e "$out/data/test.jsonl" ] || python recipes/lastmile/short.py "$data" "$out/data" $words
 train=$out/data/train.jsonl
 
-sft_policy_and_guide
+source recipes/small_sft.sh
 
 echo "== generate, collect-guide: texts of both for the training prompts" >&2
 both <<END

@@ -148,7 +148,9 @@ def variables(text: str) -> dict[str, str]:
 def rlgf_commands(script: Path) -> Iterator[tuple[str, list[str]]]:
     """Each ``rlgf COMMAND`` of a script and its sourced parts with its words, the script's own variables filled in."""
     sourced = re.compile(r"^source .*?(\w+\.sh)\"?$", flags=re.MULTILINE)
-    whole = sourced.sub(lambda match: (RECIPES / match[1]).read_text(), script.read_text(encoding="utf-8"))
+    whole = script.read_text(encoding="utf-8")
+    while sourced.search(whole):
+        whole = sourced.sub(lambda match: (RECIPES / match[1]).read_text(encoding="utf-8"), whole)
     text = re.sub(r"^\s*#.*$", "", whole, flags=re.MULTILINE).replace("\\\n", " ")
     known = variables(text)
     for head, rest in re.findall(r"(?:^|[\"\s;])rlgf ([a-z][a-z-]+)(?=\s)([^\n]*)", text):
