@@ -46,7 +46,7 @@ def test_sets_of_other_seeds_are_drawn_apart():
 
 
 def test_a_seed_that_gave_nothing_is_a_seed():
-    first = by_seed(["x", "y"], tried=["x", "y", "z", "w"])
+    first = by_seed(["x", "y"], requested=["x", "y", "z", "w"])
     of = draw(first, a_set("s", 4, 2), most=9, count=20, seed=0)
     assert of.seed_counts == (4, 4) and of.texts == 0  # some draw has z and w
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from evolving import OPERATIONS, SEEDS, environment_of, number_of
 from evolving_server import rows
 from rlgf_cli.errors import UserError
-from rlgf_cli.evolve.answers import Answered
+from rlgf_cli.evolve.answers import InstructionAnswer
 from rlgf_cli.evolve.dataset import Rows, Tally, blocks, kept_instructions
 from rlgf_cli.evolve.environment import Chain
 from rlgf_cli.evolve.policies import RoundRobinPolicy, rollout
@@ -31,7 +31,8 @@ def evolved():
         rollout(environment, block, RoundRobinPolicy(OPERATIONS), STEPS, seed=0)
         places = kept_instructions(block)
         answers = {
-            place: Answered("refusal" if i % 3 == 1 else "kept", f"answer {i}", 0.5) for i, place in enumerate(places)
+            place: InstructionAnswer("refusal" if i % 3 == 1 else "kept", f"answer {i}", 0.5)
+            for i, place in enumerate(places)
         }
         yield block, answers
 

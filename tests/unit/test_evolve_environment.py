@@ -9,7 +9,7 @@ import pytest
 
 from evolving import OPERATIONS, SEEDS, FunctionGuide, environment_of, number_of
 from rlgf_cli.errors import RlgfError
-from rlgf_cli.evolve.environment import LONGEST, Chain, RewardWeights, ask
+from rlgf_cli.evolve.environment import MAX_STEPS, Chain, RewardWeights, ask
 from rlgf_cli.evolve.policies import PaperPolicy, RandomPolicy, RoundRobinPolicy, draws_for, rollout
 from rlgf_cli.protocols import Completion, Example, Failure, GuideRequest
 
@@ -51,7 +51,8 @@ def test_what_was_rejected_does_not_go_on_and_is_another_sample_the_second_time(
         environment.step(made, [operation])
     assert [step.outcome for step in made[0].steps] == ["refusal"] * 3
     assert made[0].instruction == SEEDS[0].prompt
-    assert [request.sample_index for request in environment.guide.asked] == [2 * LONGEST, 2 * LONGEST + 1, 2 * LONGEST]
+    first = 2 * MAX_STEPS
+    assert [request.sample_index for request in environment.guide.asked] == [first, first + 1, first]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,10 @@ def test_equal_rewrites_of_one_step_are_kept_once_for_the_first_chain():
 
 def test_copies_are_asked_for_by_text_too_and_what_is_kept_is_told():
     kept: list[str] = []
-    environment, made = environment_of(seen=lambda text: "copy" if "copy" in text else None, keep=kept.append), chains()
+    environment, made = (
+        environment_of(find_copy=lambda text: "copy" if "copy" in text else None, on_kept=kept.append),
+        chains(),
+    )
     answers = {"rain": "a copy of it all", "tax": "Paint seven clouds", "bread": "Count old boats twice"}
     environment.guide = FunctionGuide(lambda request: answers[request.example.id])
     environment.step(made, [1, 1, 1])

@@ -39,7 +39,7 @@ def test_draws_choose_by_the_probabilities(policy: LearnedPolicy):
     chain = Chain(SEEDS[0])
     draws = (np.arange(3000) + 0.5) / 3000
     chosen = policy.choose([chain] * len(draws), draws)
-    logprobs, _ = policy.net(torch.from_numpy(policy.seen(chain)[0]))
+    logprobs, _ = policy.net(torch.from_numpy(policy.observations(chain)[0]))
     shares = np.bincount(chosen, minlength=3) / len(draws)
     assert shares == pytest.approx(logprobs.exp().detach().numpy(), abs=1e-3)
     assert len(set(shares)) == 3 and chosen == sorted(chosen)
@@ -50,18 +50,18 @@ def test_what_it_saw_of_a_walk_is_what_it_chose_by(policy: LearnedPolicy):
     chains = [Chain(seed) for seed in SEEDS]
     rollout(environment_of(number_of), chains, policy, 4, seed=5)
     for chain in chains:
-        seen = policy.seen(chain)
+        seen = policy.observations(chain)
         assert seen.shape == (5, len(feature_names(OPERATIONS)))
         now = Chain(chain.seed)
         for t, step in enumerate(chain.steps):
-            assert (policy.seen(now)[-1] == seen[t]).all()
+            assert (policy.observations(now)[-1] == seen[t]).all()
             now.steps.append(step)
 
 
 def test_the_folder_gives_the_same_policy(policy: LearnedPolicy, tmp_path: Path):
     policy.save(tmp_path)
     again = load_policy(str(tmp_path), OPERATIONS)
-    assert isinstance(again, LearnedPolicy) and (again.horizon, again.space) == (6, "words")
+    assert isinstance(again, LearnedPolicy) and (again.steps_per_chain, again.space) == (6, "words")
     for name, value in policy.net.state_dict().items():
         assert torch.equal(value, again.net.state_dict()[name])
     saved = json.loads((tmp_path / "policy.json").read_text())

@@ -63,7 +63,7 @@ def test_the_first_update_is_the_gradient_of_the_definition():
         known = [t for t, s in enumerate(chain.steps) if s.reward is not None]
         if not known:
             continue
-        out, value = twin(torch.from_numpy(policy.seen(chain)[known]))
+        out, value = twin(torch.from_numpy(policy.observations(chain)[known]))
         logprobs += [out[k, names.index(chain.steps[t].operation)] for k, t in enumerate(known)]
         values += list(value)
         entropies += list(-(out.exp() * out).sum(-1))
@@ -89,7 +89,7 @@ def test_steps_without_a_reward_are_passed_over():
     """A chain with such steps teaches what the chain without them teaches, but for what the policy saw."""
     policy = LearnedPolicy(net_of(), OPERATIONS, 6, "")
     found = ppo.trajectories(policy, chains_with([None, 0.4, None, None, -0.5, None], [0.1]))
-    assert found.real.tolist() == [[True, True], [True, False]]
+    assert found.mask.tolist() == [[True, True], [True, False]]
     assert found.rewards.tolist() == [pytest.approx([0.4, -0.5]), pytest.approx([0.1, 0])]
     assert found.actions.tolist() == [[1, 1], [1, 0]]
     nothing = ppo.trajectories(policy, chains_with([None], [None, None]))

@@ -1,4 +1,4 @@
-"""Asking the guide to answer the instructions that were kept."""
+"""The guide's answers to the instructions that were kept."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rlgf_cli.protocols import Completion, Example, Failure, Guide, GuideRequest
 
 
 @dataclass(frozen=True)
-class Answered:
-    """An answer, and ``kept`` or the rule that it broke (``unanswered``: there is none)."""
+class InstructionAnswer:
+    """An answer's text. ``outcome`` is ``kept``, the rule that it broke, or ``unanswered`` without a text."""
 
     outcome: str
     text: str
@@ -21,7 +21,7 @@ class Answered:
 
 
 def answer_requests(instructions: Iterable[Example], template: str | None) -> Iterator[Example]:
-    """What the guide is asked for an answer to each instruction; without a ``template``, the instruction."""
+    """The prompts for answers: the instructions, put into the ``template`` where there is one."""
     for instruction in instructions:
         prompt = instruction.prompt if template is None else template.replace(PLACEHOLDER, instruction.prompt)
         yield Example(instruction.id, prompt)
@@ -29,16 +29,16 @@ def answer_requests(instructions: Iterable[Example], template: str | None) -> It
 
 def answer(
     guide: Guide, instructions: Sequence[Example], *, template: str | None, max_new_tokens: int, limits: Limits
-) -> list[Answered]:
+) -> list[InstructionAnswer]:
     """The guide's answer to each instruction, in order. Raises RlgfError where the guide failed."""
-    asked = answer_requests(instructions, template)
-    outcomes = ask(guide, [GuideRequest(example, max_new_tokens=max_new_tokens) for example in asked])
-    return [_held(i.prompt, outcome, limits) for i, outcome in zip(instructions, outcomes, strict=True)]
+    requests = [GuideRequest(e, max_new_tokens=max_new_tokens) for e in answer_requests(instructions, template)]
+    answers = zip(instructions, ask(guide, requests), strict=True)
+    return [_checked(instruction.prompt, completion, limits) for instruction, completion in answers]
 
 
-def _held(instruction: str, outcome: Completion | Failure, limits: Limits) -> Answered:
-    if isinstance(outcome, Failure):
-        return Answered("refusal" if outcome.refused else UNANSWERED, "", None)
-    text = outcome.text.strip()
-    rule = broken_by_answer(text, outcome.finish_reason, instruction=instruction, limits=limits)
-    return Answered(rule or KEPT, text, outcome.cost_usd)
+def _checked(instruction: str, completion: Completion | Failure, limits: Limits) -> InstructionAnswer:
+    if isinstance(completion, Failure):
+        return InstructionAnswer("refusal" if completion.refused else UNANSWERED, "", None)
+    text = completion.text.strip()
+    rule = broken_by_answer(text, completion.finish_reason, instruction=instruction, limits=limits)
+    return InstructionAnswer(rule or KEPT, text, completion.cost_usd)

@@ -1,4 +1,4 @@
-"""The data card (README.md) of a generated set: from what it was made, how, by whom, at which cost and terms."""
+"""The data card (README.md) of a generated set: its inputs, settings, counts, cost, and licence terms."""
 
 from __future__ import annotations
 
@@ -18,63 +18,57 @@ _TERMS = (
 
 
 def write_data_card(path: Path, config: EvolveGenerateConfig, run: Mapping[str, Any]) -> None:
-    """Write the card. ``run``: the manifest, its summary among it. Inputs are shown by their names alone: paths of one
-    machine help no one else.
+    """Write the card. ``run``: the manifest with its summary (``result``). Inputs are shown by name, without the paths
+    of this machine.
     """
-    found, spend = run["result"], run["spend"]
+    summary, spend = run["result"], run["spend"]
     answers = " and the guide's answers to them" if config.answers else ", without answers"
     sft = f"rlgf sft --model MODEL --data {path.parent.name}/instructions.jsonl -o sft"
     parts = [
         "---\ntags: [rlgf, instructions, synthetic]\n---",
         f"# {path.parent.name}",
-        f"{found['instructions']} instructions{answers}, made by `rlgf evolve generate` (rlgf {__version__}) from "
-        f"{found['seeds']} seeds: a policy chose how the guide rewrote each (TeaMs-RL, Gu, Knoll and Jin, arXiv "
+        f"{summary['instructions']} instructions{answers}, made by `rlgf evolve generate` (rlgf {__version__}) from "
+        f"{summary['seeds']} seeds: a policy chose how the guide rewrote each (TeaMs-RL, Gu, Knoll and Jin, arXiv "
         "2403.08694). `instructions.jsonl` is the set, `steps.jsonl` every rewrite that was asked for with what became "
         "of it, `config.resolved.json` every setting, `run.json` versions and inputs.",
     ]
     if config.answers:
         parts.append(f"```\n{sft}\n```")
-    made = {
-        "seeds": f"{found['seeds']} of {Path(config.data).name}",
+    space = "words and pairs of words" if config.novelty.encoder is None else Path(config.novelty.encoder).name
+    novelty = f"novelty below {config.novelty.least:g} ({space})"
+    duplicate = f"Jaccard {config.minhash.threshold:g} of three words, or {novelty}"
+    settings = {
+        "seeds": f"{summary['seeds']} of {Path(config.data).name}",
         "policy": Path(config.policy).name,
         "operations": Path(config.operations).name if config.operations else "built in",
         "steps of a chain": config.steps,
         "chains of a seed": config.passes,
-        "a duplicate": _what_counts(config),
-        "rewrites asked for": found["rewrites"],
-        "kept": found["kept"],
-        "in the set": found["instructions"],
-        "verdicts of the reviewer": found["verdicts"] if config.reviewer else None,
-        "answers asked for": found["answers"] or None,
-        "queries in all": found["queries"],
-        "queries per instruction": found["queries_per_instruction"],
-        "US dollars, when the texts were bought": found["cost_usd"],
+        "a duplicate": duplicate,
+        "rewrites asked for": summary["rewrites"],
+        "kept": summary["kept"],
+        "in the set": summary["instructions"],
+        "verdicts of the reviewer": summary["verdicts"] if config.reviewer else None,
+        "answers asked for": summary["answers"] or None,
+        "queries in all": summary["queries"],
+        "queries per instruction": summary["queries_per_instruction"],
+        "US dollars, when the texts were bought": summary["cost_usd"],
         "US dollars charged to this run": spend.get("charged_usd"),
         "calls charged to this run": spend.get("calls"),
     }
-    parts.append("## How it was made\n\n" + table(made))
-    shares = {name: f"{n['asked']} asked, {n['kept']} kept" for name, n in found["operations"].items()}
+    parts.append("## How it was made\n\n" + table(settings))
+    shares = {name: f"{n['asked']} asked, {n['kept']} kept" for name, n in summary["operations"].items()}
     parts.append("## Operations\n\n" + table(shares))
-    rejected = {**found["rejected"], **{f"answer: {name}": n for name, n in found["answers_rejected"].items()}}
+    rejected = {**summary["rejected"], **{f"answer: {name}": n for name, n in summary["answers_rejected"].items()}}
     if rejected:
         parts.append("## What was rejected\n\n" + table(rejected))
-    for who in ("guide", "reviewer"):
-        if (told := run.get(who)) is not None:
-            parts.append(f"## {who.capitalize()}\n\n" + table(_provenance(told)))
+    for role in ("guide", "reviewer"):
+        if (provenance := run.get(role)) is not None:
+            rows = {
+                "name": provenance["guide"].rpartition("/")[2],
+                "models as reported": ", ".join(sorted(provenance["models"])) or None,
+                "terms": provenance["licence"],
+            }
+            parts.append(f"## {role.capitalize()}\n\n" + table(rows))
     parts.append("## Licence and terms\n\n" + _TERMS)
     with atomic_text(path) as stream:
         stream.write("\n\n".join(parts) + "\n")
-
-
-def _what_counts(config: EvolveGenerateConfig) -> str:
-    space = "words and pairs of words" if config.novelty.encoder is None else Path(config.novelty.encoder).name
-    return f"Jaccard {config.minhash.threshold:g} of three words, or novelty below {config.novelty.least:g} ({space})"
-
-
-def _provenance(told: Mapping[str, Any]) -> dict[str, Any]:
-    name = told["guide"]
-    return {
-        "name": name.rpartition("/")[2] if "/" in name else name,
-        "models as reported": ", ".join(sorted(told["models"])) or None,
-        "terms": told["licence"],
-    }

@@ -1,8 +1,8 @@
-"""How diverse a set of texts is, as points of a space (:mod:`.novelty`).
+"""Diversity of a set of texts from their vectors in a space (:mod:`.novelty`).
 
 All of these figures depend on the number of texts: compare sets at equal numbers (:mod:`.contrast`). Vectors are unit
-vectors [n, d], as ``Space.embed`` gives them; a text that holds nothing (a row of zeros) has no place in a space and is
-refused with ValueError.
+vectors [n, d], as ``Space.embed`` gives them; a row of zeros, that of a text without a word, is refused with
+ValueError.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import numpy as np
 from rlgf_cli.noise import short_hash
 
 _AT_ONCE = 512
-"""Texts that are held against the leaders at a time."""
+"""Texts that are compared with the leaders at a time."""
 
 
 def vendi_score(vectors: np.ndarray) -> float:
     """The effective number of different texts, in [1, n] (Friedman and Dieng 2023, "The Vendi Score: A Diversity
     Evaluation Metric for Machine Learning", arXiv 2210.02410, definition 3.1, with the cosine as similarity).
 
-    exp(-sum_i l_i ln l_i) over the eigenvalues l_i of K / n, K = V V^T [n, n]; V^T V [d, d] has the same ones besides
-    zeros, and is used where it is smaller. n for orthogonal vectors, 1 for n times the same; it does not depend on
-    order, nor on a rotation of the space, nor on the whole set being there twice.
+    exp(-sum_i l_i ln l_i) over the eigenvalues l_i of K / n, K = V V^T [n, n]; V^T V [d, d] has the same nonzero ones,
+    and is used where it is smaller. n for orthogonal vectors, 1 for n equal ones. Order, rotation and duplication of
+    the whole set do not change it.
     """
     rows = _checked(vectors).astype(np.float64)
     n, d = rows.shape
@@ -47,26 +47,25 @@ def leaders(vectors: np.ndarray, least: float) -> int:
     """The number of clusters by greedy leaders (Hartigan 1975, chapter 3): in the given order, a text whose cosine to
     every leader so far is below ``least`` becomes one; the others belong to a leader.
 
-    The count depends on the order somewhat: :func:`by_hash` gives one that is the texts' own. A copy of a text that is
-    there never raises it.
+    The count depends somewhat on the order: use that of :func:`by_hash`. A copy of an earlier text never raises it.
     """
     rows = _checked(vectors)
-    found = np.zeros((0, rows.shape[1]), dtype=rows.dtype)
+    chosen = np.zeros((0, rows.shape[1]), dtype=rows.dtype)
     for start in range(0, len(rows), _AT_ONCE):
         block = rows[start : start + _AT_ONCE]
         near = np.asarray(block @ block.T >= least)
-        taken = np.asarray((block @ found.T >= least).any(axis=1))
+        taken = np.asarray((block @ chosen.T >= least).any(axis=1))
         new = []
         for i in range(len(block)):
             if not taken[i]:
                 new.append(i)
                 taken |= near[i]
-        found = np.concatenate([found, block[new]])
-    return len(found)
+        chosen = np.concatenate([chosen, block[new]])
+    return len(chosen)
 
 
 def by_hash(texts: Sequence[str], seed: int = 0) -> list[int]:
-    """An order of texts that is their own: however they lie in the file, they come in the same one."""
+    """An order of the texts by their hashes, which does not depend on their order in the file."""
     return sorted(range(len(texts)), key=lambda i: short_hash(f"{seed} {texts[i]}"))
 
 

@@ -1,4 +1,4 @@
-"""Copies and near copies among instructions, found by their words."""
+"""Detection of copies and near copies among instructions, by their words."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rlgf_cli.noise import short_hash
 
 COPY, NEAR_COPY = "copy", "near_copy"
 _SHINGLE = 3
-_FOUND = 0.99
-"""How surely a text that is just similar enough becomes a candidate, where the permutations are enough for it."""
+_RECALL = 0.99
+"""The probability that a text at the threshold becomes a candidate, where the permutations suffice for it."""
 
 
 class Duplicates:
-    """What is there, and whether a text is a copy of some of it.
+    """An index of texts that finds copies of them.
 
-    ``copy``: the same but for case, space and punctuation. ``near_copy``: the Jaccard similarity of the sets of three
-    words in a row is ``threshold`` or more. Candidates come from MinHash signatures of ``permutations`` values in bands
-    (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3) and are held against the sets
-    themselves, so that nothing is taken for a near copy that is none, and hardly any is missed.
+    ``copy``: equal but for case, space and punctuation. ``near_copy``: the Jaccard similarity of the sets of word
+    trigrams is at least ``threshold``. Candidates come from MinHash signatures of ``permutations`` values in bands
+    (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3) and are compared exactly: no
+    false near copy is reported, and hardly any is missed.
     """
 
     def __init__(self, threshold: float, permutations: int) -> None:
@@ -32,8 +32,8 @@ class Duplicates:
         self._exact: set[str] = set()
         self._sets: list[np.ndarray] = []
 
-    def seen(self, text: str) -> str | None:
-        """``copy``, ``near_copy``, or None for a text that is neither."""
+    def find_copy(self, text: str) -> str | None:
+        """``copy``, ``near_copy``, or None."""
         if short_hash(essence(text)) in self._exact:
             return COPY
         shingles = _shingles(text)
@@ -41,7 +41,6 @@ class Duplicates:
         return NEAR_COPY if near else None
 
     def add(self, text: str) -> None:
-        """The text is there from now on."""
         shingles = _shingles(text)
         self._exact.add(short_hash(essence(text)))
         self._lsh.insert(len(self._sets), self._sign(shingles))
@@ -54,21 +53,17 @@ class Duplicates:
 
 
 def _bands(threshold: float, permutations: int) -> tuple[int, int]:
-    """Number of bands and their length: the longest, and so the fewest candidates, that still find what is to be found
-    (chance 1 - (1 - s^r)^b at a similarity of s)."""
-    fitting = [r for r in range(1, permutations // 2 + 1) if _chance(threshold, permutations // r, r) >= _FOUND]
+    """Number and length of the bands: the longest bands, which give the fewest candidates, that reach the recall
+    (a pair of similarity s is a candidate with probability 1 - (1 - s^r)^b)."""
+    fitting = [r for r in range(1, permutations // 2 + 1) if 1 - (1 - threshold**r) ** (permutations // r) >= _RECALL]
     length = max(fitting, default=1)
     return permutations // length, length
 
 
-def _chance(similarity: float, bands: int, length: int) -> float:
-    return 1 - (1 - similarity**length) ** bands
-
-
 def _shingles(text: str) -> np.ndarray:
-    """Hashes of three words in a row, each once, in order; of all words where there are fewer. uint32, [shingles]"""
-    found = words(text)
-    runs = [" ".join(found[i : i + _SHINGLE]) for i in range(max(1, len(found) - _SHINGLE + 1))]
+    """The sorted distinct hashes of word trigrams; of all words where there are fewer. uint32, [shingles]"""
+    tokens = words(text)
+    runs = [" ".join(tokens[i : i + _SHINGLE]) for i in range(max(1, len(tokens) - _SHINGLE + 1))]
     return np.unique(np.array([zlib.crc32(run.encode()) for run in runs], dtype=np.uint32))
 
 

@@ -1,4 +1,4 @@
-"""A local text encoder as the space that instructions lie in."""
+"""The vector space of a local text encoder."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rlgf_cli.models.load import check_checkpoint_name
 
 
 class EncoderSpace:
-    """The mean of the last layer's token vectors, of length one: what sentence encoders such as MiniLM were trained for
-    (Reimers and Gurevych 2019). Texts are cut at ``max_tokens``, or where the encoder's positions end. ``batch_size``
-    None: 64, and 8 on a CPU, where what is padded costs more than many calls.
+    """The mean of the last layer's token vectors, of length one, as sentence encoders such as MiniLM are trained
+    (Reimers and Gurevych 2019). Texts are cut at ``max_tokens``, or at the encoder's number of positions.
+    ``batch_size`` None: 64, and 8 on a CPU, where padding costs more than more calls.
     """
 
     def __init__(

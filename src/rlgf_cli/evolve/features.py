@@ -1,4 +1,4 @@
-"""What a learned policy sees of a chain: numbers of order one, in an order that their names fix."""
+"""The features of a chain for a learned policy: numbers of order one, in the order of their names."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _LIST_MARK = re.compile(r"^\s*(?:[-*\u2022]|\d+[.)])\s|\|", re.MULTILINE)
 def feature_names(operations: Sequence[Operation]) -> list[str]:
     """The names of :func:`features`' numbers, in their order.
 
-    ``previous/*``: the operation of the last step, one-hot (``none`` at the start). ``asked/*``: how often each
-    operation was chosen so far, by the horizon. ``held/*``: how many of its rewrites the current instruction was made
-    by, since the last breadth that was kept, by 3. ``step``: by the horizon, at most 1. ``rejected``: 1 where the last
-    rewrite was not kept. Of the current instruction: ``words``, ``sentences``, ``numbers`` and ``list_marks`` as
-    ln(1 + count) / 4; ``question``: 1 with a question mark; ``type_token``: distinct words by words; ``novelty``: what
-    it had when it was kept, 0 for a seed.
+    ``previous/*``: the operation of the last step, one-hot (``none`` at the start). ``asked/*``: the number of steps
+    with each operation, divided by ``steps_per_chain``. ``held/*``: the number of kept rewrites by each operation since
+    the last kept breadth, divided by 3. ``step``: divided by ``steps_per_chain``, at most 1. ``rejected``: 1 where the
+    last rewrite was not kept. Of the current instruction: ``words``, ``sentences``, ``numbers`` and ``list_marks`` as
+    ln(1 + count) / 4; ``question``: 1 with a question mark; ``type_token``: distinct words divided by words;
+    ``novelty`` when it was kept, 0 for a seed.
     """
     names = [operation.name for operation in operations]
     return [
@@ -40,22 +40,24 @@ def feature_names(operations: Sequence[Operation]) -> list[str]:
     ]
 
 
-def features(seed_prompt: str, steps: Sequence[Step], operations: Sequence[Operation], horizon: int) -> np.ndarray:
-    """What is known before the step after ``steps``, in the order of :func:`feature_names`. float32 [features]"""
+def features(
+    seed_prompt: str, steps: Sequence[Step], operations: Sequence[Operation], steps_per_chain: int
+) -> np.ndarray:
+    """The state before the step after ``steps``, in the order of :func:`feature_names`. float32 [features]"""
     names = [operation.name for operation in operations]
     breadth = {operation.name for operation in operations if operation.breadth}
     last = steps[-1] if steps else None
-    asked = Counter(step.operation for step in steps)
+    chosen = Counter(step.operation for step in steps)
     kept = [step for step in steps if step.outcome == KEPT]
     begins = max((i for i, step in enumerate(kept) if step.operation in breadth), default=0)
-    held = Counter(step.operation for step in kept[begins:])
+    since_breadth = Counter(step.operation for step in kept[begins:])
     current = kept[-1] if kept else None
     values = [
         float(last is None),
         *(float(last is not None and last.operation == name) for name in names),
-        *(asked[name] / horizon for name in names),
-        *(held[name] / 3 for name in names),
-        min(1.0, len(steps) / horizon),
+        *(chosen[name] / steps_per_chain for name in names),
+        *(since_breadth[name] / 3 for name in names),
+        min(1.0, len(steps) / steps_per_chain),
         float(last is not None and last.outcome != KEPT),
         *text_features(current.text if current else seed_prompt),
         (current.novelty or 0.0) if current else 0.0,

@@ -1,10 +1,10 @@
-"""The iterations of a training: which chains each leads, what its rows say, and when to give up."""
+"""The iterations of a training: their chains, the rows of metrics.jsonl, and the refusal to go on without a reward."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
@@ -16,7 +16,7 @@ from rlgf_cli.evolve.operations import Operation
 from rlgf_cli.protocols import Example
 
 PATIENCE = 64
-"""Rewrites in a row, in whole iterations, of which none was kept: a guide that nothing can be learned from."""
+"""Consecutive rewrites, in whole iterations, after which training ends if none was kept."""
 
 ROW: dict[str, str] = {
     "iteration": "counted from 1",
@@ -38,20 +38,20 @@ ROW: dict[str, str] = {
     "update/grad_norm": "mean gradient norm before clipping",
     "value/explained": "1 - Var(return - value) / Var(return) before the update",
 }
-"""Every figure of a training's metrics.jsonl. The table in docs/metrics.md is made from this."""
+"""Every figure of a training's metrics.jsonl. The table in docs/metrics.md is generated from it."""
 
 
 def chains_of(iteration: int, seeds: Sequence[Example], count: int, seed: int) -> list[Chain]:
-    """The chains of an iteration (from 1): the next ``count`` seeds of one shuffle after the other."""
+    """The chains of an iteration (from 1): the next ``count`` seeds of consecutive shuffles."""
     first = (iteration - 1) * count
     visits = range(first // len(seeds), (first + count - 1) // len(seeds) + 1)
     orders = {visit: noise.generator(seed, "seeds", visit).permutation(len(seeds)) for visit in visits}
     places = [divmod(place, len(seeds)) for place in range(first, first + count)]
-    return [Chain(seeds[orders[visit][at]], visit) for visit, at in places]
+    return [Chain(seeds[orders[visit][i]], visit) for visit, i in places]
 
 
 def row_of(iteration: int, chains: Sequence[Chain], operations: Sequence[Operation], memory: int) -> dict[str, Any]:
-    """An iteration's row, but for what was learned."""
+    """An iteration's row without the figures of the update."""
     steps = [step for chain in chains for step in chain.steps]
     outcomes, chosen = Counter(step.outcome for step in steps), Counter(step.operation for step in steps)
     rewards = [step.reward for step in steps if step.reward is not None]
@@ -75,46 +75,38 @@ def row_of(iteration: int, chains: Sequence[Chain], operations: Sequence[Operati
 def records_of(iteration: int, chains: Sequence[Chain]) -> Iterator[dict[str, Any]]:
     """The lines of ``steps.jsonl`` of an iteration: a StepRecord's fields."""
     for chain in chains:
-        for number, step in enumerate(chain.steps, 1):
-            place = {"seed_id": chain.seed.id, "visit": chain.visit, "step": number}
-            yield {"schema_version": SCHEMA_VERSION, "iteration": iteration, **place, **asdict(step)}
+        for row in chain.rows():
+            yield {"schema_version": SCHEMA_VERSION, "iteration": iteration, **row}
 
 
 def refuse_barren(rows: Sequence[Mapping[str, Any]], *, last: bool) -> None:
-    """Raise RlgfError where none of the last :data:`PATIENCE` rewrites was kept, or none of all at the end: every
-    reward is the same then, and a policy that learned from it would mean nothing.
+    """Raise RlgfError where none of the last :data:`PATIENCE` rewrites was kept, or, at the end, none at all: all
+    rewards are equal then, and nothing can be learned from them.
     """
-    barren = []
-    for row in reversed(rows):
-        if row["kept"]:
-            break
-        barren.append(row)
-    asked = sum(row["rewrites"] for row in barren)
-    if asked < PATIENCE and not (last and len(barren) == len(rows)):
+    barren = list(itertools.takewhile(lambda row: not row["kept"], reversed(rows)))
+    rewrites = sum(row["rewrites"] for row in barren)
+    if rewrites < PATIENCE and not (last and len(barren) == len(rows)):
         return
     why = ", ".join(f"{name}: {count}" for name, count in _outcomes(barren).most_common())
     raise RlgfError(
-        f"none of the last {asked} rewrites was kept ({why}): there is nothing to learn from",
-        hint="steps.jsonl holds what the guide wrote; mend the guide, the operations or the limits, then train anew",
+        f"none of the last {rewrites} rewrites was kept ({why}): there is nothing to learn from",
+        hint="steps.jsonl holds what the guide wrote; change the guide, the operations or the limits, then train anew",
     )
 
 
 def summary_of(rows: Sequence[Mapping[str, Any]], policy: str) -> dict[str, Any]:
-    """What run.json says of the training: its sums, and its last tenth (``reward`` to ``operations``)."""
+    """The result in run.json: sums of all iterations, and means of the last tenth (``reward`` to ``operations``)."""
     tail = rows[-_tenth(rows) :]
-    found: dict[str, Any] = {"policy": policy, "iterations": len(rows)}
-    for name in ("rewrites", "queries"):
-        found[name] = sum(row[name] for row in rows)
+    summary: dict[str, Any] = {"policy": policy, "iterations": len(rows)}
+    summary |= {name: sum(row[name] for row in rows) for name in ("rewrites", "queries")}
     for name in ("reward", "kept", "novelty"):
         if values := [row[name] for row in tail if name in row]:
-            found[name] = fmean(values)
-    found["operations"] = _shares(tail)
-    found["outcomes"] = dict(_outcomes(rows).most_common())
-    return found
+            summary[name] = fmean(values)
+    return {**summary, "operations": _shares(tail), "outcomes": dict(_outcomes(rows).most_common())}
 
 
 def operations_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of a table: how often each operation was chosen in the first and in the last tenth."""
+    """Header and lines of a table: the share of each operation in the first and in the last tenth."""
     first, last = _shares(rows[: _tenth(rows)]), _shares(rows[-_tenth(rows) :])
     return ["operation", "first tenth", "last tenth"], [
         [name, f"{first[name]:.1%}", f"{share:.1%}"] for name, share in last.items()

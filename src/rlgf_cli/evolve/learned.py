@@ -1,7 +1,7 @@
-"""The learned policy: a small network over a chain's features, and its folder.
+"""The learned policy: a small network over the features of a chain, and its folder.
 
 A policy folder holds ``policy.safetensors`` and ``policy.json``: the operations with hashes of their prompts, the names
-of the features, the horizon, the space that novelty was measured in.
+of the features, the steps of a chain (``horizon``), and the space that novelty was measured in.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from rlgf_cli.evolve.operations import Operation
 from rlgf_cli.evolve.policies import BASELINES, Policy
 
 DESCRIPTION, WEIGHTS = "policy.json", "policy.safetensors"
-_SAID = {"operations", "features", "horizon", "hidden", "space"}
+_KEYS = {"operations", "features", "horizon", "hidden", "space"}
 
 
 class PolicyNet(torch.nn.Module):
-    """Two layers of tanh, a head of logits that begins at zero (every operation equally likely), a value head."""
+    """Two tanh layers, a head of logits that begins at zero (equal probabilities), and a value head."""
 
     def __init__(self, n_features: int, n_operations: int, hidden: int, seed: int) -> None:
         super().__init__()
@@ -45,36 +45,36 @@ class PolicyNet(torch.nn.Module):
         torch.nn.init.zeros_(self.logits.weight)
         torch.nn.init.zeros_(self.logits.bias)
 
-    def forward(self, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """seen [..., features] -> (log-probabilities [..., operations], values [...])."""
-        hidden = self.body(seen)
+    def forward(self, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """observations [..., features] -> (logprobs [..., operations], values [...])."""
+        hidden = self.body(observations)
         return self.logits(hidden).log_softmax(-1), self.value(hidden).squeeze(-1)
 
 
 @dataclass
 class LearnedPolicy:
-    """Draws the operation from the network's probabilities. ``space``: the signature of the one it learned in."""
+    """Draws the operation from the network's probabilities. ``space``: the signature of the space it was trained in."""
 
     net: PolicyNet
     operations: Sequence[Operation]
-    horizon: int
+    steps_per_chain: int
     space: str
 
-    def seen(self, chain: Chain) -> np.ndarray:
-        """What it sees before each of the chain's steps and after the last one. float32 [steps + 1, features]"""
-        prompt, steps = chain.seed.prompt, chain.steps
-        return np.stack([features(prompt, steps[:t], self.operations, self.horizon) for t in range(len(steps) + 1)])
+    def observations(self, chain: Chain) -> np.ndarray:
+        """The features before each of the chain's steps and after the last one. float32 [steps + 1, features]"""
+        return np.stack([self._features(chain, t) for t in range(len(chain.steps) + 1)])
+
+    def _features(self, chain: Chain, steps: int) -> np.ndarray:
+        return features(chain.seed.prompt, chain.steps[:steps], self.operations, self.steps_per_chain)
 
     @torch.inference_mode()
     def choose(self, chains: Sequence[Chain], draws: np.ndarray) -> list[int]:
-        """By the inverse of the distribution function: a draw in [0, 1) fixes the choice."""
-        now = [features(c.seed.prompt, c.steps, self.operations, self.horizon) for c in chains]
-        logprobs, _ = self.net(torch.from_numpy(np.stack(now)))
-        below = logprobs.double().exp().cumsum(-1).numpy()
+        """Inverse transform sampling: a draw in [0, 1) fixes the choice."""
+        now = np.stack([self._features(chain, len(chain.steps)) for chain in chains])
+        cumulative = self.net(torch.from_numpy(now))[0].double().exp().cumsum(-1).numpy()
         # the last sum may be a little under 1
-        return [
-            min(int(np.searchsorted(row, u, side="right")), len(row) - 1) for row, u in zip(below, draws, strict=True)
-        ]
+        last = len(self.operations) - 1
+        return [min(int(np.searchsorted(row, u, side="right")), last) for row, u in zip(cumulative, draws, strict=True)]
 
     def save(self, folder: Path) -> None:
         """Write the policy's two files into ``folder``."""
@@ -84,7 +84,7 @@ class LearnedPolicy:
             "schema_version": SCHEMA_VERSION,
             "operations": _described(self.operations),
             "features": feature_names(self.operations),
-            "horizon": self.horizon,
+            "horizon": self.steps_per_chain,
             "hidden": self.net.logits.in_features,
             "space": self.space,
         }
@@ -107,9 +107,9 @@ def load_policy(name: str, operations: Sequence[Operation]) -> Policy:
         raise UserError("this folder holds no learned policy", where=name, hint=hint)
     saved = read_json(folder / DESCRIPTION)
     where = str(folder / DESCRIPTION)
-    if not isinstance(saved, dict) or saved.get("schema_version") != SCHEMA_VERSION or not saved.keys() >= _SAID:
+    if not isinstance(saved, dict) or saved.get("schema_version") != SCHEMA_VERSION or not saved.keys() >= _KEYS:
         raise UserError("this is no policy that this rlgf reads", where=where, hint="train it anew")
-    _refuse_others(saved["operations"], _described(operations), where)
+    _refuse_other_operations(saved["operations"], _described(operations), where)
     if saved["features"] != feature_names(operations):
         raise UserError("the policy sees other features than this rlgf makes", where=where, hint="train it anew")
     net = PolicyNet(len(saved["features"]), len(operations), saved["hidden"], seed=0)
@@ -130,13 +130,13 @@ def _described(operations: Sequence[Operation]) -> list[dict[str, Any]]:
     ]
 
 
-def _refuse_others(trained: list[dict[str, Any]], given: list[dict[str, Any]], where: str) -> None:
+def _refuse_other_operations(trained: list[dict[str, Any]], given: list[dict[str, Any]], where: str) -> None:
     if trained == given:
         return
-    names = [[operation["name"] for operation in found] for found in (trained, given)]
-    if names[0] != names[1]:
-        what = f"the policy was trained with the operations {', '.join(names[0])}; these are {', '.join(names[1])}"
+    theirs, ours = ([operation["name"] for operation in operations] for operations in (trained, given))
+    if theirs != ours:
+        message = f"the policy was trained with the operations {', '.join(theirs)}; these are {', '.join(ours)}"
     else:
-        other = next(a["name"] for a, b in zip(trained, given, strict=True) if a != b)
-        what = f"the policy was trained with another prompt of the operation {other!r}"
-    raise UserError(what, where=where, hint="give --operations the file that it was trained with, or train anew")
+        changed = next(a["name"] for a, b in zip(trained, given, strict=True) if a != b)
+        message = f"the policy was trained with another prompt of the operation {changed!r}"
+    raise UserError(message, where=where, hint="give --operations the file that it was trained with, or train anew")

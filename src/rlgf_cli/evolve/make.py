@@ -1,8 +1,9 @@
-"""From a config to the environment and those who are paid in it."""
+"""An environment from its config, and the guides that are billed in it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from rlgf_cli.config.evolve import EvolveConfig, NoveltyConfig
 from rlgf_cli.evolve.environment import Environment, RewardWeights
@@ -15,7 +16,7 @@ from rlgf_cli.protocols import Example, Guide
 
 
 def make_space(config: NoveltyConfig, device: str) -> Space:
-    """The space that instructions lie in: an encoder's, or that of words."""
+    """The vector space of instructions: that of an encoder, or of word n-grams."""
     if config.encoder is None:
         return NgramSpace()
     from rlgf_cli.evolve.encoder import EncoderSpace
@@ -30,10 +31,12 @@ def make_environment(
     *,
     weights: RewardWeights,
     capacity: int | None = None,
-    seen: Callable[[str], str | None] = lambda text: None,
-    keep: Callable[[str], None] = lambda text: None,
+    **callbacks: Any,
 ) -> Environment:
-    """The environment that begins with the seeds. ``capacity``: of its memory for what was kept (None: all of it)."""
+    """An environment whose collection holds the seeds, and at most ``capacity`` kept rewrites (None: all of them).
+
+    ``callbacks``: ``find_copy`` and ``on_kept`` of the environment.
+    """
     space = make_space(config.novelty, config.device)
     reviewer = None
     if config.reviewer is not None:
@@ -48,18 +51,17 @@ def make_environment(
         min_novelty=config.novelty.least,
         max_new_tokens=config.max_new_tokens,
         reviewer=reviewer,
-        seen=seen,
-        keep=keep,
+        **callbacks,
     )
 
 
 def billed_guides(environment: Environment) -> list[Guide]:
-    """The guides that an environment pays: its guide and its reviewer's."""
+    """The guides that are billed: the environment's, and the reviewer's where there is one."""
     return list(writers(environment).values())
 
 
 def writers(environment: Environment) -> dict[str, Guide]:
-    """The guides that an environment pays, by their names in the manifest."""
+    """The billed guides by their names in the manifest."""
     reviewer = environment.reviewer
     own = {"reviewer": reviewer.judge.guide} if isinstance(reviewer, GuideReviewer) else {}
     return {"guide": environment.guide, **own}
@@ -67,5 +69,5 @@ def writers(environment: Environment) -> dict[str, Guide]:
 
 def refuse_recorded_guides(config: EvolveConfig) -> None:
     """Raise UserError where the guide or the reviewer has recorded text alone; nothing is loaded."""
-    for who in filter(None, (config.guide, config.reviewer)):
-        refuse_recorded(who)
+    for guide in filter(None, (config.guide, config.reviewer)):
+        refuse_recorded(guide)

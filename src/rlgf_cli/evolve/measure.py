@@ -1,4 +1,4 @@
-"""A set of texts in figures: how diverse it is, and how long and involved its texts are."""
+"""The figures of a set of texts: its diversity, and the length and complexity of its texts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _CONJUNCTIONS = frozenset(
 
 @dataclass(frozen=True)
 class TextMeasures:
-    """What the figures need of every text, computed once. ``vectors`` [n, d]; ``grams[i]``: text i's n-grams by n;
+    """The per-text statistics of the figures, computed once. ``vectors`` [n, d]; ``grams[i]``: text i's n-grams by n;
     ``bleu[i]``: its n-grams as BLEU counts them; ``complexity`` [n, 4], in the order of :data:`COMPLEXITY`.
     """
 
@@ -53,10 +53,10 @@ class TextMeasures:
 
 def measure_texts(texts: Sequence[str], vectors: np.ndarray) -> TextMeasures:
     """Texts that have a word each, with their unit vectors [n, d]."""
-    found = [words(text) for text in texts]
+    tokens_of = [words(text) for text in texts]
     return TextMeasures(
         vectors,
-        [{n: ngrams(tokens, n) for n in ORDERS} for tokens in found],
+        [{n: ngrams(tokens, n) for n in ORDERS} for tokens in tokens_of],
         counted(texts),
         np.array([complexity(text) for text in texts], dtype=float),
     )
@@ -80,7 +80,7 @@ def figures(of: TextMeasures, which: np.ndarray, cosine: float) -> dict[str, flo
 
 def complexity(text: str) -> tuple[float, float, float, float]:
     """Words, sentences, conjunctions and the type-token ratio of a text that has a word."""
-    found = words(text)
+    tokens = words(text)
     count = sum(bool(words(sentence)) for sentence in sentences(text))
-    conjunctions = sum(word in _CONJUNCTIONS for word in found)
-    return len(found), count, conjunctions, len(set(found)) / len(found)
+    conjunctions = sum(word in _CONJUNCTIONS for word in tokens)
+    return len(tokens), count, conjunctions, len(set(tokens)) / len(tokens)

@@ -1,4 +1,4 @@
-"""Operations: the ways to ask a guide for a rewrite, read from YAML."""
+"""Operations: prompts that ask a guide for a rewrite of an instruction, read from YAML."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ BUILTIN = Path(__file__).with_name("operations.yaml")
 
 
 class Operation(Strict):
-    """A way to rewrite. ``prompt`` is what the guide is asked and holds ``{instruction}``; ``breadth``: the result is
-    a new instruction, not a harder form of the given one.
+    """A kind of rewrite. ``prompt`` is the guide's prompt, with ``{instruction}`` in it; ``breadth``: the result is a
+    new instruction, not a harder form of the given one.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
@@ -29,12 +29,12 @@ class Operation(Strict):
         return self
 
     def ask(self, instruction: str) -> str:
-        """What the guide is asked for a rewrite of ``instruction``."""
+        """The guide's prompt for a rewrite of ``instruction``."""
         return self.prompt.replace(PLACEHOLDER, instruction)
 
 
 class OperationFile(Strict):
-    """A file of operations, such as ``operations.yaml``."""
+    """The model of a file of operations, such as ``operations.yaml``."""
 
     operations: list[Operation] = Field(min_length=2)
 
@@ -48,5 +48,5 @@ class OperationFile(Strict):
 
 
 def read_operations(path: str | None) -> list[Operation]:
-    """The operations of a file, or the built-in six. Raises UserError with the line of what is wrong."""
+    """The operations of a file, or the six built-in ones. Raises UserError with the line of an error."""
     return resolve(OperationFile, files=[Path(path) if path else BUILTIN]).config.operations

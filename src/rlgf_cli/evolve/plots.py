@@ -1,4 +1,4 @@
-"""Pictures of a training: the reward, and which operations were chosen, over its iterations."""
+"""Plots of a training: the reward and the shares of the operations over its iterations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ _SIZE = (7.0, 3.6)
 
 
 def write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write ``reward.png`` and ``operations.png`` into a new folder. No pyplot: it keeps figures and picks a screen."""
+    """Write ``reward.png`` and ``operations.png`` into a new folder, without pyplot, which keeps figures and needs a
+    display.
+    """
     folder.mkdir()
     at = [row["iteration"] for row in rows]
     for name, paint in (("reward", _reward), ("operations", _operations)):

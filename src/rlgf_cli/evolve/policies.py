@@ -1,4 +1,4 @@
-"""Who chooses the operation: the baselines, and the walk that lets a policy lead chains through the environment."""
+"""Policies over operations: the baselines, and the rollout of a policy in the environment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Policy(Protocol):
 
 
 class RandomPolicy:
-    """Every operation equally often: evolve everything, as WizardLM does (Xu et al. 2023, arXiv 2304.12244)."""
+    """Every operation with the same probability, as in WizardLM (Xu et al. 2023, arXiv 2304.12244)."""
 
     def __init__(self, operations: Sequence[Operation]) -> None:
         self._n = len(operations)
@@ -31,11 +31,8 @@ class RandomPolicy:
         return [int(draw * self._n) for draw in draws]
 
 
-class RoundRobinPolicy:
+class RoundRobinPolicy(RandomPolicy):
     """One operation after the other, in the file's order."""
-
-    def __init__(self, operations: Sequence[Operation]) -> None:
-        self._n = len(operations)
 
     def choose(self, chains: Sequence[Chain], draws: np.ndarray) -> list[int]:
         return [len(chain.steps) % self._n for chain in chains]
@@ -43,7 +40,7 @@ class RoundRobinPolicy:
 
 class PaperPolicy:
     """The schedule of TeaMs-RL's released code: breadth at the first and the fourth of six steps (and every third one
-    after), where its policy has no choice; at the others any operation in depth, equally often.
+    after them), where its policy has no choice; at the others any operation in depth, with the same probability.
     """
 
     def __init__(self, operations: Sequence[Operation]) -> None:
@@ -68,13 +65,13 @@ BASELINES: dict[str, Callable[[Sequence[Operation]], Policy]] = {
 
 
 def draws_for(chains: Sequence[Chain], seed: int) -> np.ndarray:
-    """Each chain's number for its next choice: it depends on the seed, the chain and the step alone. [chains]"""
+    """A number in [0, 1) for each chain's next choice, a function of the seed, the chain and the step. [chains]"""
     return np.array(
         [noise.uniforms(1, seed, "operation", c.seed.id, c.visit, len(c.steps))[0] for c in chains], dtype=float
     )
 
 
 def rollout(environment: Environment, chains: Sequence[Chain], policy: Policy, steps: int, seed: int) -> None:
-    """Let every chain take ``steps`` steps, all of them side by side."""
+    """Take ``steps`` steps with every chain, all chains side by side."""
     for _ in range(steps):
         environment.step(chains, policy.choose(chains, draws_for(chains, seed)))

@@ -1,4 +1,4 @@
-"""A guide as reviewer: whether a rewrite asks for something else than the instruction that it was made from."""
+"""A guide as reviewer: it judges whether a rewrite asks for something else than its instruction."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class GuideReviewer:
         self.judge.given_up = NO_TEXT  # one answer without a text would end a run of thousands, and each resume of it
 
     def different(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
-        """Whether each rewrite differs from its instruction; None: three answers held no verdict, it refused, or what
-        came holds no text. Raises RlgfError where the guide failed otherwise.
+        """Whether each rewrite differs from its instruction; None where three answers had no verdict, or the guide
+        refused or gave no text. Raises RlgfError for other failures of the guide.
         """
-        asked = [
+        questions = [
             (Example(f"review {i}", first), fill(TEMPLATE, {"first": first, "second": second}))
             for i, (first, second) in enumerate(pairs)
         ]
-        return [verdict.value for verdict in self.judge.ask(asked, read_verdict, lambda n: None)]
+        return [verdict.value for verdict in self.judge.ask(questions, read_verdict, lambda n: None)]
 
 
 def read_verdict(answer: str) -> bool | None:
-    """What the last line ``Verdict: equal|different`` says: True for different; None for any other last line."""
+    """True or False for a last line ``Verdict: different`` or ``Verdict: equal``; None for any other last line."""
     match = _VERDICT.fullmatch(last_line(answer))
     return None if match is None else match[1].lower() == "different"

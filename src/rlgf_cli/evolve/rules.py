@@ -1,7 +1,7 @@
-"""Rules that a rewrite, or the answer to an instruction, has to keep to be part of the set.
+"""Rules that a rewrite, or the answer to an instruction, must keep to be part of the set.
 
-Each has a name that it is counted by. They look at form alone and never at what somebody thinks of a text. A rule that
-an instruction breaks itself is not held against what was made from it.
+Each has a name by which it is counted. They test the form of a text alone. A rule that an instruction itself breaks is
+not applied to its rewrite and its answer.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _REFUSALS = [
         r"(?:violates|goes against|is (?:against|inappropriate|not appropriate|harmful)|(?:cannot|can't) be)\b",
     )
 ]
-"""How a text begins that refuses, behind a greeting. An instruction speaks of itself rarely enough in these words."""
+"""Beginnings of refusals, after a greeting. Instructions rarely begin with these words."""
 _SORRY = re.compile(r"(?:(?:i am|i'm|we are|we're) (?:\w+ )?)?(?:sorry|(?:my )?apologies)\b", re.IGNORECASE)
 _FEW = 12
-"""An apology of so few words has nothing else in it."""
+"""An apology of at most so many words is no more than that."""
 
 _NOUN = r"(?:task|instruction|prompt|question|version|request|rewrite|problem|exercise)"
 _KIND = (
@@ -62,38 +62,38 @@ _CHATTER = re.compile(
     r")",
     re.IGNORECASE,
 )
-"""How a text begins that announces a task before it gives it."""
+"""Beginnings of texts that announce a task before they give it."""
 _AFTERWORD = re.compile(
     r"\n\s*(?:let me know|i hope|hope this|feel free|is there anything|would you like me|note that i"
     r"|\W{0,3}(?:note|explanation|changes(?: made)?|rationale|reasoning|answer|solution|response)\W{0,3}:)"
     r"[^\n]*(?:\n|\Z)",
     re.IGNORECASE,
 )
-"""Words about the rewrite behind it, or its answer."""
+"""Words about the rewrite, or its answer, behind it."""
 _WRAPPED = re.compile(
     r"\A(?:\"[^\"]*\"|'[^']*'|“[^“”]*”|«[^«»]*»|‘[^‘’]*’|„[^„“”]*[“”]|```.*```|<(\w+)>.*</\1>|\{\s*\".*\})\Z", re.DOTALL
 )
-"""Quotes, a fence, tags or braces of JSON around all of a text."""
+"""Quotes, a fence, tags or JSON braces around the whole text."""
 _NO_TASK = re.compile(
     r"\W*(?:no|nope|never|yes|ok|okay|sure|done|none|nothing|null|nan|undefined|error|n/a|i (?:can't|cannot|won't))\W*",
     re.IGNORECASE,
 )
-"""What is said in the place of a task."""
+"""Texts in the place of a task."""
 _UNFINISHED = re.compile(r"(?:[,;(\[{–—-]|\b(?:and|or|the|an?|of|with|because|including|such as|between|from))\Z")
 _MARK = re.compile(r"<\|[a-z_]+\|>|\[/?INST\]|<</?SYS>>|</?think(?:ing)?>|</s>")
-"""What stands between the turns of a chat template, or around what a model thinks."""
+"""Markers of the turns of a chat template, or of a model's reasoning."""
 _LABELS = {"task", "instruction", "prompt", "question", "answer", "input", "output", "response", "q", "a"}
 _LEAK = 6
-"""So many words in a row of what the guide was asked, and not of the instruction, were copied."""
+"""A run of so many words of the operation's prompt that is not the instruction's was copied."""
 _LONG_WORD = 12
-"""Characters that count as a word at least, where nothing separates words."""
+"""Characters that count as at least one word, for scripts that do not separate words."""
 _LOOP, _LOOP_FROM = 0.5, 24
-"""A rewrite of so many words repeats itself where this share of its runs of four words were there before."""
+"""A rewrite of at least 24 words is repetitive if this share of its word 4-grams are repetitions."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The longest rewrite and the longest answer, in words. Twelve characters count as one word at least."""
+    """The longest rewrite and the longest answer, in words. Twelve characters count as at least one word."""
 
     max_words: int = 300
     max_answer_words: int = 1000
@@ -103,11 +103,11 @@ def broken_by_rewrite(text: str, finish: FinishReason, *, instruction: str, prom
     """The rule that a rewrite of ``instruction`` breaks, or None. ``prompt``: the operation's, with its placeholder.
 
     ``empty``: no letter or digit. ``garbled``: characters that no text has. ``too_long``: more than
-    ``limits.max_words`` words. ``refusal``: it begins as refusals do. ``cut``: the guide ran out of tokens, or it ends
-    in the middle. ``template``: it has six words in a row of what the guide was asked, or marks of a chat template
-    (``<|im_end|>``, ``<think>``). ``chatter``: words about the
-    rewrite, quotes and the like around it, or no task at all. ``unchanged``: the instruction's own characters but for
-    space, case and punctuation. ``repetitive``: it says the same again and again.
+    ``limits.max_words`` words. ``refusal``: it begins like a refusal. ``cut``: the guide ran out of tokens, or the text
+    ends in the middle. ``template``: it has six consecutive words of the operation's prompt, or markers of a chat
+    template (``<|im_end|>``, ``<think>``). ``chatter``: words about the rewrite, quotes and the like around it, or no
+    task at all. ``unchanged``: equal to the instruction but for space, case and punctuation. ``repetitive``: half of
+    its word 4-grams are repetitions.
     """
     if (rule := _broken(text, finish, instruction, limits.max_words)) is not None:
         return rule
@@ -121,20 +121,20 @@ def broken_by_rewrite(text: str, finish: FinishReason, *, instruction: str, prom
         return "chatter"
     if _UNFINISHED.search(text) and not _UNFINISHED.search(instruction):
         return "cut"
-    found = words(text)
-    return "repetitive" if len(found) >= _LOOP_FROM and repeated_share(found, 4) >= _LOOP else None
+    tokens = words(text)
+    return "repetitive" if len(tokens) >= _LOOP_FROM and repeated_share(tokens, 4) >= _LOOP else None
 
 
 def broken_by_answer(text: str, finish: FinishReason, *, instruction: str, limits: Limits) -> str | None:
     """The rule that an answer to ``instruction`` breaks, or None: ``empty``, ``garbled``, ``too_long``, ``refusal``,
-    ``cut`` (by tokens alone) and ``template`` (by marks alone) as for rewrites; ``echo``: the instruction itself, and
-    labels at most.
+    ``cut`` (by tokens alone) and ``template`` (by markers alone) as for rewrites; ``echo``: the instruction itself, and
+    at most labels.
     """
     if (rule := _broken(text, finish, instruction, limits.max_answer_words)) is not None:
         return rule
-    asked, said = essence(instruction), essence(text)
+    same = essence(instruction)
     rest = set(words(text)) - set(words(instruction))
-    return "echo" if asked and asked in said and rest <= _LABELS else None
+    return "echo" if same and same in essence(text) and rest <= _LABELS else None
 
 
 def _broken(text: str, finish: FinishReason, instruction: str, max_words: int) -> str | None:
@@ -152,25 +152,25 @@ def _broken(text: str, finish: FinishReason, instruction: str, max_words: int) -
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a text begins as refusals do, or is no more than an apology."""
+    """Whether a text begins like a refusal, or is no more than an apology."""
     plain = _GREETING.sub("", text.replace("’", "'"), count=1)
     brief = len(plain.split()) <= _FEW and _SORRY.match(plain) is not None
     return brief or any(pattern.match(plain) for pattern in _REFUSALS)
 
 
 def leaks(text: str, prompt: str, instruction: str) -> bool:
-    """Whether the text has a run of words of the operation's prompt that is not the instruction's own, or all of it."""
-    if not (_runs(text) & _asked(prompt)).issubset(_runs(instruction)):
+    """Whether the text has a word run of the operation's prompt but not of the instruction, or the whole prompt."""
+    if not (_runs(text) & _prompt_runs(prompt)).issubset(_runs(instruction)):
         return True
-    asked = essence(prompt.replace(PLACEHOLDER, instruction))
-    return asked != essence(instruction) and asked in essence(text)
+    whole = essence(prompt.replace(PLACEHOLDER, instruction))
+    return whole != essence(instruction) and whole in essence(text)
 
 
 @lru_cache(maxsize=64)
-def _asked(prompt: str) -> frozenset[tuple[str, ...]]:
+def _prompt_runs(prompt: str) -> frozenset[tuple[str, ...]]:
     return frozenset(run for part in prompt.split(PLACEHOLDER) for run in _runs(part))
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:
-    found = words(text)
-    return {tuple(found[i : i + _LEAK]) for i in range(len(found) - _LEAK + 1)}
+    tokens = words(text)
+    return {tuple(tokens[i : i + _LEAK]) for i in range(len(tokens) - _LEAK + 1)}

@@ -1,4 +1,4 @@
-"""Sets of instructions on disk: what ``rlgf evolve generate`` made, or any file of prompts."""
+"""Sets of instructions on disk: those of ``rlgf evolve generate``, or any file of prompts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rlgf_cli.scorers.coverage import words
 
 @dataclass(frozen=True)
 class TextSet:
-    """Instructions that have a word, in an order of their own (:func:`by_hash`).
+    """Instructions with at least one word, in the order of their hashes (:func:`by_hash`).
 
-    ``seeds[i]``: the seed that text i was made from; its own id where the file says nothing of chains, and ``steps`` is
-    None then. ``rows``: every rewrite that was asked for, in order of time; None without ``steps.jsonl``.
-    ``wordless`` texts were left out. ``notes`` say what cannot be told of this set.
+    ``seeds[i]``: the seed that text i was made from; its own id in a file without chains, where ``steps`` is None.
+    ``rows``: every rewrite that was requested, in order of time; None without ``steps.jsonl``. ``wordless`` texts were
+    left out. ``notes`` name the figures that are unknown for this set.
     """
 
     path: str
@@ -45,16 +45,16 @@ def read_set(path: str) -> TextSet:
             hint = "name the folder of rlgf evolve generate, or a JSONL file of prompts"
             raise UserError(f"this folder holds no {INSTRUCTIONS}", where=path, hint=hint)
     records = _records(file)
-    chained = [record for record in records if isinstance(record, EvolvedRecord)]
-    kept = [record for record in records if words(record.prompt)]
-    if len(kept) < 2:
-        found = f"{len(kept)} text{'' if len(kept) == 1 else 's'} with a word in it"
-        raise UserError(f"diversity is a matter of several texts; there is {found}", where=str(file))
-    kept = [kept[i] for i in by_hash([record.prompt for record in kept])]
+    evolved = isinstance(records[0], EvolvedRecord)
+    usable = [record for record in records if words(record.prompt)]
+    if len(usable) < 2:
+        number = f"{len(usable)} text{'' if len(usable) == 1 else 's'} with a word in it"
+        raise UserError(f"diversity is a matter of several texts; there is {number}", where=str(file))
+    usable = [usable[i] for i in by_hash([record.prompt for record in usable])]
     steps = file.with_name(STEPS)
     rows = None
     notes = []
-    if not chained:
+    if not evolved:
         notes.append("no chains (seed_id, step): nothing is told by step, and every text counts as a seed of its own")
     elif not steps.is_file():
         notes.append(f"no {STEPS} beside it: operations, outcomes, novelty, queries and cost are left out")
@@ -62,31 +62,31 @@ def read_set(path: str) -> TextSet:
         rows = list(read_records(steps, AnsweredStepRecord, torn_tail=True))
     return TextSet(
         path,
-        [file] if rows is None else [file, steps],
-        [record.prompt for record in kept],
-        [record.seed_id if isinstance(record, EvolvedRecord) else record.id for record in kept],
-        [record.step for record in kept if isinstance(record, EvolvedRecord)] if chained else None,
-        rows,
-        len(records) - len(kept),
-        notes,
+        files=[file] if rows is None else [file, steps],
+        texts=[record.prompt for record in usable],
+        seeds=[record.seed_id if isinstance(record, EvolvedRecord) else record.id for record in usable],
+        steps=[record.step for record in usable if isinstance(record, EvolvedRecord)] if evolved else None,
+        rows=rows,
+        wordless=len(records) - len(usable),
+        notes=notes,
     )
 
 
 def _records(file: Path) -> list[ExampleRecord]:
-    """All of one kind: a first record with a chain means that all have one. An id twice is refused."""
-    found: list[ExampleRecord] = []
+    """The records of a file, all with chains or all without, as the first one. Refuses an id that is there twice."""
+    records: list[ExampleRecord] = []
     lines: dict[str, int] = {}
     kind: type[ExampleRecord] = ExampleRecord
     for number, value in read_objects(file, torn_tail=file.name == INSTRUCTIONS):
-        if not found and "seed_id" in value:
+        if not records and "seed_id" in value:
             kind = EvolvedRecord
-        value.pop("references", None)  # an answer that is no text does not concern the instructions
+        value.pop("references", None)  # the instructions can be measured whatever their answers are
         record = parse_record(kind, value, f"{file}:{number}")
         record.id = record.id or f"line-{number}"
         if record.id in lines:
             raise id_twice(record.id, lines[record.id], f"{file}:{number}")
         lines[record.id] = number
-        found.append(record)
-    if not found:
+        records.append(record)
+    if not records:
         raise UserError("the file holds no records", where=str(file), hint='one per line: {"prompt": "..."}')
-    return found
+    return records

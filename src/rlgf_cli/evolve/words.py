@@ -1,41 +1,37 @@
-"""What a text is made of, whatever its spaces, case and punctuation."""
+"""The words and characters of a text, normalised: without case, spaces and punctuation."""
 
 from __future__ import annotations
 
 import unicodedata
-
-_BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-"""Characters that turn the direction of what is shown."""
+from collections.abc import Callable
 
 
 class _Table(dict[int, str | None]):
-    """What ``str.translate`` makes of a character, found out when it is first met: punctuation, space and control
-    characters become ``gap``, and those that are not seen (joiners, marks of direction) nothing.
-    """
+    """A table for ``str.translate``: ``replace(character, category)``, computed when a character is first met."""
 
-    def __init__(self, gap: str | None) -> None:
+    def __init__(self, replace: Callable[[str, str], str | None]) -> None:
         super().__init__()
-        self._gap = gap
+        self._replace = replace
 
     def __missing__(self, code: int) -> str | None:
-        kind = unicodedata.category(chr(code))
-        self[code] = found = None if kind == "Cf" else self._gap if kind[0] in "PZC" or kind == "Sk" else chr(code)
-        return found
+        self[code] = replacement = self._replace(chr(code), unicodedata.category(chr(code)))
+        return replacement
 
 
-class _Garbled(dict[int, str | None]):
-    """Keeps the characters that no text has: control characters but for tabs and line ends, half of a surrogate pair,
+def _without_marks(gap: str | None) -> _Table:
+    """Punctuation, space and control characters become ``gap``; invisible ones (joiners, marks of direction) go."""
+    return _Table(lambda c, kind: None if kind == "Cf" else gap if kind[0] in "PZC" or kind == "Sk" else c)
+
+
+def _only_garbled(c: str, kind: str) -> str | None:
+    """Keep the characters that no text has: control characters but tabs and line ends, halves of surrogate pairs,
     private and unassigned ones, the mark of a decoding error, marks that turn the direction.
     """
-
-    def __missing__(self, code: int) -> str | None:
-        kind = unicodedata.category(chr(code))
-        odd = kind in ("Cc", "Cs", "Co", "Cn") and chr(code) not in "\t\n\r"
-        self[code] = found = chr(code) if odd or code == 0xFFFD or code in _BIDI else None
-        return found
+    odd = kind in ("Cc", "Cs", "Co", "Cn") and c not in "\t\n\r"
+    return c if odd or c == "\ufffd" or "\u202a" <= c <= "\u202e" or "\u2066" <= c <= "\u2069" else None
 
 
-_WORDS, _ESSENCE, _GARBLED = _Table(" "), _Table(None), _Garbled()
+_WORDS, _ESSENCE, _GARBLED = _without_marks(" "), _without_marks(None), _Table(_only_garbled)
 
 
 def words(text: str) -> list[str]:
@@ -44,7 +40,7 @@ def words(text: str) -> list[str]:
 
 
 def essence(text: str) -> str:
-    """The text in lower case without space and punctuation: equal for texts that differ in nothing else."""
+    """The text in lower case without spaces and punctuation: equal for texts that differ in nothing else."""
     return _folded(text).translate(_ESSENCE)
 
 

@@ -17,7 +17,7 @@ from rlgf_cli.config.evolve import FREE_WHILE_EVOLVING
 from rlgf_cli.config.evolve_generate import EvolveGenerateConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import Interrupted, RlgfError, UserError
-from rlgf_cli.evolve.answers import Answered, answer, answer_requests
+from rlgf_cli.evolve.answers import InstructionAnswer, answer, answer_requests
 from rlgf_cli.evolve.card import write_data_card
 from rlgf_cli.evolve.cost_estimate import cost_estimate
 from rlgf_cli.evolve.dataset import INSTRUCTIONS, STEPS, Rows, StepIndex, Tally, blocks, kept_instructions
@@ -61,7 +61,7 @@ def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refus
     for seed in seeds:
         duplicates.add(seed.prompt)
     environment = make_environment(
-        config, operations, seeds, weights=RewardWeights(), seen=duplicates.seen, keep=duplicates.add
+        config, operations, seeds, weights=RewardWeights(), find_copy=duplicates.find_copy, on_kept=duplicates.add
     )
     learned_in = getattr(policy, "space", environment.space.signature)
     if learned_in != environment.space.signature:
@@ -162,7 +162,7 @@ class _Generation:
         finally:
             self._finish()
 
-    def _evolve(self, block: list[Chain], stop: threading.Event) -> dict[StepIndex, Answered]:
+    def _evolve(self, block: list[Chain], stop: threading.Event) -> dict[StepIndex, InstructionAnswer]:
         """All steps of a block's chains, then the answers to what was kept in it."""
         config, environment = self.config, self.environment
         for _ in range(config.steps):
