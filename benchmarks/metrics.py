@@ -28,8 +28,8 @@ from bert_score import BERTScorer
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.console import table
 from rlgf_cli.protocols import Example
-from rlgf_cli.scorers.bertscore import BertScoreMetric
-from rlgf_cli.scorers.rouge import TYPES, RougeMetric
+from rlgf_cli.scorers.bertscore import BertScore
+from rlgf_cli.scorers.rouge import FIGURES, Rouge
 
 REFERENCES = 3
 Columns = list[list[float]]
@@ -60,16 +60,16 @@ def workload(texts: list[str], prompts: int) -> tuple[list[Example], list[str]]:
 
 
 def our_rouge(examples: list[Example], texts: list[str]) -> Columns:
-    found = RougeMetric().compute(examples, texts).values
-    return [[value or 0.0 for value in found[kind]] for kind in TYPES]
+    found = Rouge().compute(examples, texts).values
+    return [[value or 0.0 for value in found[kind]] for kind in FIGURES]
 
 
 def rouge_score_loop(examples: list[Example], texts: list[str]) -> Columns:
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(list(TYPES), use_stemmer=True)
+    scorer = RougeScorer(list(FIGURES), use_stemmer=True)
     rows = [scorer.score_multi(e.references, text) for e, text in zip(examples, texts, strict=True)]
-    return [[row[kind].fmeasure for row in rows] for kind in TYPES]
+    return [[row[kind].fmeasure for row in rows] for kind in FIGURES]
 
 
 def encoder() -> Path:
@@ -125,7 +125,7 @@ def main() -> None:
         1e-9,
     )
     rows = [row]
-    metric = BertScoreMetric(str(encoder()), num_layers=6, device="cpu")
+    metric = BertScore(str(encoder()), num_layers=6, device="cpu")
     scorer = BERTScorer(model_type=str(encoder()), num_layers=6, device="cpu")
 
     def at_once(prompts: int) -> Columns:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rlgf_cli.errors import UserError
 
@@ -284,7 +284,7 @@ def _no_progress(texts: int) -> None:
 
 
 class Scorer:
-    """What a reward and a metric may have. Only :meth:`Reward.score` and :meth:`Metric.compute` have no default.
+    """What rewards and metrics have in common; a class can be both, as ``scorers.rouge`` is.
 
     The registry makes one as ``cls(target, **params)``: ``target`` is what stands behind the colon of ``name:target``
     (None: nothing), and the annotated keyword parameters are the keys of ``params``. A parameter ``device`` gets the
@@ -298,9 +298,9 @@ class Scorer:
     reports_rows: bool = False
     """Whether it calls :attr:`on_rows` with the number of further texts that are done, while it works."""
     on_rows: Callable[[int], None] = staticmethod(_no_progress)
-
-    def check(self, examples: Sequence[Example]) -> None:
-        """Raise UserError where the examples lack what the scorer needs. Called before a run starts: keep it cheap."""
+    reward_only: ClassVar[frozenset[str]] = frozenset()
+    """For a class that is both: parameters that it takes as a reward and refuses as a metric."""
+    metric_only: ClassVar[frozenset[str]] = frozenset()
 
     def stop_when(self, stop: Callable[[], bool]) -> None:
         """Where ``stop()`` is true, ask the guides nothing more and raise Interrupted."""
@@ -318,6 +318,9 @@ class Reward(Scorer, ABC):
     """Whether what a text scores depends on the iteration; then :meth:`at` gives the reward of one."""
     prefetches: bool = False
     """Whether :meth:`prefetch` begins to score texts."""
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raise UserError where an example lacks what the reward needs. Called before a run starts: keep it cheap."""
 
     @abstractmethod
     def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
@@ -380,6 +383,9 @@ class Metric(Scorer, ABC):
 
     reads_texts: bool = True
     """False: it needs no texts. Where no metric does, ``rlgf eval`` generates none."""
+
+    def check_set(self, examples: Sequence[Example]) -> None:
+        """Raise UserError where no example has what the metric needs. Called before a run starts: keep it cheap."""
 
     @abstractmethod
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:

@@ -32,52 +32,52 @@ class Entry:
 
 BUILTIN: dict[str, dict[str, Entry]] = {
     "rewards": {
-        "rouge": Entry("rlgf_cli.scorers.rouge:RougeReward", "mean of ROUGE-1, -2 and -L F1, best reference"),
-        "rouge1": Entry("rlgf_cli.scorers.rouge:Rouge1Reward", "ROUGE-1 F1, best reference"),
-        "rouge2": Entry("rlgf_cli.scorers.rouge:Rouge2Reward", "ROUGE-2 F1, best reference"),
-        "rougeL": Entry("rlgf_cli.scorers.rouge:RougeLReward", "ROUGE-L F1, best reference"),
-        "bleu": Entry("rlgf_cli.scorers.bleu:BleuReward", "sentence BLEU in [0, 1], all references (sacrebleu)"),
-        "cider": Entry("rlgf_cli.scorers.cider:CiderReward", "a tenth of CIDEr-D; needs references: FILE (captions)"),
-        "bertscore": Entry("rlgf_cli.scorers.bertscore:BertScoreReward", "BERTScore F1, best reference (bert-score)"),
-        "coverage": Entry("rlgf_cli.scorers.coverage:CoverageReward", "share of the concepts that the text holds"),
+        "rouge": Entry("rlgf_cli.scorers.rouge:Rouge", "mean of ROUGE-1, -2 and -L F1, best reference"),
+        "rouge1": Entry("rlgf_cli.scorers.rouge:Rouge1", "ROUGE-1 F1, best reference"),
+        "rouge2": Entry("rlgf_cli.scorers.rouge:Rouge2", "ROUGE-2 F1, best reference"),
+        "rougeL": Entry("rlgf_cli.scorers.rouge:RougeL", "ROUGE-L F1, best reference"),
+        "bleu": Entry("rlgf_cli.scorers.bleu:Bleu", "sentence BLEU in [0, 1], all references (sacrebleu)"),
+        "cider": Entry("rlgf_cli.scorers.cider:Cider", "a tenth of CIDEr-D; needs references: FILE (captions)"),
+        "bertscore": Entry("rlgf_cli.scorers.bertscore:BertScore", "BERTScore F1, best reference (bert-score)"),
+        "coverage": Entry("rlgf_cli.scorers.coverage:Coverage", "share of the concepts that the text holds"),
         "classifier": Entry(
             "rlgf_cli.scorers.classifier:ClassifierReward",
             "classifier:PATH, probability of a label (positive)",
         ),
         "rm": Entry("rlgf_cli.scorers.classifier:RewardModelReward", "rm:PATH, a reward model's scalar score"),
         "judge": Entry("rlgf_cli.scorers.judge:JudgeReward", "judge:GUIDE, an LLM's rating of the text, 0 to 1"),
-        "length": Entry("rlgf_cli.scorers.length:LengthPenalty", "penalty for leaving a range of words (<= 0)"),
-        "repetition": Entry("rlgf_cli.scorers.repetition:RepetitionPenalty", "minus the share of repeated n-grams"),
-        "ending": Entry("rlgf_cli.scorers.ending:EndingPenalty", "-1 for a text that does not end in an end mark"),
-        "failures": Entry("rlgf_cli.scorers.failures:FailuresPenalty", "minus the number of failures found by rule"),
+        "length": Entry("rlgf_cli.scorers.length:Length", "penalty for leaving a range of words (<= 0)"),
+        "repetition": Entry("rlgf_cli.scorers.repetition:Repetition", "minus the share of repeated n-grams"),
+        "ending": Entry("rlgf_cli.scorers.ending:Ending", "-1 for a text that does not end in an end mark"),
+        "failures": Entry("rlgf_cli.scorers.failures:Failures", "minus the number of failures found by rule"),
     },
     "metrics": {
-        "rouge": Entry("rlgf_cli.scorers.rouge:RougeMetric", "ROUGE-1, -2, -L, -Lsum F1 (rouge-score)"),
-        "bleu": Entry("rlgf_cli.scorers.bleu:BleuMetric", "corpus BLEU and mean sentence BLEU (sacrebleu)"),
+        "rouge": Entry("rlgf_cli.scorers.rouge:Rouge", "ROUGE-1, -2, -L, -Lsum F1 (rouge-score)"),
+        "bleu": Entry("rlgf_cli.scorers.bleu:Bleu", "corpus BLEU and mean sentence BLEU (sacrebleu)"),
         "chrf": Entry("rlgf_cli.scorers.chrf:ChrfMetric", "corpus chrF2 or chrF2++ and mean sentence chrF (sacrebleu)"),
-        "cider": Entry("rlgf_cli.scorers.cider:CiderMetric", "CIDEr-D (pycocoevalcap; extra captions)"),
+        "cider": Entry("rlgf_cli.scorers.cider:Cider", "CIDEr-D (pycocoevalcap; extra captions)"),
         "meteor": Entry("rlgf_cli.scorers.meteor:MeteorMetric", "METEOR 1.5 (pycocoevalcap; extra captions, Java)"),
         "spice": Entry("rlgf_cli.scorers.spice:SpiceMetric", "SPICE (pycocoevalcap; extra captions, Java, its models)"),
         "rouge_adjusted": Entry(
-            "rlgf_cli.scorers.rouge:AdjustedRougeMetric",
+            "rlgf_cli.scorers.rouge:AdjustedRouge",
             "ROUGE F1 times exp(1 - max(n/m, m/n)) of the lengths",
         ),
-        "failures": Entry("rlgf_cli.scorers.failures:FailuresMetric", "share of texts that break a rule of form"),
+        "failures": Entry("rlgf_cli.scorers.failures:Failures", "share of texts that break a rule of form"),
         "flagged": Entry(
             "rlgf_cli.scorers.flagged:FlaggedMetric",
             "flagged:PATH, share of texts that a trained reward model calls bad, at its held-out threshold",
         ),
-        "bertscore": Entry("rlgf_cli.scorers.bertscore:BertScoreMetric", "BERTScore F1 (bert-score)"),
+        "bertscore": Entry("rlgf_cli.scorers.bertscore:BertScore", "BERTScore F1 (bert-score)"),
         "bleurt": Entry(
             "rlgf_cli.scorers.bleurt:BleurtMetric",
             "bleurt:PATH, a BLEURT checkpoint of BERT in PyTorch (bleurt:Elron/bleurt-base-512)",
         ),
-        "coverage": Entry("rlgf_cli.scorers.coverage:CoverageMetric", "share of the concepts that the text holds"),
+        "coverage": Entry("rlgf_cli.scorers.coverage:Coverage", "share of the concepts that the text holds"),
         "distinct": Entry("rlgf_cli.scorers.distinct:DistinctMetric", "distinct-1, -2, -3 per text and of the set"),
         "self_bleu": Entry("rlgf_cli.scorers.self_bleu:SelfBleuMetric", "BLEU of each text against all others"),
         "novel": Entry("rlgf_cli.scorers.novel:NovelMetric", "share of n-grams that are not in the prompt"),
-        "repetition": Entry("rlgf_cli.scorers.repetition:RepetitionMetric", "repeated n-grams and loops within a text"),
-        "length": Entry("rlgf_cli.scorers.length:LengthMetric", "words, characters, ratio to the references"),
+        "repetition": Entry("rlgf_cli.scorers.repetition:Repetition", "repeated n-grams and loops within a text"),
+        "length": Entry("rlgf_cli.scorers.length:Length", "words, characters, ratio to the references"),
         "judge": Entry(
             "rlgf_cli.scorers.judge:JudgeMetric",
             "judge:GUIDE, win rate against references or another system, as an LLM judges, in both orders",
@@ -194,7 +194,9 @@ def build(kind: str, spec: str, params: Mapping[str, Any], **offered: Any) -> An
 def _build(kind: str, spec: str, params: Mapping[str, Any], offered: Mapping[str, Any]) -> Any:
     name, _, target = spec.partition(":")
     made = load(kind, name)
-    accepted = dict(list(inspect.signature(made, eval_str=True).parameters.items())[1:])
+    refused = made.metric_only if kind == "rewards" else made.reward_only
+    parameters = list(inspect.signature(made, eval_str=True).parameters.items())[1:]
+    accepted = {key: parameter for key, parameter in parameters if key not in refused}
     values = {key: value for key, value in offered.items() if key in accepted}
     for key, value in params.items():
         if key not in accepted:

@@ -16,7 +16,7 @@ from rlgf_cli.artifacts.predictions import answers_to
 from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example
-from rlgf_cli.scorers.bertscore import BertScoreMetric, BertScoreReward
+from rlgf_cli.scorers.bertscore import BertScore
 from rlgf_cli.scorers.figures import compute_figures, make_metrics
 from rlgf_cli.scorers.weighted_sum import make_reward
 
@@ -80,7 +80,7 @@ def batches_read(scorer, work) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(("layers", "idf"), [(3, False), (1, False), (3, True)])
 def test_equals_the_library(encoder, layers, idf):
-    metric = BertScoreMetric(str(encoder), num_layers=layers, idf=idf, device="cpu", batch_size=2)
+    metric = BertScore(str(encoder), num_layers=layers, idf=idf, device="cpu", batch_size=2)
     found = metric.compute(EXAMPLES, TEXTS).values
     expected = library(encoder, num_layers=layers, idf=idf)
     for key, column in zip(("precision", "recall", "f1"), expected, strict=True):
@@ -108,7 +108,7 @@ GIVEN = ["The auditors had not finished, so nothing was decided.", SENTENCES[2],
 
 @pytest.mark.parametrize("idf", [False, True])
 def test_equals_the_library_on_a_trained_encoder(minilm, idf):
-    found = BertScoreMetric(str(minilm), num_layers=6, idf=idf, device="cpu", batch_size=3).compute(REAL, GIVEN)
+    found = BertScore(str(minilm), num_layers=6, idf=idf, device="cpu", batch_size=3).compute(REAL, GIVEN)
     # the library's part: all but the empty text; idf counts the references of that example too
     usable = [Example(e.id, "p", tuple(r for r in e.references if r.strip())) for e in REAL]
     if idf:
@@ -127,18 +127,18 @@ def test_equals_the_library_on_real_summaries(minilm):
     folder = Path(os.environ["RLGF_REAL_DATA"]) / "dialogsum"
     answers, _ = answers_to(read_examples(folder / "test.jsonl.gz"), folder / "guide_gpt-3.5.max20words.test.jsonl.gz")
     examples, texts = [a.example for a in answers[:40]], [a.text for a in answers[:40]]
-    found = BertScoreMetric(str(minilm), num_layers=6, device="cpu").compute(examples, texts)
+    found = BertScore(str(minilm), num_layers=6, device="cpu").compute(examples, texts)
     for key, column in zip(("precision", "recall", "f1"), library(minilm, examples, texts, num_layers=6), strict=True):
         assert found.values[key] == pytest.approx(column, abs=1e-6)
 
 
 def test_each_text_is_encoded_once_and_the_longest_first(encoder):
     """The same candidates and references under many prompts, in several batches."""
-    metric = BertScoreMetric(str(encoder), num_layers=2, device="cpu", batch_size=4)
+    metric = BertScore(str(encoder), num_layers=2, device="cpu", batch_size=4)
     examples = [Example(f"{i}", "p", EXAMPLES[i % 4].references) for i in range(20)]
     texts = [TEXTS[i % 2] if i % 5 else EXAMPLES[0].references[1] for i in range(20)]
     unique = {text for e in examples for text in e.references} | set(texts)
-    read = batches_read(metric._scorer, lambda: metric.compute(examples, texts))
+    read = batches_read(metric, lambda: metric.compute(examples, texts))
     assert sum(len(batch) for batch in read) == len(unique) == 10
     assert [len(batch) for batch in read] == [4, 4, 2]
     lengths = [int((row != 0).sum()) for batch in read for row in batch]
@@ -148,7 +148,7 @@ def test_each_text_is_encoded_once_and_the_longest_first(encoder):
 
 def test_what_is_encoded_with_what_depends_on_the_texts_alone(encoder):
     """Else a resumed training would not repeat itself to the last digit."""
-    scorer = BertScoreMetric(str(encoder), num_layers=2, device="cpu", batch_size=3)._scorer
+    scorer = BertScore(str(encoder), num_layers=2, device="cpu", batch_size=3)
     groups = [e.references for e in EXAMPLES]
     one = batches_read(scorer, lambda: scorer.rows(TEXTS, groups))
     other = batches_read(scorer, lambda: scorer.rows(TEXTS[::-1], groups[::-1]))
@@ -156,7 +156,7 @@ def test_what_is_encoded_with_what_depends_on_the_texts_alone(encoder):
 
 
 def test_rescaling_is_the_librarys_and_leaves_empty_texts_at_zero(encoder):
-    scorer = BertScoreMetric(str(encoder), num_layers=2, device="cpu")._scorer
+    scorer = BertScore(str(encoder), num_layers=2, device="cpu")
     groups = [e.references for e in EXAMPLES]
     raw = torch.tensor(scorer.rows(TEXTS, groups))
     scorer.baseline = torch.tensor([0.1, 0.2, 0.3])
@@ -167,9 +167,9 @@ def test_rescaling_is_the_librarys_and_leaves_empty_texts_at_zero(encoder):
 
 class TestReward:
     def test_is_the_metrics_f1_with_its_parts(self, encoder):
-        reward = BertScoreReward(str(encoder), num_layers=2, device="cpu")
+        reward = BertScore(str(encoder), num_layers=2, device="cpu")
         texts = [*TEXTS[:3], " "]
-        found = BertScoreMetric(str(encoder), num_layers=2, device="cpu").compute(EXAMPLES, texts).values
+        found = BertScore(str(encoder), num_layers=2, device="cpu").compute(EXAMPLES, texts).values
         scores = reward.score(EXAMPLES, texts)
         assert [score.value for score in scores] == found["f1"] and scores[3].value == 0.0
         for key in ("precision", "recall"):
@@ -181,12 +181,12 @@ class TestReward:
         data = tmp_path / "train.jsonl"
         rows = [{"id": e.id, "prompt": "p", "references": e.references} for e in EXAMPLES]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        reward = BertScoreReward(str(encoder), num_layers=2, device="cpu", idf_references=str(data))
+        reward = BertScore(str(encoder), num_layers=2, device="cpu", idf_references=str(data))
         together = [score.value for score in reward.score(EXAMPLES, TEXTS)]
         alone = [reward.score([e], [t])[0].value for e, t in zip(EXAMPLES, TEXTS, strict=True)]
         assert together == pytest.approx(alone, abs=1e-6)
         assert together == pytest.approx(library(encoder, num_layers=2, idf=True)[2], abs=1e-6)
-        plain = BertScoreReward(str(encoder), num_layers=2, device="cpu")
+        plain = BertScore(str(encoder), num_layers=2, device="cpu")
         assert together != pytest.approx([score.value for score in plain.score(EXAMPLES, TEXTS)], abs=1e-4)
         assert "idf=file,sha256=" in reward.signature and "idf=no" in plain.signature
 
@@ -213,7 +213,7 @@ def test_layers_and_idf_matter_here(encoder):
 
 
 def test_empty_texts_score_zero_and_change_nothing_else(encoder):
-    metric = BertScoreMetric(str(encoder), num_layers=2, device="cpu")
+    metric = BertScore(str(encoder), num_layers=2, device="cpu")
     full = metric.compute(EXAMPLES, TEXTS)
     found = metric.compute(EXAMPLES, [TEXTS[0], "", TEXTS[2], " \n"])
     assert found.values["f1"] == pytest.approx([full.values["f1"][0], 0.0, full.values["f1"][2], 0.0], abs=1e-6)
@@ -224,7 +224,7 @@ def test_empty_texts_score_zero_and_change_nothing_else(encoder):
 
 
 def test_examples_without_a_reference_are_skipped(encoder):
-    metric = BertScoreMetric(str(encoder), num_layers=2, device="cpu")
+    metric = BertScore(str(encoder), num_layers=2, device="cpu")
     examples = [Example("bare", "p"), Example("blank", "p", (" ",)), EXAMPLES[2]]
     found = metric.compute(examples, ["the cat", "", TEXTS[2]])
     assert found.values["f1"][:2] == [None, None]
@@ -239,13 +239,13 @@ def test_long_texts_are_cut_at_the_models_positions(encoder, tmp_path):
     (limitless / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": int(1e30)}))
     long, exact = ["the cat " * 100], ["the cat " * 11]  # 22 words, [CLS] and [SEP]
     for folder in (encoder, limitless):
-        metric = BertScoreMetric(str(folder), num_layers=2, device="cpu")
+        metric = BertScore(str(folder), num_layers=2, device="cpu")
         (value,) = metric.compute(EXAMPLES[:1], long).values["f1"]
         assert value == pytest.approx(metric.compute(EXAMPLES[:1], exact).values["f1"][0], abs=1e-6)
 
 
 def test_the_signature_names_weights_not_places(encoder):
-    signature = BertScoreMetric(str(encoder), num_layers=2, device="cpu").compute(EXAMPLES, TEXTS).signature
+    signature = BertScore(str(encoder), num_layers=2, device="cpu").compute(EXAMPLES, TEXTS).signature
     assert "layers=2" in signature and "idf=no" in signature and "rescale=no" in signature
     assert "sha256=" in signature and str(encoder.parent) not in signature
 
@@ -268,20 +268,20 @@ def test_from_config(encoder):
 )
 def test_refused(encoder, settings, message):
     with pytest.raises(UserError, match=message):
-        BertScoreMetric(str(encoder), device="cpu", **settings)
+        BertScore(str(encoder), device="cpu", **settings)
 
 
 def test_models_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match="cannot load its model 'roberta-large'"):
-        BertScoreMetric(device="cpu")  # offline
+        BertScore(device="cpu")  # offline
     with pytest.raises(UserError, match="no model checkpoint"):
-        BertScoreMetric(str(tmp_path), num_layers=1)
+        BertScore(str(tmp_path), num_layers=1)
 
 
 def test_a_path_that_bert_score_would_misread(encoder, tmp_path):
     (tmp_path / "t5-like").symlink_to(encoder)
     with pytest.raises(UserError, match="what its name says"):
-        BertScoreMetric(str(tmp_path / "t5-like"), num_layers=2)
+        BertScore(str(tmp_path / "t5-like"), num_layers=2)
 
 
 def test_rlgf_eval(encoder, tmp_path, run_cli):

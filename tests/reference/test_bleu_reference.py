@@ -21,7 +21,7 @@ from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.predictions import Answer, answers_to
 from rlgf_cli.protocols import Example, MetricResult
 from rlgf_cli.registry import load
-from rlgf_cli.scorers.bleu import BleuMetric
+from rlgf_cli.scorers.bleu import Bleu
 from rlgf_cli.scorers.chrf import ChrfMetric
 from rlgf_cli.stats.bootstrap import interval
 
@@ -46,7 +46,7 @@ def command_line(folder: Path, references: Sequence[Sequence[str]], texts: Seque
 
 def assert_equal_to_the_command_line(folder: Path, examples: Sequence[Example], texts: Sequence[str]) -> None:
     bleu, chrf = command_line(folder, [e.references for e in examples], texts)
-    ours = BleuMetric().compute(examples, texts), ChrfMetric().compute(examples, texts)
+    ours = Bleu().compute(examples, texts), ChrfMetric().compute(examples, texts)
     assert figure(ours[0]) == pytest.approx(bleu["score"], abs=1e-9)
     assert figure(ours[1]) == pytest.approx(chrf["score"], abs=1e-9)
     for result, theirs in zip(ours, (bleu, chrf), strict=True):
@@ -100,8 +100,8 @@ def assert_equal_to_the_api(examples: Sequence[Example], texts: Sequence[str]) -
     width = max(len(example.references) for example in examples)
     streams = [[e.references[k] if k < len(e.references) else None for e in examples] for k in range(width)]
     for metric, theirs, single in (
-        (BleuMetric(), BLEU(), BLEU(effective_order=True)),
-        (BleuMetric(tokenize="char", lowercase=True), BLEU(tokenize="char", lowercase=True), None),
+        (Bleu(), BLEU(), BLEU(effective_order=True)),
+        (Bleu(tokenize="char", lowercase=True), BLEU(tokenize="char", lowercase=True), None),
         (ChrfMetric(), CHRF(), CHRF()),
         (ChrfMetric(word_order=2, lowercase=True, whitespace=True), CHRF(6, 2, 2, True, True), None),
     ):
@@ -135,7 +135,7 @@ def test_any_texts(pairs):
 @given(st.lists(st.tuples(WORDS, st.lists(WRITTEN, min_size=1, max_size=2)), min_size=2, max_size=5), st.data())
 def test_an_aggregate_of_many_sums_is_that_of_each(pairs, data):
     examples, texts = [Example("x", "p", tuple(group)) for _, group in pairs], [text for text, _ in pairs]
-    for metric in (BleuMetric(), ChrfMetric(word_order=1)):
+    for metric in (Bleu(), ChrfMetric(word_order=1)):
         found = metric.compute(examples, texts).corpus["score"]
         aggregate, rows = load("aggregates", found.aggregate), np.array(found.rows, dtype=float)
         weights = data.draw(st.lists(st.tuples(*[st.integers(0, 3)] * len(rows)), min_size=4, max_size=4))
@@ -161,7 +161,7 @@ def test_an_interval_is_that_of_sacrebleu_on_resampled_texts():
     """A bootstrap over rows is a bootstrap over texts: each resample scored whole by sacrebleu."""
     examples, texts = made_up(40)
     examples = [Example(e.id, "p", (e.references[0] + " x",)) for e in examples]
-    rows = np.array(BleuMetric().compute(examples, texts).corpus["score"].rows, dtype=float)
+    rows = np.array(Bleu().compute(examples, texts).corpus["score"].rows, dtype=float)
     found = interval(rows, load("aggregates", "bleu"), resamples=100, seed=3)
     drawn = np.random.default_rng(3).integers(0, 40, size=(100, 40))
     scores = [

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.cider.cider import Cider as PackageCider
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from test_rouge_reference import made_up
 
@@ -17,7 +17,7 @@ from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.predictions import answers_to
 from rlgf_cli.protocols import Example
 from rlgf_cli.scorers import captions
-from rlgf_cli.scorers.cider import CiderMetric, CiderReward
+from rlgf_cli.scorers.cider import Cider
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="there is no java")
 
@@ -25,12 +25,12 @@ needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="there is n
 def theirs(examples: Sequence[Example], texts: Sequence[str], tokenize: captions.Tokenize) -> tuple[float, list[float]]:
     """pycocoevalcap's corpus value and its value per text."""
     references = {i: tokenize(example.references) for i, example in enumerate(examples)}
-    mean, values = Cider().compute_score(references, {i: tokenize([text]) for i, text in enumerate(texts)})
+    mean, values = PackageCider().compute_score(references, {i: tokenize([text]) for i, text in enumerate(texts)})
     return float(mean), values.tolist()
 
 
 def assert_equal(examples: Sequence[Example], texts: Sequence[str], kind: captions.Tokenizer = "treebank") -> None:
-    found = CiderMetric(tokenizer=kind).compute(examples, texts).values["score"]
+    found = Cider(tokenizer=kind).compute(examples, texts).values["score"]
     mean, values = theirs(examples, texts, captions.tokenizer("cider", kind)[0])
     assert found == pytest.approx(values, abs=1e-12)
     assert sum(found) / len(found) == pytest.approx(mean) and 0.1 < mean < 9
@@ -68,33 +68,33 @@ class TestFixedFrequencies:
         rows = toy_examples(30)
         data = write_rows(tmp_path / "data.jsonl", rows)
         examples, texts = read_examples(data), [row["references"][0] for row in rows[::-1]]
-        fixed = CiderMetric(references=str(data)).compute(examples, texts).values["score"]
-        assert fixed == pytest.approx(CiderMetric().compute(examples, texts).values["score"], abs=1e-12)
+        fixed = Cider(references=str(data)).compute(examples, texts).values["score"]
+        assert fixed == pytest.approx(Cider().compute(examples, texts).values["score"], abs=1e-12)
         assert len(set(fixed)) > 5
 
     def test_a_reward_depends_on_its_text_alone(self, training):
         examples = [Example(r["id"], "p", tuple(r["references"])) for r in toy_examples(12)]
         texts = [examples[-1 - i].references[0] for i in range(12)]
-        reward = CiderReward(references=str(training))
+        reward = Cider(references=str(training))
         together = [score.value for score in reward.score(examples, texts)]
         alone = [reward.score([e], [t])[0].value for e, t in zip(examples, texts, strict=True)]
         again = [score.value for score in reward.score(examples[::-1], texts[::-1])][::-1]
         assert together == alone == again and len(set(together)) > 3
-        of_set = CiderMetric().compute(examples, texts).values["score"]
-        assert CiderMetric().compute(examples[:5], texts[:5]).values["score"] != of_set[:5]
+        of_set = Cider().compute(examples, texts).values["score"]
+        assert Cider().compute(examples[:5], texts[:5]).values["score"] != of_set[:5]
 
     def test_the_reward_is_a_tenth_of_the_metric(self, training):
         examples = [Example("a", "p", ("the cat sees the garden .",)), Example("b", "p", ("a bird", "x"))]
         texts = ["the cat sees the garden .", ""]
-        values = CiderMetric(references=str(training)).compute(examples, texts).values["score"]
-        assert [s.value for s in CiderReward(references=str(training)).score(examples, texts)] == [
+        values = Cider(references=str(training)).compute(examples, texts).values["score"]
+        assert [s.value for s in Cider(references=str(training)).score(examples, texts)] == [
             pytest.approx(value / 10) for value in values
         ]
         assert values == [pytest.approx(10.0), 0.0]
 
     def test_rare_words_weigh_more(self, training):
         """`the` is in every reference of the training file, a noun in few."""
-        reward = CiderReward(references=str(training))
+        reward = Cider(references=str(training))
         example = Example("x", "p", ("the queen",))
         common, rare = (reward.score([example], [text])[0].value for text in ("the dog", "a queen"))
         assert rare > 0 == common
@@ -125,6 +125,6 @@ class TestWords:
         examples, texts = (some[:200] for some in real(task, guide))
         means = []
         for kind in ("treebank", "ptb"):
-            values = CiderMetric(tokenizer=kind).compute(examples, texts).values["score"]
+            values = Cider(tokenizer=kind).compute(examples, texts).values["score"]
             means.append(sum(values) / len(values))
         assert means[0] == pytest.approx(means[1], rel=within) and means[0] != means[1]

@@ -77,7 +77,7 @@ def test_the_figures_of_plain_forward_passes(any_model: Path, tmp_path: Path, re
 def measured(folder: Path, tmp_path: Path, members: list[Example], others: list[Example], **params: Any) -> Any:
     metric = MembershipMetric(str(as_file(tmp_path / "members.jsonl", members)), **params)
     metric.take_model(load(ModelConfig(name=str(folder), device="cpu")), LengthConfig(max_new_tokens=20))
-    metric.check(others)
+    metric.check_set(others)
     return compute_figures(metric, others, [""] * len(others))
 
 

@@ -15,7 +15,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.predictions import answers_to
 from rlgf_cli.protocols import Example
-from rlgf_cli.scorers.rouge import TYPES, BestRouge, RougeMetric, RougeReward, lcs_length
+from rlgf_cli.scorers.rouge import FIGURES, Rouge, lcs_length
 
 TEXT = """running runs ran run generously generous generate cat cats the a of to, quickly. quick 42 3.5 don't
 it's e-mail national nationality relational Élan naïve WORDS"""
@@ -37,12 +37,12 @@ def made_up(count: int) -> tuple[list[Example], list[str]]:
 
 
 def assert_equal(examples: list[Example], texts: list[str], *, stemmer: bool) -> None:
-    found = RougeMetric(stemmer=stemmer).compute(examples, texts)
-    scorer = RougeScorer(list(TYPES), use_stemmer=stemmer)
-    rewards = RougeReward(stemmer=stemmer).score(examples, texts)
+    found = Rouge(stemmer=stemmer).compute(examples, texts)
+    scorer = RougeScorer(list(FIGURES), use_stemmer=stemmer)
+    rewards = Rouge(stemmer=stemmer).score(examples, texts)
     for i, (example, text) in enumerate(zip(examples, texts, strict=True)):
         expected = scorer.score_multi(list(example.references), text)
-        for kind in TYPES:
+        for kind in FIGURES:
             assert found.values[kind][i] == pytest.approx(expected[kind].fmeasure, abs=1e-12), (kind, example.id)
         mean = sum(expected[kind].fmeasure for kind in ("rouge1", "rouge2", "rougeL")) / 3
         assert rewards[i].value == pytest.approx(mean, abs=1e-12)
@@ -52,17 +52,17 @@ def assert_equal(examples: list[Example], texts: list[str], *, stemmer: bool) ->
 def test_made_up_texts(stemmer):
     examples, texts = made_up(200)
     assert_equal(examples, texts, stemmer=stemmer)
-    assert len({*RougeMetric().compute(examples, texts).values["rougeL"]}) > 50  # no trivial agreement
+    assert len({*Rouge().compute(examples, texts).values["rougeL"]}) > 50  # no trivial agreement
 
 
 def test_the_best_reference_is_the_maximum():
     """Not through score_multi: the maximum over single-reference scores, for each type by itself."""
     examples, texts = made_up(100)
-    found = RougeMetric().compute(examples, texts)
-    scorer = RougeScorer(list(TYPES), use_stemmer=True)
+    found = Rouge().compute(examples, texts)
+    scorer = RougeScorer(list(FIGURES), use_stemmer=True)
     for i, (example, text) in enumerate(zip(examples, texts, strict=True)):
         singles = [scorer.score(reference, text) for reference in example.references]
-        for kind in TYPES:
+        for kind in FIGURES:
             assert found.values[kind][i] == pytest.approx(max(s[kind].fmeasure for s in singles), abs=1e-12)
 
 
@@ -73,9 +73,9 @@ LINES = st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join), max
 def test_any_texts(references, text, stemmer):
     types = ["rouge1", "rouge2", "rouge4", "rougeL", "rougeLsum"]
     expected = RougeScorer(types, use_stemmer=stemmer).score_multi(references, text)
-    assert BestRouge(types, stemmer=stemmer).f1(references, text) == {k: expected[k].fmeasure for k in types}
+    assert Rouge(stemmer=stemmer).f1(references, text, types) == {k: expected[k].fmeasure for k in types}
     for kind in types:  # a type alone is what it is among others
-        assert BestRouge([kind], stemmer=stemmer).f1(references, text) == {kind: expected[kind].fmeasure}
+        assert Rouge(stemmer=stemmer).f1(references, text, [kind]) == {kind: expected[kind].fmeasure}
 
 
 LETTERS = st.text(st.sampled_from("aAbB.'-_ \n\r\t\u2028\x0c9éßİΣσςK猫\x00"))
@@ -83,8 +83,8 @@ LETTERS = st.text(st.sampled_from("aAbB.'-_ \n\r\t\u2028\x0c9éßİΣσςK猫\x0
 
 @given(LETTERS, LETTERS)
 def test_any_characters(reference, text):
-    expected = RougeScorer(list(TYPES), use_stemmer=True).score(reference, text)
-    assert BestRouge(TYPES, stemmer=True).f1([reference], text) == {k: expected[k].fmeasure for k in TYPES}
+    expected = RougeScorer(list(FIGURES), use_stemmer=True).score(reference, text)
+    assert Rouge(stemmer=True).f1([reference], text, FIGURES) == {k: expected[k].fmeasure for k in FIGURES}
 
 
 @given(st.lists(st.sampled_from("abcd"), max_size=70), st.lists(st.sampled_from("abcde"), max_size=70))
@@ -97,7 +97,7 @@ def test_lines_are_sentences_for_lsum_alone():
     """A line break is white space to all but ROUGE-Lsum; empty lines are nothing to it."""
     example = Example("x", "p", ("one two three four five six",))
     broken, joined, spaced = (
-        {key: values[0] for key, values in RougeMetric().compute([example], [text]).values.items()}
+        {key: values[0] for key, values in Rouge().compute([example], [text]).values.items()}
         for text in ("four five six\none two three", "four five six one two three", "four five six\n\n \none two three")
     )
     assert broken["rougeLsum"] == spaced["rougeLsum"] == 1.0 > joined["rougeLsum"]

@@ -180,7 +180,7 @@ class TestMissing:
 
     def test_frequencies_of_a_reward(self):
         with pytest.raises(UserError, match="needs a file") as caught:
-            make_reward([PartConfig(name="cider")])
+            make_reward([PartConfig(name="cider")]).check([])
         assert "references: train.jsonl" in caught.value.hint
 
     @pytest.mark.parametrize(("count", "message"), [(1, "two examples at least"), (0, "holds no records")])

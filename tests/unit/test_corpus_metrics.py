@@ -45,7 +45,7 @@ def test_none_at_all_is_refused_before_the_run(name):
     (metric,) = make_metrics([PartConfig(name=name)])
     for example in EXAMPLES[1::2]:
         with pytest.raises(UserError, match="needs references"):
-            metric.check([example])
+            metric.check_set([example])
 
 
 def test_perfect_and_empty_texts():
@@ -60,10 +60,10 @@ def test_perfect_and_empty_texts():
 def test_a_set_of_one_has_no_rare_words(tmp_path):
     (metric,) = make_metrics([PartConfig(name="cider")])
     with pytest.raises(UserError, match="two examples at least"):
-        metric.check(EXAMPLES[:2])
+        metric.check_set(EXAMPLES[:2])
     training = write_rows(tmp_path / "train.jsonl", toy_examples(9))
     (fixed,) = make_metrics([PartConfig(name="cider", params={"references": str(training)})])
-    fixed.check(EXAMPLES[:2])
+    fixed.check_set(EXAMPLES[:2])
 
 
 class TestSignatures:

@@ -15,7 +15,7 @@ from rlgf_cli.failures.make import Spoiler, Tally, spoil
 from rlgf_cli.failures.mend import MENDS, mend
 from rlgf_cli.failures.rules import Written, flags
 from rlgf_cli.protocols import Example
-from rlgf_cli.scorers.rouge import AdjustedRougeMetric, length_factor
+from rlgf_cli.scorers.rouge import AdjustedRouge, length_factor
 
 PROMPT = (
     "#Person1#: Hello Mrs Parker, how are you today? #Person2#: Hello Dr Peters. Ricky is here for his 3 vaccines. "
@@ -233,7 +233,7 @@ class TestMend:
 class TestAdjustedRouge:
     def f1(self, references, text):
         example = Example("x", "p", tuple(references))
-        result = AdjustedRougeMetric().compute([example], [text])
+        result = AdjustedRouge().compute([example], [text])
         return {key: values[0] for key, values in result.values.items()}
 
     def test_its_limits(self):

@@ -107,7 +107,7 @@ class TestSkipped:
         for name in ("rouge", "reward:rouge"):
             (metric,) = make_metrics([PartConfig(name=name)])
             with pytest.raises(UserError, match="references"):
-                metric.check([self.bare])
+                metric.check_set([self.bare])
 
     def test_coverage_skips_examples_without_concepts(self):
         dots = Example("dots", "...")
@@ -115,7 +115,7 @@ class TestSkipped:
         assert found["coverage"].values == [0.5, None]
         (metric,) = make_metrics([PartConfig(name="coverage")])
         with pytest.raises(UserError, match="concepts"):
-            metric.check([dots])
+            metric.check_set([dots])
 
     def test_references_that_rouge_cannot_read_are_counted(self):
         found, counts = figures(

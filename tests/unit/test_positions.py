@@ -13,7 +13,7 @@ from conftest import make_tokenizer
 from rlgf_cli.evolve.encoder import EncoderSpace
 from rlgf_cli.models.classification import position_limit
 from rlgf_cli.protocols import Example
-from rlgf_cli.scorers.bertscore import BertScoreReward
+from rlgf_cli.scorers.bertscore import BertScore
 from rlgf_cli.scorers.classifier import RewardModelReward
 
 POSITIONS, PAD = 20, 1
@@ -101,5 +101,5 @@ def test_whoever_loads_an_encoder_cuts_there(tmp_path: Path) -> None:
     reward.score([example], [long])
     assert reward.counts["truncated"] == 1
     assert EncoderSpace(str(tmp_path / "encoder"), device="cpu").embed([long, "a"]).shape == (2, 12)
-    (score,) = BertScoreReward(str(tmp_path / "encoder"), num_layers=1).score([example], [long])
+    (score,) = BertScore(str(tmp_path / "encoder"), num_layers=1).score([example], [long])
     assert 0 < score.value <= 1.001

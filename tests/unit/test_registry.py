@@ -32,9 +32,9 @@ def test_every_builtin_leads_somewhere_and_says_what_it_is(kind):
 
 
 def test_a_name_of_another_package(plugins):
-    plugins("rlgf.rewards", mine="rlgf_cli.scorers.ending:EndingPenalty")
+    plugins("rlgf.rewards", mine="rlgf_cli.scorers.ending:Ending")
     assert "mine" in registry.entries("rewards") and "mine" not in registry.entries("metrics")
-    assert registry.load("rewards", "mine").__name__ == "EndingPenalty"
+    assert registry.load("rewards", "mine").__name__ == "Ending"
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_name_of_another_package(plugins):
     [
         ("rewards", "collections:Counter", "is no class derived from rlgf_cli.protocols.Reward"),
         ("rewards", "json:dumps", "is no class derived from rlgf_cli.protocols.Reward"),
-        ("metrics", "rlgf_cli.scorers.ending:EndingPenalty", "is no class derived from rlgf_cli.protocols.Metric"),
+        ("metrics", "rlgf_cli.scorers.ending:Ending", "is no class derived from rlgf_cli.protocols.Metric"),
         ("metrics", "rlgf_cli.protocols:Metric", "does not define compute"),
         ("tasks", "rlgf_cli.protocols:Task", "is no Task of rlgf_cli.protocols"),
     ],

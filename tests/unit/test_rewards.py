@@ -84,7 +84,7 @@ class TestRefused:
     )
     def test_bad_spec(self, spec, message, hint):
         with pytest.raises(UserError) as caught:
-            make_reward(parts(spec))
+            make_reward(parts(spec)).check([])
         assert message in caught.value.message
         assert hint is None or hint in (caught.value.hint or "")
 

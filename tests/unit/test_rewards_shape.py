@@ -17,7 +17,7 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.failures.rules import RULES
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.scorers.base import signature_of
-from rlgf_cli.scorers.length import FORMS, LengthPenalty
+from rlgf_cli.scorers.length import FORMS, Length
 from rlgf_cli.scorers.schedule import LinearSchedule
 from rlgf_cli.scorers.weighted_sum import SumReward, make_reward
 
@@ -71,7 +71,7 @@ def test_a_share_of_the_prompt_is_not_moved_by_rounding() -> None:
     counts=st.lists(st.integers(0, 200), min_size=2, max_size=2),
 )
 def test_going_further_off_never_costs_less(form: str, target: float, tolerance: float, counts: list[int]) -> None:
-    penalty = LengthPenalty(target=target, tolerance=tolerance, form=form)  # type: ignore[arg-type]
+    penalty = Length(target=target, tolerance=tolerance, form=form)  # type: ignore[arg-type]
     near, far = sorted(counts, key=lambda n: abs(n - target))
     scores = penalty.score([BARE, BARE], ["w " * near, "w " * far])
     assert all(score.value <= 0 for score in scores)

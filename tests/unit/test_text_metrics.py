@@ -15,7 +15,7 @@ from rlgf_cli.config.common import PartConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example
 from rlgf_cli.scorers.figures import compute_figures, make_metrics
-from rlgf_cli.scorers.repetition import RepetitionPenalty, loop_share
+from rlgf_cli.scorers.repetition import Repetition, loop_share
 
 TEXT = st.lists(st.sampled_from(["the", "cat", "Cat", "sat,", "on", "mat."]), max_size=9).map(" ".join)
 WRITTEN = TEXT.filter(str.strip)
@@ -103,7 +103,7 @@ class TestSelfBleu:
     def test_one_text_is_refused_before_the_run(self):
         (metric,) = make_metrics([PartConfig(name="self_bleu")])
         with pytest.raises(UserError, match="there is one"):
-            metric.check([Example("a", "p")])
+            metric.check_set([Example("a", "p")])
         with pytest.raises(UserError, match="no example could be scored"):
             figures("self_bleu", ["a b", " "])
 
@@ -162,7 +162,7 @@ class TestRepetition:
         texts = ["a b a B a b", "one", "", "x y z x y z x"]
         found, _ = figures("repetition", texts)
         for n in (2, 3, 4):
-            scores = RepetitionPenalty(n=n).score([], texts)
+            scores = Repetition(n=n).score([], texts)
             assert found[f"repetition.{n}"] == [-score.value for score in scores]
         assert found["repetition.2"][0] == pytest.approx(3 / 5)
 

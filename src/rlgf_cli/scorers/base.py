@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlgf_cli.errors import UserError
-from rlgf_cli.protocols import Example, Reward
+from rlgf_cli.protocols import Example, Metric, Reward
 
 
 def signature_of(reward: Reward) -> str:
@@ -60,13 +60,22 @@ def scored_only(values: Mapping[str, Sequence[float | None]]) -> Mapping[str, Se
     return {key: column for key, column in values.items() if any(v is not None for v in column)} or values
 
 
-def require_some_references(metric: str, examples: Sequence[Example]) -> None:
-    """A metric skips (and counts) examples without references; there must be some with."""
-    if not any(written(example.references) for example in examples):
-        raise UserError(
-            f"the metric {metric!r} needs references, and no example has any",
-            hint='give "references": [...] in the data',
-        )
+class ReferenceMetric(Metric):
+    """A metric that compares texts with references. Examples without any are skipped; there must be some with."""
+
+    def check_set(self, examples: Sequence[Example]) -> None:
+        if not any(written(example.references) for example in examples):
+            raise UserError(
+                f"the metric {self.name!r} needs references, and no example has any",
+                hint='give "references": [...] in the data',
+            )
+
+
+class ReferenceScorer(ReferenceMetric, Reward):
+    """A reward and metric that compares texts with references. A reward cannot skip an example without any."""
+
+    def check(self, examples: Sequence[Example]) -> None:
+        require_references(self.name, examples)
 
 
 def written_references(examples: Sequence[Example]) -> tuple[list[list[str]], dict[str, int]]:

@@ -1,4 +1,4 @@
-"""BERTScore (Zhang et al. 2020) with the ``bert-score`` package's numbers: the scorer and the reward.
+"""BERTScore (Zhang et al. 2020) with the ``bert-score`` package's numbers.
 
 Precision, recall and F1; with several references the best one, for each by itself (the package's rule). Model,
 layer, idf weighting and rescaling are explicit and stand in the signature. A text without tokens is a legal
@@ -29,33 +29,43 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.models.classification import position_limit
 from rlgf_cli.models.device import pick_device
 from rlgf_cli.models.load import check_checkpoint_name
-from rlgf_cli.protocols import Example, Metric, MetricResult, Reward, Score
-from rlgf_cli.scorers.base import require_references, require_some_references, signature
+from rlgf_cli.protocols import Example, MetricResult, Score
+from rlgf_cli.scorers.base import ReferenceScorer, signature
 
 DEFAULT_MODEL = "roberta-large"  # what bert-score itself takes for English
 _NO_LIMIT = 1_000_000
+_FIGURES = ("precision", "recall", "f1")
 
 Idf = Mapping[int, float]
 """The weight of each token id; also of ids that are in no text."""
 
 
-class BestBertScore:
-    """Precision, recall and F1 of texts against their best references.
+class BertScore(ReferenceScorer):
+    """``bertscore`` or ``bertscore:MODEL``, a hub name or a folder with an encoder: F1, precision and recall.
 
-    ``num_layers``: the layer whose output is compared; known for bert-score's own list of models, needed for
-    others. ``rescale`` needs ``lang`` and a baseline that the package ships for the model.
+    ``num_layers``: the layer whose output is compared; known for bert-score's own list of models, needed for others.
+    ``rescale`` needs ``lang`` and a baseline that the package ships for the model. Tokens weigh the same, or by their
+    rarity in references: those of the evaluated set for a metric (``idf``), those of a JSONL data file for a reward
+    (``idf_references``), for a text's score must not depend on the texts beside it. Texts without tokens are counted
+    (``empty_texts``).
     """
+
+    name = "bertscore"
+    reward_only, metric_only = frozenset({"idf_references"}), frozenset({"idf"})
 
     def __init__(
         self,
-        model: str | None,
+        model: str | None = None,
         *,
-        num_layers: int | None,
-        rescale: bool,
-        lang: str | None,
-        batch_size: int,
-        device: str,
+        num_layers: Annotated[int, Field(ge=0)] | None = None,
+        idf: bool = False,
+        idf_references: str | None = None,
+        rescale: bool = False,
+        lang: str | None = None,
+        batch_size: Annotated[int, Field(ge=1)] = 64,
+        device: str = "auto",
     ) -> None:
+        weighing = _references_of(idf_references) if idf_references is not None else None
         name = model or DEFAULT_MODEL
         layers = _layers(name, num_layers)
         if rescale:
@@ -65,9 +75,41 @@ class BestBertScore:
         )
         self.model, self.tokenizer, self.batch_size = scorer._model, scorer._tokenizer, batch_size
         self.baseline: torch.Tensor | None = scorer.baseline_vals if rescale else None
+        self.of_set = idf
+        self._idf = self.idf(weighing) if weighing is not None else None
+        self._idf_name = f"file,sha256={file_sha256(Path(idf_references))[:12]}" if idf_references is not None else "no"
         self.settings = (
             f"bert-score={version('bert-score')},transformers={version('transformers')}"
             f",{model_signature(name)},layers={layers},rescale={lang if rescale else 'no'},references=max,empty=0"
+        )
+        self.signature = f"{self.name},{self.settings},idf={self._idf_name}"
+        self.counts: dict[str, int] = {"empty_texts": 0}
+
+    def check(self, examples: Sequence[Example]) -> None:
+        super().check(examples)
+        for example in examples:
+            if not any(map(self.has_tokens, example.references)):
+                raise UserError(
+                    f"the reward {self.name!r} needs references, and those of example {example.id!r} have no tokens",
+                    hint="leave the example out, or choose a reward that needs none",
+                )
+
+    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
+        self.check(examples)
+        self.counts["empty_texts"] += sum(not self.has_tokens(text) for text in texts)
+        rows = self.rows(texts, [example.references for example in examples], self._idf)
+        return [Score(row[2], {"precision": row[0], "recall": row[1]}) for row in rows if row is not None]
+
+    def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
+        references = [example.references for example in examples]
+        idf = self.idf([r for group in references for r in group if self.has_tokens(r)]) if self.of_set else self._idf
+        rows = self.rows(texts, references, idf)
+        empty = sum(not self.has_tokens(text) for text in texts)
+        idf_name = "references" if self.of_set else self._idf_name
+        return MetricResult(
+            {key: [None if row is None else row[k] for row in rows] for k, key in enumerate(_FIGURES)},
+            signature(self.name, f"{self.settings},idf={idf_name}", examples),
+            {"empty_texts": empty} if empty else {},
         )
 
     def has_tokens(self, text: str) -> bool:
@@ -137,52 +179,6 @@ class BestBertScore:
         return torch.stack(utils.greedy_cos_idf(*stacked(theirs), *stacked(ours)), dim=-1).cpu()
 
 
-class BertScoreReward(Reward):
-    """``bertscore`` or ``bertscore:MODEL``: F1, with precision and recall logged beside it.
-
-    ``idf_references``: a JSONL data file whose references give the idf weights of tokens; none: all tokens weigh the
-    same. A batch's own references are never counted: a text's score must not depend on the texts beside it. The
-    other parameters are the metric's (docs/rewards.md).
-    """
-
-    name = "bertscore"
-
-    def __init__(
-        self,
-        model: str | None = None,
-        *,
-        num_layers: Annotated[int, Field(ge=0)] | None = None,
-        idf_references: str | None = None,
-        rescale: bool = False,
-        lang: str | None = None,
-        batch_size: Annotated[int, Field(ge=1)] = 64,
-        device: str = "auto",
-    ) -> None:
-        counted = _references_of(idf_references) if idf_references is not None else None
-        self._scorer = BestBertScore(
-            model, num_layers=num_layers, rescale=rescale, lang=lang, batch_size=batch_size, device=device
-        )
-        self._idf = self._scorer.idf(counted) if counted is not None else None
-        source = f"file,sha256={file_sha256(Path(idf_references))[:12]}" if idf_references is not None else "no"
-        self.signature = f"{self.name},{self._scorer.settings},idf={source}"
-        self.counts: dict[str, int] = {"empty_texts": 0}
-
-    def check(self, examples: Sequence[Example]) -> None:
-        require_references(self.name, examples)
-        for example in examples:
-            if not any(map(self._scorer.has_tokens, example.references)):
-                raise UserError(
-                    f"the reward {self.name!r} needs references, and those of example {example.id!r} have no tokens",
-                    hint="leave the example out, or choose a reward that needs none",
-                )
-
-    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
-        self.check(examples)
-        self.counts["empty_texts"] += sum(not self._scorer.has_tokens(text) for text in texts)
-        rows = self._scorer.rows(texts, [example.references for example in examples], self._idf)
-        return [Score(row[2], {"precision": row[0], "recall": row[1]}) for row in rows if row is not None]
-
-
 def _references_of(path: str) -> list[str]:
     references = [reference for example in read_examples(path) for reference in example.references]
     if not references:
@@ -238,48 +234,3 @@ def _scorer(name: str, **settings: Any) -> Any:
     # a tokenizer that states no limit says 1e30, at which truncation overflows
     scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, room)
     return scorer
-
-
-_FIGURES = ("precision", "recall", "f1")
-
-
-class BertScoreMetric(Metric):
-    """``bertscore`` or ``bertscore:MODEL``, a hub name or a folder with an encoder.
-
-    ``idf`` weights tokens by their rarity in the references of the set; the other parameters are those of
-    :class:`BestBertScore`. A text without tokens is counted (``empty_texts``), an example without references
-    skipped.
-    """
-
-    name = "bertscore"
-
-    def __init__(
-        self,
-        model: str | None = None,
-        *,
-        num_layers: Annotated[int, Field(ge=0)] | None = None,
-        idf: bool = False,
-        rescale: bool = False,
-        lang: str | None = None,
-        batch_size: Annotated[int, Field(ge=1)] = 64,
-        device: str = "auto",
-    ) -> None:
-        self.idf = idf
-        self._scorer = BestBertScore(
-            model, num_layers=num_layers, rescale=rescale, lang=lang, batch_size=batch_size, device=device
-        )
-
-    def check(self, examples: Sequence[Example]) -> None:
-        require_some_references(self.name, examples)
-
-    def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
-        scorer = self._scorer
-        references = [example.references for example in examples]
-        idf = scorer.idf([r for group in references for r in group if scorer.has_tokens(r)]) if self.idf else None
-        rows = scorer.rows(texts, references, idf)
-        empty = sum(not scorer.has_tokens(text) for text in texts)
-        return MetricResult(
-            {key: [None if row is None else row[k] for row in rows] for k, key in enumerate(_FIGURES)},
-            signature(self.name, f"{scorer.settings},idf={'references' if self.idf else 'no'}", examples),
-            {"empty_texts": empty} if empty else {},
-        )

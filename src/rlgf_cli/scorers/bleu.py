@@ -1,4 +1,9 @@
-"""BLEU (Papineni et al. 2002) of single texts, with sacrebleu's own numbers (Post 2018)."""
+"""BLEU (Papineni et al. 2002) with sacrebleu's own numbers (Post 2018), 0 to 100.
+
+Smoothing is exponential, sacrebleu's default. Multi-reference rule, sacrebleu's: counts clipped by the largest count in
+any reference, and the reference length that is closest to the text's. Examples may have different numbers of
+references.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +14,8 @@ from sacrebleu.metrics.base import Metric as SacreMetric
 from sacrebleu.metrics.bleu import BLEU
 
 from rlgf_cli.errors import UserError, did_you_mean
-from rlgf_cli.protocols import CorpusFigure, Example, Metric, MetricResult, Reward, Score
-from rlgf_cli.scorers.base import (
-    refuse_target,
-    require_references,
-    require_some_references,
-    signature,
-    written,
-    written_references,
-)
+from rlgf_cli.protocols import CorpusFigure, Example, MetricResult, Score
+from rlgf_cli.scorers.base import ReferenceScorer, refuse_target, signature, written, written_references
 
 DEFAULT_TOKENIZER = "13a"
 _DOWNLOADED = {"spm", "flores101", "flores200", "spBLEU-1K"}
@@ -53,11 +51,13 @@ def sacrebleu_signature(metric: SacreMetric, references: Sequence[Sequence[str]]
     return f"sacrebleu={version('sacrebleu')}|{metric.get_signature().format()}"
 
 
-class BleuReward(Reward):
-    """Sentence BLEU against all references, in [0, 1]: a hundredth of sacrebleu's.
+class Bleu(ReferenceScorer):
+    """As a reward: sentence BLEU in [0, 1], a hundredth of sacrebleu's; ``brevity_penalty`` is logged too, where a
+    policy shows that writes ever shorter texts. As a metric: ``bleu`` of the set as a whole (no mean over texts: n-gram
+    counts and lengths are summed first), and ``bleu.sentence``, the mean of sentence BLEU.
 
-    Exponential smoothing and effective order. ``brevity_penalty`` is logged too: a policy that writes ever shorter
-    texts shows there.
+    An empty text counts with its references' length and has sentence BLEU 0; blank references are dropped and counted.
+    ``tokenize``: one of sacrebleu's that needs no download (13a, intl, zh, char, none).
     """
 
     name = "bleu"
@@ -66,40 +66,22 @@ class BleuReward(Reward):
         self, target: str | None = None, *, tokenize: str = DEFAULT_TOKENIZER, lowercase: bool = False
     ) -> None:
         refuse_target(self.name, target)
-        self._bleu = sentence_bleu(f"the reward {self.name!r}", tokenize=tokenize, lowercase=lowercase)
+        self._bleu = sentence_bleu(self.name, tokenize=tokenize, lowercase=lowercase)
+        self._corpus = BLEU(tokenize=tokenize, lowercase=lowercase)  # the same counts, for its signature
         self.signature = f"{self.name},{sacrebleu_signature(self._bleu).replace('|', ',')},scale=1"
-
-    def check(self, examples: Sequence[Example]) -> None:
-        require_references(self.name, examples)
 
     def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
         self.check(examples)
-        found = [self._bleu.sentence_score(t, written(e.references)) for e, t in zip(examples, texts, strict=True)]
+        rows = [self._bleu.sentence_score(t, written(e.references)) for e, t in zip(examples, texts, strict=True)]
         # sacrebleu's rounding gives 100.00000000000004 for an equal text
-        return [Score(min(one.score / 100, 1.0), {"brevity_penalty": one.bp}) for one in found]
-
-
-class BleuMetric(Metric):
-    """See the module. ``tokenize``: one of sacrebleu's that needs no download (13a, intl, zh, char, none)."""
-
-    name = "bleu"
-
-    def __init__(
-        self, target: str | None = None, *, tokenize: str = DEFAULT_TOKENIZER, lowercase: bool = False
-    ) -> None:
-        refuse_target(self.name, target)
-        self._bleu = sentence_bleu(f"the metric {self.name!r}", tokenize=tokenize, lowercase=lowercase)
-        self._corpus = BLEU(tokenize=tokenize, lowercase=lowercase)  # the same counts, for its signature
-
-    def check(self, examples: Sequence[Example]) -> None:
-        require_some_references(self.name, examples)
+        return [Score(min(row.score / 100, 1.0), {"brevity_penalty": row.bp}) for row in rows]
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
         groups, counts = written_references(examples)
-        found = [self._bleu.sentence_score(t, g) if g else None for g, t in zip(groups, texts, strict=True)]
-        rows = [None if one is None else [one.sys_len, one.ref_len, *one.counts, *one.totals] for one in found]
+        sentences = [self._bleu.sentence_score(t, g) if g else None for g, t in zip(groups, texts, strict=True)]
+        rows = [None if s is None else [s.sys_len, s.ref_len, *s.counts, *s.totals] for s in sentences]
         return MetricResult(
-            {"sentence": [None if one is None else one.score for one in found]},
+            {"sentence": [None if s is None else s.score for s in sentences]},
             signature(self.name, f"{sacrebleu_signature(self._corpus, groups)}|sentence=effective-order", examples),
             counts,
             corpus={"score": CorpusFigure(rows, "bleu")},

@@ -21,8 +21,8 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.models import classification
 from rlgf_cli.models.device import pick_device
 from rlgf_cli.models.load import check_checkpoint_name
-from rlgf_cli.protocols import Example, Metric, MetricResult
-from rlgf_cli.scorers.base import require_some_references, signature, written_references
+from rlgf_cli.protocols import Example, MetricResult
+from rlgf_cli.scorers.base import ReferenceMetric, signature, written_references
 from rlgf_cli.scorers.classifier import load_scorer
 
 Pair = tuple[str, str]
@@ -31,7 +31,7 @@ Pair = tuple[str, str]
 _WANTED = "for example bleurt:Elron/bleurt-base-512, or the folder of such a checkpoint"
 
 
-class BleurtMetric(Metric):
+class BleurtMetric(ReferenceMetric):
     """``bleurt:PATH``, a hub name or a folder with a sequence classifier of one output; of several references the best.
 
     What is longer than ``max_tokens`` (by default what the checkpoint allows) loses the end of the longer of the two,
@@ -62,9 +62,6 @@ class BleurtMetric(Metric):
             f"transformers={version('transformers')},{model_signature(path)},max_tokens={self.max_tokens}"
             ",input=reference+text,references=max"
         )
-
-    def check(self, examples: Sequence[Example]) -> None:
-        require_some_references(self.name, examples)
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
         groups, counts = written_references(examples)

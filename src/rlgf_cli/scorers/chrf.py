@@ -15,13 +15,13 @@ import numpy as np
 from pydantic import Field
 from sacrebleu.metrics.chrf import CHRF
 
-from rlgf_cli.protocols import CorpusFigure, Example, Metric, MetricResult
-from rlgf_cli.scorers.base import refuse_target, require_some_references, signature, written_references
+from rlgf_cli.protocols import CorpusFigure, Example, MetricResult
+from rlgf_cli.scorers.base import ReferenceMetric, refuse_target, signature, written_references
 from rlgf_cli.scorers.bleu import sacrebleu_signature
 from rlgf_cli.stats.aggregates import chrf
 
 
-class ChrfMetric(Metric):
+class ChrfMetric(ReferenceMetric):
     """See the module. ``whitespace``: whether spaces count as characters."""
 
     name = "chrf"
@@ -36,9 +36,6 @@ class ChrfMetric(Metric):
     ) -> None:
         refuse_target(self.name, target)
         self._chrf = CHRF(word_order=word_order, lowercase=lowercase, whitespace=whitespace)
-
-    def check(self, examples: Sequence[Example]) -> None:
-        require_some_references(self.name, examples)
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
         groups, counts = written_references(examples)

@@ -17,24 +17,28 @@ from typing import Any
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.rundir import file_sha256
 from rlgf_cli.errors import UserError
-from rlgf_cli.protocols import Example, Metric, MetricResult, Reward, Score
+from rlgf_cli.protocols import Example, MetricResult, Score
 from rlgf_cli.scorers import captions
-from rlgf_cli.scorers.base import (
-    refuse_target,
-    require_references,
-    require_some_references,
-    signature,
-    written,
-    written_references,
-)
+from rlgf_cli.scorers.base import ReferenceScorer, refuse_target, signature, written, written_references
 
 
-class Cider:
-    """CIDEr-D of texts; ``references``: the data file whose references say how rare an n-gram is."""
+class Cider(ReferenceScorer):
+    """As a reward: a tenth of CIDEr-D, in [0, 1]. As a metric: the mean over texts, 0 to 10.
 
-    def __init__(self, scorer: str, *, tokenizer: captions.Tokenizer, references: str | None) -> None:
-        self._scorer = captions.module(scorer, "cider.cider_scorer").CiderScorer
-        self._tokenize, named = captions.tokenizer(scorer, tokenizer)
+    ``references``: the data file whose references say how rare an n-gram is. A reward needs it: a text's reward must
+    not depend on the other texts of its batch. A metric without it counts the references of the evaluated set, as
+    pycocoevalcap's ``Cider`` does. ``tokenizer: ptb`` is the package's own, in Java; ``treebank`` is nltk's. An empty
+    text scores 0; blank references are dropped and counted.
+    """
+
+    name = "cider"
+
+    def __init__(
+        self, target: str | None = None, *, references: str | None = None, tokenizer: captions.Tokenizer = "treebank"
+    ) -> None:
+        refuse_target(self.name, target)
+        self._scorer = captions.module(self.name, "cider.cider_scorer").CiderScorer
+        self._tokenize, tokenizer_name = captions.tokenizer(self.name, tokenizer)
         self.fixed = references is not None
         frequencies = "references"
         if references is not None:
@@ -42,9 +46,38 @@ class Cider:
             self._scorer = _with_frequencies(self._scorer, counts, documents)
             frequencies = f"sha256:{file_sha256(Path(references))[:12]},documents={documents}"
         self.settings = (
-            f"pycocoevalcap={version('pycocoevalcap')},variant=d,order=4,sigma=6,tokenizer={named}"
+            f"pycocoevalcap={version('pycocoevalcap')},variant=d,order=4,sigma=6,tokenizer={tokenizer_name}"
             f",references=mean,frequencies={frequencies}"
         )
+        self.signature = f"{self.name},{self.settings},scale=1"
+
+    def check(self, examples: Sequence[Example]) -> None:
+        if not self.fixed:
+            raise UserError(
+                "the reward 'cider' needs a file whose references say how rare a word is",
+                hint="params: {references: train.jsonl}",
+            )
+        super().check(examples)
+
+    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
+        self.check(examples)
+        values = self.scores([written(example.references) for example in examples], texts)
+        return [Score(min(value / 10, 1.0)) for value in values]
+
+    def check_set(self, examples: Sequence[Example]) -> None:
+        super().check_set(examples)
+        if not self.fixed and sum(map(bool, written_references(examples)[0])) < 2:
+            raise UserError(
+                "cider needs references of two examples at least to know what is rare; here is one",
+                hint="evaluate more examples, or give params: {references: train.jsonl}",
+            )
+
+    def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
+        groups, counts = written_references(examples)
+        scored = [(group, text) for group, text in zip(groups, texts, strict=True) if group]
+        scores = iter(self.scores([group for group, _ in scored], [text for _, text in scored]))
+        values = [next(scores) if group else None for group in groups]
+        return MetricResult({"score": values}, signature(self.name, self.settings, examples), counts)
 
     def scores(self, references: Sequence[Sequence[str]], texts: Sequence[str]) -> list[float]:
         """One value per text in [0, 10]. ``references[i]`` (one at least) are those of ``texts[i]``."""
@@ -96,58 +129,3 @@ def _with_frequencies(scorer: Any, counts: Mapping[tuple[str, ...], float], docu
             self.document_frequency = counts
 
     return Fixed
-
-
-class CiderReward(Reward):
-    """A tenth of CIDEr-D, in [0, 1]. ``references``, a data file, is needed: a text's reward must not depend on
-    the other texts of its batch.
-    """
-
-    name = "cider"
-
-    def __init__(
-        self, target: str | None = None, *, references: str | None = None, tokenizer: captions.Tokenizer = "treebank"
-    ) -> None:
-        refuse_target(self.name, target)
-        if references is None:
-            raise UserError(
-                "the reward 'cider' needs a file whose references say how rare a word is",
-                hint="params: {references: train.jsonl}",
-            )
-        self._cider = Cider(f"reward {self.name}", tokenizer=tokenizer, references=references)
-        self.signature = f"{self.name},{self._cider.settings},scale=1"
-
-    def check(self, examples: Sequence[Example]) -> None:
-        require_references(self.name, examples)
-
-    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
-        self.check(examples)
-        values = self._cider.scores([written(example.references) for example in examples], texts)
-        return [Score(min(value / 10, 1.0)) for value in values]
-
-
-class CiderMetric(Metric):
-    """See the module. ``tokenizer: ptb`` is the package's own, in Java; ``treebank`` is nltk's."""
-
-    name = "cider"
-
-    def __init__(
-        self, target: str | None = None, *, references: str | None = None, tokenizer: captions.Tokenizer = "treebank"
-    ) -> None:
-        refuse_target(self.name, target)
-        self._cider = Cider(self.name, tokenizer=tokenizer, references=references)
-
-    def check(self, examples: Sequence[Example]) -> None:
-        require_some_references(self.name, examples)
-        if not self._cider.fixed and sum(map(bool, written_references(examples)[0])) < 2:
-            raise UserError(
-                "cider needs references of two examples at least to know what is rare; here is one",
-                hint="evaluate more examples, or give params: {references: train.jsonl}",
-            )
-
-    def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
-        groups, counts = written_references(examples)
-        scored = [(group, text) for group, text in zip(groups, texts, strict=True) if group]
-        found = iter(self._cider.scores([group for group, _ in scored], [text for _, text in scored]))
-        values = [next(found) if group else None for group in groups]
-        return MetricResult({"score": values}, signature(self.name, self._cider.settings, examples), counts)

@@ -65,8 +65,8 @@ def coverage(concepts: Sequence[str], text: str) -> float:
     return sum(held.issuperset(words(concept)) for concept in concepts) / len(concepts)
 
 
-class CoverageReward(Reward):
-    """:func:`coverage` of each text."""
+class Coverage(Reward, Metric):
+    """:func:`coverage` of each text. A metric skips examples without concepts, a reward refuses them."""
 
     name = "coverage"
     signature = f"coverage,{RULE}"
@@ -86,16 +86,7 @@ class CoverageReward(Reward):
         self.check(examples)
         return [Score(coverage(concepts_of(e), t)) for e, t in zip(examples, texts, strict=True)]
 
-
-class CoverageMetric(Metric):
-    """Share of an example's concepts that its text holds; examples without concepts are skipped."""
-
-    name = "coverage"
-
-    def __init__(self, target: str | None = None) -> None:
-        refuse_target(self.name, target)
-
-    def check(self, examples: Sequence[Example]) -> None:
+    def check_set(self, examples: Sequence[Example]) -> None:
         if not any(concepts_of(example) for example in examples):
             raise UserError(
                 "the metric 'coverage' needs concepts, and no example has any",
@@ -103,8 +94,5 @@ class CoverageMetric(Metric):
             )
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
-        values = []
-        for example, text in zip(examples, texts, strict=True):
-            concepts = concepts_of(example)
-            values.append(coverage(concepts, text) if concepts else None)
+        values = [coverage(c, t) if (c := concepts_of(e)) else None for e, t in zip(examples, texts, strict=True)]
         return MetricResult({"score": values}, signature(self.name, RULE, examples))

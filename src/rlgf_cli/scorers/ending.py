@@ -9,7 +9,7 @@ from rlgf_cli.protocols import Example, Reward, Score
 from rlgf_cli.scorers.base import refuse_target
 
 
-class EndingPenalty(Reward):
+class Ending(Reward):
     """-1 for a text that does not end in an end mark, closing quotes aside, and for an empty one; else 0."""
 
     name = signature = "ending"

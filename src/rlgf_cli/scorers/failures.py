@@ -1,4 +1,4 @@
-"""How many texts fail by rule (``failures.rules``): figures that a reader can check by eye."""
+"""Failures of texts that are found by rule (``failures.rules``), which a reader can check by eye."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ _RULE = (
 )
 
 
-class FailuresPenalty(Reward):
-    """Minus the number of failures that are found in a text by rule (``failures.rules``), or minus their ``share``.
+class Failures(Reward, Metric):
+    """As a reward: minus the number of failures that are found in a text by rule, or minus their ``share``; each rule
+    is logged, 1 where it found something. As a metric: ``failures.any``, the share of texts that break a rule, and
+    ``failures.RULE``, the share that breaks this one.
 
-    ``rules``: the ones to look with, all by default. Each is logged, 1 where it found something. ``overlong`` is held
-    against the longest reference and finds nothing without one; ``unfinished`` goes by the end mark alone.
+    ``rules``: those of the reward, all by default. ``unfinished`` goes by the end mark alone: how a model stopped is
+    not known here. ``overlong`` compares with the longest reference: without one a reward finds nothing, and a metric
+    skips the text there.
     """
 
     name = "failures"
+    reward_only = frozenset({"rules", "share"})
 
     def __init__(self, target: str | None = None, *, rules: list[str] | None = None, share: bool = False) -> None:
         refuse_target(self.name, target)
@@ -39,39 +43,28 @@ class FailuresPenalty(Reward):
         self.signature = f"failures,rules={'+'.join(self.rules)},share={'yes' if share else 'no'}"
 
     def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
-        return [self._score(example, text) for example, text in zip(examples, texts, strict=True)]
-
-    def _score(self, example: Example, text: str) -> Score:
-        longest = max((len(words(reference)) for reference in example.references), default=None)
-        written = Written(example.prompt, text, longest)
-        found = {name: float(rule(written)) for name, rule in self.rules.items()}
-        return Score(-sum(found.values()) / (len(found) if self.share else 1), found)
-
-
-class FailuresMetric(Metric):
-    """``failures.any``: share of texts that break a rule; ``failures.RULE``: share that breaks this one.
-
-    ``unfinished`` goes by the text alone (no end mark at its end): how a model stopped is not known here. A text
-    without references cannot be ``overlong``: it is skipped there.
-    """
-
-    name = "failures"
-
-    def __init__(self, target: str | None = None) -> None:
-        refuse_target(self.name, target)
+        scores = []
+        for written in _written(examples, texts):
+            broken = {name: float(rule(written)) for name, rule in self.rules.items()}
+            scores.append(Score(-sum(broken.values()) / (len(broken) if self.share else 1), broken))
+        return scores
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
-        written = [
-            rules.Written(e.prompt, text, max((len(words(r)) for r in e.references), default=None))
-            for e, text in zip(examples, texts, strict=True)
-        ]
-        broken = [set(rules.flags(one)) for one in written]
+        written = _written(examples, texts)
+        broken = [set(rules.flags(text)) for text in written]
         values: dict[str, list[float | None]] = {"any": [float(bool(names)) for names in broken]}
-        for rule in rules.RULES:
+        for rule in RULES:
             values[rule] = [
-                None if rule == "overlong" and one.reference_words is None else float(rule in names)
-                for one, names in zip(written, broken, strict=True)
+                None if rule == "overlong" and text.reference_words is None else float(rule in names)
+                for text, names in zip(written, broken, strict=True)
             ]
         if all(value is None for value in values["overlong"]):
             del values["overlong"]
         return MetricResult(values, signature(self.name, _RULE, examples))
+
+
+def _written(examples: Sequence[Example], texts: Sequence[str]) -> list[Written]:
+    return [
+        Written(e.prompt, text, max((len(words(reference)) for reference in e.references), default=None))
+        for e, text in zip(examples, texts, strict=True)
+    ]

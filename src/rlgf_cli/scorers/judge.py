@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -25,7 +25,7 @@ from rlgf_cli.artifacts.predictions import answers_alone
 from rlgf_cli.artifacts.rundir import parent_of
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.noise import short_hash
-from rlgf_cli.protocols import Example, Metric, MetricResult, Reward, Score
+from rlgf_cli.protocols import Example, MetricResult, Reward, Score, Scorer
 from rlgf_cli.scorers.asking import (
     ATTEMPTS,
     CRITERION,
@@ -36,7 +36,7 @@ from rlgf_cli.scorers.asking import (
     fill,
     last_line,
 )
-from rlgf_cli.scorers.base import require_some_references, signature
+from rlgf_cli.scorers.base import ReferenceMetric, signature
 
 RATING_TEMPLATE = """Somebody answered the prompt below. Rate the answer.
 
@@ -79,7 +79,43 @@ _VERDICT = re.compile(r"Verdict: *(A|B|tie)")
 _MIRRORED: dict[Winner, Winner] = {"A": "B", "B": "A", "tie": "tie"}
 
 
-class JudgeReward(Reward):
+class _JudgeScorer(Scorer):
+    """What the two have in common: a judge, and how it is asked."""
+
+    name = "judge"
+    reports_rows = True
+    kind: ClassVar[str]
+    needed: ClassVar[tuple[str, ...]]
+    """Placeholders that a template must hold."""
+    ending: ClassVar[str]
+
+    def __init__(
+        self,
+        spec: str | None,
+        guide: Mapping[str, Any] | None,
+        template: str,
+        criterion: str,
+        max_new_tokens: int,
+        device: str,
+    ) -> None:
+        check_template(self.kind, template, criterion, self.needed)
+        self.template, self.criterion = template, criterion
+        self.judge = Judge(
+            self.kind, spec, guide or {}, ending=self.ending, max_new_tokens=max_new_tokens, device=device
+        )
+        self.guides = [self.judge.guide]
+        self.settings = (
+            f"{self.judge.settings},template={self.judge.wording(template)},criterion={short_hash(criterion, 12)}"
+        )
+
+    def stop_when(self, stop: Callable[[], bool]) -> None:
+        self.judge.stop = stop
+
+    def _question(self, example: Example, **texts: str) -> str:
+        return fill(self.template, {"prompt": example.prompt, **texts, "criterion": self.criterion})
+
+
+class JudgeReward(_JudgeScorer, Reward):
     """``judge:GUIDE``: a rating from 1 to 10 as ``(rating - 1) / 9``; the part ``rating`` logs it as it was given.
 
     ``guide``: more of the guide's section. ``criterion``: what a good answer is like, in words. ``template`` replaces
@@ -87,8 +123,7 @@ class JudgeReward(Reward):
     rating that cannot be read stops the run.
     """
 
-    name = "judge"
-    reports_rows = True
+    kind, needed, ending = "the reward 'judge'", ("text",), RATING_ENDING
 
     def __init__(
         self,
@@ -100,29 +135,13 @@ class JudgeReward(Reward):
         max_new_tokens: Annotated[int, Field(ge=1)] = MAX_NEW_TOKENS,
         device: str = "auto",
     ) -> None:
-        check_template(f"the reward {self.name!r}", template, criterion, ["text"])
-        self.template, self.criterion = template, criterion
-        self.judge = Judge(
-            f"the reward {self.name!r}",
-            spec,
-            guide or {},
-            ending=RATING_ENDING,
-            max_new_tokens=max_new_tokens,
-            device=device,
-        )
-        self.guides, self.counts = [self.judge.guide], self.judge.counts
-        self.signature = (
-            f"{self.name},{self.judge.settings},template={self.judge.wording(template)}"
-            f",criterion={short_hash(criterion, 12)},scale=1-10"
-        )
-
-    def stop_when(self, stop: Callable[[], bool]) -> None:
-        self.judge.stop = stop
+        super().__init__(spec, guide, template, criterion, max_new_tokens, device)
+        self.counts = self.judge.counts
+        self.signature = f"{self.name},{self.settings},scale=1-10"
 
     def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
         questions = [
-            (e, fill(self.template, {"prompt": e.prompt, "text": text, "criterion": self.criterion}))
-            for e, text in zip(examples, texts, strict=True)
+            (example, self._question(example, text=text)) for example, text in zip(examples, texts, strict=True)
         ]
         verdicts = self.judge.ask(questions, read_rating, self.on_rows)
         for example, verdict in zip(examples, verdicts, strict=True):
@@ -135,7 +154,7 @@ class JudgeReward(Reward):
         return [Score((v.value - 1) / 9, {"rating": float(v.value)}) for v in verdicts]
 
 
-class JudgeMetric(Metric):
+class JudgeMetric(_JudgeScorer, ReferenceMetric):
     """``judge:GUIDE``. ``against``: a file with another system's texts, joined by id; else the first reference.
 
     ``guide``: more of the guide's section. ``criterion``: what a good answer is like, in words. ``template`` replaces
@@ -143,8 +162,7 @@ class JudgeMetric(Metric):
     it.
     """
 
-    name = "judge"
-    reports_rows = True
+    kind, needed, ending = "the metric 'judge'", ("a", "b"), ENDING
 
     def __init__(
         self,
@@ -157,24 +175,15 @@ class JudgeMetric(Metric):
         max_new_tokens: Annotated[int, Field(ge=1)] = MAX_NEW_TOKENS,
         device: str = "auto",
     ) -> None:
-        what = f"the metric {self.name!r}"
-        check_template(what, template, criterion, ["a", "b"])
-        self.template, self.criterion, self.against = template, criterion, against
+        self.against = against
         self._opponents = _read(against) if against is not None else None
-        self.judge = Judge(what, spec, guide or {}, ending=ENDING, max_new_tokens=max_new_tokens, device=device)
-        self.guides = [self.judge.guide]
+        super().__init__(spec, guide, template, criterion, max_new_tokens, device)
         opponent = "references" if against is None else f"sha256:{(parent_of(against) or {})['sha256'][:12]}"
-        self._settings = (
-            f"{self.judge.settings},template={self.judge.wording(template)},criterion={short_hash(criterion, 12)}"
-            f",opponent={opponent},orders=both"
-        )
+        self.settings += f",opponent={opponent},orders=both"
 
-    def stop_when(self, stop: Callable[[], bool]) -> None:
-        self.judge.stop = stop
-
-    def check(self, examples: Sequence[Example]) -> None:
+    def check_set(self, examples: Sequence[Example]) -> None:
         if self._opponents is None:
-            require_some_references(self.name, examples)
+            super().check_set(examples)
             return
         assert self.against is not None
         for example in examples:
@@ -195,7 +204,7 @@ class JudgeMetric(Metric):
         pairs = [(e, text, self._opponent(e)) for e, text in zip(examples, texts, strict=True)]
         faced = [(e, text, opponent) for e, text, opponent in pairs if opponent is not None]
         questions = [
-            (e, self._question(e, a, b)) for e, text, other in faced for a, b in ((text, other), (other, text))
+            (e, self._question(e, a=a, b=b)) for e, text, other in faced for a, b in ((text, other), (other, text))
         ]
         told = 0
 
@@ -231,7 +240,7 @@ class JudgeMetric(Metric):
         asked = {key: self.judge.counts[key] - before[key] for key in ("answers", "cached", "asked_again")}
         return MetricResult(
             {"score": scores, "consistent": consistent},
-            signature(self.name, self._settings, examples),
+            signature(self.name, self.settings, examples),
             {key: n for key, n in {**asked, **counts}.items() if n},
         )
 
@@ -239,9 +248,6 @@ class JudgeMetric(Metric):
         if self._opponents is not None:
             return self._opponents[example.id][1] if example.id in self._opponents else None
         return example.references[0] if example.references else None
-
-    def _question(self, example: Example, a: str, b: str) -> str:
-        return fill(self.template, {"prompt": example.prompt, "a": a, "b": b, "criterion": self.criterion})
 
 
 def read_rating(answer: str) -> int | None:

@@ -1,4 +1,4 @@
-"""Length of the texts in words: a penalty on it, and its figures."""
+"""Length of texts: a penalty for leaving a range of words, and figures."""
 
 from __future__ import annotations
 
@@ -27,17 +27,24 @@ FORMS: dict[str, Callable[[int, int], float]] = {
 |log| of the ratio, the same for half of it as for twice. The last two take no words for one word."""
 
 
-class LengthPenalty(Reward):
-    """Minus what a text costs whose number of words (split at whitespace) is outside a range; see FORMS.
+class Length(Reward, Metric):
+    """As a reward: minus what a text costs whose number of words (split at whitespace) is outside a range; see FORMS.
 
     The range is ``min_words`` to ``max_words``; or the whole numbers around a target and ``tolerance``, a share of
     it, on either side. The target is ``target`` words, or ``ratio`` times the words of what ``to`` names: the prompt,
     or the reference (the mean over an example's references). In training it moves there from ``start`` over the first
     ``steps`` iterations. ``cap`` is the most that a text costs. The unit of ``linear`` is words: choose the part's
     weight accordingly. A target that differs between texts or iterations is logged, in words, as ``length.target``.
+
+    As a metric: ``length.words`` (split at white space), ``length.characters`` (without the white space around the
+    text) and ``length.ratio``, words by the mean words of the example's references, which must have some. An empty text
+    has 0.
     """
 
     name = "length"
+    reward_only = frozenset(
+        {"min_words", "max_words", "target", "ratio", "to", "tolerance", "start", "steps", "form", "cap"}
+    )
 
     def __init__(
         self,
@@ -58,17 +65,13 @@ class LengthPenalty(Reward):
         ranged, aimed = min_words is not None or max_words is not None, target is not None or ratio is not None
         if (target is not None) + (ratio is not None) + ranged > 1:
             raise UserError("the reward 'length' takes target, ratio, or min_words and max_words, not both")
-        if not ranged and not aimed:
-            raise UserError(
-                "the reward 'length' needs a bound",
-                hint="give params: {max_words: 20}, {min_words: 5}, {target: 12} or {ratio: 0.2}",
-            )
         if to is not None and ratio is None:
             raise UserError("the reward 'length': to says what a ratio is of", hint="give ratio, or leave to out")
         if not aimed and (tolerance, start, steps) != (None, None, None):
             raise UserError("the reward 'length': tolerance, start and steps are for target and ratio")
         if (start is None) != (steps is None):
             raise UserError("the reward 'length': start and steps go together")
+        self.bounded = ranged or aimed
         self.low, self.high = min_words or 0, max_words
         if self.high is not None and self.low > self.high:
             raise UserError(f"the reward 'length': min_words {self.low} is larger than max_words {self.high}")
@@ -89,7 +92,7 @@ class LengthPenalty(Reward):
         settings += [f"cap={self.cap:g}"] if self.cap is not None else []
         return ",".join(settings)
 
-    def at(self, step: int) -> LengthPenalty:
+    def at(self, step: int) -> Length:
         if self.aim is None or not self.aim.moves:
             return self
         fixed = copy(self)
@@ -98,6 +101,11 @@ class LengthPenalty(Reward):
         return fixed
 
     def check(self, examples: Sequence[Example]) -> None:
+        if not self.bounded:
+            raise UserError(
+                "the reward 'length' needs a bound",
+                hint="give params: {max_words: 20}, {min_words: 5}, {target: 12} or {ratio: 0.2}",
+            )
         if self.to == "reference":
             require_references(self.name, examples)
 
@@ -124,28 +132,17 @@ class LengthPenalty(Reward):
             return fmean(len(words(reference)) for reference in example.references)
         return len(words(example.prompt)) if self.to == "prompt" else 1.0
 
-
-class LengthMetric(Metric):
-    """``length.words`` (split at white space), ``length.characters`` (without the white space around the text) and
-    ``length.ratio``: words by the mean words of the example's references, which must have some. An empty text has 0.
-    """
-
-    name = "length"
-
-    def __init__(self, target: str | None = None) -> None:
-        refuse_target(self.name, target)
-
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
-        words = [float(len(text.split())) for text in texts]
-        expected = [_mean_words(example.references) for example in examples]
+        counts = [float(len(words(text))) for text in texts]
+        means = [_mean_words(example.references) for example in examples]
         values: dict[str, list[float | None]] = {
-            "words": list(words),
+            "words": list(counts),
             "characters": [float(len(text.strip())) for text in texts],
-            "ratio": [count / mean if mean else None for count, mean in zip(words, expected, strict=True)],
+            "ratio": [count / mean if mean else None for count, mean in zip(counts, means, strict=True)],
         }
         return MetricResult(scored_only(values), signature(self.name, "words=whitespace,rule=1", examples))
 
 
 def _mean_words(references: Sequence[str]) -> float:
     """0 where there is no reference, or only empty ones."""
-    return sum(len(reference.split()) for reference in references) / len(references) if references else 0.0
+    return sum(len(words(reference)) for reference in references) / len(references) if references else 0.0

@@ -28,8 +28,8 @@ from rlgf_cli import noise
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.rundir import file_sha256
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.protocols import BoundedFigure, Example, Metric, MetricResult
-from rlgf_cli.scorers.base import require_some_references, signature
+from rlgf_cli.protocols import BoundedFigure, Example, MetricResult
+from rlgf_cli.scorers.base import ReferenceMetric, signature
 from rlgf_cli.stats import ranking
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ FEWEST = 2
 """Examples of each side that an interval needs."""
 
 
-class MembershipMetric(Metric):
+class MembershipMetric(ReferenceMetric):
     """``membership:FILE``, or the parameter ``members``: what the model was trained on.
 
     Of it ``limit`` examples are drawn with ``seed`` (null: all of them). ``references: first`` leaves the others out,
@@ -101,13 +101,13 @@ class MembershipMetric(Metric):
             hint = "--on-overlong truncate, or a smaller max_new_tokens"
             raise UserError("fewer than two members have a prompt that is short enough", where=self.path, hint=hint)
 
-    def check(self, examples: Sequence[Example]) -> None:
+    def check_set(self, examples: Sequence[Example]) -> None:
         if self._model is None:
             raise UserError(
                 f"the metric {self.name!r} tests a model, and texts alone do not say how likely they were",
                 hint="rlgf eval --model FOLDER instead of --predictions",
             )
-        require_some_references(self.name, examples)
+        super().check_set(examples)
         found, overlap = self._non_members(examples)
         if len(found) < FEWEST:
             raise UserError(

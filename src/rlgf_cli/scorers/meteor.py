@@ -16,9 +16,9 @@ from importlib.metadata import version
 from typing import IO
 
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.protocols import Example, Metric, MetricResult
+from rlgf_cli.protocols import Example, MetricResult
 from rlgf_cli.scorers import captions
-from rlgf_cli.scorers.base import refuse_target, require_some_references, signature, written_references
+from rlgf_cli.scorers.base import ReferenceMetric, refuse_target, signature, written_references
 
 _JAR = "meteor-1.5.jar"
 _LIMIT = 300.0
@@ -26,7 +26,7 @@ _LIMIT = 300.0
 _SEPARATOR = "|||"
 
 
-class MeteorMetric(Metric):
+class MeteorMetric(ReferenceMetric):
     """See the module."""
 
     name = "meteor"
@@ -41,9 +41,6 @@ class MeteorMetric(Metric):
                 where=str(self._folder / _JAR),
                 hint="install the package again: pip install --force-reinstall pycocoevalcap",
             )
-
-    def check(self, examples: Sequence[Example]) -> None:
-        require_some_references(self.name, examples)
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
         groups, counts = written_references(examples)

@@ -42,7 +42,7 @@ def per_text(
         return lambda examples, texts: [score.value for score in score_checked(reward, examples, texts)]
     (metric,) = make_metrics([part], device=device)
     _refuse_judges(name, metric)
-    metric.check(examples)
+    metric.check_set(examples)
     some = sorted(examples, key=lambda e: not e.references)[:_TRIED]
     found, _ = compute_figures(metric, some, [e.references[0] if e.references else e.prompt for e in some])
     fitting = [key for key, value in found.items() if value.values is not None]

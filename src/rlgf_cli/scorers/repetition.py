@@ -1,9 +1,6 @@
 """Repetition within a text, as degenerate samples have it.
 
-``repetition.n``, n = 2, 3, 4: the share of a text's n-grams that repeat an earlier one, which the reward
-``repetition`` subtracts. ``repetition.loop``: the share of its words in its longest loop, a stretch that says the
-same words again at once, twice or more. Words are split at white space and lower-cased. A text in which nothing
-repeats has 0, an empty one too.
+Words are split at white space and lower-cased. A text in which nothing repeats has 0, an empty one too.
 """
 
 from __future__ import annotations
@@ -20,13 +17,14 @@ from rlgf_cli.scorers.base import refuse_target, signature
 ORDERS = (2, 3, 4)
 
 
-class RepetitionPenalty(Reward):
-    """Minus the share of a text's n-grams of words that repeat an earlier one, in [-1, 0].
-
-    Words are split at whitespace and lower-cased. A text shorter than n words repeats nothing.
+class Repetition(Reward, Metric):
+    """As a reward: minus the share of a text's n-grams that repeat an earlier one, in [-1, 0]. As a metric:
+    ``repetition.n``, the same share for n = 2, 3, 4, and ``repetition.loop``, the share of a text's words in its
+    longest loop, a stretch that says the same words again at once, twice or more.
     """
 
     name = "repetition"
+    reward_only = frozenset({"n"})
 
     def __init__(self, target: str | None = None, *, n: Annotated[int, Field(ge=1)] = 3) -> None:
         refuse_target(self.name, target)
@@ -35,6 +33,12 @@ class RepetitionPenalty(Reward):
 
     def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
         return [Score(-repeated_share(text.lower().split(), self.n)) for text in texts]
+
+    def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
+        tokens = [text.lower().split() for text in texts]
+        values: dict[str, list[float | None]] = {f"{n}": [repeated_share(t, n) for t in tokens] for n in ORDERS}
+        values["loop"] = [loop_share(t) for t in tokens]
+        return MetricResult(values, signature(self.name, "words=whitespace,lower,rule=1", examples))
 
 
 def repeated_share(tokens: Sequence[str], n: int) -> float:
@@ -46,21 +50,6 @@ def repeated_share(tokens: Sequence[str], n: int) -> float:
 def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
     """All n-grams in order, repeated ones too."""
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-
-
-class RepetitionMetric(Metric):
-    """See the module."""
-
-    name = "repetition"
-
-    def __init__(self, target: str | None = None) -> None:
-        refuse_target(self.name, target)
-
-    def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
-        tokens = [text.lower().split() for text in texts]
-        values: dict[str, list[float | None]] = {f"{n}": [repeated_share(t, n) for t in tokens] for n in ORDERS}
-        values["loop"] = [loop_share(found) for found in tokens]
-        return MetricResult(values, signature(self.name, "words=whitespace,lower,rule=1", examples))
 
 
 def loop_share(tokens: Sequence[str]) -> float:

@@ -28,7 +28,7 @@ class RewardMetric(Metric):
     def stop_when(self, stop: Callable[[], bool]) -> None:
         self.reward.stop_when(stop)
 
-    def check(self, examples: Sequence[Example]) -> None:
+    def check_set(self, examples: Sequence[Example]) -> None:
         self.reward.check(examples)
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:

@@ -32,7 +32,7 @@ class SelfBleuMetric(Metric):
     def __init__(self, target: str | None = None) -> None:
         refuse_target(self.name, target)
 
-    def check(self, examples: Sequence[Example]) -> None:
+    def check_set(self, examples: Sequence[Example]) -> None:
         if len(examples) < 2:
             raise UserError("the metric 'self_bleu' compares texts, and there is one", hint="leave it out")
 

@@ -16,16 +16,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.protocols import Example, Metric, MetricResult
+from rlgf_cli.protocols import Example, MetricResult
 from rlgf_cli.scorers import captions
-from rlgf_cli.scorers.base import refuse_target, require_some_references, signature, written_references
+from rlgf_cli.scorers.base import ReferenceMetric, refuse_target, signature, written_references
 
 _JAR = "spice-1.0.jar"
 _MODELS = ("lib/stanford-corenlp-3.6.0.jar", "lib/stanford-corenlp-3.6.0-models.jar")
 _SECONDS_TO_START, _SECONDS_PER_TEXT = 600, 10
 
 
-class SpiceMetric(Metric):
+class SpiceMetric(ReferenceMetric):
     """See the module."""
 
     name = "spice"
@@ -42,9 +42,6 @@ class SpiceMetric(Metric):
                     hint="`python -m pycocoevalcap.spice.get_stanford_models` downloads them (500 MB), where you may; "
                     "cider and coverage stand in for SPICE without it",
                 )
-
-    def check(self, examples: Sequence[Example]) -> None:
-        require_some_references(self.name, examples)
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
         groups, counts = written_references(examples)

@@ -67,7 +67,7 @@ def run(resolved: Resolved[EvalConfig], *, existing: Existing = "refuse") -> Eva
         for metric in metrics:
             if model is not None:
                 metric.take_model(model.loaded, config.lengths)
-            metric.check(examples)
+            metric.check_set(examples)
         return _evaluate(resolved, existing, model, answers, counts, metrics, guides)
 
 
