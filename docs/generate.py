@@ -1,4 +1,5 @@
-"""Writes the generated parts of docs/: what stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``.
+"""Writes the generated parts of docs/, between ``<!-- generated: NAME -->`` and ``<!-- end -->``, and the flags of all
+commands, which ``rlgf COMMAND --help`` shows (``src/rlgf_cli/cli/flags.json``).
 
 python docs/generate.py            write them anew
 python docs/generate.py --check    exit code 1 where a file would change
@@ -7,7 +8,9 @@ python docs/generate.py --check    exit code 1 where a file would change
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import json
 import re
 import sys
 import types
@@ -20,49 +23,24 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from rlgf_cli.algorithms.base import Algorithm, Mixture
 from rlgf_cli.checks.invariants import INVARIANTS
 from rlgf_cli.cli.commands import COMMANDS
-from rlgf_cli.config.collect_guide import CollectGuideConfig
-from rlgf_cli.config.compare import CompareConfig
-from rlgf_cli.config.doctor import DoctorConfig
-from rlgf_cli.config.eval import EvalConfig
-from rlgf_cli.config.evolve_generate import EvolveGenerateConfig
-from rlgf_cli.config.evolve_stats import EvolveStatsConfig
-from rlgf_cli.config.evolve_train import EvolveTrainConfig
-from rlgf_cli.config.generate import GenerateConfig
+from rlgf_cli.config.flags import flags_of
 from rlgf_cli.config.loader import field_model
-from rlgf_cli.config.make_negatives import MakeNegativesConfig
-from rlgf_cli.config.merge import MergeConfig
-from rlgf_cli.config.postprocess import PostprocessConfig
-from rlgf_cli.config.prepare import PrepareConfig
-from rlgf_cli.config.report import ReportConfig
-from rlgf_cli.config.sft import SftConfig
-from rlgf_cli.config.sweep import SweepConfig
-from rlgf_cli.config.train import TrainConfig
-from rlgf_cli.config.train_reward import TrainRewardConfig
 from rlgf_cli.evolve.iterations import ROW
 from rlgf_cli.runs.alarms import ALARMS
 from rlgf_cli.runs.metric_names import METRICS
-from rlgf_cli.section import Strict
+from rlgf_cli.section import Flag, Strict
 
 DOCS = Path(__file__).parent
-STAGES: dict[str, type[Strict]] = {
-    "prepare": PrepareConfig,
-    "sft": SftConfig,
-    "collect-guide": CollectGuideConfig,
-    "doctor": DoctorConfig,
-    "make-negatives": MakeNegativesConfig,
-    "train-reward": TrainRewardConfig,
-    "train": TrainConfig,
-    "eval": EvalConfig,
-    "postprocess": PostprocessConfig,
-    "compare": CompareConfig,
-    "report": ReportConfig,
-    "sweep": SweepConfig,
-    "evolve stats": EvolveStatsConfig,
-    "generate": GenerateConfig,
-    "merge": MergeConfig,
-    "evolve train": EvolveTrainConfig,
-    "evolve generate": EvolveGenerateConfig,
-}
+FLAGS = DOCS.parent / "src/rlgf_cli/cli/flags.json"
+
+
+def config_of(path: str) -> type[Strict]:
+    """The config class that ``module:Class`` names."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(f"rlgf_cli.config.{module}"), name)
+
+
+STAGES = {name: config_of(target.config) for name, target in COMMANDS.items() if target.config is not None}
 _BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "anything"}
 _BOUNDS = {Ge: ("ge", "at least"), Gt: ("gt", "above"), Le: ("le", "at most"), Lt: ("lt", "below")}
@@ -130,6 +108,10 @@ def _notes(model: type[Strict]) -> dict[str, str]:
             is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
                 notes[field.target.id] = " ".join(str(below.value.value).split())  # type: ignore[attr-defined]
+    for name, info in model.model_fields.items():
+        help = next((item.help for item in info.metadata if isinstance(item, Flag)), "")
+        if help and name not in notes:
+            notes[name] = help.replace(" Default: {default}.", "")
     return notes
 
 
@@ -216,17 +198,25 @@ def rendered(text: str) -> str:
     return _BLOCK.sub(lambda match: f"{match[1]}{GENERATORS[match[2]]()}\n{match[3]}", text)
 
 
+def flags() -> str:
+    """The flags of every command, one a line."""
+    parts = [
+        f"{json.dumps(command)}: [\n" + ",\n".join(json.dumps(row) for row in flags_of(model)) + "\n]"
+        for command, model in STAGES.items()
+    ]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
 def main() -> None:
-    changed = []
-    for path in sorted(DOCS.glob("*.md")):
-        text = path.read_text(encoding="utf-8")
-        if (new := rendered(text)) != text:
-            changed.append(path.name)
-            if "--check" not in sys.argv:
-                path.write_text(new, encoding="utf-8")
-    if changed:
-        print(f"{'stale' if '--check' in sys.argv else 'written'}: {', '.join(changed)}")
-    sys.exit(1 if changed and "--check" in sys.argv else 0)
+    made = {path: rendered(path.read_text(encoding="utf-8")) for path in sorted(DOCS.glob("*.md"))} | {FLAGS: flags()}
+    stale = [path for path, text in made.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    check = "--check" in sys.argv
+    if not check:
+        for path in stale:
+            path.write_text(made[path], encoding="utf-8")
+    if stale:
+        print(f"{'stale' if check else 'written'}: {', '.join(path.name for path in stale)}")
+    sys.exit(1 if stale and check else 0)
 
 
 if __name__ == "__main__":

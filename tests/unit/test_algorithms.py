@@ -180,7 +180,7 @@ def test_regimes_of_one_algorithm_share_the_group_size() -> None:
         ("grpo", {"group_size": 1}, "group_size of at least 2", None),
         ("d2lols", {"switch_step": -1}, "greater than or equal to 0", None),
         ("grpo++", {"restart": "uncertain"}, "'group_mean' has none", None),
-        ("aggrevated", {"gate": True}, "no parameter 'gate'", "aggrevated takes rollin_prob, credit"),
+        ("aggrevated", {"gate": True}, "no parameter 'gate'", "aggrevated takes rollin_prob, "),
     ],
 )
 def test_a_wrong_name_or_parameter_is_a_user_error(

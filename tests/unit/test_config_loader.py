@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import Field, model_validator
 
-from rlgf_cli.cli.options import print_config
+from rlgf_cli.cli.request import print_config
 from rlgf_cli.config.common import LoraConfig, ModelConfig, OptimConfig, Parts, StageConfig, TextConfig
 from rlgf_cli.config.loader import all_keys, resolve
 from rlgf_cli.errors import UserError

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, ModelWrapValidatorHandler, ValidationError, model_serializer, model_validator
 from pydantic.fields import FieldInfo
 
+from rlgf_cli.algorithms.parameters import ALL
 from rlgf_cli.algorithms.spec import AlgorithmSpec, Regime
 from rlgf_cli.errors import UserError, did_you_mean
-from rlgf_cli.section import Flag, Refused, Strict
+from rlgf_cli.section import Refused, Strict
 
 
 class Algorithm(Strict):
@@ -19,7 +20,7 @@ class Algorithm(Strict):
     scalar_key: ClassVar[str | None] = "name"
     named: ClassVar[dict[str, type[Algorithm]]] = {}
     """The class of each name, in the order of ``rlgf ls algorithms``."""
-    name: Annotated[str, Flag("`rlgf ls algorithms` lists them.", "--alg", "--algorithm")] = "ppo"
+    name: str = "ppo"
 
     @classmethod
     def __pydantic_init_subclass__(cls, **settings: Any) -> None:
@@ -36,8 +37,11 @@ class Algorithm(Strict):
         """The fields of the class; of :class:`Algorithm` itself, those of every algorithm."""
         if cls is not Algorithm:
             return cls.model_fields
-        kinds: list[type[Algorithm]] = [*cls.named.values(), Mixture]
-        return {key: field for kind in kinds for key, field in kind.model_fields.items()}
+        fields: dict[str, FieldInfo] = dict(cls.model_fields)
+        sections: list[type[Strict]] = [*ALL, *cls.named.values(), Mixture]
+        for section in sections:
+            fields |= {key: field for key, field in section.model_fields.items() if key not in fields}
+        return fields
 
     def spec(self) -> AlgorithmSpec:
         """The algorithm as data. Raises ValidationError for a refused combination."""

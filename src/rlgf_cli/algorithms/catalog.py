@@ -6,14 +6,11 @@ and Chang et al. 2015. GRPO: Shao et al. 2024. RLOO: Ahmadian et al. 2024. DAgge
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from rlgf_cli.algorithms.base import Algorithm
-from rlgf_cli.algorithms.parameters import Cut, Group, GroupSize, Restart, RollIn
+from rlgf_cli.algorithms.parameters import Cut, CutHorizon, Group, GroupSize, Mix, MonteCarlo, Restart, RollIn, Switch
 from rlgf_cli.algorithms.spec import AlgorithmSpec, Regime, Schedule
-from rlgf_cli.section import Flag
 
 
 class PPO(Algorithm):
@@ -34,15 +31,13 @@ class PPOPlusPlus(Restart, RollIn, Algorithm):
         return self.always(Regime(roll_in="guide", roll_out="policy", **self.of(RollIn, Restart)))
 
 
-class AggreVaTeD(Cut, RollIn, Algorithm):
+class AggreVaTeD(MonteCarlo, Cut, RollIn, Algorithm):
     """the guide finishes what the policy began (needs a live guide)
 
     With ``advantage: guide_mc``, the defaults of ``rollin_prob`` and ``credit`` are 1 and ``cut``.
     """
 
     name: Literal["aggrevated"] = "aggrevated"
-    advantage: Annotated[Literal["gae", "guide_mc"], Flag("aggrevated: gae, or guide_mc (no critic).")] = "gae"
-    mc_samples: Annotated[int, Flag("guide_mc: texts on each side of an action.")] = Field(1, ge=1)
 
     def spec(self) -> AlgorithmSpec:
         own = self.of(RollIn, Cut)
@@ -53,11 +48,10 @@ class AggreVaTeD(Cut, RollIn, Algorithm):
         return self.always(Regime(roll_in="policy", roll_out="guide", **own, **more))
 
 
-class LOLS(Restart, Cut, RollIn, Algorithm):
+class LOLS(Restart, Cut, Mix, RollIn, Algorithm):
     """each iteration PPO++ with probability p_ppo_pp, else AggreVaTeD (live guide)"""
 
     name: Literal["lols"] = "lols"
-    p_ppo_pp: Annotated[float, Flag("lols: share of PPO++ iterations.")] = Field(0.8, ge=0, le=1)
 
     def spec(self) -> AlgorithmSpec:
         from_guide = Regime(roll_in="guide", roll_out="policy", **self.of(RollIn, Restart))
@@ -66,11 +60,10 @@ class LOLS(Restart, Cut, RollIn, Algorithm):
         return AlgorithmSpec(name=self.name, regimes=(from_guide, aggrevated), schedule=schedule)
 
 
-class D2LOLS(Restart, Cut, RollIn, Algorithm):
+class D2LOLS(Restart, Cut, Switch, RollIn, Algorithm):
     """AggreVaTeD until switch_step, then PPO++ (live guide)"""
 
     name: Literal["d2lols"] = "d2lols"
-    switch_step: Annotated[int, Flag("d2lols: iterations of AggreVaTeD.")] = Field(20, ge=0)
 
     def spec(self) -> AlgorithmSpec:
         aggrevated = Regime(roll_in="policy", roll_out="guide", **self.of(RollIn, Cut))
@@ -98,7 +91,7 @@ class RLOO(Group, Algorithm):
         return self.always(Regime(estimator="leave_one_out", **self.of(Group)))
 
 
-class GRPOPlusPlus(Restart, RollIn, Group, Algorithm):
+class GRPOPlusPlus(Restart, Group, RollIn, Algorithm):
     """GRPO from the guide's text; a group shares prompt and prefix"""
 
     name: Literal["grpo++"] = "grpo++"
@@ -108,7 +101,7 @@ class GRPOPlusPlus(Restart, RollIn, Group, Algorithm):
         return self.always(Regime(roll_in="guide", roll_out="policy", estimator="group_mean", **own))
 
 
-class RLOOPlusPlus(Restart, RollIn, Group, Algorithm):
+class RLOOPlusPlus(Restart, Group, RollIn, Algorithm):
     """RLOO from the guide's text; a group shares prompt and prefix"""
 
     name: Literal["rloo++"] = "rloo++"
@@ -128,12 +121,11 @@ class BCGuide(Algorithm):
         return self.always(Regime(roll_out="guide", estimator="likelihood"))
 
 
-class DAgger(RollIn, Algorithm):
+class DAgger(CutHorizon, RollIn, Algorithm):
     """likelihood of how the guide goes on from the policy's own prefixes (live guide)"""
 
     name: Literal["dagger"] = "dagger"
-    cut_horizon: int | None = Field(None, ge=1)
 
     def spec(self) -> AlgorithmSpec:
-        own = {"rollin_prob": self.rollin_prob, "cut_horizon": self.cut_horizon}
+        own = self.of(RollIn, CutHorizon)
         return self.always(Regime(roll_in="policy", roll_out="guide", estimator="likelihood", **own))

@@ -1,4 +1,4 @@
-"""Parameters that several algorithms share, each declared once. Every one is also a field of a Regime."""
+"""The parameters of the algorithms. Each is declared once; ``rlgf train --help`` and the docs keep this order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pydantic import Field
 
 from rlgf_cli.section import Flag, Strict
 
-GroupSize = Annotated[int, Field(ge=1), Flag("grpo, rloo: episodes per prompt.", "--group-size", "--num-generations")]
-
 
 class RollIn(Strict):
     """How often an episode begins with a roll-in."""
@@ -17,18 +15,44 @@ class RollIn(Strict):
     rollin_prob: Annotated[float, Flag("Share of episodes with a roll-in.")] = Field(0.8, ge=0, le=1)
 
 
-class Cut(Strict):
-    """Where the policy's roll-in ends, and which of its tokens learn: see docs/algorithms.md."""
+class Mix(Strict):
+    """How often an iteration is one of PPO++."""
 
+    p_ppo_pp: Annotated[float, Flag("lols: share of PPO++ iterations.")] = Field(0.8, ge=0, le=1)
+
+
+class Switch(Strict):
+    """How many iterations the first regime has."""
+
+    switch_step: Annotated[int, Flag("d2lols: iterations of AggreVaTeD.")] = Field(20, ge=0)
+
+
+GroupSize = Annotated[int, Field(ge=1), Flag("grpo, rloo: episodes per prompt.", "--group-size", "--num-generations")]
+
+
+class Group(Strict):
+    """How many episodes share a prompt."""
+
+    group_size: GroupSize = 8
+
+
+class CutHorizon(Strict):
+    """How far into the text the policy's roll-in may reach."""
+
+    cut_horizon: int | None = Field(None, ge=1)
+    """The latest place of the cut, in tokens; null: the typical length so far."""
+
+
+class Cut(CutHorizon):
+    """Where the policy's roll-in ends, and which of its tokens learn."""
+
+    cut: Annotated[Literal["first", "inner"], Flag("aggrevated: first or inner.")] = "first"
     credit: Annotated[Literal["prefix", "cut"], Flag("aggrevated: prefix or cut.")] = "prefix"
     """Which tokens learn: all of the policy's up to the cut, or the one at the cut."""
-    cut: Annotated[Literal["first", "inner"], Flag("aggrevated: first or inner.")] = "first"
-    cut_horizon: int | None = Field(None, ge=1)
-    """Limit of the cut's place, in tokens; null: the typical length so far."""
 
 
 class Restart(Strict):
-    """Where the guide's roll-in is cut, and from which of its texts the policy goes on: see docs/algorithms.md."""
+    """Where the guide's roll-in is cut, and which of the guide's texts are used."""
 
     restart: Annotated[
         Literal["uniform", "backward", "uncertain"], Flag("ppo++: cuts uniform, backward or uncertain.")
@@ -37,7 +61,11 @@ class Restart(Strict):
     gate: Annotated[bool, Flag("ppo++: only texts above the policy's own.", "--gate/--no-gate")] = False
 
 
-class Group(Strict):
-    """How many episodes share a prompt."""
+class MonteCarlo(Strict):
+    """How AggreVaTeD estimates the advantage of the action at the cut."""
 
-    group_size: GroupSize = 8
+    advantage: Annotated[Literal["gae", "guide_mc"], Flag("aggrevated: gae, or guide_mc (no critic).")] = "gae"
+    mc_samples: Annotated[int, Flag("guide_mc: texts on each side of an action.")] = Field(1, ge=1)
+
+
+ALL: tuple[type[Strict], ...] = (RollIn, Mix, Switch, Group, Cut, Restart, MonteCarlo)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rlgf_cli import console
-from rlgf_cli.cli import options
+from rlgf_cli.cli.options import AsJson
 from rlgf_cli.errors import UserError
 
 
@@ -29,7 +29,7 @@ def cache(
     file: Annotated[str | None, typer.Argument(help="The JSONL file (export, import).", show_default=False)] = None,
     guide: Annotated[str | None, typer.Option("--guide", help="Only this guide's texts (export, prune).")] = None,
     older_than: Annotated[float | None, typer.Option("--older-than", help="Days (prune).")] = None,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look after the cache of guide texts.
 

@@ -14,41 +14,62 @@ from rlgf_cli.errors import Interrupted, RlgfError
 
 
 class Target(NamedTuple):
-    """Where a command's function is (``module:function`` below ``rlgf_cli.cli``), and its first sentence."""
+    """Where a command is: its function (``module:function`` below ``rlgf_cli.cli``), its first sentence, and the class
+    of its config (``module:Class`` below ``rlgf_cli.config``), whose fields declare its flags."""
 
     path: str
     summary: str
+    config: str | None = None
 
 
 COMMANDS: dict[str, Target] = {
-    "prepare": Target("prepare:prepare", "Turn a hub dataset or local files into checked JSONL splits."),
-    "sft": Target("sft:sft", "Fine-tune a model on prompts and references, or on a guide's texts."),
+    "prepare": Target(
+        "prepare:prepare", "Turn a hub dataset or local files into checked JSONL splits.", "prepare:PrepareConfig"
+    ),
+    "sft": Target("sft:sft", "Fine-tune a model on prompts and references, or on a guide's texts.", "sft:SftConfig"),
     "collect-guide": Target(
         "collect_guide:collect_guide",
         "Buy a guide's text once and keep it: prompts in, one JSONL line per text out.",
+        "collect_guide:CollectGuideConfig",
     ),
-    "doctor": Target("doctor:doctor", "Check what you would train with: model, data, reward and guide."),
+    "doctor": Target(
+        "doctor:doctor", "Check what you would train with: model, data, reward and guide.", "doctor:DoctorConfig"
+    ),
     "make-negatives": Target(
         "make_negatives:make_negatives",
         "Make bad texts of many kinds from good ones, to train a reward model on.",
+        "make_negatives:MakeNegativesConfig",
     ),
-    "train-reward": Target("train_reward:train_reward", "Train a classifier or a reward model."),
-    "train": Target("train:train", "Train a policy with reinforcement learning, alone or with a guide."),
-    "eval": Target("eval:evaluate", "Score a model or predictions."),
+    "train-reward": Target(
+        "train_reward:train_reward", "Train a classifier or a reward model.", "train_reward:TrainRewardConfig"
+    ),
+    "train": Target(
+        "train:train", "Train a policy with reinforcement learning, alone or with a guide.", "train:TrainConfig"
+    ),
+    "eval": Target("eval:evaluate", "Score a model or predictions.", "eval:EvalConfig"),
     "postprocess": Target(
         "postprocess:postprocess",
         "Mend texts by rules: cut loops, unfinished sentences and what follows an end mark.",
+        "postprocess:PostprocessConfig",
     ),
-    "compare": Target("compare:compare", "Compare evaluations."),
-    "report": Target("report:report", "Show runs and evaluations on one HTML page."),
-    "sweep": Target("sweep:sweep", "Train a grid of runs and compare them."),
-    "evolve stats": Target("evolve_stats:evolve_stats", "Measure a set of instructions, or compare two."),
-    "generate": Target("generate:generate", "Generate text from a checkpoint."),
-    "evolve train": Target("evolve_train:evolve_train", "Learn which operation to evolve an instruction by next."),
+    "compare": Target("compare:compare", "Compare evaluations.", "compare:CompareConfig"),
+    "report": Target("report:report", "Show runs and evaluations on one HTML page.", "report:ReportConfig"),
+    "sweep": Target("sweep:sweep", "Train a grid of runs and compare them.", "sweep:SweepConfig"),
+    "evolve stats": Target(
+        "evolve_stats:evolve_stats", "Measure a set of instructions, or compare two.", "evolve_stats:EvolveStatsConfig"
+    ),
+    "generate": Target("generate:generate", "Generate text from a checkpoint.", "generate:GenerateConfig"),
+    "evolve train": Target(
+        "evolve_train:evolve_train",
+        "Learn which operation to evolve an instruction by next.",
+        "evolve_train:EvolveTrainConfig",
+    ),
     "evolve generate": Target(
-        "evolve_generate:evolve_generate", "Evolve seed instructions into a new set, with the guide's answers."
+        "evolve_generate:evolve_generate",
+        "Evolve seed instructions into a new set, with the guide's answers.",
+        "evolve_generate:EvolveGenerateConfig",
     ),
-    "merge": Target("merge:merge", "Merge LoRA into plain weights."),
+    "merge": Target("merge:merge", "Merge LoRA into plain weights.", "merge:MergeConfig"),
     "cache": Target("cache:cache", "Look after the cache of guide texts."),
     "ls": Target("ls:ls", "List what rlgf knows by name."),
     "env": Target("env:env", "Print versions and devices."),
@@ -85,14 +106,20 @@ class Command(TyperCommand):
 
 def load(name: str) -> Any:
     """A command, built from its function."""
-    module, _, function = COMMANDS[name].path.partition(":")
+    path, _, config = COMMANDS[name]
+    module, _, function = path.partition(":")
     single = typer.Typer(
         add_completion=False,
         rich_markup_mode="markdown",
         pretty_exceptions_enable=False,
         context_settings=SETTINGS,
     )
-    single.command(name, cls=Command)(getattr(importlib.import_module(f"rlgf_cli.cli.{module}"), function))
+    command = getattr(importlib.import_module(f"rlgf_cli.cli.{module}"), function)
+    if config is not None:
+        from rlgf_cli.cli.request import with_flags
+
+        command = with_flags(name, config, command)
+    single.command(name, cls=Command)(command)
     return get_command(single)
 
 

@@ -1,91 +1,19 @@
-"""``rlgf compare``."""
+"""The command ``rlgf compare``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from rlgf_cli import console
-from rlgf_cli.cli import options
 from rlgf_cli.cli.numbers import interval, number, p_value, percent, stars
+from rlgf_cli.cli.request import Request
 from rlgf_cli.errors import UserError
 
 if TYPE_CHECKING:
     from rlgf_cli.stages.compare import Comparison
 
-COMPARE = "Comparison options"
 
-
-def compare(
-    systems: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Folders that rlgf eval wrote, or runs with eval/ in them; the first is the base. "
-            "NAME=FOLDER names one; NAME=FOLDER,FOLDER, or the name again, gives its seeds.",
-            show_default=False,
-        ),
-    ] = None,
-    metrics: Annotated[
-        str | None,
-        typer.Option(
-            "--metrics",
-            help="Names with commas between: rouge, rouge.rougeL. Default: all.",
-            rich_help_panel=COMPARE,
-        ),
-    ] = None,
-    force: Annotated[
-        bool | None,
-        typer.Option(
-            "--force",
-            help="Compare in spite of different signatures, references or prompts.",
-            rich_help_panel=COMPARE,
-        ),
-    ] = None,
-    level: Annotated[
-        float | None,
-        typer.Option("--level", help="Of the intervals. Default: 0.95.", rich_help_panel=COMPARE),
-    ] = None,
-    resamples: Annotated[
-        int | None,
-        typer.Option("--resamples", help="Bootstrap resamples. Default: 10000.", rich_help_panel=COMPARE),
-    ] = None,
-    test: Annotated[
-        str | None,
-        typer.Option(
-            "--test",
-            help="Whose p-values are corrected: bootstrap or randomisation. Default: bootstrap.",
-            rich_help_panel=COMPARE,
-        ),
-    ] = None,
-    pair_seeds: Annotated[
-        bool | None,
-        typer.Option(
-            "--pair-seeds",
-            help="Seeds belong together in the order given: differences are formed within the pairs.",
-            rich_help_panel=COMPARE,
-        ),
-    ] = None,
-    markdown: Annotated[
-        bool,
-        typer.Option("--markdown", help="Print one Markdown table, to paste.", rich_help_panel=COMPARE),
-    ] = False,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Also write the comparison to this JSON file.",
-            rich_help_panel=options.COMMON,
-        ),
-    ] = None,
-    config: options.Config = None,
-    set_: options.Set = None,
-    seed: options.Seed = None,
-    overwrite: options.Overwrite = False,
-    print_config: options.PrintConfig = False,
-    as_json: options.AsJson = False,
-) -> None:
+def compare(request: Request) -> None:
     """Compare evaluations.
 
     Each system is compared with the first on the same prompts: values, differences, their intervals, and p-values
@@ -100,31 +28,17 @@ def compare(
     rlgf compare runs/sft runs/ppo runs/ppopp --json -o comparison.json
     ```
     """
-    flags = {
-        "systems": systems or None,
-        "metrics": [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None,
-        "test": test,
-        "pair_seeds": pair_seeds,
-        "force": force,
-        "output": output,
-        "seed": seed,
-        "interval.level": level,
-        "interval.resamples": resamples,
-    }
-    if systems is not None and len(systems) == 1:
+    if len(request.keys.get("systems", ())) == 1:
         raise UserError("one system alone cannot be compared", hint="rlgf compare BASE OTHER [MORE ...]")
-    if markdown and as_json:
+    if request.options["markdown"] and request.as_json:
         raise UserError("--markdown and --json exclude each other", hint="-o FILE writes the JSON besides")
-    resolved = options.resolve("compare:CompareConfig", config, set_, flags)
-    if print_config:
-        options.print_config(resolved)
-        return
+    resolved, existing = request.resolve(), request.existing
     from rlgf_cli.stages import compare as stage
 
-    comparison = stage.run(resolved, existing="overwrite" if overwrite else "refuse")
-    if as_json:
+    comparison = stage.run(resolved, existing=existing)
+    if request.as_json:
         console.result_json(comparison.to_json())
-    elif markdown:
+    elif request.options["markdown"]:
         _print_markdown(comparison)
     else:
         _print_tables(comparison)

@@ -1,13 +1,11 @@
-"""``rlgf doctor``."""
+"""The command ``rlgf doctor``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from rlgf_cli import console
-from rlgf_cli.cli import options
+from rlgf_cli.cli.request import Request
 from rlgf_cli.errors import RlgfError
 
 if TYPE_CHECKING:
@@ -17,53 +15,7 @@ if TYPE_CHECKING:
 _LONGEST = 160
 
 
-def doctor(
-    model: Annotated[
-        str | None, typer.Option("--model", "--model-name-or-path", help="The policy: a checkpoint folder or hub name.")
-    ] = None,
-    data: Annotated[str | None, typer.Option("--data", help="JSONL file with the prompts.")] = None,
-    reward: Annotated[
-        str | None, typer.Option("--reward", help="Names from `rlgf ls rewards`, file.py:function; several by commas.")
-    ] = None,
-    guide: Annotated[
-        str | None, typer.Option("--guide", help="FILE.jsonl, hf:PATH, openai:MODEL, or an alias.")
-    ] = None,
-    algorithm: Annotated[
-        str | None, typer.Option("--alg", "--algorithm", help="As training will have it. Default: ppo.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", "-L", help="Write and ask for the first N prompts. Default: 20.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", help="The limit that training will have. Default: 64.")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="Of the rollouts.")] = None,
-    on_overlong: Annotated[
-        str | None, typer.Option("--on-overlong", help="Longer prompts: error, truncate or skip.")
-    ] = None,
-    use_peft: Annotated[
-        bool | None, typer.Option("--use-peft", help="With a fresh LoRA adapter.", rich_help_panel=options.MODEL)
-    ] = None,
-    config: options.Config = None,
-    set_: options.Set = None,
-    seed: options.Seed = None,
-    base_url: options.BaseUrl = None,
-    api: options.Api = None,
-    system: options.System = None,
-    prompt_template: options.PromptTemplate = None,
-    guide_temperature: Annotated[
-        float | None,
-        typer.Option("--guide-temperature", help="The guide's; 0 is greedy.", rich_help_panel=options.GUIDE),
-    ] = None,
-    max_cost_usd: options.MaxCost = None,
-    max_calls: options.MaxCalls = None,
-    guide_mode: options.GuideMode = None,
-    device: options.Device = None,
-    dtype: options.DType = None,
-    trust_remote_code: options.TrustRemoteCode = None,
-    print_config: options.PrintConfig = False,
-    as_json: options.AsJson = False,
-) -> None:
+def doctor(request: Request) -> None:
     """Check what you would train with: model, data, reward and guide.
 
     Flags and recipes are those of `rlgf train`. The policy writes a text per prompt, and the truths of step 0 are held
@@ -76,38 +28,11 @@ def doctor(
     rlgf doctor --guide gpt-3.5 --model runs/sft --data train.jsonl -L 5 --max-new-tokens 48 --json
     ```
     """
-    flags = {
-        "algorithm.name": algorithm,
-        "guide.name": guide,
-        "model.name": model,
-        "data": data,
-        "reward": reward,
-        "prompts": limit,
-        "lengths.max_new_tokens": max_new_tokens,
-        "lengths.on_overlong": on_overlong,
-        "rollout.temperature": temperature,
-        "lora.enabled": use_peft,
-        "seed": seed,
-        "guide.base_url": base_url,
-        "guide.api": api,
-        "guide.system": system,
-        "guide.prompt_template": prompt_template,
-        "guide.sampling.temperature": guide_temperature,
-        "guide.mode": guide_mode,
-        "budget.max_cost_usd": max_cost_usd,
-        "budget.max_calls": max_calls,
-        "model.device": device,
-        "model.dtype": dtype,
-        "model.trust_remote_code": trust_remote_code,
-    }
-    resolved = options.resolve("doctor:DoctorConfig", config, set_, flags)
-    if print_config:
-        options.print_config(resolved)
-        return
+    resolved = request.resolve()
     from rlgf_cli.stages import doctor as stage
 
     diagnosis = stage.run(resolved)
-    if as_json:
+    if request.as_json:
         console.result_json(diagnosis.to_json())
     else:
         _show(diagnosis)

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from rlgf_cli import console
-from rlgf_cli.cli import options
+from rlgf_cli.cli.options import AsJson
 
 SECRETS = ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY")
 """Only whether they are set is shown."""
@@ -26,7 +26,7 @@ SHOWN = (
 )
 
 
-def env(as_json: options.AsJson = False) -> None:
+def env(as_json: AsJson = False) -> None:
     """Print versions and devices.
 
     This is what a bug report needs. Of keys and tokens it says only whether they are set.

@@ -1,73 +1,16 @@
-"""``rlgf evolve stats``."""
+"""The command ``rlgf evolve stats``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from rlgf_cli import console
-from rlgf_cli.cli import options
 from rlgf_cli.cli.numbers import interval, number, percent
+from rlgf_cli.cli.request import Request
 
-MEASURES = "Measures"
 
-
-def evolve_stats(
-    sets: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="A folder of rlgf evolve generate or any JSONL file of prompts; a second one is compared with it.",
-            show_default=False,
-        ),
-    ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            "--encoder",
-            help="Folder or hub name of a text encoder. Default: words and pairs of words.",
-            rich_help_panel=MEASURES,
-        ),
-    ] = None,
-    cosine: Annotated[
-        float | None,
-        typer.Option(
-            "--cosine",
-            help="From here on, two texts are of one cluster. Default: 0.5 with an encoder, 0.3 without.",
-            rich_help_panel=MEASURES,
-        ),
-    ] = None,
-    draws: Annotated[
-        int | None,
-        typer.Option("--draws", help="Draws from both sets to compare. Default: 200.", rich_help_panel=MEASURES),
-    ] = None,
-    texts: Annotated[
-        int | None,
-        typer.Option("--texts", help="Texts of a draw, at most. Default: 500.", rich_help_panel=MEASURES),
-    ] = None,
-    level: Annotated[
-        float | None,
-        typer.Option("--level", help="Of the intervals. Default: 0.95.", rich_help_panel=MEASURES),
-    ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output-dir",
-            "-o",
-            "--output",
-            help="A folder for stats.json and plots.",
-            rich_help_panel=options.COMMON,
-        ),
-    ] = None,
-    config: options.Config = None,
-    set_: options.Set = None,
-    seed: options.Seed = None,
-    device: options.Device = None,
-    overwrite: options.Overwrite = False,
-    print_config: options.PrintConfig = False,
-    as_json: options.AsJson = False,
-) -> None:
+def evolve_stats(request: Request) -> None:
     """Measure a set of instructions, or compare two.
 
     Diversity (distinct n-grams, self-BLEU, spread, Vendi score, clusters), length and complexity, and of a folder of
@@ -81,25 +24,11 @@ def evolve_stats(
     rlgf evolve stats runs/evolved data/seeds.jsonl --json
     ```
     """
-    flags = {
-        "sets": sets or None,
-        "encoder": encoder,
-        "cosine": cosine,
-        "draws.count": draws,
-        "draws.texts": texts,
-        "draws.level": level,
-        "output": output,
-        "seed": seed,
-        "device": device,
-    }
-    resolved = options.resolve("evolve_stats:EvolveStatsConfig", config, set_, flags)
-    if print_config:
-        options.print_config(resolved)
-        return
+    resolved, existing = request.resolve(), request.existing
     from rlgf_cli.stages import evolve_stats as stage
 
-    result = stage.run(resolved, existing="overwrite" if overwrite else "refuse")
-    if as_json:
+    result = stage.run(resolved, existing=existing)
+    if request.as_json:
         console.result_json(result.stats)
         return
     _print(result.stats)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rlgf_cli import console
-from rlgf_cli.cli import options
+from rlgf_cli.cli.options import AsJson
 
 
 class Kind(str, Enum):
@@ -23,7 +23,7 @@ class Kind(str, Enum):
 
 def ls(
     kind: Annotated[Kind, typer.Argument(help="What to list.", show_default=False)],
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """List what rlgf knows by name.
 

@@ -1,47 +1,14 @@
-"""``rlgf make-negatives``."""
+"""The command ``rlgf make-negatives``."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from rlgf_cli import console
-from rlgf_cli.cli import options
-
-FAILURES = "Failure options"
+from rlgf_cli.cli.request import Request
 
 
-def make_negatives(
-    data: Annotated[
-        str | None,
-        typer.Option("--data", help="JSONL with prompts and references.", rich_help_panel=options.COMMON),
-    ] = None,
-    output: options.Output = None,
-    limit: options.Limit = None,
-    kinds: Annotated[
-        str | None,
-        typer.Option("--kinds", help="Names with commas between. Default: all.", rich_help_panel=FAILURES),
-    ] = None,
-    per_reference: Annotated[
-        int | None,
-        typer.Option("--per-reference", help="Bad texts for each good one. Default: 1.", rich_help_panel=FAILURES),
-    ] = None,
-    samples: Annotated[
-        str | None,
-        typer.Option(
-            "--samples",
-            help="Texts of the starting policy (rlgf generate): those that break a rule are taken.",
-            rich_help_panel=FAILURES,
-        ),
-    ] = None,
-    config: options.Config = None,
-    set_: options.Set = None,
-    seed: options.Seed = None,
-    overwrite: options.Overwrite = False,
-    print_config: options.PrintConfig = False,
-    as_json: options.AsJson = False,
-) -> None:
+def make_negatives(request: Request) -> None:
     """Make bad texts of many kinds from good ones, to train a reward model on.
 
     ```
@@ -50,30 +17,16 @@ def make_negatives(
     rlgf make-negatives --data train.jsonl --samples sft_texts.jsonl -o neg.jsonl
     ```
     """
-    flags = {
-        "data": data,
-        "output": output,
-        "limit": limit,
-        "kinds": kinds,
-        "per_reference": per_reference,
-        "samples": samples,
-        "seed": seed,
-    }
-    resolved = options.resolve("make_negatives:MakeNegativesConfig", config, set_, flags)
-    if print_config:
-        options.print_config(resolved)
-        return
+    resolved, existing = request.resolve(), request.existing
     from rlgf_cli.stages import make_negatives as stage
 
-    done = stage.run(resolved, existing="overwrite" if overwrite else "refuse")
-    if as_json:
-        console.result_json({"path": str(done.path), **done.summary})
-        return
-    _tell(done.summary)
-    console.result(str(done.path))
+    done = stage.run(resolved, existing=existing)
+    if not request.as_json:
+        _log_summary(done.summary)
+    request.print({"path": str(done.path), **done.summary}, done.path)
 
 
-def _tell(summary: dict[str, Any]) -> None:
+def _log_summary(summary: dict[str, Any]) -> None:
     """What was made and what was dropped, for the person who watches."""
     names = dict.fromkeys([*summary["made"], *summary["not_applicable"], *summary["equal_to_reference"]])
     rows = [

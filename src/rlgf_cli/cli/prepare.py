@@ -1,111 +1,21 @@
-"""``rlgf prepare``."""
+"""The command ``rlgf prepare``."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from rlgf_cli import console
-from rlgf_cli.cli import options
+from rlgf_cli.cli.request import Request
 from rlgf_cli.errors import UserError, did_you_mean
 
 _SHOWN_BAD_LINES = 20
 _MAP_KEYS = ("id", "prompt", "references", "meta")
 _NEXT_MAP_KEY = re.compile(r",(?=\s*[A-Za-z_][\w.]*\s*=)")
-_DATA, _SIZE, _CHECK = "Data", "Splits and size", "Check"
 
 
-def prepare(
-    files: Annotated[
-        list[Path] | None, typer.Argument(help="With --check: the files to check.", show_default=False)
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            "--dataset",
-            "--dataset-name",
-            help="A hub name, a file, or a folder with train, validation and test files.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option("--task", help="A built-in mapping: commongen, imdb, tldr.", rich_help_panel=_DATA),
-    ] = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            help="KEY=COLUMN,... for prompt, references, id, meta.NAME; or a template: prompt={a} {b}.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    splits: Annotated[
-        str | None,
-        typer.Option("--splits", help="train=FILE,test=FILE, or the hub's split names.", rich_help_panel=_DATA),
-    ] = None,
-    output: options.Output = None,
-    config: options.Config = None,
-    set_: options.Set = None,
-    seed: options.Seed = None,
-    subset: Annotated[
-        str | None,
-        typer.Option("--subset", "--dataset-config", help="The hub dataset's configuration.", rich_help_panel=_DATA),
-    ] = None,
-    revision: Annotated[
-        str | None,
-        typer.Option("--revision", help="The hub dataset's branch, tag or commit.", rich_help_panel=_DATA),
-    ] = None,
-    group_by: Annotated[
-        str | None,
-        typer.Option(
-            "--group-by",
-            help="Rows with equal values here become one example with all references.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    drop_bad: Annotated[
-        bool | None,
-        typer.Option("--drop-bad", help="Drop and count bad rows instead of stopping.", rich_help_panel=_DATA),
-    ] = None,
-    allow_no_references: Annotated[
-        bool | None,
-        typer.Option("--allow-no-references", help="Keep prompts without references.", rich_help_panel=_DATA),
-    ] = None,
-    split_from: Annotated[
-        str | None,
-        typer.Option("--split-from", help="The split that --fractions are taken from.", rich_help_panel=_SIZE),
-    ] = None,
-    fractions: Annotated[
-        str | None, typer.Option("--fractions", help="validation=0.05,test=0.05", rich_help_panel=_SIZE)
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option("--limit", "-L", help="Keep the first N examples of a split.", rich_help_panel=_SIZE),
-    ] = None,
-    sample: Annotated[
-        int | None, typer.Option("--sample", help="Keep N random examples of a split.", rich_help_panel=_SIZE)
-    ] = None,
-    check: Annotated[
-        bool,
-        typer.Option("--check", help="Only check JSONL files; list every bad line.", rich_help_panel=_CHECK),
-    ] = False,
-    kind: Annotated[
-        str | None,
-        typer.Option(
-            "--kind",
-            help="What --check expects: examples, guide, predictions, labelled.",
-            show_default="what the first line looks like",
-            rich_help_panel=_CHECK,
-        ),
-    ] = None,
-    overwrite: options.Overwrite = False,
-    print_config: options.PrintConfig = False,
-    as_json: options.AsJson = False,
-) -> None:
+def prepare(request: Request) -> None:
     """Turn a hub dataset or local files into checked JSONL splits.
 
     ```
@@ -115,50 +25,30 @@ def prepare(
     rlgf prepare --check data/posts/train.jsonl guide.jsonl
     ```
     """
-    if check:
-        _check(files or [], kind)
+    files = request.options["files"] or []
+    if request.options["check"]:
+        _check(files, request.options["kind"])
         return
     if files:
         hint = "give data as --dataset FILE; --check FILE checks a JSONL file"
         raise UserError(f"a file without a flag: {files[0]}", hint=hint)
-    flags: dict[str, Any] = {
-        "dataset": dataset,
-        "task": task,
-        "splits": _pairs(splits, "--splits"),
-        **_mapping(columns or []),
-        "output": output,
-        "seed": seed,
-        "subset": subset,
-        "revision": revision,
-        "group_by": group_by,
-        "drop_bad": drop_bad,
-        "allow_no_references": allow_no_references,
-        "split_from": split_from,
-        "fractions": _pairs(fractions, "--fractions"),
-        "limit": limit,
-        "sample": sample,
-    }
-    resolved = options.resolve("prepare:PrepareConfig", config, set_, flags)
-    if print_config:
-        options.print_config(resolved)
-        return
-
+    for key in ("splits", "fractions"):
+        if key in request.keys:
+            request.keys[key] = _pairs(request.keys[key], f"--{key}")
+    request.keys.update(_mapping(request.options["map"] or []))
+    resolved, existing = request.resolve(), request.existing
     from rlgf_cli.stages import prepare as stage
 
-    prepared = stage.run(resolved, existing=options.existing(False, overwrite))
-    if as_json:
-        console.result_json(prepared.to_json())
-        return
-    names = list(dict.fromkeys(name for counts in prepared.splits.values() for name in counts))
-    rows = [[name, *(str(counts.get(n, 0)) for n in names)] for name, counts in prepared.splits.items()]
-    console.log(console.table(["split", *names], rows))
-    console.result(str(prepared.path))
+    prepared = stage.run(resolved, existing=existing)
+    if not request.as_json:
+        names = list(dict.fromkeys(name for counts in prepared.splits.values() for name in counts))
+        rows = [[name, *(str(counts.get(n, 0)) for n in names)] for name, counts in prepared.splits.items()]
+        console.log(console.table(["split", *names], rows))
+    request.print(prepared.to_json(), prepared.path)
 
 
-def _pairs(text: str | None, flag: str) -> dict[str, str] | None:
+def _pairs(text: str, flag: str) -> dict[str, str]:
     """``a=x,b=y`` as a mapping."""
-    if text is None:
-        return None
     pairs: dict[str, str] = {}
     for part in _NEXT_MAP_KEY.split(text):
         name, equals, value = part.partition("=")

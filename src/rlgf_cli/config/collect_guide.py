@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
 from pydantic import Field
 
-from rlgf_cli.config.common import StageConfig
+from rlgf_cli.config.common import COMMON, GUIDE, MODEL, RUN, SPEND, Limit, StageConfig
 from rlgf_cli.config.guide import BudgetConfig, GuideConfig
+from rlgf_cli.section import Flag
 
 
 class CollectGuideConfig(StageConfig):
@@ -16,10 +20,24 @@ class CollectGuideConfig(StageConfig):
     hours.
     """
 
-    data: str
-    guide: GuideConfig
-    samples: int = Field(1, ge=1)
-    max_new_tokens: int = Field(64, ge=1)
-    limit: int | None = Field(None, ge=1)
+    panels: ClassVar[Mapping[str, str]] = {
+        "": "guide data samples max_new_tokens",
+        COMMON: "output limit --config --set seed",
+        GUIDE: (
+            "guide.base_url guide.api guide.system guide.prompt_template guide.sampling.temperature "
+            "guide.sampling.top_p guide.sampling.top_k guide.sampling.num_beams guide.concurrency guide.timeout_s "
+            "guide.max_retries guide.batch_size guide.on_overlong"
+        ),
+        MODEL: "guide.device guide.dtype",
+        SPEND: (
+            "budget.max_cost_usd budget.max_calls guide.mode guide.requests_per_minute guide.tokens_per_minute batch"
+        ),
+        RUN: "--dry-run --resume --overwrite --print-config --json",
+    }
+    data: Annotated[str, Flag("JSONL file with the prompts.")]
+    guide: Annotated[GuideConfig, Flag("hf:PATH, openai:MODEL, or an alias (rlgf ls guides).")]
+    samples: Annotated[int, Flag("Texts per prompt.", "--samples", "-k")] = Field(1, ge=1)
+    max_new_tokens: Annotated[int, Flag("Longest text, in tokens.")] = Field(64, ge=1)
+    limit: Limit = None
     budget: BudgetConfig = BudgetConfig()
-    batch: bool = False
+    batch: Annotated[bool, Flag("The batch API: cheaper, within a day.")] = False

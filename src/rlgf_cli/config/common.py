@@ -7,10 +7,19 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rlgf_cli.section import Strict
+from rlgf_cli.section import Flag, Strict
 
 OnOverlong = Literal["error", "truncate", "skip"]
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Annotated[Literal["float32", "bfloat16"], Flag("float32 or bfloat16.", "--dtype", "--torch-dtype")]
+ReportTo = Annotated[Literal["none", "tensorboard", "wandb", "trackio"], Flag("none, tensorboard, wandb or trackio.")]
+Device = Annotated[str, Flag("auto, cpu, cuda, cuda:1, mps.")]
+Limit = Annotated[int | None, Field(ge=1), Flag("Use only the first N records.", "--limit", "-L")]
+Seed = Annotated[int, Field(ge=0), Flag("Seed of everything random.")]
+OUTPUT = Flag("Where the product goes.", "--output-dir", "-o", "--output")
+
+COMMON, RUN, MODEL, TEXT = "Common options", "Run options", "Model options", "Text options"
+SPEND, GUIDE = "Budget and limits", "Guide options"
+"""Panels of the help that several commands have."""
 
 
 class ModelConfig(Strict):
@@ -18,11 +27,11 @@ class ModelConfig(Strict):
 
     scalar_key: ClassVar[str | None] = "name"
     name: str
-    revision: str | None = None
+    revision: Annotated[str | None, Flag("Branch, tag or commit of a hub model.")] = None
     dtype: Dtype = "float32"
-    device: str = "auto"
-    trust_remote_code: bool = False
-    load_in_4bit: bool = False
+    device: Device = "auto"
+    trust_remote_code: Annotated[bool, Flag("Run code that comes with a hub model.")] = False
+    load_in_4bit: Annotated[bool, Flag("bitsandbytes NF4.", "--load-in-4bit/--no-load-in-4bit")] = False
 
 
 class LoraConfig(Strict):
@@ -32,9 +41,9 @@ class LoraConfig(Strict):
     could not be merged.
     """
 
-    enabled: bool = False
-    r: int = Field(8, ge=1)
-    alpha: int = Field(16, ge=1)
+    enabled: Annotated[bool, Flag("Train a LoRA.", "--use-peft/--no-use-peft")] = False
+    r: Annotated[int, Flag("Rank.", "--lora-r")] = Field(8, ge=1)
+    alpha: Annotated[int, Flag("Scale.", "--lora-alpha")] = Field(16, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] | str | None = None
 
@@ -48,9 +57,9 @@ class TextConfig(Strict):
     from generated text.
     """
 
-    template: str | None = None
-    chat: bool | None = None
-    response_prefix: str | None = None
+    template: Annotated[str | None, Flag("Prompt template; holds {prompt}.")] = None
+    chat: Annotated[bool | None, Flag("Use the model's chat template.", "--chat/--no-chat")] = None
+    response_prefix: Annotated[str | None, Flag("Stands before every response, e.g. a space.")] = None
 
     @model_validator(mode="after")
     def _check(self) -> TextConfig:
@@ -68,10 +77,10 @@ class LengthConfig(Strict):
     an encoder-decoder its beginning.
     """
 
-    max_prompt_tokens: int | None = Field(None, ge=1)
-    max_new_tokens: int = Field(64, ge=1)
-    min_new_tokens: int = Field(0, ge=0)
-    on_overlong: OnOverlong = "error"
+    max_prompt_tokens: Annotated[int | None, Flag("Longest prompt.")] = Field(None, ge=1)
+    max_new_tokens: Annotated[int, Flag("Longest response, EOS counted.")] = Field(64, ge=1)
+    min_new_tokens: Annotated[int, Flag("No ending before.")] = Field(0, ge=0)
+    on_overlong: Annotated[OnOverlong, Flag("error, truncate or skip a prompt that does not fit.")] = "error"
 
     @model_validator(mode="after")
     def _check(self) -> LengthConfig:
@@ -83,11 +92,11 @@ class LengthConfig(Strict):
 class DecodingConfig(Strict):
     """How text is generated. ``temperature`` 0 is greedy; ``num_beams`` above 1 is beam search."""
 
-    temperature: float = Field(1.0, ge=0)
-    top_k: int = Field(0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    num_beams: int = Field(1, ge=1)
-    batch_size: int = Field(32, ge=1)
+    temperature: Annotated[float, Flag("0 is greedy.")] = Field(1.0, ge=0)
+    top_k: Annotated[int, Flag("0 (the default): all tokens.")] = Field(0, ge=0)
+    top_p: Annotated[float, Flag("1 (the default): all tokens.")] = Field(1.0, gt=0, le=1)
+    num_beams: Annotated[int, Flag("Above 1: beam search.")] = Field(1, ge=1)
+    batch_size: Annotated[int, Flag("Rows generated at a time.")] = Field(32, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> DecodingConfig:
@@ -99,9 +108,9 @@ class DecodingConfig(Strict):
 class OptimConfig(Strict):
     """AdamW. LayerNorm weights and biases are never decayed."""
 
-    learning_rate: float = Field(1e-5, gt=0)
+    learning_rate: Annotated[float, Flag("Peak learning rate.")] = Field(1e-5, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: Annotated[int, Flag("Steps up to the peak.")] = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
 
@@ -135,10 +144,14 @@ class PartConfig(Strict):
         return self
 
 
+def as_names(value: Any) -> Any:
+    """``rouge,length`` where a list of names is meant."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
 def as_parts(value: Any, key: str = "name") -> Any:
     """``rouge`` or ``rouge,length`` or one mapping, where a list of sections is meant."""
-    if isinstance(value, str):
-        value = [name.strip() for name in value.split(",") if name.strip()]
+    value = as_names(value)
     if isinstance(value, dict):
         value = [value]
     if isinstance(value, list):
@@ -153,5 +166,5 @@ Parts = Annotated[list[PartConfig], BeforeValidator(as_parts)]
 class StageConfig(Strict):
     """Keys of every stage. ``output`` is a folder, or a file for stages whose product is one JSONL file."""
 
-    output: str
-    seed: int = Field(0, ge=0)
+    output: Annotated[str, OUTPUT]
+    seed: Seed = 0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from rlgf_cli.config.common import COMMON, RUN, Seed, as_names
 from rlgf_cli.config.eval import IntervalConfig
-from rlgf_cli.section import Refused, Strict
+from rlgf_cli.section import Argument, Flag, Refused, Strict
 
 
 class CompareConfig(Strict):
@@ -23,13 +24,34 @@ class CompareConfig(Strict):
     """
 
     usage: ClassVar[Mapping[str, str]] = {"systems": "rlgf compare BASE OTHER [MORE ...]"}
-    systems: list[str] = Field(min_length=2)
-    metrics: list[str] | None = None
-    test: Literal["bootstrap", "randomisation"] = "bootstrap"
-    pair_seeds: bool = False
-    force: bool = False
-    output: str | None = None
-    seed: int = Field(0, ge=0)
+    panels: ClassVar[Mapping[str, str]] = {
+        "": "systems",
+        "Comparison options": "metrics force interval.level interval.resamples test pair_seeds --markdown",
+        COMMON: "output --config --set seed",
+        RUN: "--overwrite --print-config --json",
+    }
+    systems: Annotated[
+        list[str],
+        Argument(
+            "Folders that rlgf eval wrote, or runs with eval/ in them; the first is the base. NAME=FOLDER names one; "
+            "NAME=FOLDER,FOLDER, or the name again, gives its seeds."
+        ),
+    ] = Field(min_length=2)
+    metrics: Annotated[
+        list[str] | None,
+        BeforeValidator(as_names),
+        Flag("Names with commas between: rouge, rouge.rougeL. Default: all."),
+    ] = None
+    test: Annotated[
+        Literal["bootstrap", "randomisation"],
+        Flag("Whose p-values are corrected: bootstrap or randomisation. Default: {default}."),
+    ] = "bootstrap"
+    pair_seeds: Annotated[
+        bool, Flag("Seeds belong together in the order given: differences are formed within the pairs.")
+    ] = False
+    force: Annotated[bool, Flag("Compare in spite of different signatures, references or prompts.")] = False
+    output: Annotated[str | None, Flag("Also write the comparison to this JSON file.", "--output", "-o")] = None
+    seed: Seed = 0
     interval: IntervalConfig = Field(default_factory=IntervalConfig)
 
     @model_validator(mode="after")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
+from rlgf_cli.config.common import COMMON, GUIDE, MODEL, RUN, SPEND
 from rlgf_cli.config.train import TrainConfig
+from rlgf_cli.section import Flag
 
 
 class DoctorConfig(TrainConfig):
@@ -18,8 +21,31 @@ class DoctorConfig(TrainConfig):
     """
 
     reward_needed: ClassVar[bool] = False
+    panels: ClassVar[Mapping[str, str]] = {
+        "": (
+            "model data reward guide algorithm prompts lengths.max_new_tokens rollout.temperature lengths.on_overlong"
+        ),
+        MODEL: "lora.enabled model.device model.dtype model.trust_remote_code",
+        COMMON: "--config --set seed",
+        GUIDE: "guide.base_url guide.api guide.system guide.prompt_template guide.sampling.temperature",
+        SPEND: "budget.max_cost_usd budget.max_calls guide.mode",
+        RUN: "--print-config --json",
+    }
+    flags: ClassVar[Mapping[str, Flag]] = {
+        "lengths.max_new_tokens": Flag("The limit that training will have. Default: {default}."),
+        "lengths.on_overlong": Flag("Longer prompts: error, truncate or skip."),
+        "lora.enabled": Flag("With a fresh LoRA adapter.", "--use-peft"),
+        "guide.sampling.temperature": Flag("The guide's; 0 is greedy.", "--guide-temperature"),
+        "model": Flag("The policy: a checkpoint folder or hub name.", "--model", "--model-name-or-path"),
+        "data": Flag("JSONL file with the prompts."),
+        "reward": Flag("Names from `rlgf ls rewards`, file.py:function; several by commas."),
+        "guide": Flag("FILE.jsonl, hf:PATH, openai:MODEL, or an alias."),
+        "algorithm": Flag("As training will have it. Default: {default}.", "--alg", "--algorithm"),
+    }
     output: str = ""
-    prompts: int = Field(20, ge=1)
+    prompts: Annotated[int, Flag("Write and ask for the first N prompts. Default: {default}.", "--limit", "-L")] = (
+        Field(20, ge=1)
+    )
 
     @model_validator(mode="after")
     def _check_cuts(self) -> DoctorConfig:

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
 from rlgf_cli.artifacts.predictions import OnMissing
-from rlgf_cli.config.common import DecodingConfig, LengthConfig, ModelConfig, PartConfig, Parts, StageConfig, TextConfig
+from rlgf_cli.config.common import (
+    COMMON,
+    MODEL,
+    OUTPUT,
+    RUN,
+    SPEND,
+    DecodingConfig,
+    Device,
+    LengthConfig,
+    Limit,
+    ModelConfig,
+    PartConfig,
+    Parts,
+    StageConfig,
+    TextConfig,
+)
 from rlgf_cli.config.guide import BudgetConfig
-from rlgf_cli.section import Strict
+from rlgf_cli.section import Flag, Strict
 
 FREE_ON_RESUME = (
     "metrics",
@@ -25,7 +42,7 @@ FREE_ON_RESUME = (
 class EvalDecodingConfig(DecodingConfig):
     """As ``decoding`` elsewhere, but greedy unless a temperature is given."""
 
-    temperature: float = Field(0.0, ge=0)
+    temperature: Annotated[float, Flag("0 (the default) is greedy.")] = Field(0.0, ge=0)
 
     @model_validator(mode="after")
     def _check_greedy(self) -> EvalDecodingConfig:
@@ -37,8 +54,8 @@ class EvalDecodingConfig(DecodingConfig):
 class IntervalConfig(Strict):
     """The percentile bootstrap over prompts: its level and how many resamples."""
 
-    level: float = Field(0.95, gt=0, lt=1)
-    resamples: int = Field(10_000, ge=100)
+    level: Annotated[float, Flag("Of the intervals. Default: {default}.")] = Field(0.95, gt=0, lt=1)
+    resamples: Annotated[int, Flag("Bootstrap resamples. Default: {default}.")] = Field(10_000, ge=100)
 
 
 class EvalConfig(StageConfig):
@@ -48,14 +65,33 @@ class EvalConfig(StageConfig):
     judges together.
     """
 
-    output: str = ""
-    model: ModelConfig | None = None
-    predictions: str | None = None
-    data: str | None = None
-    limit: int | None = Field(None, ge=1)
-    on_missing: OnMissing = "error"
-    metrics: Parts = Field(default_factory=lambda: [PartConfig(name="rouge")])
-    device: str = "auto"
+    panels: ClassVar[Mapping[str, str]] = {
+        "Evaluation options": "model data predictions metrics on_missing",
+        COMMON: "output limit --config --set seed",
+        SPEND: "budget.max_cost_usd budget.max_calls",
+        "Generation options": (
+            "decoding.temperature decoding.top_k decoding.top_p decoding.num_beams lengths.max_new_tokens "
+            "lengths.min_new_tokens decoding.batch_size lengths.on_overlong"
+        ),
+        MODEL: "device model.dtype model.trust_remote_code",
+        RUN: "--resume --overwrite --print-config --json",
+    }
+    flags: ClassVar[Mapping[str, Flag]] = {
+        "lengths.max_new_tokens": Flag("Default: {default}.", "--max-new-tokens", "--max-tokens"),
+        "lengths.on_overlong": Flag("Prompts too long: error, truncate or skip."),
+    }
+    output: Annotated[str, OUTPUT] = ""
+    model: Annotated[ModelConfig | None, Flag("The checkpoint that writes the texts.")] = None
+    predictions: Annotated[
+        str | None, Flag("Score texts made elsewhere: a predictions.jsonl, a guide.jsonl, or id and text per line.")
+    ] = None
+    data: Annotated[str | None, Flag("JSONL with prompts and references.")] = None
+    limit: Limit = None
+    on_missing: Annotated[OnMissing, Flag("Examples without a prediction: error or skip.")] = "error"
+    metrics: Annotated[
+        Parts, Flag("Names with commas between; reward:NAME scores with a reward. Default: {default}.")
+    ] = Field(default_factory=lambda: [PartConfig(name="rouge")])
+    device: Device = "auto"
     text: TextConfig = Field(default_factory=TextConfig)
     decoding: EvalDecodingConfig = Field(default_factory=EvalDecodingConfig)
     lengths: LengthConfig = Field(default_factory=LengthConfig)

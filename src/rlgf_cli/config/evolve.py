@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
-from rlgf_cli.config.common import StageConfig
+from rlgf_cli.config.common import Device, Limit, StageConfig
 from rlgf_cli.config.guide import TRANSPORT, BudgetConfig, GuideConfig
-from rlgf_cli.section import Strict
+from rlgf_cli.section import Flag, Strict
 
 
 class NoveltyConfig(Strict):
@@ -16,7 +18,7 @@ class NoveltyConfig(Strict):
     ``least`` it is a duplicate.
     """
 
-    encoder: str | None = None
+    encoder: Annotated[str | None, Flag("Text encoder for novelty; else words.")] = None
     least: float = Field(0.05, ge=0, lt=1)
 
 
@@ -34,18 +36,18 @@ class EvolveConfig(StageConfig):
     ``budget`` holds for guide and reviewer together.
     """
 
-    data: str
-    limit: int | None = Field(None, ge=1)
-    operations: str | None = None
-    guide: GuideConfig
-    reviewer: GuideConfig | None = None
+    data: Annotated[str, Flag("JSONL with the seed instructions.")]
+    limit: Limit = None
+    operations: Annotated[str | None, Flag("YAML of ways to rewrite; else six of them.")] = None
+    guide: Annotated[GuideConfig, Flag("Who rewrites: hf:PATH, openai:MODEL, alias.")]
+    reviewer: Annotated[GuideConfig | None, Flag("Guide that says whether a rewrite differs.")] = None
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
-    steps: int = Field(6, ge=1, le=100)
-    batch_size: int = Field(32, ge=1)
-    max_new_tokens: int = Field(512, ge=1)
+    steps: Annotated[int, Flag("Rewrites of a chain. Default: {default}.")] = Field(6, ge=1, le=100)
+    batch_size: Annotated[int, Flag("Chains side by side.")] = Field(32, ge=1)
+    max_new_tokens: Annotated[int, Flag("Longest rewrite, in tokens.")] = Field(512, ge=1)
     novelty: NoveltyConfig = Field(default_factory=NoveltyConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
-    device: str = "auto"
+    device: Device = "auto"
 
 
 FREE_WHILE_EVOLVING = {

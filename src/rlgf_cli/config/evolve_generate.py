@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
 from pydantic import Field, model_validator
 
+from rlgf_cli.config.common import COMMON, GUIDE, MODEL, RUN, SPEND
 from rlgf_cli.config.evolve import EvolveConfig
-from rlgf_cli.section import Strict
+from rlgf_cli.section import Flag, Strict
 
 
 class MinHashConfig(Strict):
@@ -24,10 +28,21 @@ class EvolveGenerateConfig(EvolveConfig):
     copy is.
     """
 
-    policy: str = "random"
-    passes: int = Field(1, ge=1)
-    answers: bool = True
-    max_answer_tokens: int = Field(1024, ge=1)
+    panels: ClassVar[Mapping[str, str]] = {
+        COMMON: "guide data output limit --config --set seed",
+        "Evolving options": (
+            "policy operations steps passes batch_size answers novelty.encoder reviewer max_new_tokens "
+            "max_answer_tokens"
+        ),
+        GUIDE: "guide.base_url guide.api",
+        MODEL: "device",
+        SPEND: "budget.max_cost_usd budget.max_calls guide.mode",
+        RUN: "--dry-run --resume --overwrite --print-config --json",
+    }
+    policy: Annotated[str, Flag("random, round-robin, paper, or the folder of rlgf evolve train.")] = "random"
+    passes: Annotated[int, Flag("Chains of each seed. Default: {default}.")] = Field(1, ge=1)
+    answers: Annotated[bool, Flag("Ask the guide for answers, or not.", "--answers/--no-answers")] = True
+    max_answer_tokens: Annotated[int, Flag("Longest answer, in tokens.")] = Field(1024, ge=1)
     answer_template: str | None = None
     minhash: MinHashConfig = Field(default_factory=MinHashConfig)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from rlgf_cli.config.common import COMMON, GUIDE, MODEL, RUN, SPEND
 from rlgf_cli.config.evolve import FREE_WHILE_EVOLVING, EvolveConfig
-from rlgf_cli.section import Strict
+from rlgf_cli.section import Flag, Strict
 
 
 class EvolveRewardConfig(Strict):
@@ -25,13 +27,13 @@ class EvolvePPOConfig(Strict):
     Advantages are whitened. Adam, its learning rate constant.
     """
 
-    learning_rate: float = Field(1e-2, gt=0)
+    learning_rate: Annotated[float, Flag("Adam's.", "--learning-rate", "--lr")] = Field(1e-2, gt=0)
     epochs: int = Field(4, ge=1)
     minibatch_size: int = Field(16, ge=1)
     clip_range: float = Field(0.2, gt=0)
     gamma: float = Field(1.0, gt=0, le=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)
-    entropy_coef: float = Field(0.03, ge=0)
+    entropy_coef: Annotated[float, Flag("Weight of the entropy.")] = Field(0.03, ge=0)
     value_coef: float = Field(0.5, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     hidden: int = Field(64, ge=1)
@@ -45,12 +47,23 @@ class EvolveTrainConfig(EvolveConfig):
     newest ``save_total_limit`` stay (null: all).
     """
 
-    policy: Literal["learned", "random", "round-robin", "paper"] = "learned"
-    iterations: int = Field(50, ge=1)
-    memory: int = Field(500, ge=1)
+    panels: ClassVar[Mapping[str, str]] = {
+        COMMON: "data guide policy output limit --config --set seed",
+        "Evolving options": "operations reviewer novelty.encoder steps batch_size max_new_tokens memory",
+        "Learning options": "iterations ppo.learning_rate ppo.entropy_coef",
+        RUN: "save_every --dry-run --resume --overwrite --print-config --json",
+        MODEL: "device",
+        GUIDE: "guide.base_url guide.api",
+        SPEND: "budget.max_cost_usd budget.max_calls guide.mode",
+    }
+    policy: Annotated[
+        Literal["learned", "random", "round-robin", "paper"], Flag("learned, random, round-robin or paper.")
+    ] = "learned"
+    iterations: Annotated[int, Flag("Walks and updates. Default: {default}.")] = Field(50, ge=1)
+    memory: Annotated[int, Flag("Kept rewrites that novelty looks at.")] = Field(500, ge=1)
     reward: EvolveRewardConfig = Field(default_factory=EvolveRewardConfig)
     ppo: EvolvePPOConfig = Field(default_factory=EvolvePPOConfig)
-    save_every: int = Field(5, ge=1)
+    save_every: Annotated[int, Flag("Iterations between checkpoints.")] = Field(5, ge=1)
     save_total_limit: int | None = Field(2, ge=1)
 
 

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
 from pydantic import Field, model_validator
 
-from rlgf_cli.config.common import DecodingConfig, LengthConfig, ModelConfig, TextConfig
-from rlgf_cli.section import Strict
+from rlgf_cli.config.common import (
+    COMMON,
+    MODEL,
+    RUN,
+    TEXT,
+    DecodingConfig,
+    LengthConfig,
+    Limit,
+    ModelConfig,
+    Seed,
+    TextConfig,
+)
+from rlgf_cli.section import Flag, Strict
 
 
 class GenerateConfig(Strict):
@@ -14,13 +28,31 @@ class GenerateConfig(Strict):
     ``text`` null: the format that lies with the checkpoint.
     """
 
-    output: str | None = None
-    seed: int = Field(0, ge=0)
-    model: ModelConfig
-    data: str | None = None
-    prompt: str | None = None
-    limit: int | None = Field(None, ge=1)
-    samples: int = Field(1, ge=1)
+    panels: ClassVar[Mapping[str, str]] = {
+        COMMON: "model data prompt output limit --config --set seed",
+        "Decoding options": (
+            "samples decoding.temperature decoding.top_k decoding.top_p decoding.num_beams lengths.max_new_tokens "
+            "lengths.min_new_tokens decoding.batch_size"
+        ),
+        TEXT: "lengths.on_overlong",
+        MODEL: "model.device model.dtype model.revision model.trust_remote_code",
+        RUN: "--overwrite --print-config --json",
+    }
+    flags: ClassVar[Mapping[str, Flag]] = {
+        "lengths.max_new_tokens": Flag("Longest response."),
+        "decoding.top_k": Flag("The k likeliest tokens; 0: all."),
+        "decoding.top_p": Flag("Nucleus sampling; 1: all."),
+        "decoding.num_beams": Flag("Beam search above 1."),
+        "lengths.min_new_tokens": Flag("No EOS before."),
+        "decoding.batch_size": Flag("Prompts at once."),
+    }
+    output: Annotated[str | None, Flag("JSONL file; without it the texts are printed.", "--output", "-o")] = None
+    seed: Seed = 0
+    model: Annotated[ModelConfig, Flag("Checkpoint folder or hub name.", "--model", "--model-name-or-path")]
+    data: Annotated[str | None, Flag("JSONL with prompts.")] = None
+    prompt: Annotated[str | None, Flag("One prompt, instead of --data.")] = None
+    limit: Limit = None
+    samples: Annotated[int, Flag("Texts per prompt.", "--samples", "-n")] = Field(1, ge=1)
     text: TextConfig | None = None
     decoding: DecodingConfig = Field(default_factory=DecodingConfig)
     lengths: LengthConfig = Field(default_factory=LengthConfig)

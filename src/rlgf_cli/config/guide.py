@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from rlgf_cli.config.common import Dtype
-from rlgf_cli.section import Strict
+from rlgf_cli.config.common import Device, Dtype
+from rlgf_cli.section import Flag, Strict
 
 Api = Literal["chat", "completion"]
 
@@ -54,10 +54,10 @@ class GuideSampling(Strict):
     themselves.
     """
 
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    num_beams: int = Field(1, ge=1)
+    temperature: Annotated[float, Flag("0 is greedy.")] = Field(1.0, ge=0)
+    top_p: Annotated[float, Flag("Nucleus; 1 is all.")] = Field(1.0, gt=0, le=1)
+    top_k: Annotated[int, Flag("Best k tokens; 0 is all.")] = Field(0, ge=0)
+    num_beams: Annotated[int, Flag("Beam search (hf: only).")] = Field(1, ge=1)
     stop: list[str] = Field(default_factory=list)
     send_seed: bool = True
 
@@ -100,34 +100,36 @@ class GuideConfig(Strict):
 
     scalar_key: ClassVar[str | None] = "name"
     name: str = Field(min_length=1)
-    mode: Mode | None = None
-    api: Api | None = None
-    base_url: str | None = None
-    system: str | None = None
-    prompt_template: str | None = None
+    mode: Annotated[Mode | None, Flag("live, record (cache), or replay (cache alone).", "--guide-mode")] = None
+    api: Annotated[Api | None, Flag("chat or completion.")] = None
+    base_url: Annotated[str | None, Flag("OpenAI-compatible endpoint; else $OPENAI_BASE_URL.")] = None
+    system: Annotated[str | None, Flag("System message (chat API).")] = None
+    prompt_template: Annotated[str | None, Flag("What the guide is asked; holds {prompt}.")] = None
     continuation: Literal["template", "prefill"] = "template"
     continue_template: str | None = CONTINUE_TEMPLATE
     clean: Literal["none", "continuation", "all"] = "continuation"
     sampling: GuideSampling = Field(default_factory=GuideSampling)
     accept_models: list[str] = Field(default_factory=list)
-    timeout_s: float = Field(60.0, gt=0)
+    timeout_s: Annotated[float, Flag("Seconds per attempt (API).", "--timeout")] = Field(60.0, gt=0)
     deadline_s: float = Field(600.0, gt=0)
     outage_limit_s: float = Field(300.0, ge=0)
-    max_retries: int = Field(5, ge=0)
-    concurrency: int = Field(16, ge=1)
-    requests_per_minute: float | None = Field(None, gt=0)
-    tokens_per_minute: float | None = Field(None, gt=0)
+    max_retries: Annotated[int, Flag("Retries per request (API).")] = Field(5, ge=0)
+    concurrency: Annotated[int, Flag("Requests at once (API).")] = Field(16, ge=1)
+    requests_per_minute: Annotated[float | None, Flag("Requests per minute, at most.", "--rpm")] = Field(None, gt=0)
+    tokens_per_minute: Annotated[float | None, Flag("Tokens per minute, at most.", "--tpm")] = Field(None, gt=0)
     batch_poll_s: float = Field(60.0, gt=0)
     context_length: int | None = Field(None, ge=1)
     usd_per_million_input: float | None = Field(None, ge=0)
     usd_per_million_output: float | None = Field(None, ge=0)
     batch_price: float | None = Field(None, gt=0, le=1)
     licence: str | None = None
-    batch_size: int = Field(32, ge=1)
-    device: str = "auto"
+    batch_size: Annotated[int, Flag("Texts at once (hf:).")] = Field(32, ge=1)
+    device: Device = "auto"
     dtype: Dtype = "float32"
     max_prompt_tokens: int | None = Field(None, ge=1)
-    on_overlong: Literal["error", "truncate"] = "error"
+    on_overlong: Annotated[
+        Literal["error", "truncate"], Flag("error or truncate, for prompts that do not fit (hf:).")
+    ] = "error"
 
     # A validator of the whole section, because the message of a field's validator would show the field's
     # value, and a URL may hold a password.
@@ -155,8 +157,8 @@ class BudgetConfig(Strict):
     outcome, not what the server refused.
     """
 
-    max_cost_usd: float | None = Field(None, ge=0)
-    max_calls: int | None = Field(None, ge=0)
+    max_cost_usd: Annotated[float | None, Flag("Hard cap on what the guide may cost.")] = Field(None, ge=0)
+    max_calls: Annotated[int | None, Flag("Hard cap on calls of the guide.")] = Field(None, ge=0)
 
 
 def base_url_problem(url: str) -> str | None:

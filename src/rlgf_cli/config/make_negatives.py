@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rlgf_cli.config.common import StageConfig, as_parts
-from rlgf_cli.section import Strict
+from rlgf_cli.config.common import COMMON, RUN, Limit, StageConfig, as_parts
+from rlgf_cli.section import Flag, Strict
 
 RULE_MADE = (
     "random_words", "irrelevant", "shuffled_words", "shuffled_sentences", "repetition", "cut_off", "run_on",
@@ -43,13 +44,20 @@ class MakeNegativesConfig(StageConfig):
     ``on_policy``, at most ``samples_per_prompt`` for each. ``good``: also write the good texts.
     """
 
-    data: str
-    limit: int | None = Field(None, ge=1)
-    kinds: Annotated[list[KindConfig], BeforeValidator(as_parts)] = Field(
-        default_factory=lambda: [KindConfig(name=name) for name in RULE_MADE], min_length=1
+    panels: ClassVar[Mapping[str, str]] = {
+        COMMON: "data output limit --config --set seed",
+        "Failure options": "kinds per_reference samples",
+        RUN: "--overwrite --print-config --json",
+    }
+    data: Annotated[str, Flag("JSONL with prompts and references.")]
+    limit: Limit = None
+    kinds: Annotated[list[KindConfig], BeforeValidator(as_parts), Flag("Names with commas between. Default: all.")] = (
+        Field(default_factory=lambda: [KindConfig(name=name) for name in RULE_MADE], min_length=1)
     )
-    per_reference: int = Field(1, ge=1)
-    samples: str | None = None
+    per_reference: Annotated[int, Flag("Bad texts for each good one. Default: {default}.")] = Field(1, ge=1)
+    samples: Annotated[
+        str | None, Flag("Texts of the starting policy (rlgf generate): those that break a rule are taken.")
+    ] = None
     samples_per_prompt: int = Field(1, ge=1)
     good: bool = True
 

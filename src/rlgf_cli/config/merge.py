@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from rlgf_cli.config.common import Dtype, StageConfig
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+from rlgf_cli.config.common import COMMON, MODEL, RUN, Dtype, StageConfig
+from rlgf_cli.section import Flag
 
 
 class MergeConfig(StageConfig):
@@ -12,6 +16,11 @@ class MergeConfig(StageConfig):
     product is cast to ``dtype`` and written.
     """
 
-    model: str
+    panels: ClassVar[Mapping[str, str]] = {
+        COMMON: "model output --config --set",
+        MODEL: "dtype trust_remote_code",
+        RUN: "--overwrite --print-config",
+    }
+    model: Annotated[str, Flag("Folder with a LoRA adapter.")]
     dtype: Dtype = "float32"
-    trust_remote_code: bool = False
+    trust_remote_code: Annotated[bool, Flag("Run code that comes with a hub model.")] = False

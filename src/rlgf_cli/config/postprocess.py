@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rlgf_cli.section import Strict
+from rlgf_cli.config.common import COMMON, OUTPUT, RUN, as_names
+from rlgf_cli.section import Argument, Flag, Strict
 
 MendName = Literal["end_mark", "repetition", "repeats", "unfinished", "trim"]
-
-
-def _as_list(value: Any) -> Any:
-    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
 class PostprocessConfig(Strict):
     """``rules`` mend the texts of ``predictions`` in the order given; ``max_words`` is the limit of ``trim``."""
 
     usage: ClassVar[Mapping[str, str]] = {"predictions": "rlgf postprocess FILE -o FILE"}
-    predictions: str
-    output: str
-    rules: Annotated[list[MendName], BeforeValidator(_as_list)] = Field(
-        default=["end_mark", "repetition", "repeats", "unfinished"], min_length=1
-    )
-    max_words: int | None = Field(None, ge=1)
+    panels: ClassVar[Mapping[str, str]] = {
+        "": "predictions",
+        COMMON: "output --config --set",
+        "Mending options": "rules max_words",
+        RUN: "--overwrite --print-config --json",
+    }
+    predictions: Annotated[str, Argument("A predictions.jsonl, guide.jsonl, or id and text per line.")]
+    output: Annotated[str, OUTPUT]
+    rules: Annotated[
+        list[MendName],
+        BeforeValidator(as_names),
+        Flag("In order: end_mark, repetition, repeats, unfinished, trim. Default: all but trim."),
+    ] = Field(default=["end_mark", "repetition", "repeats", "unfinished"], min_length=1)
+    max_words: Annotated[int | None, Flag("Trim longer texts to whole sentences.")] = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> PostprocessConfig:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from rlgf_cli.config.common import StageConfig
-from rlgf_cli.section import Strict
+from rlgf_cli.config.common import COMMON, RUN, StageConfig
+from rlgf_cli.section import Flag, Strict
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -33,24 +34,39 @@ class MapConfig(Strict):
 class PrepareConfig(StageConfig):
     """From a hub dataset or local files to checked JSONL splits in the folder ``output``."""
 
-    dataset: str | None = None
+    panels: ClassVar[Mapping[str, str]] = {
+        "": "FILES",
+        "Data": "dataset task --map splits subset revision group_by drop_bad allow_no_references",
+        COMMON: "output --config --set seed",
+        "Splits and size": "split_from fractions limit sample",
+        "Check": "--check --kind",
+        RUN: "--overwrite --print-config --json",
+    }
+    dataset: Annotated[
+        str | None,
+        Flag("A hub name, a file, or a folder with train, validation and test files.", "--dataset", "--dataset-name"),
+    ] = None
     """A hub name, a file, or a folder that holds train, validation and test files."""
-    subset: str | None = None
+    subset: Annotated[str | None, Flag("The hub dataset's configuration.", "--subset", "--dataset-config")] = None
     """The hub dataset's configuration, where it has several."""
-    revision: str | None = None
-    task: str | None = None
+    revision: Annotated[str | None, Flag("The hub dataset's branch, tag or commit.")] = None
+    task: Annotated[str | None, Flag("A built-in mapping: commongen, imdb, tldr.")] = None
     """A built-in task: its dataset, its mapping, its clean-up."""
-    splits: dict[str, str] = Field(default_factory=dict)
+    splits: Annotated[dict[str, str], Flag("train=FILE,test=FILE, or the hub's split names.")] = Field(
+        default_factory=dict
+    )
     """Split to write -> file to read, or the hub's name of the split."""
     map: MapConfig = Field(default_factory=MapConfig)
-    group_by: str | None = None
+    group_by: Annotated[str | None, Flag("Rows with equal values here become one example with all references.")] = None
     """Rows with equal values in this column become one example with all their references."""
-    drop_bad: bool = False
-    allow_no_references: bool = False
-    split_from: str | None = None
-    fractions: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
-    limit: int | None = Field(None, ge=1)
-    sample: int | None = Field(None, ge=1)
+    drop_bad: Annotated[bool, Flag("Drop and count bad rows instead of stopping.")] = False
+    allow_no_references: Annotated[bool, Flag("Keep prompts without references.")] = False
+    split_from: Annotated[str | None, Flag("The split that --fractions are taken from.")] = None
+    fractions: Annotated[dict[str, Annotated[float, Field(gt=0, lt=1)]], Flag("validation=0.05,test=0.05")] = Field(
+        default_factory=dict
+    )
+    limit: Annotated[int | None, Flag("Keep the first N examples of a split.", "--limit", "-L")] = Field(None, ge=1)
+    sample: Annotated[int | None, Flag("Keep N random examples of a split.")] = Field(None, ge=1)
 
     @field_validator("splits", "fractions")
     @classmethod

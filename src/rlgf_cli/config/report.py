@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from rlgf_cli.section import Strict
+from rlgf_cli.config.common import COMMON, RUN, Seed
+from rlgf_cli.section import Argument, Flag, Strict
 
 
 class ReportConfig(Strict):
@@ -21,11 +22,31 @@ class ReportConfig(Strict):
     """
 
     usage: ClassVar[Mapping[str, str]] = {"runs": "rlgf report RUN [MORE ...]"}
-    runs: list[str] = Field(min_length=1)
-    output: str | None = None
-    title: str | None = None
-    score: str | None = None
-    guide: str | None = None
-    comparison: str | None = None
-    texts: int = Field(12, ge=0, le=200)
-    seed: int = Field(0, ge=0)
+    panels: ClassVar[Mapping[str, str]] = {
+        "": "runs",
+        "Report options": "title score guide comparison texts",
+        COMMON: "output --config --set seed",
+        RUN: "--print-config --json",
+    }
+    runs: Annotated[
+        list[str],
+        Argument("Folders of train, sft or eval. name=FOLDER names one; the same name again is another seed of it."),
+    ] = Field(min_length=1)
+    output: Annotated[
+        str | None,
+        Flag("The HTML file. Default: report.html in the first folder. A former report is replaced.", "--output", "-o"),
+    ] = None
+    title: Annotated[str | None, Flag("Default: the systems' names.")] = None
+    score: Annotated[
+        str | None, Flag("Figure of the evaluations that comes first. Default: the trainings' reward.")
+    ] = None
+    guide: Annotated[
+        str | None,
+        Flag(
+            "The guide: a guide.jsonl (its texts), or an evaluated folder (its level too). Default: what the "
+            "trainings' configs name."
+        ),
+    ] = None
+    comparison: Annotated[str | None, Flag("The JSON of rlgf compare -o, to be shown too.")] = None
+    texts: Annotated[int, Flag("Prompts shown with every system's text. Default: {default}.")] = Field(12, ge=0, le=200)
+    seed: Seed = 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rlgf_cli.config.common import LengthConfig, LoraConfig, TextConfig
+from rlgf_cli.config.common import COMMON, MODEL, RUN, TEXT, LengthConfig, LoraConfig, TextConfig
 from rlgf_cli.config.supervised import SupervisedConfig
+from rlgf_cli.section import Flag
 
 
 class SftConfig(SupervisedConfig):
@@ -19,11 +21,27 @@ class SftConfig(SupervisedConfig):
     ``lengths.max_new_tokens`` bounds the response, EOS counted; a longer one is cut and gets no EOS.
     """
 
+    panels: ClassVar[Mapping[str, str]] = {
+        COMMON: "model data guide eval_data output limit --config --set seed",
+        "Training options": (
+            "epochs max_steps batch_size gradient_accumulation_steps gradient_checkpointing optim.learning_rate "
+            "optim.warmup_steps references"
+        ),
+        TEXT: (
+            "text.template text.chat text.response_prefix lengths.max_prompt_tokens lengths.max_new_tokens "
+            "lengths.on_overlong"
+        ),
+        MODEL: (
+            "lora.enabled lora.r lora.alpha model.load_in_4bit model.device model.dtype model.revision "
+            "model.trust_remote_code"
+        ),
+        RUN: ("logging_steps eval_steps save_steps report_to push_to_hub --resume --overwrite --print-config --json"),
+    }
     text: TextConfig | None = None
     lengths: LengthConfig = Field(default_factory=LengthConfig)
     lora: LoraConfig = Field(default_factory=LoraConfig)
-    guide: str | None = None
-    references: Literal["all", "first", "random"] = "all"
+    guide: Annotated[str | None, Flag("A guide.jsonl: its texts in place of references.")] = None
+    references: Annotated[Literal["all", "first", "random"], Flag("all, first or random; of --guide too.")] = "all"
 
     @property
     def trains_adapter(self) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from rlgf_cli.config.common import ModelConfig, OptimConfig, StageConfig
+from rlgf_cli.config.common import Limit, ModelConfig, OptimConfig, ReportTo, StageConfig
+from rlgf_cli.section import Flag
 
 
 class SupervisedConfig(StageConfig):
@@ -16,22 +17,31 @@ class SupervisedConfig(StageConfig):
     the way (Ctrl-C still saves one). ``push_to_hub`` is a repository's name, ``user/model``.
     """
 
-    model: ModelConfig
-    data: str
-    eval_data: str | None = None
-    limit: int | None = Field(None, ge=1)
+    model: Annotated[
+        ModelConfig,
+        Flag(
+            "Folder, hub name, or a .yaml that describes a small model from scratch.", "--model", "--model-name-or-path"
+        ),
+    ]
+    data: Annotated[str, Flag("JSONL with prompt and references.")]
+    eval_data: Annotated[str | None, Flag("Held-out JSONL, scored at the end.")] = None
+    limit: Limit = None
     optim: OptimConfig = Field(default_factory=OptimConfig)
-    epochs: float = Field(1.0, gt=0)
-    max_steps: int | None = Field(None, ge=1)
-    batch_size: int = Field(16, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    gradient_checkpointing: bool = False
-    logging_steps: int = Field(10, ge=1)
-    eval_steps: int | None = Field(None, ge=1)
-    save_steps: int | None = Field(500, ge=1)
+    epochs: Annotated[float, Flag("Passes over the data.", "--epochs", "--num-train-epochs")] = Field(1.0, gt=0)
+    max_steps: Annotated[int | None, Flag("Optimizer steps; wins over epochs.")] = Field(None, ge=1)
+    batch_size: Annotated[int, Flag("Examples at once.", "--batch-size", "--per-device-train-batch-size")] = Field(
+        16, ge=1
+    )
+    gradient_accumulation_steps: Annotated[int, Flag("Batches per step.")] = Field(1, ge=1)
+    gradient_checkpointing: Annotated[
+        bool, Flag("Less memory, more time.", "--gradient-checkpointing/--no-gradient-checkpointing")
+    ] = False
+    logging_steps: Annotated[int, Flag("Steps per row of metrics.jsonl.")] = Field(10, ge=1)
+    eval_steps: Annotated[int | None, Flag("Score the held-out data this often.")] = Field(None, ge=1)
+    save_steps: Annotated[int | None, Flag("Steps between checkpoints.")] = Field(500, ge=1)
     save_total_limit: int = Field(2, ge=1)
-    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    push_to_hub: str | None = None
+    report_to: ReportTo = "none"
+    push_to_hub: Annotated[str | None, Flag("Upload the result to this repository.")] = None
 
     @property
     def trains_adapter(self) -> bool:

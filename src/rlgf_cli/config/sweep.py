@@ -7,9 +7,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rlgf_cli.config.common import StageConfig
+from rlgf_cli.config.common import COMMON, RUN, StageConfig
 from rlgf_cli.config.eval import IntervalConfig
-from rlgf_cli.section import Refused
+from rlgf_cli.section import Flag, Refused
 
 
 def _as_list(value: Any) -> Any:
@@ -47,7 +47,13 @@ class SweepConfig(StageConfig):
     ``interval`` are those of the comparison.
     """
 
-    usage: ClassVar[Mapping[str, str]] = {"base": "rlgf sweep SWEEP.yaml -o FOLDER; the YAML holds it"}
+    usage: ClassVar[Mapping[str, str]] = {"base": "rlgf sweep RECIPES -o FOLDER; the YAML holds it"}
+    panels: ClassVar[Mapping[str, str]] = {
+        "": "RECIPES",
+        COMMON: "output --config --set seed",
+        "Sweep options": "jobs budget_usd --table --dry-run",
+        RUN: "--resume --overwrite --print-config --json",
+    }
     base: Recipes
     grid: Annotated[dict[str, list[Any]], BeforeValidator(_flat), Field(min_length=1)]
     skip: list[dict[str, Any]] = Field(default_factory=list)
@@ -56,8 +62,8 @@ class SweepConfig(StageConfig):
     systems: dict[str, str | list[str]] = Field(default_factory=dict)
     baselines: list[str] = Field(default_factory=list)
     figures: list[str] | None = None
-    budget_usd: float | None = Field(None, ge=0)
-    jobs: int = Field(1, ge=1)
+    budget_usd: Annotated[float | None, Flag("Hard cap on what all guides cost together.")] = Field(None, ge=0)
+    jobs: Annotated[int, Flag("Runs at once.", "--jobs", "-j")] = Field(1, ge=1)
     interval: IntervalConfig = Field(default_factory=IntervalConfig)
 
     @model_validator(mode="after")

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from rlgf_cli.algorithms.base import Algorithm
 from rlgf_cli.algorithms.catalog import PPO
 from rlgf_cli.algorithms.spec import AlgorithmSpec
-from rlgf_cli.config.common import LengthConfig, LoraConfig, ModelConfig, OptimConfig, Parts, StageConfig, TextConfig
+from rlgf_cli.config.common import (
+    COMMON,
+    GUIDE,
+    MODEL,
+    RUN,
+    SPEND,
+    LengthConfig,
+    Limit,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    Parts,
+    ReportTo,
+    StageConfig,
+    TextConfig,
+)
 from rlgf_cli.config.guide import TRANSPORT, BudgetConfig, GuideConfig
-from rlgf_cli.section import Refused, Strict
+from rlgf_cli.section import Flag, Refused, Strict
 
 FREE_ON_RESUME = {
     "step0",
@@ -36,7 +52,7 @@ class ServerConfig(Strict):
     """
 
     scalar_key: ClassVar[str | None] = "url"
-    url: str | None = None
+    url: Annotated[str | None, Flag("A vLLM server that writes for the policy.", "--vllm-server-base-url")] = None
     group_port: int = Field(51216, ge=1, le=65535)
     timeout: float = Field(240.0, ge=0)
     concurrency: int = Field(256, ge=1)
@@ -52,14 +68,16 @@ class RolloutConfig(Strict):
     stderr.
     """
 
-    episodes: int = Field(128, ge=1)
+    episodes: Annotated[int, Flag("Episodes per iteration.")] = Field(128, ge=1)
     batch_size: int = Field(64, ge=1)
-    temperature: float = Field(1.0, gt=0)
+    temperature: Annotated[float, Flag("Of the rollouts.")] = Field(1.0, gt=0)
     top_k: int = Field(0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     ban_control_tokens: bool = False
     missing_eos_penalty: float = Field(0.0, ge=0)
-    on_uncovered: Literal["unguided", "drop"] = "unguided"
+    on_uncovered: Annotated[Literal["unguided", "drop"], Flag("Prompts without guide text: unguided or drop.")] = (
+        "unguided"
+    )
     resample_groups: int = Field(0, ge=0)
     save_every: int = Field(10, ge=0)
     save_count: int = Field(16, ge=0)
@@ -87,9 +105,13 @@ class PPOConfig(Strict):
     guide_lambda: float = Field(1.0, ge=0, le=1)
     critic_lambda: float = Field(1.0, ge=0, le=1)
     advantage_scale: AdvantageScale = "auto"
-    epochs: int = Field(4, ge=1)
-    minibatch_size: int = Field(32, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    epochs: Annotated[int, Flag("Passes over an iteration's episodes.", "--epochs", "--num-ppo-epochs")] = Field(
+        4, ge=1
+    )
+    minibatch_size: Annotated[int, Flag("Episodes per optimizer step.", "--batch-size", "--minibatch-size")] = Field(
+        32, ge=1
+    )
+    gradient_accumulation_steps: Annotated[int, Flag("Parts of a minibatch.")] = Field(1, ge=1)
     clip_range: float = Field(0.2, gt=0)
     clip_range_high: float | None = Field(None, gt=0)
     loss_average: Literal["tokens", "sequences", "constant"] = "tokens"
@@ -122,7 +144,7 @@ class KLConfig(Strict):
     """
 
     scalar_key: ClassVar[str | None] = "coef"
-    coef: float = Field(0.02, ge=0)
+    coef: Annotated[float, Flag("Weight of the KL to the reference (kl.where).", "--kl-coef")] = Field(0.02, ge=0)
     where: Literal["loss", "reward", "log"] = "loss"
     estimator: Literal["k1", "k2", "k3"] = "k3"
     adaptive: bool = False
@@ -145,7 +167,7 @@ class AuxConfig(Strict):
 class EvalConfig(Strict):
     """The policy alone on held-out prompts, every ``every`` steps, sampled at the rollouts' temperature."""
 
-    data: str | None = None
+    data: Annotated[str | None, Flag("Held-out prompts, scored along the way.", "--eval-data")] = None
     every: int = Field(25, ge=1)
     limit: int | None = Field(200, ge=1)
 
@@ -163,7 +185,13 @@ class WatchConfig(Strict):
     figure: str | None = None
     params: dict[str, Any] = Field(default_factory=dict)
     patience: int = Field(2, ge=1)
-    stop: bool = False
+    stop: Annotated[
+        bool,
+        Flag(
+            "End where the score rises and --watch falls; keep the best model by --watch.",
+            "--stop-on-divergence/--no-stop-on-divergence",
+        ),
+    ] = False
 
 
 class ParallelConfig(Strict):
@@ -172,7 +200,7 @@ class ParallelConfig(Strict):
 
     scalar_key: ClassVar[str | None] = "num_processes"
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    num_processes: int | None = Field(None, ge=1)
+    num_processes: Annotated[int | None, Flag("Processes, one per device; started here.")] = Field(None, ge=1)
 
 
 class TrainConfig(StageConfig):
@@ -185,14 +213,45 @@ class TrainConfig(StageConfig):
     """
 
     reward_needed: ClassVar[bool] = True
-    model: ModelConfig
-    data: str
-    limit: int | None = Field(None, ge=1)
-    algorithm: Algorithm = PPO()
-    guide: GuideConfig | None = None
+    panels: ClassVar[Mapping[str, str]] = {
+        COMMON: (
+            "algorithm model guide data reward eval.data watch watch.stop output --config --set seed limit max_steps"
+        ),
+        "Algorithm options": "algorithm.* rollout.on_uncovered",
+        GUIDE: "guide.base_url",
+        SPEND: "budget.max_cost_usd budget.max_calls guide.mode",
+        "Rollout and update options": (
+            "optim.learning_rate kl.coef rollout.episodes ppo.minibatch_size ppo.gradient_accumulation_steps "
+            "ppo.epochs lengths.max_new_tokens lengths.max_prompt_tokens lengths.on_overlong rollout.temperature "
+            "reward_workers rollout.vllm.url"
+        ),
+        MODEL: (
+            "lora.enabled lora.r lora.alpha model.load_in_4bit gradient_checkpointing model.device model.dtype "
+            "model.trust_remote_code"
+        ),
+        RUN: (
+            "parallel.num_processes --accelerate-config save_steps save_total_limit report_to push_to_hub "
+            "--profile --dry-run --resume --overwrite --print-config --json"
+        ),
+    }
+    flags: ClassVar[Mapping[str, Flag]] = {
+        "optim.learning_rate": Flag("AdamW's.", "--learning-rate", "--lr"),
+        "lengths.max_prompt_tokens": Flag("Longest prompt.", "--max-prompt-tokens", "--max-prompt-length"),
+        "lengths.max_new_tokens": Flag("Longest response.", "--max-new-tokens", "--max-completion-length"),
+        "lengths.on_overlong": Flag("Longer prompts: error, truncate or skip."),
+        "lora.enabled": Flag("Train a LoRA adapter.", "--use-peft"),
+        "model.load_in_4bit": Flag("Quantise the base (needs bitsandbytes)."),
+    }
+    model: Annotated[ModelConfig, Flag("The policy to start from.", "--model", "--model-name-or-path")]
+    data: Annotated[str, Flag("Prompts (JSONL).")]
+    limit: Limit = None
+    algorithm: Annotated[Algorithm, Flag("`rlgf ls algorithms` lists them.", "--alg", "--algorithm")] = PPO()
+    guide: Annotated[GuideConfig | None, Flag("FILE.jsonl, hf:PATH, openai:MODEL or an alias.")] = None
     budget: BudgetConfig = BudgetConfig()
-    reward: Parts = Field(default_factory=list)
-    reward_workers: int = Field(0, ge=0)
+    reward: Annotated[Parts, Flag("Names from `rlgf ls rewards`, file.py:function; several with commas.")] = Field(
+        default_factory=list
+    )
+    reward_workers: Annotated[int, Flag("Processes for a Python reward that takes long.")] = Field(0, ge=0)
     text: TextConfig = TextConfig()
     lengths: LengthConfig = LengthConfig()
     lora: LoraConfig = LoraConfig()
@@ -202,16 +261,16 @@ class TrainConfig(StageConfig):
     aux: AuxConfig = AuxConfig()
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
-    watch: WatchConfig | None = None
+    watch: Annotated[WatchConfig | None, Flag("A figure of the held-out texts to hold against the score.")] = None
     parallel: ParallelConfig = ParallelConfig()
-    max_steps: int = Field(100, ge=1)
-    gradient_checkpointing: bool = False
+    max_steps: Annotated[int, Flag("Iterations.")] = Field(100, ge=1)
+    gradient_checkpointing: Annotated[bool, Flag("Less memory, more time.")] = False
     step0: Literal["stop", "warn"] = "stop"
-    save_steps: int = Field(50, ge=1)
-    save_total_limit: int | None = Field(2, ge=1)
+    save_steps: Annotated[int, Flag("Iterations between checkpoints.")] = Field(50, ge=1)
+    save_total_limit: Annotated[int | None, Flag("Checkpoints to keep.")] = Field(2, ge=1)
     save_best: bool = True
-    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    push_to_hub: str | None = None
+    report_to: ReportTo = "none"
+    push_to_hub: Annotated[str | None, Flag("Repository to upload the result to.")] = None
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from rlgf_cli.config.common import COMMON, MODEL, RUN, TEXT, as_names
 from rlgf_cli.config.supervised import SupervisedConfig
-from rlgf_cli.section import Refused
+from rlgf_cli.section import Flag, Refused
 
 _BELONGS = {
     "classification": ("text_key", "label_key", "label_names", "good_label"),
     "pairwise": ("prompt_key", "chosen_key", "rejected_key", "center_rewards_coefficient"),
 }
 """Keys that one objective reads and the other does not."""
-
-
-def _as_list(value: object) -> object:
-    return [key.strip() for key in value.split(",")] if isinstance(value, str) else value
 
 
 class TrainRewardConfig(SupervisedConfig):
@@ -31,26 +29,41 @@ class TrainRewardConfig(SupervisedConfig):
     (``group_key``) on one side. ``max_tokens`` null: as many as the model reads.
     """
 
-    objective: Literal["classification", "pairwise"] = "classification"
-    text_key: Annotated[list[str], BeforeValidator(_as_list)] = Field(default=["text"], min_length=1)
-    label_key: str = "label"
+    panels: ClassVar[Mapping[str, str]] = {
+        COMMON: "objective model data eval_data output limit --config --set seed",
+        TEXT: ("text_key label_key good_label prompt_key chosen_key rejected_key kind_key max_tokens eval_fraction"),
+        "Training options": (
+            "epochs max_steps batch_size gradient_accumulation_steps gradient_checkpointing optim.learning_rate "
+            "optim.warmup_steps"
+        ),
+        MODEL: "model.device model.dtype model.revision model.trust_remote_code",
+        RUN: ("logging_steps eval_steps save_steps report_to push_to_hub --resume --overwrite --print-config --json"),
+    }
+    flags: ClassVar[Mapping[str, Flag]] = {
+        "data": Flag("JSONL with text and label, or with chosen and rejected."),
+    }
+    objective: Annotated[Literal["classification", "pairwise"], Flag("classification or pairwise.")] = "classification"
+    text_key: Annotated[
+        list[str], BeforeValidator(as_names), Flag("Dotted field of the text; several with commas.")
+    ] = Field(default=["text"], min_length=1)
+    label_key: Annotated[str, Flag("Dotted field of the label.")] = "label"
     label_names: dict[str, str] = Field(default_factory=dict)
-    good_label: str | None = None
+    good_label: Annotated[str | None, Flag("Of good texts. Default: reference, else the last.")] = None
     """The label of good texts, by its name; it comes last. null: ``reference`` where there is such a label, else the
     last one (numbers by value, words by the alphabet)."""
-    prompt_key: str | None = "prompt"
+    prompt_key: Annotated[str | None, Flag("Dotted field of a pair's prompt.")] = "prompt"
     """null: the texts alone are read. The default may be missing from the records."""
-    chosen_key: str = "chosen"
-    rejected_key: str = "rejected"
+    chosen_key: Annotated[str, Flag("Dotted field of a pair's better text.")] = "chosen"
+    rejected_key: Annotated[str, Flag("Dotted field of a pair's worse text.")] = "rejected"
     center_rewards_coefficient: float = Field(0.0, ge=0)
     """Pulls the sum of a pair's two scores to 0, so that scores lie around 0; 0.01 is usual."""
-    kind_key: str | None = "kind"
+    kind_key: Annotated[str | None, Flag("Dotted field of the kind of text, for the figures.")] = "kind"
     """What sort of text a record holds: the held-out figures are given for each. The default may be missing from the
     records; null: the label."""
     group_key: str | None = None
     """What must not lie on both sides of the split. null: the prompt, or the text where there is none."""
-    eval_fraction: float = Field(0.1, gt=0, lt=1)
-    max_tokens: int | None = Field(None, ge=1)
+    eval_fraction: Annotated[float, Flag("Held out where there is no --eval-data.")] = Field(0.1, gt=0, lt=1)
+    max_tokens: Annotated[int | None, Flag("Longer texts are cut.")] = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> TrainRewardConfig:
