@@ -16,7 +16,7 @@ from rlgf_cli.errors import Interrupted, RlgfError
 
 
 class OutputClosed(Exception):
-    """Whoever read stdout has closed it (``rlgf ls rewards | head -1``): nothing more can be said there."""
+    """The reader of stdout has closed it (``rlgf ls rewards | head -1``)."""
 
 
 _muted = False
@@ -29,46 +29,46 @@ def mute() -> None:
 
 
 def result(text: str = "") -> None:
-    """A line of the command's result. Raises OutputClosed where nobody reads any more."""
+    """Print a line of the command's result on stdout. Raises OutputClosed where stdout is closed."""
     if _muted:
         return
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # or the interpreter would complain of it once more when it flushes stdout at its end
+        # else the interpreter reports the closed pipe once more when it flushes stdout at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise OutputClosed from None
 
 
 def result_json(value: Any) -> None:
-    """The command's result for a machine: one JSON document."""
+    """Print the command's result as one JSON document."""
     result(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def log(text: str) -> None:
-    """A line for the person who watches."""
+    """Print a line on stderr."""
     if not _muted:
         print(text, file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    """Something that the person should know and that does not stop the run."""
+    """Print a warning on stderr."""
     log(f"warning: {text}")
 
 
 _screen: Any = None
-"""The terminal that a bar is drawn on: what is printed on it goes above the bar."""
+"""The terminal that a bar is drawn on: lines printed on it appear above the bar."""
 _COLOURS = {"guide": "cyan", "policy": "yellow"}
 _SHOWN = 600
-"""Characters of a text that are shown at most."""
+"""Most characters of a text that are shown."""
 _EVERY_S = 30.0
 """Seconds between two lines of progress, at first."""
 
 
 def authored(head: str, segments: Sequence[tuple[str, str]], tail: str) -> None:
-    """A text with the author of every part, for the person who watches: in colours on a terminal, else by labels.
+    """Print a text with the author of every part: by colours on a terminal, else by labels.
 
-    What a model wrote may hold control characters; a terminal must not obey them.
+    Control characters of a model's text are replaced, so that a terminal does not obey them.
     """
     if _muted:
         return
@@ -90,7 +90,7 @@ def authored(head: str, segments: Sequence[tuple[str, str]], tail: str) -> None:
 
 
 def _printable(text: str) -> str:
-    """One line without control characters, not longer than a person reads."""
+    """One line without control characters, cut at :data:`_SHOWN`."""
     line = "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
     return line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."
 
@@ -105,7 +105,7 @@ def render_error(error: RlgfError) -> None:
 
 
 class Progress(Protocol):
-    """What a long loop tells: ``update(n)`` steps done; ``note`` is the short text behind the bar."""
+    """The progress of a long loop: ``update(n)`` adds steps; ``note`` is the short text behind the bar."""
 
     def update(self, steps: int = 1, note: str = "") -> None: ...
 
@@ -116,10 +116,10 @@ class _Silent:
 
 
 class _Lines:
-    """Where there is no terminal: now and then a line with rate and time left.
+    """Lines with rate and time left, for a stderr that is no terminal.
 
-    The first one comes after :data:`_EVERY_S`. They are that far apart for ten minutes, and later a twentieth of the
-    time that has passed: a long run has some hundred. ``milestones``: at each such part of the whole there is one too.
+    The first line comes after :data:`_EVERY_S`. Lines are that far apart for ten minutes, later a twentieth of the time
+    that has passed: a long run has about a hundred. ``milestones``: parts of the whole that print a line each, too.
     """
 
     def __init__(self, label: str, total: int | None, done: int, milestones: int, clock: Callable[[], float]) -> None:
@@ -127,7 +127,7 @@ class _Lines:
         self._begun_with = self._done = done
         self._part = self._part_of(done)
         self._note = ""
-        self._began = self._said = clock()
+        self._began = self._printed = clock()
 
     def _part_of(self, done: int) -> int:
         return done * self._milestones // self._total if self._total else 0
@@ -137,9 +137,9 @@ class _Lines:
         self._note = note or self._note
         now = self._clock()
         part = self._part_of(self._done)
-        if part == self._part and now - self._said < max(_EVERY_S, (now - self._began) / 20):
+        if part == self._part and now - self._printed < max(_EVERY_S, (now - self._began) / 20):
             return
-        self._said, self._part = now, part
+        self._printed, self._part = now, part
         rate = (self._done - self._begun_with) / max(now - self._began, 1e-9)
         facts = [f"{rate:.3g}/s"] if rate else []
         if self._total is not None and rate:
@@ -150,7 +150,7 @@ class _Lines:
 
 
 def _span(seconds: float) -> str:
-    """A time for a person, in one unit."""
+    """A duration in one unit."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
@@ -176,8 +176,8 @@ def progress(
 ) -> Iterator[Progress]:
     """A progress bar with rate and time left on stderr; lines now and then where stderr is no terminal.
 
-    ``total`` None: nobody knows. ``done``: steps of an earlier session, which are no part of the rate. ``milestones``:
-    into how many parts the lines are to divide the whole, besides the time. ``clock`` gives seconds.
+    ``total`` None: unknown. ``done``: steps of an earlier session, which do not count in the rate. ``milestones``: the
+    number of parts of the whole that print a line each, besides the lines by time. ``clock`` gives seconds.
     """
     if _muted:
         yield _Silent()
@@ -214,7 +214,7 @@ def progress(
 
 @contextmanager
 def interruptible(what: str) -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event and says ``what`` is still done; the second one stops at once."""
+    """The first Ctrl-C sets the event and prints ``what`` is still done; the second one stops at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -234,7 +234,7 @@ def interruptible(what: str) -> Iterator[threading.Event]:
 
 
 def table(header: list[str], rows: Iterable[Iterable[str]]) -> str:
-    """A plain text table: first column left, the others right; Markdown bars so that it can be pasted."""
+    """A table as Markdown: the first column is aligned left, the others right."""
     cells = [header, *[list(row) for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
 

@@ -1,4 +1,4 @@
-"""The errors a user may meet. Each is a small letter: what was wrong, where, what to do next.
+"""The errors that a user sees. Each says what was wrong, where, and what to do next.
 
 Exit codes: 0 done; 1 failed; 2 the user can fix it; 3 stopped early with a valid partial result;
 130 interrupted after saving.
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 
 class RlgfError(Exception):
-    """Something failed and rlgf knows what (exit code 1).
+    """A failure of a known cause (exit code 1).
 
     ``message`` says what was wrong, ``where`` names the place (``file:line`` where there is one) and
     ``hint`` says what to do next.
@@ -21,7 +21,7 @@ class RlgfError(Exception):
 
     exit_code = 1
     shared = False
-    """Whether every process of a run raises it, so that one of them tells it."""
+    """Whether every process of a run raises this error, so that one of them prints it."""
 
     def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
         super().__init__(message)
@@ -52,16 +52,16 @@ class Interrupted(RlgfError):
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that the disk, or the user's share of it, is full.
+    """Whether an error says that the disk, or the user's quota, is full.
 
-    Libraries that write model files raise kinds of their own, with the system's words in them.
+    Libraries that write model files raise exceptions of their own, with the system's message in them.
     """
     full = (errno.ENOSPC, errno.EDQUOT)
     return (isinstance(error, OSError) and error.errno in full) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for a name that is not known: the nearest known ones, or all of them."""
+    """A hint for an unknown name: the nearest known names, or all of them."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if close:

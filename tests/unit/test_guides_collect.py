@@ -22,6 +22,7 @@ from rlgf_cli.guides.openai.guide import OpenAIGuide
 from rlgf_cli.guides.recorded import RecordedGuide
 from rlgf_cli.protocols import Example
 from rlgf_cli.stages import collect_guide as stage
+from rlgf_cli.stages.session import FileResult
 
 KEY = "sk-planted-0123456789abcdef"
 
@@ -40,9 +41,7 @@ def prompts_file(folder: Path, count: int = 6, name: str = "data.jsonl") -> Path
     return path
 
 
-def collect(
-    server: FakeOpenAI | None, data: Path, output: Path, existing: str = "refuse", **flags: Any
-) -> stage.CollectResult:
+def collect(server: FakeOpenAI | None, data: Path, output: Path, existing: str = "refuse", **flags: Any) -> FileResult:
     flags = {key.replace("__", "."): value for key, value in flags.items()}
     resolved = resolve(
         CollectGuideConfig,

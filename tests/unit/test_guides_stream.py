@@ -25,6 +25,7 @@ from rlgf_cli.guides.openai.guide import OpenAIGuide
 from rlgf_cli.ledger.store import Store
 from rlgf_cli.protocols import Answer, Completion, Example, Failure, GuideRequest
 from rlgf_cli.stages import collect_guide as stage
+from rlgf_cli.stages.session import FileResult
 
 PRICES: dict[str, Any] = {"usd_per_million_input": 1.0, "usd_per_million_output": 10.0}
 
@@ -444,7 +445,7 @@ def test_a_budget_ends_a_stream_after_what_it_paid_for(server: FakeOpenAI) -> No
 # what the stage does with an output that is there
 
 
-def collect(server: FakeOpenAI, folder: Path, existing: str = "refuse", **flags: Any) -> stage.CollectResult:
+def collect(server: FakeOpenAI, folder: Path, existing: str = "refuse", **flags: Any) -> FileResult:
     data = write_rows(folder / "data.jsonl", [{"id": f"p{i}", "prompt": f"prompt {i}"} for i in range(4)])
     values = {"guide": "openai:m", "guide.base_url": server.url, "guide.max_retries": 0, "data": str(data)}
     more = {key.replace("__", "."): value for key, value in flags.items()}

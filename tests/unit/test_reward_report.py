@@ -24,7 +24,7 @@ def test_a_classifier() -> None:
     logits = np.array([[0, 2], [1, 0], [0, -2], [1, 1.0], [-1, 0]], dtype=np.float32)
     kinds = ["reference", "reference", "cut", "cut", "loop"]
     report = reward_report.of_classifier(logits, np.array([1, 1, 0, 0, 0]), ["bad", "good"], kinds, [10, 9, 10, 3, 5])
-    found = report.evaluation
+    found = report.figures
     sigmoid = [1 / (1 + math.exp(-x)) for x in (2, -1, -2, 0, 1)]
     assert (found["good"], found["n"], found["accuracy"]) == ("good", 5, 3 / 5)
     assert found["auc"] == pytest.approx(4 / 6)  # 2 beats three; -1 beats -2
@@ -47,14 +47,14 @@ def test_a_classifier() -> None:
 def test_more_labels_than_two_are_the_last_one_against_the_rest() -> None:
     logits = np.log(np.array([[0.2, 0.3, 0.5], [0.5, 0.4, 0.1], [0.1, 0.2, 0.7]]))
     report = reward_report.of_classifier(logits, np.array([2, 0, 1]), ["a", "b", "c"], ["c", "a", "b"], [1, 1, 1])
-    assert {kind: found["mean_score"] for kind, found in report.evaluation["kinds"].items()} == pytest.approx(
+    assert {kind: found["mean_score"] for kind, found in report.figures["kinds"].items()} == pytest.approx(
         {"a": 0.1, "b": 0.7, "c": 0.5}
     )
-    assert report.evaluation["auc"] == 0.5 and report.evaluation["accuracy"] == pytest.approx(2 / 3)
+    assert report.figures["auc"] == 0.5 and report.figures["accuracy"] == pytest.approx(2 / 3)
     # good: 0.5, bad: 0.1 and 0.7; cut at 0.3, or at 0.6, the errors are half apart: 0 and 1/2, or 1 and 1/2
-    assert report.evaluation["threshold"] == pytest.approx(0.3)
+    assert report.figures["threshold"] == pytest.approx(0.3)
     shares = {"a": {"a": 1.0, "b": 0.0}, "b": {"a": 0.0, "b": 0.0}, "c": {"a": 0.0, "b": 0.0}}
-    assert report.evaluation["taken_for"] == shares
+    assert report.figures["taken_for"] == shares
 
 
 def test_a_text_below_the_threshold_is_taken_for_the_most_probable_bad_label() -> None:
@@ -77,7 +77,7 @@ def pairs_report(**changes: Any) -> dict[str, Any]:
         "chosen": np.array([1, 1, 0.5]), "rejected": np.array([0, 1, 2.0]), "texts": ["x", "x", "y"],
         "kinds": ["cut", "loop", "cut"], "chosen_words": [4, 4, 8], "rejected_words": [4, 6, 6],
     }  # fmt: skip
-    return reward_report.of_pairs(**{**given, **changes}).evaluation
+    return reward_report.of_pairs(**{**given, **changes}).figures
 
 
 def test_pairs() -> None:
@@ -110,7 +110,7 @@ def of_lengths(chosen_words: list[int], rejected_words: list[int]) -> str | None
     kinds = [("cut", "loop")[i % 2] for i in range(count)]
     zeros, texts = np.zeros(count), [str(i) for i in range(count)]
     report = reward_report.of_pairs(zeros, zeros, texts, kinds, chosen_words, rejected_words)
-    return reward_report.length_warning(report.evaluation)
+    return reward_report.length_warning(report.figures)
 
 
 @pytest.mark.parametrize(("good", "bad"), [([20, 30] * 10, [4, 5] * 10), ([4, 5] * 10, [20, 30] * 10)])
@@ -148,7 +148,7 @@ def test_the_error_of_noise_is_that_of_the_wilcoxon_test() -> None:
         labels = np.repeat([1, 0], [good, bad])
         report = reward_report.of_classifier(logits, labels, ["bad", "good"], ["x"] * (good + bad), words)
         z = mannwhitneyu(words[:good], words[good:], use_continuity=False, method="asymptotic").pvalue
-        told = reward_report.length_warning(report.evaluation) is not None
+        told = reward_report.length_warning(report.figures) is not None
         assert told == (z < math.erfc(3 / math.sqrt(2))), (good, bad)
 
 
@@ -170,7 +170,7 @@ def test_a_group_is_never_on_both_sides(rows: list[tuple[str, int]], seed: int) 
         train, held_out = reward_data.split(samples, CONFIG.model_copy(update={"seed": seed}))
     except reward_data.UserError:
         return
-    assert not {s.group for s in train} & {s.group for s in held_out}
+    assert not {s.split_key for s in train} & {s.split_key for s in held_out}
     assert {s.label for s in train} == {s.label for s in samples}
     assert held_out and len(train) + len(held_out) == len(samples)
 

@@ -1,1 +1,1 @@
-"""What stages leave on disk: JSONL records and run folders."""
+"""The files that stages read and write: JSONL records, run folders, checkpoints."""

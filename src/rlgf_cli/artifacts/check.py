@@ -1,4 +1,4 @@
-"""``rlgf prepare --check``: every bad line of JSONL files, not the first one only."""
+"""``rlgf prepare --check``: all bad lines of a JSONL file, not the first one only."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ KINDS: dict[str, type[Record]] = {
     "predictions": PredictionRecord,
     "labelled": LabelledRecord,
 }
-"""What ``--kind`` names."""
+"""The values of ``--kind``."""
 
 
 @dataclass
 class Checked:
-    """What a file holds: its kind, its good records and one error per bad line."""
+    """The kind of a file, the number of its good records, and one error per bad line."""
 
     path: Path
     kind: str = "examples"
@@ -31,30 +31,30 @@ class Checked:
 
 def check(path: str | Path, kind: str | None = None) -> Checked:
     """Read a whole file. Without a ``kind``, the first readable line decides."""
-    found = Checked(Path(path), kind or "")
+    checked = Checked(Path(path), kind or "")
     first_place: dict[str, str] = {}
     try:
-        for item in _objects(found.path):
+        for item in _objects(checked.path):
             if isinstance(item, UserError):
-                found.errors.append(item)
+                checked.errors.append(item)
                 continue
             where, value = item
-            found.kind = found.kind or _kind_of(value)
+            checked.kind = checked.kind or _kind_of(value)
             try:
-                record = parse_record(KINDS[found.kind], value, where)
+                record = parse_record(KINDS[checked.kind], value, where)
                 name = record.id if isinstance(record, ExampleRecord) else ""
                 if name and (first := first_place.setdefault(name, where)) != where:
                     raise UserError(f"the id {name!r} is here twice (first: {first})", where=where)
             except UserError as error:
-                found.errors.append(error)
+                checked.errors.append(error)
             else:
-                found.records += 1
+                checked.records += 1
     except UserError as error:  # the file as a whole cannot be read on
-        found.errors.append(error)
-    if not found.records and not found.errors:
-        found.errors.append(UserError("the file holds no records", where=str(path)))
-    found.kind = found.kind or "examples"
-    return found
+        checked.errors.append(error)
+    if not checked.records and not checked.errors:
+        checked.errors.append(UserError("the file holds no records", where=str(path)))
+    checked.kind = checked.kind or "examples"
+    return checked
 
 
 def _objects(path: Path) -> Iterator[tuple[str, dict] | UserError]:

@@ -26,8 +26,8 @@ def mark_complete(folder: Path) -> None:
 
 @contextlib.contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill: when the block ends well it gets its ``COMPLETE`` and becomes ``folder``, else
-    nothing is left of it."""
+    """A temporary folder to fill. When the block succeeds, ``COMPLETE`` is written and the folder renamed to
+    ``folder``; otherwise it is removed."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -37,12 +37,12 @@ def written_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk, half a checkpoint is all that is in the way
+        shutil.rmtree(temporary, ignore_errors=True)  # a half-written checkpoint would keep a full disk full
         raise
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a checkpoint was written to its end and every file is still as long as it was."""
+    """Whether ``COMPLETE`` is there and every file that it lists has its size."""
     if not (folder / COMPLETE).is_file():
         return False
     try:
@@ -62,19 +62,19 @@ def complete_checkpoints(root: Path) -> list[Path]:
 
 
 def newest(root: Path) -> tuple[Path | None, list[Path]]:
-    """The checkpoint to go on from, None where there is none; and the later ones that were damaged."""
+    """The newest complete checkpoint (None: there is none), and the damaged ones of later steps."""
     complete = complete_checkpoints(root)
-    found = complete[-1] if complete else None
-    first = 0 if found is None else step_of(found) + 1
+    latest = complete[-1] if complete else None
+    first = 0 if latest is None else step_of(latest) + 1
     later = [f for f in root.glob("step_*") if f.is_dir() and f not in complete and step_of(f) >= first]
-    return found, sorted(later, key=step_of)
+    return latest, sorted(later, key=step_of)
 
 
 def rotate(root: Path, keep: int | None) -> None:
-    """Remove all but the newest ``keep`` complete checkpoints (None: keep all), and what a crash left half written."""
+    """Remove all but the newest ``keep`` complete checkpoints (None: keep all), and what a killed run left."""
     for torn in root.glob(".step_*.tmp"):
         shutil.rmtree(torn, ignore_errors=True)
     if keep is not None:
         for old in complete_checkpoints(root)[:-keep]:
-            # first out of sight: where removing it is interrupted, the rest goes with what a crash left
+            # renamed first: where the removal is interrupted, the next call removes the rest as a temporary folder
             shutil.rmtree(old.rename(old.with_name(f".{old.name}.tmp")))

@@ -1,11 +1,11 @@
-"""What a guide file already holds, and what is missing: kept on disk, so that memory does not grow with it."""
+"""The texts that a guide file holds, and which are missing: in a database on disk, so that memory does not grow."""
 
 from __future__ import annotations
 
 import hashlib
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,15 +31,15 @@ CREATE TABLE spare AS
     ) GROUP BY prompt, sample HAVING sum(n) > 0;
 CREATE UNIQUE INDEX spare_key ON spare (prompt, sample);
 """
-"""``own``: texts of an example that is there. ``spare``: how many others each prompt has."""
+"""``own``: texts of an example in the data. ``spare``: per prompt, how many texts belong to no such example."""
 
 
 class CollectedTexts:
     """A table of a guide file's texts and the examples they were asked for, in a temporary file of SQLite's own.
 
     A text counts for the example with its id and prompt. Where ids have changed, because lines were moved or the
-    data has none, a text that belongs to no example of its own counts for any with the same prompt: what was
-    paid for is not bought twice.
+    data has none, a text that belongs to no such example counts for any with the same prompt, so that no text is
+    bought twice.
     """
 
     def __init__(self) -> None:
@@ -51,30 +51,30 @@ class CollectedTexts:
         self._count = 0
         self.usage: Counter[str] = Counter()
         self.models: Counter[str] = Counter()
-        self._spare = self._found = False
+        self._has_spare = self._has_records = False
 
     def close(self) -> None:
         self._db.close()
 
     def examples(self, path: str | Path, *, limit: int | None = None) -> Iterator[Example]:
-        """Read the examples and note them. Missing ids become ``line-N``; an id twice is refused."""
+        """Read and store the examples. Missing ids become ``line-N``; an id twice is refused."""
         rows: list[tuple[str, bytes, int]] = []
         empty = True
         for number, record in example_records(path, limit=limit):
             empty = False
             rows.append((record.id, _digest(record.prompt), number))
             if len(rows) == _AT_ONCE:
-                self._note_examples(rows, path)
+                self._store_examples(rows, path)
             yield record.to_example()
-        self._note_examples(rows, path)
+        self._store_examples(rows, path)
         if empty:
             raise UserError("the file holds no records", where=str(path))
 
     def count(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         return self._count
 
-    def _note_examples(self, rows: list[tuple[str, bytes, int]], path: str | Path) -> None:
+    def _store_examples(self, rows: list[tuple[str, bytes, int]], path: str | Path) -> None:
         try:
             self._db.executemany("INSERT INTO examples VALUES (?, ?, ?)", rows)
             self._count += len(rows)
@@ -91,30 +91,30 @@ class CollectedTexts:
         rows.clear()
 
     def read(self, path: Path) -> None:
-        """Take in the records of a guide file."""
+        """Store the records of a guide file."""
         for record in read_records(path, GuideRecord, torn_tail=True):
-            self.add(record.__dict__)
+            self.add(record)
         self._flush()
         self._db.executescript(_SORTED)
-        self._found = self.records > 0
-        self._spare = self._db.execute("SELECT 1 FROM spare LIMIT 1").fetchone() is not None
+        self._has_records = self.records > 0
+        self._has_spare = self._db.execute("SELECT 1 FROM spare LIMIT 1").fetchone() is not None
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Count a record that is in the file. Continuations of a prefix are counted and answer no example."""
-        text = record["completion"]
+    def add(self, record: GuideRecord) -> None:
+        """Count a record of the file. A continuation of a prefix is counted and answers no example."""
+        text = record.completion
         self.records += 1
         self.empty += not text.strip()
-        self.cut += record["finish_reason"] == "length"
-        self.models[record["model"]] += 1
-        for name, count in record["usage"].items():
+        self.cut += record.finish_reason == "length"
+        self.models[record.model] += 1
+        for name, count in record.usage.items():
             self.usage[name] += count
-        if record["cost_usd"] is None:
+        if record.cost_usd is None:
             self.unpriced += 1
         else:
-            self.cost_usd += record["cost_usd"]
-        if not record["prefix"]:
+            self.cost_usd += record.cost_usd
+        if not record.prefix:
             digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-            self._new.append((record["id"], _digest(record["prompt"]), record["sample_index"], digest))
+            self._new.append((record.id, _digest(record.prompt), record.sample_index, digest))
             if len(self._new) >= _AT_ONCE:
                 self._flush()
 
@@ -124,7 +124,7 @@ class CollectedTexts:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """What :meth:`missing` uses up inside is there again afterwards."""
+        """Restore, at the end of the block, the texts that :meth:`missing` used up in it."""
         self._db.execute("SAVEPOINT counting")
         try:
             yield
@@ -134,11 +134,11 @@ class CollectedTexts:
 
     def missing(self, example: Example, samples: int) -> list[int]:
         """The sample indices of an example that the file does not hold. A text of another example is used up."""
-        if not self._found:
+        if not self._has_records:
             return list(range(samples))
         own = {row[0] for row in self._db.execute("SELECT sample FROM own WHERE id = ?", (example.id,))}
         wanted = [index for index in range(samples) if index not in own]
-        if not (self._spare and wanted):
+        if not (self._has_spare and wanted):
             return wanted
         prompt = _digest(example.prompt)
         return [
@@ -150,7 +150,7 @@ class CollectedTexts:
         ]
 
     def same_text(self) -> tuple[int, int]:
-        """``(prompts, those of them with several samples that are all one text)``."""
+        """The number of prompts, and of those whose several samples are all the same text."""
         self._flush()
         return self._db.execute(
             "SELECT count(*), sum(n > 1 AND lowest = highest) FROM "

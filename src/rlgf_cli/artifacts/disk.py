@@ -1,4 +1,4 @@
-"""What the system said, when a library says it in words of its own."""
+"""Operating-system errors, such as a full disk, where a library raises an error of its own instead."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 @contextlib.contextmanager
 def os_errors(where: Path) -> Iterator[None]:
-    """Turn what safetensors and tokenizers (Rust) raise on a full or read-only disk back into an OSError."""
+    """Turn the errors of safetensors and tokenizers (Rust) on a full or read-only disk into an OSError."""
     try:
         yield
-    except Exception as error:  # tokenizers raises plain Exception; what is no system error goes on
-        found = _OS_ERROR.search(str(error))
-        if found is None or isinstance(error, OSError):
+    except Exception as error:  # tokenizers raises plain Exception; other errors are raised again
+        match = _OS_ERROR.search(str(error))
+        if match is None or isinstance(error, OSError):
             raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(where)) from error
+        raise OSError(int(match[1]), os.strerror(int(match[1])), str(where)) from error
 
 
 class RememberingWriter:
-    """A stream for ``torch.save``, which swallows the system's error and complains of its own state; this keeps it."""
+    """A stream for ``torch.save``, which hides the system's error behind one about its own state; this raises it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,7 +33,7 @@ class RememberingWriter:
         self._stream = path.open("wb", buffering=0)
 
     def write(self, data: bytes) -> int:
-        """All of ``data``, or the system's error."""
+        """Write all of ``data``; raises the system's error."""
         rest = memoryview(data)
         try:
             while rest:
@@ -44,7 +44,7 @@ class RememberingWriter:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """The stream has no buffer."""
 
     def __enter__(self) -> RememberingWriter:
         return self

@@ -1,4 +1,4 @@
-"""What ``rlgf eval`` wrote, read again: systems of one or several seeds, their figures and the rows behind these."""
+"""Evaluations that ``rlgf eval`` wrote, as systems of one or several seeds: figures, and their rows per prompt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class FigureEntry(Record):
 
     value: FiniteFloat
     signature: str
-    aggregate: str | None = "mean"  # earlier versions had nothing but means, and did not say so
+    aggregate: str | None = "mean"  # earlier versions had means only, and no such key
     low: FiniteFloat | None = None
     high: FiniteFloat | None = None
     n: int | None = None
@@ -33,7 +33,7 @@ class FigureEntry(Record):
 
 
 class Scores(Record):
-    """What is read of scores.json."""
+    """The part of scores.json that is read."""
 
     metrics: dict[str, FigureEntry]
     interval: dict[str, Any] = Field(default_factory=dict)
@@ -85,7 +85,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class System:
-    """What is compared under one name: one evaluation per seed."""
+    """The evaluations that are compared under one name, one per seed."""
 
     label: str
     evaluations: tuple[Evaluation, ...]
@@ -149,16 +149,16 @@ def read_evaluation(folder: Path) -> Evaluation:
     if folder.is_file():
         hint = "score its texts first: rlgf eval --predictions FILE --data DATA -o FOLDER"
         raise UserError("this is a file; the folder of an evaluation is needed", where=str(folder), hint=hint)
-    found = next((f for f in (folder, folder / "eval") if (f / "predictions.jsonl").is_file()), None)
-    if found is None:
+    place = next((f for f in (folder, folder / "eval") if (f / "predictions.jsonl").is_file()), None)
+    if place is None:
         raise UserError(
             "there is no evaluation in it" if folder.is_dir() else "no such folder",
             where=str(folder),
             hint="run `rlgf eval` first; its output folder (or the run folder with eval/ in it) is meant",
         )
-    if not (found / "scores.json").is_file():
-        raise UserError("this evaluation did not finish: it has no scores.json", where=str(found))
-    path = found / "predictions.jsonl"
+    if not (place / "scores.json").is_file():
+        raise UserError("this evaluation did not finish: it has no scores.json", where=str(place))
+    path = place / "predictions.jsonl"
     records: dict[str, EvaluatedRecord] = {}
     for record in jsonl.read_records(path, EvaluatedRecord):
         if not record.id or record.id in records:
@@ -166,7 +166,7 @@ def read_evaluation(folder: Path) -> Evaluation:
         records[record.id] = record
     if not records:
         raise UserError("the file holds no predictions", where=str(path), hint="run rlgf eval again")
-    return Evaluation(found, records, read_scores(found / "scores.json"))
+    return Evaluation(place, records, read_scores(place / "scores.json"))
 
 
 def read_scores(path: Path) -> Scores:

@@ -90,8 +90,8 @@ def _finite(text: str) -> float:
 def read_objects(path: str | Path, *, torn_tail: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield ``(line number, object)``; blank lines are passed over.
 
-    ``torn_tail``: a last line without its newline that does not parse is dropped. That is what a killed
-    writer leaves; it is for files that rlgf itself appends to, never for a user's input.
+    ``torn_tail``: drop a last line without its newline that does not parse, as a killed writer leaves it. For files
+    that rlgf itself appends to, never for a user's input.
     """
     for number, line in read_lines(path):
         if not line.strip():
@@ -131,8 +131,8 @@ def read_records(path: str | Path, kind: type[R], *, torn_tail: bool = False) ->
 def example_records(
     path: str | Path, *, limit: int | None = None, need_references: bool = False, references: bool = True
 ) -> Iterator[tuple[int, ExampleRecord]]:
-    """``(line number, record)`` of a prompt/references file. Missing ids become ``line-N``. Without ``references``
-    those that are there are not looked at.
+    """``(line number, record)`` of a prompt/references file. Missing ids become ``line-N``. ``references`` False:
+    the file's references are not read.
     """
     for number, value in itertools.islice(read_objects(path), limit):
         if not references:
@@ -245,12 +245,12 @@ class Appender:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._mend_tail()
-        # unbuffered: after a failed write nothing may be left that a later flush would put on disk
+        self._repair_tail()
+        # unbuffered: a later flush must not write the rest of a failed write
         self._stream = self.path.open("ab", buffering=0)
 
-    def _mend_tail(self) -> None:
-        """End a last line without its newline if it is a whole object, as readers take it; else cut it off."""
+    def _repair_tail(self) -> None:
+        """Add the newline to a last line that is a whole object; cut off any other last line without one."""
         if not self.path.exists():
             return
         with self.path.open("rb+") as stream:

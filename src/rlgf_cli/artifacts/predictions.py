@@ -1,4 +1,4 @@
-"""Texts made elsewhere, joined to the examples that they answer."""
+"""Predicted texts of a file, joined to the examples that they answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OnMissing = Literal["error", "skip"]
 
 @dataclass(frozen=True)
 class Answer:
-    """A text for one example. ``finish_reason`` None: not known. Not ``written``: nobody was asked for a text."""
+    """A text for one example. ``finish_reason`` None: not known. ``written`` False: no text was generated."""
 
     example: Example
     text: str
@@ -97,19 +97,19 @@ def answers_to(
     by_prompt: dict[str, list[str]] = {}
     for example in examples:
         by_prompt.setdefault(example.prompt, []).append(example.id)
-    found: dict[str, PredictionRecord] = {}
+    matched: dict[str, PredictionRecord] = {}
     unknown, twice, other = [], [], []
     for number, record in records:
         same_prompt = by_prompt.get(record.prompt, [])
         name = record.id or (same_prompt[0] if len(same_prompt) == 1 else "")
         if name not in by_id:
             unknown.append(f"{record.id or 'no id'!r} on line {number}")
-        elif name in found:
+        elif name in matched:
             twice.append(f"{name!r} on line {number}")
         elif record.prompt and record.prompt != by_id[name].prompt:
             other.append(f"{name!r} on line {number}")
         else:
-            found[name] = record
+            matched[name] = record
     _refuse(unknown, len(records), "predictions belong to no example of the data", path, "is it the right --data?")
     _refuse(
         twice,
@@ -122,15 +122,15 @@ def answers_to(
         other, len(records), "predictions have the id of an example but another prompt", path,
         "is it the right --data? Leave the prompts out of the predictions where they only differ in format",
     )  # fmt: skip
-    missing = [repr(example.id) for example in examples if example.id not in found]
+    missing = [repr(example.id) for example in examples if example.id not in matched]
     if on_missing == "error":
         hint = "--on-missing skip scores the examples that have one, and counts the others"
         _refuse(missing, len(examples), "examples have no prediction", path, hint)
     counts["missing"] = len(missing)
     answers = [
-        Answer(example, found[example.id].prediction, found[example.id].finish_reason)
+        Answer(example, matched[example.id].prediction, matched[example.id].finish_reason)
         for example in examples
-        if example.id in found
+        if example.id in matched
     ]
     return answers, counts
 

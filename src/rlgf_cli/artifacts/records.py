@@ -1,4 +1,4 @@
-"""One model per JSONL record. Unknown keys are kept out of the way of older readers by ``schema_version``."""
+"""Pydantic models of the JSONL records, one per kind. Readers ignore unknown keys; ``schema_version`` counts up."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class FailureRecord(Record):
 class GuideRecord(Record):
     """One completion by a guide. Files made elsewhere need ``prompt`` and ``completion`` only.
 
-    ``cost_usd`` is what the text cost when it was bought; ``cached``: that was before this collection.
+    ``cost_usd`` is the price when the text was bought; ``cached``: it was bought before this collection.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -84,7 +84,7 @@ class GuideRecord(Record):
 
 
 class CachedTextRecord(Record):
-    """A line of ``rlgf cache export``: an answer as it came, under the hash of all that decided it."""
+    """A line of ``rlgf cache export``: a guide's answer as received, under the hash of the request that decides it."""
 
     schema_version: int = SCHEMA_VERSION
     key: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -102,7 +102,7 @@ class CachedTextRecord(Record):
 
 
 class EvaluatedRecord(Record):
-    """What ``rlgf eval`` writes of one example. ``prediction`` is null where no metric needed a text.
+    """A line of ``rlgf eval``. ``prediction`` is null where no metric needed a text.
 
     ``scores`` are the values whose mean is a figure; ``statistics`` the rows whose sum makes one (BLEU).
     """
@@ -118,13 +118,13 @@ class EvaluatedRecord(Record):
 
 
 class PredictionRecord(EvaluatedRecord):
-    """One text, scored or not: what ``--predictions`` reads (a guide.jsonl is read too)."""
+    """One text, scored or not: a line of a ``--predictions`` file (a guide.jsonl is read too)."""
 
     prediction: str
 
 
 class GeneratedRecord(PredictionRecord):
-    """What ``rlgf generate`` writes: a prediction, and which of its prompt's samples it is."""
+    """A line of ``rlgf generate``: a prediction, and its index among the samples of its prompt."""
 
     sample_index: int = 0
 

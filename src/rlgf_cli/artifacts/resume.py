@@ -1,4 +1,4 @@
-"""What must hold before a stage starts, or goes on with, a run folder."""
+"""Checks of an output folder before a stage starts or resumes a run in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlgf_cli.artifacts.rundir import Existing, RunDir, parent_of
 from rlgf_cli.errors import UserError
 
 _ANY_TIME = ("output", "push_to_hub", "report_to", "logging_steps", "save_steps", "save_total_limit")
-"""Config keys that may differ when a run is resumed: they do not change the weights."""
+"""Config keys that may differ when a run is resumed, because they do not change the weights."""
 
 
 def refuse_used(output: str, command: str, existing: Existing, *, can_resume: bool = True) -> None:
@@ -30,7 +30,7 @@ def refuse_own_input(output: str, *inputs: str | None) -> None:
 
 
 def finished_result(output: str, existing: Existing) -> dict[str, Any] | None:
-    """The result of a run that ``--resume`` finds done; None where there is work left."""
+    """The result of a finished run under ``--resume``; None where there is work left."""
     manifest = Path(output) / "run.json"
     if existing != "resume" or not manifest.is_file():
         return None
@@ -41,7 +41,7 @@ def finished_result(output: str, existing: Existing) -> dict[str, Any] | None:
 def refuse_changed(
     output: str, resolved: Mapping[str, Any], *, free: Collection[str] = (), weights: Collection[str | None] = ()
 ) -> None:
-    """A resumed run must have the settings and the data that it began with.
+    """Refuse to resume a run with other settings or data than it began with.
 
     ``resolved`` is what ``Resolved.to_json`` gives; ``free`` names further dotted keys that may differ. ``weights``:
     input folders whose weights no checkpoint of the run holds; they must be the same, too.
@@ -60,8 +60,8 @@ def refuse_changed(
             )
     for parent in read_json(folder / "run.json").get("parents", []):
         path = Path(parent["path"])
-        looked_at = path.is_file() or path in {Path(name) for name in weights if name}
-        if looked_at and (found := parent_of(path)) and found["sha256"] != parent["sha256"]:
+        compared = path.is_file() or path in {Path(name) for name in weights if name}
+        if compared and (current := parent_of(path)) and current["sha256"] != parent["sha256"]:
             what = "file" if path.is_file() else "folder"
             raise UserError(
                 f"this {what} changed since the run began",
@@ -71,10 +71,10 @@ def refuse_changed(
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            found.update(_flat(value, f"{prefix}{key}."))
+            flat.update(_flat(value, f"{prefix}{key}."))
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -50,12 +50,12 @@ def now() -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what decides numbers; libraries that are not installed are left out."""
-    found = {"rlgf-cli": __version__, "python": platform.python_version()}
+    """Versions of the libraries that decide results; those that are not installed are left out."""
+    versions = {"rlgf-cli": __version__, "python": platform.python_version()}
     for name in _VERSIONS_OF:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def git_commit() -> str | None:
@@ -150,7 +150,7 @@ class Manifest:
         write_json(self.path, self.data)
 
     def add_parent(self, path: str | Path | None) -> None:
-        """Note an input artifact (hub names have no file to note)."""
+        """Record an input file or folder; a hub name has neither."""
         parent = parent_of(path) if path else None
         if parent and parent not in self.data["parents"]:
             self.data["parents"].append(parent)
@@ -184,8 +184,8 @@ class RunDir:
         self.path = path
         self.manifest = manifest
         self.fresh = not manifest.data["resumed"]
-        self.keeps = False
-        """Whether what was written can be resumed from, though it holds no checkpoint."""
+        self.resumable = False
+        """Whether ``--resume`` can go on from what is written, without a checkpoint among it."""
 
     @classmethod
     def claim(
@@ -213,8 +213,7 @@ class RunDir:
                 raise UserError(
                     f"this folder already holds a run ({ran}, {ended or 'not ended'})",
                     where=str(path),
-                    hint=("--resume goes on with it, " if can_resume else "")
-                    + "--overwrite replaces it, another -o leaves it alone",
+                    hint=_ways_out(can_resume),
                 )
             _check_command(manifest, command, path, "folder")
             _remove_leftovers(path, manifest.data["wrote"])
@@ -268,7 +267,7 @@ class RunDir:
         except Exception as error:
             wrote = self.manifest.data["wrote"]
             fixable = isinstance(error, UserError) or is_disk_full(error)
-            resumable = self.keeps or any((self.path / "checkpoints").glob(f"*/{COMPLETE}"))
+            resumable = self.resumable or any((self.path / "checkpoints").glob(f"*/{COMPLETE}"))
             if fixable and self.fresh and not resumable:
                 remove_written(self.path, wrote)
             raise
@@ -284,12 +283,12 @@ def _check_command(manifest: Manifest, command: str, path: Path, what: str) -> N
 
 
 def _is_torn_manifest(child: Path) -> bool:
-    """Whether this is all that a run left which was killed while it claimed the folder."""
+    """Whether this is the unfinished run.json of a run that was killed while it claimed the folder."""
     return child.match(".run.json.*.tmp") and child.is_file()
 
 
 def _remove_leftovers(path: Path, wrote: list[str]) -> None:
-    """Remove temporary files and folders that a killed run could not clean up, in the folders that it wrote too."""
+    """Remove the temporary files and folders of a killed run, also in the folders that it wrote."""
     folders = [path, *(path / name for name in filter(_removable, wrote) if (path / name).is_dir())]
     for child in [child for folder in folders for pattern in (".tmp-*", ".*.tmp") for child in folder.glob(pattern)]:
         if child.is_dir() and not child.is_symlink():
@@ -299,7 +298,7 @@ def _remove_leftovers(path: Path, wrote: list[str]) -> None:
 
 
 def _removable(name: str) -> bool:
-    """Whether a name of the manifest's list may be removed: one step below the folder, and not another's."""
+    """Whether a name of the manifest's list may be removed: directly in the folder, and not another stage's."""
     return name == Path(name).name and name not in ("", "..", "eval")
 
 
@@ -317,9 +316,22 @@ def remove_written(path: Path, wrote: list[str]) -> None:
 
 
 def manifest_of(path: Path) -> dict[str, Any] | None:
-    """What lies beside a single-file product: ``<file>.run.json``; None where there is none of ours."""
+    """The content of ``<file>.run.json``, the manifest beside a file; None where there is none."""
     run_json = path.with_name(path.name + ".run.json")
     return Manifest.reopen(run_json).data if run_json.is_file() else None
+
+
+def refuse_used_file(path: str | Path, existing: Existing, *, can_resume: bool = False) -> None:
+    """Refuse an output file that is a folder, or that exists where it is to be made anew. Nothing is written."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError("the output is a folder; a file name is needed", where=str(path), hint="for example -o x.jsonl")
+    if path.exists() and existing == "refuse":
+        raise UserError("this file already exists", where=str(path), hint=_ways_out(can_resume))
+
+
+def _ways_out(can_resume: bool) -> str:
+    return ("--resume goes on with it, " if can_resume else "") + "--overwrite replaces it, another -o leaves it alone"
 
 
 def claim_file(
@@ -336,15 +348,7 @@ def claim_file(
     """
     path = Path(path)
     run_json = path.with_name(path.name + ".run.json")
-    if path.is_dir():
-        raise UserError("the output is a folder; a file name is needed", where=str(path), hint="for example -o x.jsonl")
-    if path.exists() and existing == "refuse":
-        raise UserError(
-            "this file already exists",
-            where=str(path),
-            hint=("--resume goes on with it, " if can_resume else "")
-            + "--overwrite replaces it, another -o leaves it alone",
-        )
+    refuse_used_file(path, existing, can_resume=can_resume)
     if run_json.is_file():
         manifest = Manifest.reopen(run_json)
         _check_command(manifest, command, path, "file")

@@ -1,8 +1,8 @@
-"""``rlgf collect-guide``: buy a guide's text once and keep it.
+"""``rlgf collect-guide``: ask a guide for texts, and write them to a guide file.
 
-Prompts are streamed: memory does not grow with them. An answer is in the cache in the moment it is received and
-on disk as a whole line before the next one is looked at, so a kill costs nothing that came whole. A resumed run
-reads what is there and asks for the rest.
+Prompts are streamed, so that memory does not grow with them. Each answer is stored in the cache when it is received and
+appended to the file as a whole line before the next one is read: a kill loses no complete answer. A resumed run reads
+the file and requests the missing texts.
 """
 
 from __future__ import annotations
@@ -20,48 +20,44 @@ from typing import Any
 from rlgf_cli import console
 from rlgf_cli.artifacts.collected import CollectedTexts
 from rlgf_cli.artifacts.jsonl import Appender, example_records
-from rlgf_cli.artifacts.records import prompt_hash
-from rlgf_cli.artifacts.rundir import Existing, Manifest, claim_file, manifest_of
+from rlgf_cli.artifacts.records import GuideRecord, prompt_hash
+from rlgf_cli.artifacts.rundir import Existing, Manifest, manifest_of
 from rlgf_cli.config.collect_guide import CollectGuideConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import Interrupted, RlgfError, UserError
 from rlgf_cli.guides.make import make_live_guide
 from rlgf_cli.guides.openai.estimate import Plan, estimate, lines
 from rlgf_cli.protocols import Answer, Completion, Example, Failure, Guide, GuideRequest
+from rlgf_cli.stages.session import FileResult, StageSession
 
 COMMAND = "collect-guide"
 _SHOWN_PER_KIND = 3
-_SECOND_TRY = 10_000
-"""Failed requests that are remembered, to be asked once more at the end."""
-_LOOKED_UP = 500
-_AGAIN = "run the same command with --resume: it asks only for what is missing"
+"""Failures, and repaired texts, of one kind that are printed."""
+_MOST_RETRIES = 10_000
+"""Failed requests that are kept, to be sent once more at the end."""
+_WINDOW = 500
+"""Requests that are looked up in the cache at once."""
+_HINT = "run the same command with --resume: it asks only for what is missing"
 
 
-@dataclass(frozen=True)
-class CollectResult:
-    """Where the texts are, and what the manifest says of them."""
+def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse") -> FileResult:
+    """Collect the texts that the output does not hold yet.
 
-    path: Path
-    summary: dict[str, Any]
-    spend: dict[str, Any]
-
-
-def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse") -> CollectResult:
-    """Collect. Raises RlgfError (exit 1) where texts are still missing; what came is kept for --resume."""
+    Raises RlgfError (exit 1) where texts are still missing at the end; the received ones are kept for --resume.
+    """
     config = resolved.config
+    session = StageSession(COMMAND, resolved, existing)
     path = _output(config)
     with contextlib.closing(CollectedTexts()) as collected, contextlib.closing(_guide(config)) as guide:
-        for _ in collected.examples(config.data, limit=config.limit):
-            pass  # all prompts are checked before the first one is paid for
-        guide.check(_examples(config), config.max_new_tokens)
+        _check_prompts(config, collected, guide)
         guide.check_budget(config.budget)
         if config.batch:
             guide.check_batch()
         if existing == "overwrite" and (before := manifest_of(path)) is not None:
             guide.refuse_open_batches(before["run_id"])
         settings = {**guide.settings, "max_new_tokens": config.max_new_tokens}
-        manifest = claim_file(path, COMMAND, existing=existing, seed=config.seed, can_resume=True)
-        _same_settings(manifest, settings, path)
+        manifest = session.claim_file(seed=config.seed)
+        _refuse_other_settings(manifest, settings, path)
         guide.charge_to(manifest.data["run_id"], config.budget, manifest.data["spend"])
         manifest.data.update(settings=settings, config=resolved.to_json(), device=guide.device)
         try:
@@ -70,7 +66,7 @@ def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse"
                 manifest.add_parent(config.guide.name.partition(":")[2] if guide.device else None)
                 return _Collection(config, collected, guide, manifest, path).run()
         except UserError:
-            # nothing was bought: leave nothing behind
+            # no text was bought: leave no file behind
             if path.exists() and not path.stat().st_size and not guide.spend()["calls"]:
                 path.unlink()
                 manifest.path.unlink()
@@ -78,14 +74,12 @@ def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse"
 
 
 def dry_run(resolved: Resolved[CollectGuideConfig]) -> dict[str, Any]:
-    """What the command would ask, and what that costs; nothing is written and nobody is asked."""
+    """The requests that the command would send, and their cost; nothing is written and no guide is asked."""
     config = resolved.config
     path = _output(config)
-    quiet = config.model_copy(update={"guide": config.guide.model_copy(update={"mode": "replay"})})
-    with contextlib.closing(CollectedTexts()) as collected, contextlib.closing(_guide(quiet)) as guide:
-        for _ in collected.examples(config.data, limit=config.limit):
-            pass
-        guide.check(_examples(config), config.max_new_tokens)
+    offline = config.model_copy(update={"guide": config.guide.model_copy(update={"mode": "replay"})})
+    with contextlib.closing(CollectedTexts()) as collected, contextlib.closing(_guide(offline)) as guide:
+        _check_prompts(config, collected, guide)
         if path.is_file():
             collected.read(path)
         cache = (config.guide.mode or guide.default_mode) != "live"
@@ -112,24 +106,31 @@ def _examples(config: CollectGuideConfig) -> Iterator[Example]:
     return (record.to_example() for _, record in example_records(config.data, limit=config.limit))
 
 
+def _check_prompts(config: CollectGuideConfig, collected: CollectedTexts, guide: Guide) -> None:
+    """Read and check all prompts, before the first request is paid for."""
+    for _ in collected.examples(config.data, limit=config.limit):
+        pass
+    guide.check(_examples(config), config.max_new_tokens)
+
+
 def _missing(config: CollectGuideConfig, collected: CollectedTexts) -> Iterator[GuideRequest]:
-    """What the file does not hold yet, in the order of the examples."""
+    """Requests for the texts that the file does not hold, in the order of the examples."""
     for example in _examples(config):
         for index in collected.missing(example, config.samples):
             yield GuideRequest(example, sample_index=index, max_new_tokens=config.max_new_tokens)
 
 
 def _plan(config: CollectGuideConfig, collected: CollectedTexts, guide: Guide, *, cache: bool) -> Plan:
-    """Count what is to be asked."""
+    """Count the requests that neither the file nor the cache answers."""
     plan = Plan(requests=collected.count() * config.samples, batch=config.batch)
     missing = 0
     with collected.counting():
         requests = _missing(config, collected)
-        while window := list(itertools.islice(requests, _LOOKED_UP)):
+        while window := list(itertools.islice(requests, _WINDOW)):
             missing += len(window)
-            there = guide.cached(window) if cache else [False] * len(window)
-            plan.cached += sum(there)
-            for request, cached in zip(window, there, strict=True):
+            in_cache = guide.cached(window) if cache else [False] * len(window)
+            plan.cached += sum(in_cache)
+            for request, cached in zip(window, in_cache, strict=True):
                 if not cached:
                     plan.add(guide, request)
     plan.in_file = plan.requests - missing
@@ -138,7 +139,10 @@ def _plan(config: CollectGuideConfig, collected: CollectedTexts, guide: Guide, *
 
 @dataclass
 class _Collection:
-    """One run over the prompts."""
+    """One session over the prompts. ``new`` and ``skipped`` count texts, ``failed`` requests by kind of failure.
+
+    ``repaired`` holds a few texts per kind of repair, as ``(raw, text)``.
+    """
 
     config: CollectGuideConfig
     collected: CollectedTexts
@@ -148,38 +152,38 @@ class _Collection:
     new: int = 0
     skipped: int = 0
     failed: Counter[str] = field(default_factory=Counter)
-    mended: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    repaired: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
-    def run(self) -> CollectResult:
+    def run(self) -> FileResult:
         stopped: RlgfError | None = None
-        # The appender comes first: it cuts a torn last line off, which must not count as something that is there.
+        # The appender is opened first: it cuts off a torn last line, which must not count as a text of the file.
         with Appender(self.path) as out:
             self.collected.read(self.path)
             before = self.guide.spend()
-            expected = self._expect()
+            estimated = self._log_estimate()
             try:
                 self._collect(out)
             except KeyboardInterrupt:
-                stopped = Interrupted("interrupted; every text that came is kept", where=str(self.path), hint=_AGAIN)
+                stopped = Interrupted("interrupted; every text that came is kept", where=str(self.path), hint=_HINT)
             except RlgfError as error:
                 stopped = error
         wanted = self.collected.count() * self.config.samples
-        still = wanted - self.skipped - self.new
+        missing = wanted - self.skipped - self.new
         summary, spend = self._summary(), self.guide.spend()
-        summary.update(new=self.new, missing=still, failed=dict(self.failed), mended=dict(self.guide.counts))
-        if expected is not None:
-            expected["actual"] = _since(before, spend)
-        self.manifest.save(result=summary, spend=spend, estimate=expected, guide=self.guide.provenance())
+        summary.update(new=self.new, missing=missing, failed=dict(self.failed), mended=dict(self.guide.counts))
+        if estimated is not None:
+            estimated["actual"] = _difference(before, spend)
+        self.manifest.save(result=summary, spend=spend, estimate=estimated, guide=self.guide.provenance())
         self._report(summary, spend)
         if stopped is not None:
             raise stopped
-        if still:
+        if missing:
             why = ", ".join(f"{kind}: {count}" for kind, count in self.failed.most_common())
-            raise RlgfError(f"{still} of {wanted} texts are still missing ({why})", where=str(self.path), hint=_AGAIN)
-        return CollectResult(self.path, summary, spend)
+            raise RlgfError(f"{missing} of {wanted} texts are still missing ({why})", where=str(self.path), hint=_HINT)
+        return FileResult(self.path, summary, spend)
 
-    def _expect(self) -> dict[str, Any] | None:
-        """The estimate that the run is held against; None where nobody is to be asked."""
+    def _log_estimate(self) -> dict[str, Any] | None:
+        """Log the estimate of the run, and return it; None where no endpoint will be asked."""
         if self.guide.mode == "replay" or not self.guide.abilities.remote:
             return None
         found = estimate(self.guide, _plan(self.config, self.collected, self.guide, cache=self.guide.mode != "live"))
@@ -197,63 +201,64 @@ class _Collection:
                 except Interrupted:
                     raise
                 except RlgfError as error:
-                    stopped = error  # what other batches brought is written first
-            again: list[GuideRequest] = []
+                    stopped = error  # the texts of other batches are written first
+            retries: list[GuideRequest] = []
             with console.progress("guide", self.collected.count() * self.config.samples) as bar:
-                watch = _Watch(self, bar)
-                self._ask(self._wanted(stop, watch), out, again, watch)
-                if again and not stop.is_set():
-                    console.log(f"asking {len(again)} failed requests once more")
-                    self._ask(iter(again), out, None, watch)
+                progress = _Progress(self, bar)
+                self._ask(self._requests(stop, progress), out, retries, progress)
+                if retries and not stop.is_set():
+                    console.log(f"asking {len(retries)} failed requests once more")
+                    self._ask(iter(retries), out, None, progress)
         if stopped is not None:
             raise stopped
         if stop.is_set():
             raise KeyboardInterrupt
 
-    def _wanted(self, stop: threading.Event, watch: _Watch) -> Iterator[GuideRequest]:
+    def _requests(self, stop: threading.Event, progress: _Progress) -> Iterator[GuideRequest]:
+        """Requests for the missing texts, until ``stop`` is set; texts of the file are counted as skipped."""
         for example in _examples(self.config):
             indices = self.collected.missing(example, self.config.samples)
-            here = self.config.samples - len(indices)
-            self.skipped += here
-            watch.done(here)
+            in_file = self.config.samples - len(indices)
+            self.skipped += in_file
+            progress.done(in_file)
             for index in indices:
                 if stop.is_set():
                     return
                 yield GuideRequest(example, sample_index=index, max_new_tokens=self.config.max_new_tokens)
 
     def _ask(
-        self, requests: Iterator[GuideRequest], out: Appender, again: list[GuideRequest] | None, watch: _Watch
+        self, requests: Iterator[GuideRequest], out: Appender, retries: list[GuideRequest] | None, progress: _Progress
     ) -> None:
-        """Texts are written as they come; failures are counted, and those that may yet succeed kept in ``again``."""
+        """Write texts as they arrive. A failure that is not final goes into ``retries``; any other one is counted."""
         sampling = {**self.config.guide.sampling.model_dump(), "max_new_tokens": self.config.max_new_tokens}
         ask = self.guide.stored if self.config.batch else self.guide.stream
         with contextlib.closing(ask(requests)) as answers:
             for answer in answers:
                 outcome = answer.outcome
                 if isinstance(outcome, Failure):
-                    if again is not None and not outcome.final and len(again) < _SECOND_TRY:
-                        again.append(answer.request)
+                    if retries is not None and not outcome.final and len(retries) < _MOST_RETRIES:
+                        retries.append(answer.request)
                         continue
-                    self._note(answer, outcome)
+                    self._count_failure(answer, outcome)
                 else:
-                    record = record_of(answer.request, outcome, self.guide, sampling)
+                    record = guide_record(answer.request, outcome, self.guide, sampling)
                     out.write(record)
                     self.collected.add(record)
                     self.new += 1
-                    self._show(answer.request, outcome)
-                watch.done(1)
+                    self._keep_repaired(outcome)
+                progress.done(1)
 
-    def _note(self, answer: Answer, failure: Failure) -> None:
+    def _count_failure(self, answer: Answer, failure: Failure) -> None:
         self.failed[failure.kind] += 1
         if self.failed[failure.kind] <= _SHOWN_PER_KIND:
             console.warn(f"no text for {answer.request.example.id!r}: {failure.message}")
         elif self.failed[failure.kind] == _SHOWN_PER_KIND + 1:
             console.warn(f"more failures of this kind ({failure.kind}) are counted and not shown")
 
-    def _show(self, request: GuideRequest, text: Completion) -> None:
-        """Keep a few of what was mended, for the end of the run."""
+    def _keep_repaired(self, text: Completion) -> None:
+        """Keep a few repaired texts, to be printed at the end of the run."""
         for kind in text.repaired:
-            shown = self.mended.setdefault(kind, [])
+            shown = self.repaired.setdefault(kind, [])
             if len(shown) < _SHOWN_PER_KIND and text.raw is not None:
                 shown.append((text.raw, text.text))
 
@@ -283,12 +288,12 @@ class _Collection:
             f"{sum(summary['usage'].values())} tokens{charged}{unknown}"
         )
         for kind, count in sorted(self.guide.counts.items()):
-            console.log(f"mended: {kind.replace('_', ' ')}: {count}")
-            for raw, text in self.mended.get(kind, []):
+            console.log(f"repaired: {kind.replace('_', ' ')}: {count}")
+            for raw, text in self.repaired.get(kind, []):
                 console.log(f"  {_short(raw)} -> {_short(text)}")
         if summary["empty"]:
             console.warn(f"{summary['empty']} texts are empty; they are kept and never used")
-        # short texts coincide by chance: what a server does that ignores the temperature shows on most prompts
+        # short texts are equal by chance on some prompts; a server that ignores the temperature shows on most
         temperature = self.config.guide.sampling.temperature
         if 2 * (summary["same_text"] or 0) > summary["prompts"] and temperature > 0:
             console.warn(
@@ -297,22 +302,22 @@ class _Collection:
             )
 
 
-class _Watch:
-    """The progress bar, told a few times a second: how much, and what it cost so far."""
+class _Progress:
+    """Updates the progress bar a few times a second, with the cost so far."""
 
     def __init__(self, collection: _Collection, bar: console.Progress) -> None:
         self._collection = collection
         self._bar = bar
-        self._said = time.monotonic()
+        self._updated = time.monotonic()
         self._steps = 0
 
     def done(self, steps: int) -> None:
         self._steps += steps
         now = time.monotonic()
-        if now - self._said < 0.2:
+        if now - self._updated < 0.2:
             return
         self._bar.update(self._steps, self._note())
-        self._steps, self._said = 0, now
+        self._steps, self._updated = 0, now
 
     def _note(self) -> str:
         collection = self._collection
@@ -325,31 +330,30 @@ class _Watch:
         return ", ".join(parts)
 
 
-def record_of(request: GuideRequest, text: Completion, guide: Guide, sampling: dict[str, Any]) -> dict[str, Any]:
-    """The line that keeps an answer: a GuideRecord's fields."""
-    return {
-        "schema_version": 1,
-        "id": request.example.id,
-        "prompt": request.example.prompt,
-        "prompt_sha256": prompt_hash(request.example.prompt),
-        "prefix": request.prefix,
-        "sample_index": request.sample_index,
-        "completion": text.text,
-        "finish_reason": text.finish_reason,
-        "model": text.model,
-        "guide": guide.name,
-        "sampling": sampling,
-        "usage": dict(text.usage),
-        "cost_usd": text.cost_usd,
-        "cached": text.cached,
-        "created": text.created,
-        "mended": list(text.repaired),
-        "licence": guide.licence,
-    }
+def guide_record(request: GuideRequest, text: Completion, guide: Guide, sampling: dict[str, Any]) -> GuideRecord:
+    """The line of the guide file for an answer."""
+    return GuideRecord(
+        id=request.example.id,
+        prompt=request.example.prompt,
+        prompt_sha256=prompt_hash(request.example.prompt),
+        prefix=request.prefix,
+        sample_index=request.sample_index,
+        completion=text.text,
+        finish_reason=text.finish_reason,
+        model=text.model,
+        guide=guide.name,
+        sampling=sampling,
+        usage=dict(text.usage),
+        cost_usd=text.cost_usd,
+        cached=text.cached,
+        created=text.created,
+        mended=list(text.repaired),
+        licence=guide.licence,
+    )
 
 
-def _since(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """What this session was charged, in the estimate's terms."""
+def _difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The spend of this session, with the keys of the estimate."""
     usage = {name: after["usage"][name] - before["usage"][name] for name in after["usage"]}
     usd = (after["charged_usd"] or 0.0) - (before["charged_usd"] or 0.0)
     return {
@@ -360,8 +364,8 @@ def _since(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _same_settings(manifest: Manifest, settings: dict[str, Any], path: Path) -> None:
-    """Refuse to mix texts that were drawn in different ways in one file."""
+def _refuse_other_settings(manifest: Manifest, settings: dict[str, Any], path: Path) -> None:
+    """Refuse to mix texts of different guide settings in one file."""
     before = manifest.data.get("settings")
     if before is None or before == settings:
         return

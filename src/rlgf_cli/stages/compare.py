@@ -13,10 +13,11 @@ from rlgf_cli import console, registry
 from rlgf_cli.artifacts import jsonl
 from rlgf_cli.artifacts.evaluations import System, every, read_systems
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
-from rlgf_cli.artifacts.rundir import Existing, claim_file
+from rlgf_cli.artifacts.rundir import Existing
 from rlgf_cli.config.compare import CompareConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import UserError
+from rlgf_cli.stages.session import StageSession
 from rlgf_cli.stats.bootstrap import Aggregate, Interval, resampled
 from rlgf_cli.stats.comparable import comparable
 from rlgf_cli.stats.significance import (
@@ -83,10 +84,9 @@ def run(resolved: Resolved[CompareConfig], *, existing: Existing = "refuse") -> 
     _correct(comparison)
     _note_figures(comparison)
     if config.output is not None:
-        manifest = claim_file(config.output, "compare", existing=existing, seed=config.seed)
-        with manifest.running():
-            for _, evaluation in every(systems):
-                manifest.add_parent(evaluation.folder / "predictions.jsonl")
+        parents = [evaluation.folder / "predictions.jsonl" for _, evaluation in every(systems)]
+        session = StageSession("compare", resolved, existing, can_resume=False)
+        with session.writing_file(*parents, seed=config.seed, config=False):
             jsonl.write_json(config.output, comparison.to_json())
     return comparison
 

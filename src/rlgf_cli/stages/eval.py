@@ -16,22 +16,22 @@ from rlgf_cli import console, registry
 from rlgf_cli.artifacts import jsonl
 from rlgf_cli.artifacts.predictions import Answer, answers_alone, answers_to
 from rlgf_cli.artifacts.records import SCHEMA_VERSION, EvaluatedRecord
-from rlgf_cli.artifacts.resume import refuse_changed, refuse_own_input, refuse_used
+from rlgf_cli.artifacts.resume import refuse_own_input
 from rlgf_cli.artifacts.rundir import Existing, RunDir, parent_of
 from rlgf_cli.config.eval import FREE_ON_RESUME, EvalConfig, IntervalConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.guides.make import closing_all
-from rlgf_cli.ledger.spend import charge_guides, record_spend
+from rlgf_cli.ledger.spend import record_spend
 from rlgf_cli.protocols import BoundedFigure, Example, Guide, Metric
 from rlgf_cli.scorers.figures import Figure, compute_figures, make_metrics
+from rlgf_cli.stages.session import StageSession, prepare_guides
 from rlgf_cli.stats.bootstrap import Interval, interval
 
 if TYPE_CHECKING:
     from rlgf_cli.models.loaded import Loaded
     from rlgf_cli.models.prompts import Encoded
 
-COMMAND = "eval"
 PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
 
 
@@ -51,29 +51,26 @@ def run(resolved: Resolved[EvalConfig], *, existing: Existing = "refuse") -> Eva
     scores them again as they are.
     """
     config = resolved.config
+    session = StageSession("eval", resolved, existing)
     refuse_own_input(config.output, config.predictions, config.data)
-    refuse_used(config.output, COMMAND, existing)
-    if existing == "resume":
-        refuse_changed(config.output, resolved.to_json(), free=FREE_ON_RESUME)
+    session.open(free=FREE_ON_RESUME, reopen=True)
     model = _Model(config) if config.model is not None else None
     answers, counts = ([], {}) if model is not None else _given(config)
     examples = model.examples if model is not None else [answer.example for answer in answers]
     metrics = make_metrics(config.metrics, device=config.device)
     guides = [guide for metric in metrics for guide in metric.guides]
     with closing_all(guides):
-        for guide in guides:
-            guide.notify = console.warn
-            guide.check_budget(config.budget)
+        prepare_guides(guides, config.budget)
         for metric in metrics:
             if model is not None:
                 metric.take_model(model.loaded, config.lengths)
             metric.check_set(examples)
-        return _evaluate(resolved, existing, model, answers, counts, metrics, guides)
+        return _evaluate(session, config, model, answers, counts, metrics, guides)
 
 
 def _evaluate(
-    resolved: Resolved[EvalConfig],
-    existing: Existing,
+    session: StageSession,
+    config: EvalConfig,
     model: _Model | None,
     answers: list[Answer],
     counts: dict[str, int],
@@ -81,24 +78,21 @@ def _evaluate(
     guides: Sequence[Guide],
 ) -> EvalResult:
     """Claim the output folder, and write what the checked inputs give. ``guides`` are those that judge."""
-    config = resolved.config
     parents = {
         "dataset": parent_of(config.data) if config.data else None,
         "model": (parent_of(config.model.name) or {"path": config.model.name}) if config.model else None,
         "predictions": parent_of(config.predictions) if config.predictions else None,
     }
     wanted = any(metric.reads_texts for metric in metrics)
-    run_dir = RunDir.claim(config.output, COMMAND, existing=existing, seed=config.seed)
-    with run_dir.running():
+    with session.claim().running() as run_dir:
         stored = _stored_answers(run_dir, model, parents["model"], wanted) if model is not None else None
-        run_dir.write_config(resolved.to_json())
-        run_dir.manifest.save(parents=[parent for parent in parents.values() if parent and "sha256" in parent])
+        session.begin(parents=[parent for parent in parents.values() if parent and "sha256" in parent])
         if model is not None:
             run_dir.manifest.save(device=str(model.loaded.device))
             answers, counts = stored or (model.answer() if wanted else model.silence()), model.counts
             if stored is None and wanted:  # else they are there, with the scores that scores.json tells of
                 jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, {}))
-        with _recorded_spend(guides, run_dir, config):
+        with _recorded_spend(guides, session):
             figures, noted = _score(metrics, answers)
         entries = {
             name: _entry(name, figure, config.interval, config.seed, len(answers)) for name, figure in figures.items()
@@ -118,7 +112,7 @@ def _evaluate(
         }
         jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, figures))
         jsonl.write_json(run_dir.file(SCORES), scores)
-        run_dir.manifest.save(result={name: entry["value"] for name, entry in entries.items()})
+        session.finish({name: entry["value"] for name, entry in entries.items()})
     return EvalResult(run_dir.path, scores)
 
 
@@ -243,17 +237,16 @@ def _watched(metric: Metric, texts: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _recorded_spend(guides: Sequence[Guide], run_dir: RunDir, config: EvalConfig) -> Iterator[None]:
-    """The judges charge the run; however the scoring ends, its manifest says what they cost."""
+def _recorded_spend(guides: Sequence[Guide], session: StageSession) -> Iterator[None]:
+    """Let the judges charge the run, and record their spend in run.json however the scoring ends."""
     if not guides:
         yield
         return
-    manifest = run_dir.manifest
-    charge_guides(guides, manifest.data["run_id"], config.budget, manifest.data["spend"])
+    session.charge(guides)
     try:
         yield
     finally:
-        spend = record_spend(manifest, judges=guides)
+        spend = record_spend(session.run.manifest, judges=guides)
         cost = "" if spend["charged_usd"] is None else f", {spend['charged_usd']:.4f} USD charged"
         console.log(f"judges: {spend['calls']} calls, {spend['cached']} answers from the cache{cost}")
 

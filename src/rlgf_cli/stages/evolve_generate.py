@@ -5,12 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rlgf_cli import console
-from rlgf_cli.artifacts import resume
-from rlgf_cli.artifacts.jsonl import read_examples, read_json
+from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.records import AnsweredStepRecord
 from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.evolve import FREE_WHILE_EVOLVING
@@ -27,8 +25,9 @@ from rlgf_cli.evolve.make import billed_guides, make_environment, refuse_recorde
 from rlgf_cli.evolve.operations import Operation, read_operations
 from rlgf_cli.evolve.policies import BASELINES, Policy, rollout
 from rlgf_cli.guides.make import closing_all
-from rlgf_cli.ledger.spend import charge_guides, record_spend
+from rlgf_cli.ledger.spend import record_spend
 from rlgf_cli.protocols import Example
+from rlgf_cli.stages.session import FolderResult, StageSession, prepare_guides
 
 COMMAND = "evolve generate"
 _PATIENCE = 200
@@ -36,26 +35,14 @@ _PATIENCE = 200
 _AGAIN = "--resume goes on from there; what the guide wrote since is in the cache, unless guide.mode is live"
 
 
-@dataclass(frozen=True)
-class EvolveGenerateResult:
-    """Where the set is, the summary that run.json holds, and what it cost."""
-
-    folder: Path
-    summary: dict[str, Any]
-    spend: dict[str, Any]
-
-
-def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refuse") -> EvolveGenerateResult:
+def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refuse") -> FolderResult:
     """Make the set. All inputs are checked before the output folder is touched; whole blocks stay however it ends."""
     config = resolved.config
-    resume.refuse_used(config.output, COMMAND, existing)
-    resume.refuse_own_input(config.output, config.data, config.operations, config.policy, config.novelty.encoder)
-    if (done := resume.finished_result(config.output, existing)) is not None:
-        console.log(f"{config.output} is done already")
-        return EvolveGenerateResult(Path(config.output), done, read_json(Path(config.output, "run.json"))["spend"])
-    if existing == "resume":
-        weights = (config.policy, config.novelty.encoder)
-        resume.refuse_changed(config.output, resolved.to_json(), free=FREE_WHILE_EVOLVING, weights=weights)
+    session = StageSession(COMMAND, resolved, existing)
+    inputs = (config.data, config.operations, config.policy, config.novelty.encoder)
+    weights = (config.policy, config.novelty.encoder)
+    if (finished := session.open(*inputs, free=FREE_WHILE_EVOLVING, weights=weights)) is not None:
+        return finished
     operations, policy, seeds = _inputs(config)
     duplicates = Duplicates(config.minhash.threshold, config.minhash.permutations)
     for seed in seeds:
@@ -75,18 +62,12 @@ def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refus
         )
         if config.answers:
             _check_answers(config, environment, seeds)
-        for writer in billed:
-            writer.notify = console.warn
-            writer.check_budget(config.budget)
-        claimed = RunDir.claim(config.output, COMMAND, existing=existing, seed=config.seed)
-        with claimed.running() as folder:
-            folder.write_config(resolved.to_json())
-            learned = None if config.policy in BASELINES else config.policy
-            for parent in (config.data, config.operations, learned, config.novelty.encoder):
-                folder.manifest.add_parent(parent)
-            charge_guides(billed, folder.manifest.data["run_id"], config.budget, folder.manifest.data["spend"])
+        prepare_guides(billed, config.budget)
+        learned = None if config.policy in BASELINES else config.policy
+        parents = (config.data, config.operations, learned, config.novelty.encoder)
+        with session.running(*parents, guides=billed) as folder:
             _Generation(config, environment, policy, seeds, folder).run()
-    return EvolveGenerateResult(folder.path, folder.manifest.data["result"], folder.manifest.data["spend"])
+    return session.result()
 
 
 def dry_run(resolved: Resolved[EvolveGenerateConfig]) -> dict[str, Any]:
@@ -153,7 +134,7 @@ class _Generation:
                     else:
                         self.behind = False
                         finished = rows.append(block, self._evolve(block, stop))
-                    self.folder.keeps = True
+                    self.folder.resumable = True
                     self.tally.add(finished)
                     self._refuse_barren(last=False)
                     bar.update(len(block), self._note())

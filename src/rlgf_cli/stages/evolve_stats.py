@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from rlgf_cli import console
-from rlgf_cli.artifacts import resume
 from rlgf_cli.artifacts.jsonl import write_bytes, write_json
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
-from rlgf_cli.artifacts.rundir import Existing, RunDir
+from rlgf_cli.artifacts.rundir import Existing
 from rlgf_cli.config.evolve import NoveltyConfig
 from rlgf_cli.config.evolve_stats import EvolveStatsConfig
 from rlgf_cli.config.loader import Resolved
@@ -25,6 +24,7 @@ from rlgf_cli.evolve.make import make_space
 from rlgf_cli.evolve.measure import TextMeasures, figures, measure_texts
 from rlgf_cli.evolve.sets import TextSet, read_set
 from rlgf_cli.report import evolution
+from rlgf_cli.stages.session import StageSession
 
 COMMAND = "evolve stats"
 _COSINE = {True: 0.5, False: 0.3}
@@ -45,10 +45,10 @@ def run(resolved: Resolved[EvolveStatsConfig], *, existing: Existing = "refuse")
     be measured; nothing is written then.
     """
     config = resolved.config
+    session = None
     if config.output is not None:
-        resume.refuse_used(config.output, COMMAND, existing, can_resume=False)
-        for path in config.sets:
-            resume.refuse_own_input(config.output, path)
+        session = StageSession(COMMAND, resolved, existing, can_resume=False)
+        session.open(*config.sets)
     sets = [read_set(path) for path in config.sets]
     space = make_space(NoveltyConfig(encoder=config.encoder), config.device)
     cosine = config.cosine or _COSINE[config.encoder is not None]
@@ -62,15 +62,10 @@ def run(resolved: Resolved[EvolveStatsConfig], *, existing: Existing = "refuse")
         "sets": described,
         "comparison": _compared(sets, measures, cosine, config) if len(sets) == 2 else None,
     }
-    if config.output is None:
+    if session is None:
         return EvolveStatsResult(stats, None)
     plots = [plot for i, of in enumerate(described) for plot in evolution.plots(of, f"-{i + 1}" * (len(sets) - 1))]
-    claimed = RunDir.claim(config.output, COMMAND, existing=existing, seed=config.seed, can_resume=False)
-    with claimed.running() as folder:
-        folder.write_config(resolved.to_json())
-        for found in sets:
-            for file in found.files:
-                folder.manifest.add_parent(file)
+    with session.running(*(file for found in sets for file in found.files)) as folder:
         write_json(folder.file("stats.json"), stats)
         for plot in plots:
             write_bytes(folder.file("plots") / f"{plot.name}.svg", plot.svg.encode())

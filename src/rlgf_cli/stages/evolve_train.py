@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlgf_cli import console
-from rlgf_cli.artifacts import checkpoints, resume
+from rlgf_cli.artifacts import checkpoints
 from rlgf_cli.artifacts.disk import os_errors, save_torch
 from rlgf_cli.artifacts.jsonl import Appender, read_examples, read_json, read_objects, write_json, write_jsonl
 from rlgf_cli.artifacts.rundir import Existing, RunDir
@@ -29,52 +29,35 @@ from rlgf_cli.evolve.make import billed_guides, make_environment, refuse_recorde
 from rlgf_cli.evolve.operations import Operation, read_operations
 from rlgf_cli.evolve.policies import Policy, rollout
 from rlgf_cli.guides.make import closing_all
-from rlgf_cli.ledger.spend import charge_guides, record_spend
+from rlgf_cli.ledger.spend import record_spend
 from rlgf_cli.protocols import Example
+from rlgf_cli.stages.session import FolderResult, StageSession, prepare_guides
 
 COMMAND = "evolve train"
 
 
-@dataclass(frozen=True)
-class EvolveTrainResult:
-    """Where the policy is, the summary that run.json holds, and what it cost."""
-
-    folder: Path
-    summary: dict[str, Any]
-    spend: dict[str, Any]
-
-
-def run(resolved: Resolved[EvolveTrainConfig], *, existing: Existing = "refuse") -> EvolveTrainResult:
+def run(resolved: Resolved[EvolveTrainConfig], *, existing: Existing = "refuse") -> FolderResult:
     """Train. All inputs are checked before the output folder is touched."""
     config = resolved.config
-    resume.refuse_used(config.output, COMMAND, existing)
-    resume.refuse_own_input(config.output, config.data, config.operations, config.novelty.encoder)
-    if (done := resume.finished_result(config.output, existing)) is not None:
-        console.log(f"{config.output} is done already")
-        return EvolveTrainResult(Path(config.output), done, read_json(Path(config.output, "run.json"))["spend"])
-    if existing == "resume":
-        weights = (config.novelty.encoder,)
-        resume.refuse_changed(config.output, resolved.to_json(), free=FREE_ON_RESUME, weights=weights)
+    session = StageSession(COMMAND, resolved, existing)
+    inputs = (config.data, config.operations, config.novelty.encoder)
+    weights = (config.novelty.encoder,)
+    if (finished := session.open(*inputs, free=FREE_ON_RESUME, weights=weights)) is not None:
+        return finished
     operations, seeds, environment = _load(config)
     billed = billed_guides(environment)
     with closing_all(billed):
         environment.guide.check(
             (Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations), config.max_new_tokens
         )
-        for writer in billed:
-            writer.notify = console.warn
-            writer.check_budget(config.budget)
-        claimed = RunDir.claim(config.output, COMMAND, existing=existing, seed=config.seed)
-        with claimed.running() as folder:
-            folder.write_config(resolved.to_json())
-            for parent in (config.data, config.operations, config.novelty.encoder):
-                folder.manifest.add_parent(parent)
-            charge_guides(billed, folder.manifest.data["run_id"], config.budget, folder.manifest.data["spend"])
+        prepare_guides(billed, config.budget)
+        with session.running(*inputs, guides=billed) as folder:
             training = _Training(config, environment, seeds, folder)
             with _recorded_spend(training):
                 _loop(training, resumed=existing == "resume")
-    _tell(training.rows, folder.manifest.data["result"], folder.manifest.data["spend"])
-    return EvolveTrainResult(folder.path, folder.manifest.data["result"], folder.manifest.data["spend"])
+    result = session.result()
+    _report(training.rows, result)
+    return result
 
 
 def dry_run(resolved: Resolved[EvolveTrainConfig]) -> dict[str, Any]:
@@ -240,8 +223,9 @@ def _finish(training: _Training) -> None:
         folder.write_files(training.learned.save)
 
 
-def _tell(rows: Sequence[dict[str, Any]], summary: dict[str, Any], spend: dict[str, Any]) -> None:
-    """What the policy came to choose, what became of the rewrites, and what they cost, for the person who watched."""
+def _report(rows: Sequence[dict[str, Any]], result: FolderResult) -> None:
+    """Log the shares of the operations over training, the outcomes of the rewrites, and their cost."""
+    summary, spend = result.summary, result.spend
     console.log(console.table(*operations_table(rows)))
     outcomes = ", ".join(f"{name} {count}" for name, count in summary["outcomes"].items())
     charged = "" if spend["charged_usd"] is None else f"; {spend['charged_usd']:.4f} USD charged"

@@ -9,14 +9,14 @@ from rlgf_cli import console
 from rlgf_cli.artifacts import resume
 from rlgf_cli.artifacts.jsonl import read_examples, write_jsonl
 from rlgf_cli.artifacts.records import GeneratedRecord
-from rlgf_cli.artifacts.rundir import Existing, claim_file
+from rlgf_cli.artifacts.rundir import Existing, refuse_used_file
 from rlgf_cli.config.generate import GenerateConfig
 from rlgf_cli.config.loader import Resolved
-from rlgf_cli.errors import UserError
 from rlgf_cli.models.completions import generate_texts
 from rlgf_cli.models.load import load
 from rlgf_cli.models.prompts import encode_prompts
 from rlgf_cli.protocols import Example
+from rlgf_cli.stages.session import StageSession
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,11 @@ def run(resolved: Resolved[GenerateConfig], *, existing: Existing = "refuse") ->
         examples = read_examples(config.data, limit=config.limit)
     if config.output is None:
         return GenerateResult(None, _texts(config, examples))
-    if existing == "refuse" and Path(config.output).exists():
-        raise UserError(
-            "this file already exists",
-            where=config.output,
-            hint="--overwrite replaces it, another -o leaves it alone",
-        )
+    refuse_used_file(config.output, existing)
     resume.refuse_own_input(config.output, config.data)
     records = _texts(config, examples)
-    manifest = claim_file(config.output, "generate", existing=existing, seed=config.seed)
-    manifest.data["config"] = resolved.to_json()
-    with manifest.running():
-        manifest.add_parent(config.model.name)
-        manifest.add_parent(config.data)
+    session = StageSession("generate", resolved, existing, can_resume=False)
+    with session.writing_file(config.model.name, config.data, seed=config.seed) as manifest:
         write_jsonl(config.output, records)
         unfinished = sum(record.finish_reason == "length" for record in records)
         manifest.save(result={"records": len(records), "unfinished": unfinished})

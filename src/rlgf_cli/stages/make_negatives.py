@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rlgf_cli import console, registry
 from rlgf_cli.artifacts.jsonl import read_examples, read_records, write_jsonl
 from rlgf_cli.artifacts.records import FailureRecord, GeneratedRecord
 from rlgf_cli.artifacts.resume import refuse_own_input
-from rlgf_cli.artifacts.rundir import Existing, claim_file
+from rlgf_cli.artifacts.rundir import Existing
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.make_negatives import KindConfig, MakeNegativesConfig
 from rlgf_cli.errors import UserError
@@ -20,19 +18,12 @@ from rlgf_cli.failures.make import GOOD, ON_POLICY, Spoiler, Tally, spoil
 from rlgf_cli.failures.rules import Written, flags
 from rlgf_cli.failures.sentences import words
 from rlgf_cli.protocols import Example
+from rlgf_cli.stages.session import FileResult, StageSession
 
 COMMAND = "make-negatives"
 
 
-@dataclass(frozen=True)
-class MakeNegativesResult:
-    """The file, and the summary that its manifest holds."""
-
-    path: Path
-    summary: dict[str, Any]
-
-
-def run(resolved: Resolved[MakeNegativesConfig], *, existing: Existing = "refuse") -> MakeNegativesResult:
+def run(resolved: Resolved[MakeNegativesConfig], *, existing: Existing = "refuse") -> FileResult:
     """Write the labelled texts, whole or not at all. All inputs are read and checked before the file is claimed."""
     config = resolved.config
     path = Path(config.output)
@@ -51,11 +42,8 @@ def run(resolved: Resolved[MakeNegativesConfig], *, existing: Existing = "refuse
     samples = _samples(config, examples) if config.samples else {}
     tally = Tally()
     policy: Counter[str] = Counter()
-    manifest = claim_file(path, COMMAND, existing=existing, seed=config.seed)
-    manifest.data["config"] = resolved.to_json()
-    with manifest.running():
-        manifest.add_parent(config.data)
-        manifest.add_parent(config.samples)
+    session = StageSession(COMMAND, resolved, existing, can_resume=False)
+    with session.writing_file(config.data, config.samples, seed=config.seed) as manifest:
         rows = write_jsonl(path, _records(config, examples, spoilers, samples, tally, policy))
         if not tally.made and not policy["made"]:
             path.unlink()
@@ -69,7 +57,7 @@ def run(resolved: Resolved[MakeNegativesConfig], *, existing: Existing = "refuse
         if config.samples:
             summary["on_policy"] = {key: policy[key] for key in ("made", "empty", "no_rule_broken", "left_over")}
         manifest.save(result=summary)
-    return MakeNegativesResult(path, summary)
+    return FileResult(path, summary)
 
 
 def _spoilers(kinds: Sequence[KindConfig]) -> list[Spoiler]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlgf_cli.artifacts import resume
-from rlgf_cli.artifacts.rundir import Existing, RunDir
+from rlgf_cli.artifacts.rundir import Existing
 from rlgf_cli.config.common import ModelConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.merge import MergeConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.models.card import write_card
 from rlgf_cli.models.device import DTYPES
 from rlgf_cli.models.load import check_checkpoint_name, load, save
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.merging import probe_logits, refuse_different, refuse_tied
+from rlgf_cli.stages.session import StageSession
 
 
 def run(resolved: Resolved[MergeConfig], *, existing: Existing = "refuse") -> Path:
@@ -33,31 +32,16 @@ def run(resolved: Resolved[MergeConfig], *, existing: Existing = "refuse") -> Pa
             where=config.model,
             hint="--model is the output folder of `rlgf sft --use-peft` or of `rlgf train --use-peft`",
         )
-    if existing == "refuse" and (Path(config.output) / "run.json").is_file():
-        raise UserError(
-            "this folder already holds a run",
-            where=config.output,
-            hint="--overwrite replaces it, another -o leaves it alone",
-        )
-    resume.refuse_own_input(config.output, config.model)
+    session = StageSession("merge", resolved, existing, can_resume=False)
+    session.open(config.model)
     loaded = load(ModelConfig(name=config.model, device="cpu", trust_remote_code=config.trust_remote_code))
     base = loaded.base.name if loaded.base else ""
     _merge(loaded)
     loaded.model.to(DTYPES[config.dtype])  # after the merge: bfloat16 would round a small update away
-    claimed = RunDir.claim(config.output, "merge", existing=existing, seed=config.seed)
-    with claimed.running() as run_dir:
-        run_dir.write_config(resolved.to_json())
-        run_dir.manifest.add_parent(config.model)
+    with session.running(config.model) as run_dir:
         run_dir.write_files(lambda folder: save(folder, loaded))
-        write_card(
-            run_dir.file("README.md").parent,
-            title=run_dir.path.name,
-            command="merge",
-            base_model=base,
-            data=[],
-            metrics={"adapter": Path(config.model).name},
-        )
-        run_dir.manifest.save(result={"base": base, "dtype": config.dtype})
+        session.write_card(base_model=base, data=[], metrics={"adapter": Path(config.model).name})
+        session.finish({"base": base, "dtype": config.dtype})
     return run_dir.path
 
 

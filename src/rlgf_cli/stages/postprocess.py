@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,16 @@ from rlgf_cli.artifacts.jsonl import write_jsonl
 from rlgf_cli.artifacts.predictions import read_predictions
 from rlgf_cli.artifacts.records import PredictionRecord
 from rlgf_cli.artifacts.resume import refuse_own_input
-from rlgf_cli.artifacts.rundir import Existing, claim_file
+from rlgf_cli.artifacts.rundir import Existing
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.postprocess import PostprocessConfig
 from rlgf_cli.failures.mend import mend
+from rlgf_cli.stages.session import FileResult, StageSession
 
 COMMAND = "postprocess"
 
 
-@dataclass(frozen=True)
-class PostprocessResult:
-    """The file, and the summary that its manifest holds."""
-
-    path: Path
-    summary: dict[str, Any]
-
-
-def run(resolved: Resolved[PostprocessConfig], *, existing: Existing = "refuse") -> PostprocessResult:
+def run(resolved: Resolved[PostprocessConfig], *, existing: Existing = "refuse") -> FileResult:
     """Mend every text and write the records without their scores: they were those of other texts."""
     config = resolved.config
     path = Path(config.output)
@@ -44,10 +36,8 @@ def run(resolved: Resolved[PostprocessConfig], *, existing: Existing = "refuse")
         ended = None if by else record.finish_reason
         update: dict[str, Any] = {"prediction": mended, "finish_reason": ended, "scores": {}, "statistics": {}}
         records.append(record.model_copy(update=update))
-    manifest = claim_file(path, COMMAND, existing=existing)
-    manifest.data["config"] = resolved.to_json()
-    with manifest.running():
-        manifest.add_parent(config.predictions)
+    session = StageSession(COMMAND, resolved, existing, can_resume=False)
+    with session.writing_file(config.predictions) as manifest:
         write_jsonl(path, records)
         summary = {
             "records": len(records),
@@ -56,4 +46,4 @@ def run(resolved: Resolved[PostprocessConfig], *, existing: Existing = "refuse")
             **{key: n for key, n in counts.items() if n},
         }
         manifest.save(result=summary)
-    return PostprocessResult(path, summary)
+    return FileResult(path, summary)

@@ -12,11 +12,12 @@ from typing import Any
 
 from rlgf_cli import console, registry
 from rlgf_cli.artifacts.jsonl import write_jsonl
-from rlgf_cli.artifacts.rundir import Existing, RunDir
+from rlgf_cli.artifacts.rundir import Existing
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.prepare import PrepareConfig
 from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.protocols import ColumnMap, Task
+from rlgf_cli.stages.session import StageSession
 from rlgf_cli.tasks.mapping import Draft, draft, lookup
 from rlgf_cli.tasks.sources import Row, Rows, hub_splits, is_local, local_splits
 
@@ -61,14 +62,11 @@ def run(resolved: Resolved[PrepareConfig], *, existing: Existing = "refuse") -> 
             split.drafts = _sample(name, split.drafts, config.sample, config.seed)
         split.drafts = split.drafts[: config.limit]
     result = Prepared(Path(config.output), {n: s.summary() for n, s in splits.items()}, _shared_prompts(splits))
-    folder = RunDir.claim(config.output, "prepare", existing=existing, seed=config.seed, can_resume=False)
-    with folder.running():
-        folder.write_config(resolved.to_json())
-        for path in files:
-            folder.manifest.add_parent(path)
+    session = StageSession("prepare", resolved, existing, can_resume=False)
+    with session.running(*files) as folder:
         for name, split in splits.items():
             write_jsonl(folder.file(f"{name}.jsonl"), (made.to_json() for made in split.drafts))
-        folder.manifest.save(result=result.to_json())
+        session.finish(result.to_json())
     for pair, count in result.shared_prompts.items():
         console.warn(f"{pair} share {count} of their prompts: scores on the latter would be too good")
     return result

@@ -12,9 +12,9 @@ from threading import Event
 from typing import Any
 
 from rlgf_cli import console
-from rlgf_cli.artifacts import resume
 from rlgf_cli.artifacts.jsonl import atomic_text, read_json, write_json
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
+from rlgf_cli.artifacts.resume import refuse_used
 from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.loader import Layer, Resolved, as_yaml
 from rlgf_cli.config.sweep import SweepConfig
@@ -22,6 +22,7 @@ from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
 from rlgf_cli.ledger.leases import is_dead, this_process
 from rlgf_cli.ledger.shared_budget import SharedBudget
 from rlgf_cli.ledger.spend import charged_usd
+from rlgf_cli.stages.session import StageSession
 from rlgf_cli.sweep import table as tables
 from rlgf_cli.sweep import work
 from rlgf_cli.sweep.grid import safe_name
@@ -60,7 +61,8 @@ def run(resolved: Resolved[SweepConfig], *, existing: Existing = "refuse") -> Sw
     """
     plan = make_plan(resolved)
     output = plan.output
-    resume.refuse_used(str(output), "sweep", existing)
+    session = StageSession("sweep", resolved, existing, output=output)
+    refuse_used(str(output), session.command, existing)
     _refuse_another_sweep(output)
     if existing == "resume":
         refuse_changed_points(plan)
@@ -68,7 +70,7 @@ def run(resolved: Resolved[SweepConfig], *, existing: Existing = "refuse") -> Sw
     if left and existing != "resume":
         where, process = next(iter(left.items()))
         raise UserError(f"process {process.pid} still writes to this folder", where=str(where), hint="end it first")
-    folder = RunDir.claim(output, "sweep", existing=existing, seed=resolved.config.seed)
+    folder = session.claim()
     result = SweepResult(output, plan.cells)
     try:
         with folder.manifest.running():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,21 @@ import torch
 from transformers import set_seed
 
 from rlgf_cli import console
-from rlgf_cli.artifacts import resume
-from rlgf_cli.artifacts.checkpoints import is_complete, mark_complete
+from rlgf_cli.artifacts.checkpoints import is_complete
 from rlgf_cli.artifacts.jsonl import write_json
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
-from rlgf_cli.artifacts.rundir import Existing, RunDir
+from rlgf_cli.artifacts.rundir import Existing
 from rlgf_cli.config.common import ModelConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.scratch import is_scratch, read_scratch
 from rlgf_cli.config.train_reward import TrainRewardConfig
-from rlgf_cli.models import classification, hub, scratch
-from rlgf_cli.models.card import write_card
+from rlgf_cli.models import classification, scratch
 from rlgf_cli.models.device import pick_device
 from rlgf_cli.models.memory import keep_freed_memory
+from rlgf_cli.stages.session import FolderResult, StageSession, pushed
 from rlgf_cli.supervised import labelled, reward_data, reward_plots, reward_report
 from rlgf_cli.supervised import trainer as supervised
-from rlgf_cli.supervised.callback import Reporter, last_checkpoint
+from rlgf_cli.supervised.callback import Reporter
 from rlgf_cli.supervised.reward_data import RewardData, Sample
 
 datasets.disable_progress_bars()
@@ -38,35 +36,21 @@ Rows = list[tuple[list[int], ...]]
 """Per sample the ids of its text, or of the chosen and the rejected one."""
 
 
-@dataclass(frozen=True)
-class TrainRewardResult:
-    """Where the model is, and the summary that run.json holds."""
-
-    folder: Path
-    summary: dict[str, Any]
-
-
-def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse") -> TrainRewardResult:
+def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse") -> FolderResult:
     """Train, judge the model on the held-out records, save it at the run's root.
 
     All inputs are checked, the model loaded and the data tokenised before the output folder is touched.
     """
     config = resolved.config
-    output = Path(config.output)
-    resume.refuse_used(config.output, "train-reward", existing)
-    resume.refuse_own_input(config.output, config.model.name, config.data, config.eval_data)
-    if config.push_to_hub:
-        hub.check(config.push_to_hub)
-    if (done := resume.finished_result(config.output, existing)) is not None:
-        console.log(f"{output} is done already")
-        return _delivered(TrainRewardResult(output, done), config)
-    if existing == "resume":
-        resume.refuse_changed(config.output, resolved.to_json())
+    session = StageSession("train-reward", resolved, existing)
+    inputs = (config.model.name, config.data, config.eval_data)
+    if (finished := session.open(*inputs, push_to_hub=config.push_to_hub)) is not None:
+        return pushed(finished, config.push_to_hub)
     device = pick_device(config.model.device)
     supervised.check_settings(config, device)
     data = reward_data.read(config)
     _tell(data)
-    checkpoints = output / "checkpoints"
+    checkpoints = session.output / "checkpoints"
     start = checkpoints / "start"
     model, tokenizer = _starting_model(config, data, start, existing)
     model.to(device)
@@ -83,30 +67,25 @@ def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse")
         console.warn(f"pairs whose two texts are the same tokens to this model, and teach nothing: {same}")
 
     keep_freed_memory()
-    claimed = RunDir.claim(output, "train-reward", existing=existing, seed=config.seed)
-    with claimed.running() as run_dir:
-        run_dir.write_config(resolved.to_json())
-        for parent in (config.data, config.eval_data, config.model.name):
-            run_dir.manifest.add_parent(parent)
-        run_dir.manifest.save(device=str(device))
+    parents = (config.data, config.eval_data, config.model.name)
+    with session.running(*parents, device=str(device)) as run_dir:
         run_dir.file("checkpoints").mkdir(exist_ok=True)
-        if is_scratch(config.model.name) and not is_complete(start):
-            _save(start, model, tokenizer)
-            mark_complete(start)
-        with supervised.use_cache_kept(model):
-            fitted = supervised.fit(
-                _trainer(config, model, tokenizer, checkpoints, data, rows, eval_rows, device),
-                metrics=run_dir.file("metrics.jsonl"),
-                keep=config.save_total_limit,
-                resume=last_checkpoint(checkpoints),
-                reporter=Reporter("train-reward", console.progress, console.log),
-            )
+        if is_scratch(config.model.name):
+            supervised.save_start(start, lambda folder: _save(folder, model, tokenizer))
+        fitted = supervised.fit(
+            model,
+            lambda: _trainer(config, model, tokenizer, checkpoints, data, rows, eval_rows, device),
+            checkpoints,
+            metrics=run_dir.file("metrics.jsonl"),
+            keep=config.save_total_limit,
+            reporter=Reporter("train-reward", console.progress, console.log),
+        )
         report = _judge(config, model.eval(), data, eval_rows)
         reads = {"prompt": data.joined, "max_tokens": limit}
         summary = {
             "objective": config.objective,
             **fitted,
-            **_figures(report.evaluation),
+            **_summary(report.figures),
             **({"eval_majority": _majority(data.held_out)} if data.labels else {}),
             "examples": len(data.train),
             "eval_examples": len(data.held_out),
@@ -116,24 +95,15 @@ def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse")
         }
         run_dir.write_files(lambda folder: _save(folder, model, tokenizer))
         run_dir.write_files(lambda folder: _save_report(folder, config, report, reads))
-        write_card(
-            run_dir.file("README.md").parent,
-            title=output.name,
-            command="train-reward",
+        session.write_card(
             base_model=config.model.name,
             data=[name for name in (config.data, config.eval_data) if name],
             metrics={**summary, "labels": ", ".join(data.labels) or None},
         )
-        summary["kinds"] = report.evaluation["kinds"]
-        run_dir.manifest.save(result=summary)
-    _show(report, output, data)
-    return _delivered(TrainRewardResult(output, summary), config)
-
-
-def _delivered(result: TrainRewardResult, config: TrainRewardConfig) -> TrainRewardResult:
-    if config.push_to_hub:
-        console.log(f"pushed to {hub.push(result.folder, config.push_to_hub)}")
-    return result
+        summary["kinds"] = report.figures["kinds"]
+        session.finish(summary)
+    _show(report, session.output, data)
+    return pushed(session.result(), config.push_to_hub)
 
 
 def _tell(data: RewardData) -> None:
@@ -185,7 +155,10 @@ def _trainer(
 
         return pairwise.make_trainer(config, model, tokenizer, folder, rows, eval_rows, device)
     train, held_out = (
-        [(ids, data.labels.index(sample.label)) for sample, (ids,) in zip(samples, encoded, strict=True)]
+        [
+            labelled.LabelledIds(ids, data.labels.index(sample.label))
+            for sample, (ids,) in zip(samples, encoded, strict=True)
+        ]
         for samples, encoded in ((data.train, rows), (data.held_out, eval_rows))
     )
     return labelled.make_trainer(config, model, tokenizer.pad_token_id, folder, train, held_out, device)
@@ -205,11 +178,11 @@ def _judge(config: TrainRewardConfig, model: Any, data: RewardData, rows: Rows) 
     return reward_report.of_pairs(chosen, rejected, [s.texts[0] for s in samples], kinds, chosen_words, rejected_words)
 
 
-def _figures(evaluation: dict[str, Any]) -> dict[str, Any]:
+def _summary(figures: dict[str, Any]) -> dict[str, Any]:
     """The figures of all held-out samples as run.json names them."""
     names = ("accuracy", "auc", "length_matched_auc", "length_auc", "brier", "expected_calibration_error")
     flagging = ("good_flagged", "bad_flagged")
-    return {f"eval_{name}": evaluation[name] for name in (*names, *flagging)}
+    return {f"eval_{name}": figures[name] for name in (*names, *flagging)}
 
 
 def _majority(samples: Sequence[Sample]) -> float:
@@ -224,13 +197,13 @@ def _save(folder: Path, model: Any, tokenizer: Any) -> None:
 def _save_report(folder: Path, config: TrainRewardConfig, report: reward_report.Report, reads: dict[str, Any]) -> None:
     """``reads``: what of a text the scores, and so the threshold, are for."""
     head = {"schema_version": SCHEMA_VERSION, "objective": config.objective, "reads": reads}
-    write_json(folder / classification.EVALUATION, {**head, **report.evaluation})
+    write_json(folder / classification.EVALUATION, {**head, **report.figures})
     reward_plots.write(folder / "plots", report)
 
 
 def _show(report: reward_report.Report, output: Path, data: RewardData) -> None:
-    console.log(console.table(*reward_report.table(report.evaluation)))
-    if warning := reward_report.length_warning(report.evaluation):
+    console.log(console.table(*reward_report.table(report.figures)))
+    if warning := reward_report.length_warning(report.figures):
         console.warn(warning)
     alone = "" if data.joined else ", with include_prompt: false, as it read no prompts"
     console.log(f"as a reward: {'classifier' if data.labels else 'rm'}:{output}{alone}")

@@ -1,7 +1,7 @@
-"""What is seen and kept of a Trainer at work: the rows of metrics.jsonl, progress, whole checkpoints.
+"""The callback of a Trainer that writes metrics.jsonl, shows progress and marks whole checkpoints.
 
-Checkpoints are the Trainer's own (``checkpoints/checkpoint-N``). A file COMPLETE, written last, says that one
-is whole; older ones are removed only after that.
+Checkpoints are the Trainer's own (``checkpoints/checkpoint-N``). The file COMPLETE is written last; older checkpoints
+are removed only after that.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ ROWS: dict[str, str] = {
     "eval_entropy": "entropy, on the held-out data",
     "eval_mean_token_accuracy": "token accuracy, on the held-out data",
 }
-"""What a row of a supervised stage's metrics.jsonl may hold. Times and running totals are left out: a resumed
-run writes the rows of an undisturbed one."""
+"""The keys of metrics.jsonl of sft and train-reward, without times and running totals: a resumed run writes the same
+rows as an uninterrupted one."""
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -53,13 +53,13 @@ def _complete(folder: Path) -> list[Path]:
 
 
 def remove_torn(folder: Path) -> None:
-    """Remove what a killed or failed save left."""
+    """Remove the incomplete checkpoints of a killed or failed save."""
     for torn in set(folder.glob("checkpoint-*")) - set(_complete(folder)):
         shutil.rmtree(torn)
 
 
 def mean_loss(rows: list[dict[str, Any]]) -> float:
-    """The mean over all steps of a run, resumed or not. A row stands for the steps since the last one."""
+    """The mean loss over all steps of a run, resumed or not. A row has the mean of the steps since the row before."""
     total, last = 0.0, 0
     for row in rows:
         if "loss" in row:
@@ -69,9 +69,9 @@ def mean_loss(rows: list[dict[str, Any]]) -> float:
 
 
 class Reporter:
-    """What a person sees of the training: a bar on a terminal, some twenty lines elsewhere.
+    """The progress of a training on the console: a bar on a terminal, some twenty lines elsewhere.
 
-    ``progress(label, total, done=n)`` and ``log(text)`` are the console's; this layer knows no console.
+    ``progress(label, total, done=n)`` and ``log(text)`` are those of the console, which this layer does not import.
     """
 
     lines = 20
@@ -167,5 +167,5 @@ class ProgressCallback(TrainerCallback):
 
 
 def _row(logs: Mapping[str, Any], step: int) -> dict[str, Any]:
-    found = {name: float(logs[name]) for name in ROWS if name in logs and name not in ("step", "epoch")}
-    return {"step": step, "epoch": logs.get("epoch", 0.0), **found} if found else {}
+    figures = {name: float(logs[name]) for name in ROWS if name in logs and name not in ("step", "epoch")}
+    return {"step": step, "epoch": logs.get("epoch", 0.0), **figures} if figures else {}

@@ -1,11 +1,11 @@
-"""A classifier from labelled texts: transformers' Trainer on tokens that are settled beforehand."""
+"""The trainer of a text classifier: transformers' Trainer on ids from this package."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import torch
@@ -17,16 +17,23 @@ from rlgf_cli.models.generate import pad_rows
 from rlgf_cli.supervised import trainer as supervised
 
 
+class LabelledIds(NamedTuple):
+    """The ids of a text, and the id of its label."""
+
+    ids: list[int]
+    label: int
+
+
 def make_trainer(
     config: TrainRewardConfig,
     model: Any,
     pad_id: int,
     folder: Path,
-    rows: Sequence[tuple[list[int], int]],
-    eval_rows: Sequence[tuple[list[int], int]],
+    rows: Sequence[LabelledIds],
+    eval_rows: Sequence[LabelledIds],
     device: torch.device,
 ) -> Trainer:
-    """The trainer for rows of (ids, label's id); checkpoints go below ``folder``."""
+    """The trainer for labelled ids; checkpoints go below ``folder``."""
     arguments = supervised.training_arguments(
         TrainingArguments, config, folder, device=device, dtype=DTYPES[config.model.dtype],
         remove_unused_columns=False, label_names=["labels"],
@@ -42,8 +49,8 @@ def make_trainer(
     )
 
 
-def _dataset(rows: Sequence[tuple[list[int], int]]) -> datasets.Dataset:
-    return datasets.Dataset.from_dict({"input_ids": [ids for ids, _ in rows], "labels": [label for _, label in rows]})
+def _dataset(rows: Sequence[LabelledIds]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"input_ids": [row.ids for row in rows], "labels": [row.label for row in rows]})
 
 
 @dataclass(frozen=True)

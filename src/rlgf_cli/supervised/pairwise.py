@@ -1,4 +1,4 @@
-"""A reward model from pairs: TRL's RewardTrainer on tokens that are settled beforehand.
+"""The trainer of a reward model on pairs: TRL's RewardTrainer on ids from this package.
 
 Loss per pair: -log sigmoid(r(chosen) - r(rejected)), the Bradley-Terry likelihood (Ouyang et al. 2022, eq. 1).
 """
@@ -21,9 +21,8 @@ from rlgf_cli.models.device import DTYPES
 from rlgf_cli.supervised import trainer as supervised
 
 
-class _RewardTrainer(RewardTrainer):
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL writes a card of its own beside every checkpoint; the run has one at its root."""
+class _RewardTrainer(supervised.WithoutModelCard, RewardTrainer):
+    pass
 
 
 def make_trainer(
@@ -37,10 +36,10 @@ def make_trainer(
 ) -> RewardTrainer:
     """The trainer for rows of (chosen ids, rejected ids); checkpoints go below ``folder``.
 
-    TRL would add an EOS to texts, which not every tokenizer has and the reward does not, drop long pairs, and switch
-    dropout off: here the tokens are those that the reward reads, and dropout is the model's own.
+    By default TRL appends an EOS, which not every tokenizer has and the reward does not read, drops long pairs and
+    turns dropout off. Here the ids are those that the reward reads, and dropout is the model's own.
     """
-    for name in ("bos_token_id", "eos_token_id"):  # as the trainer does, which warns of it
+    for name in ("bos_token_id", "eos_token_id"):  # as the trainer does, with a warning
         if (token := getattr(tokenizer, name)) is not None:
             setattr(model.config.get_text_config(), name, token)
     arguments = supervised.training_arguments(

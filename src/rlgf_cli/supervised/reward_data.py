@@ -1,4 +1,4 @@
-"""What ``rlgf train-reward`` learns from: labelled texts or pairs of texts, and what of them is held out."""
+"""The data of ``rlgf train-reward``: labelled texts or pairs of texts, split into training and held-out samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlgf_cli.models.classification import join
 PAIR = "pair"
 """The one class that all pairs belong to."""
 _REFERENCE = "reference"
-"""What ``rlgf make-negatives`` calls the kind of a good text."""
+"""The kind of a good text in the output of ``rlgf make-negatives``."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,24 @@ class Sample:
     """One text with its label's name, or a chosen and a rejected text (label ``pair``).
 
     ``texts`` are what the model reads, prompt included; ``words`` counts the words of each without its prompt.
-    ``group``: samples of one group are held out together. ``joined``: there is a prompt before the text.
+    Samples with the same ``split_key`` are held out together. ``joined``: there is a prompt before the text.
     """
 
     texts: tuple[str, ...]
     words: tuple[int, ...]
     label: str
     kind: str
-    group: str
+    split_key: str
     joined: bool
     where: str
 
 
 @dataclass(frozen=True)
 class RewardData:
-    """Training and held-out samples, the labels in the order of their ids (none: pairs), and what was passed over.
+    """Training and held-out samples, and the labels in the order of their ids (none: pairs).
 
-    ``shared``: how many held-out samples belong to a group that is in the training data too.
+    ``passed_over`` counts rows that hold no pair; ``shared`` counts held-out samples whose split_key is in the training
+    data too.
     """
 
     train: list[Sample]
@@ -60,8 +61,8 @@ class RewardData:
 def read(config: TrainRewardConfig) -> RewardData:
     """Read and check all records, and split them. Raises UserError with the line of what cannot be learned from."""
     pairwise = config.objective == "pairwise"
-    take = read_pairs if pairwise else read_labelled
-    samples, passed_over = take(config.data, config)
+    read_file = read_pairs if pairwise else read_labelled
+    samples, passed_over = read_file(config.data, config)
     samples = samples[: config.limit]
     if len(samples) < 2:
         raise UserError(
@@ -74,7 +75,7 @@ def read(config: TrainRewardConfig) -> RewardData:
     labels = [] if pairwise else _labels(samples, config)
     if config.eval_data is None:
         return RewardData(*split(samples, config), labels, passed_over, 0)
-    held_out, more = take(config.eval_data, config)
+    held_out, more = read_file(config.eval_data, config)
     for sample in held_out:
         if labels and sample.label not in labels:
             raise UserError(
@@ -82,13 +83,13 @@ def read(config: TrainRewardConfig) -> RewardData:
                 where=sample.where,
                 hint=did_you_mean(sample.label, labels),
             )
-    known = {sample.group for sample in samples}
-    return RewardData(samples, held_out, labels, passed_over + more, sum(s.group in known for s in held_out))
+    split_keys = {sample.split_key for sample in samples}
+    return RewardData(samples, held_out, labels, passed_over + more, sum(s.split_key in split_keys for s in held_out))
 
 
 def read_labelled(path: str, config: TrainRewardConfig) -> tuple[list[Sample], int]:
     """The texts and labels of a file, found under the config's dotted keys; none is passed over."""
-    found = []
+    samples = []
     for number, value in read_objects(path):
         where = f"{path}:{number}"
         parts = [_text(value, key, where) for key in config.text_key]
@@ -98,11 +99,11 @@ def read_labelled(path: str, config: TrainRewardConfig) -> tuple[list[Sample], i
         record = parse_record(LabelledRecord, {"text": text, "label": _field(value, config.label_key, where)}, where)
         label = config.label_names.get(str(record.label), str(record.label))
         kind = _kind(value, config, where, label)
-        group = _group(value, config, where, parts[0])
-        found.append(Sample((text,), (len(parts[-1].split()),), label, kind, group, len(parts) > 1, where))
-    if not found:
+        split_key = _split_key(value, config, where, parts[0])
+        samples.append(Sample((text,), (len(parts[-1].split()),), label, kind, split_key, len(parts) > 1, where))
+    if not samples:
         raise UserError("the file holds no records", where=path)
-    return found, 0
+    return samples, 0
 
 
 def read_pairs(path: str, config: TrainRewardConfig) -> tuple[list[Sample], int]:
@@ -111,7 +112,7 @@ def read_pairs(path: str, config: TrainRewardConfig) -> tuple[list[Sample], int]
     A row with ``label``, ``text`` and ``reference`` instead of a chosen text is one of ``rlgf make-negatives``: where
     its label is ``bad`` the reference was chosen and the text rejected; a ``good`` one alone is no pair.
     """
-    found, passed_over = [], 0
+    samples, passed_over = [], 0
     for number, value in read_objects(path):
         where = f"{path}:{number}"
         if not _has(value, config.chosen_key) and "label" in value:
@@ -142,15 +143,15 @@ def read_pairs(path: str, config: TrainRewardConfig) -> tuple[list[Sample], int]
         texts = (join(prompt, chosen), join(prompt, rejected))
         words = (len(chosen.split()), len(rejected.split()))
         kind = _kind(value, config, where, "rejected")
-        group = _group(value, config, where, prompt or chosen)
-        found.append(Sample(texts, words, PAIR, kind, group, bool(prompt), where))
-    if not found:
+        split_key = _split_key(value, config, where, prompt or chosen)
+        samples.append(Sample(texts, words, PAIR, kind, split_key, bool(prompt), where))
+    if not samples:
         raise UserError(
             f"the file holds no pairs: all {passed_over} rows are good" if passed_over else "the file holds no records",
             where=path,
             hint="a pair has a chosen and a rejected text; of rlgf make-negatives, a row with the label bad",
         )
-    return found, passed_over
+    return samples, passed_over
 
 
 def _has(record: Mapping[str, Any], dotted: str) -> bool:
@@ -199,7 +200,7 @@ def _kind(record: Mapping[str, Any], config: TrainRewardConfig, where: str, othe
     return otherwise if key is None else str(_field(record, key, where))
 
 
-def _group(record: Mapping[str, Any], config: TrainRewardConfig, where: str, otherwise: str) -> str:
+def _split_key(record: Mapping[str, Any], config: TrainRewardConfig, where: str, otherwise: str) -> str:
     """What must not lie on both sides: the named field, else the prompt, else the text."""
     if config.group_key is not None:
         return json.dumps(_field(record, config.group_key, where))
@@ -242,8 +243,8 @@ def _order(names: Mapping[str, str]) -> Any:
 def split(samples: list[Sample], config: TrainRewardConfig) -> tuple[list[Sample], list[Sample]]:
     """Hold out about ``eval_fraction`` of every class, at least one where it has two; the order is kept.
 
-    Whole groups are held out, in random order, while one of their classes has too few: no group lies on both sides,
-    and no class loses its last training sample.
+    All samples of a split_key are held out together, in random order, while one of their classes has too few: no key
+    lies on both sides, and no class loses its last training sample.
     """
     left = Counter(sample.label for sample in samples)
     wanted = {label: min(max(1, round(config.eval_fraction * n)), n - 1) for label, n in left.items()}
@@ -251,14 +252,14 @@ def split(samples: list[Sample], config: TrainRewardConfig) -> tuple[list[Sample
         raise UserError(
             "no class has a second example to hold out", where=config.data, hint="give --eval-data, or more examples"
         )
-    groups: dict[str, list[Sample]] = {}
+    by_key: dict[str, list[Sample]] = {}
     for sample in samples:
-        groups.setdefault(sample.group, []).append(sample)
-    names, out = list(groups), set()
-    for i in noise.generator(config.seed, "held out").permutation(len(names)):
-        inside = Counter(sample.label for sample in groups[names[i]])
+        by_key.setdefault(sample.split_key, []).append(sample)
+    keys, out = list(by_key), set()
+    for i in noise.generator(config.seed, "held out").permutation(len(keys)):
+        inside = Counter(sample.label for sample in by_key[keys[i]])
         if any(wanted[label] > 0 for label in inside) and all(left[label] > n for label, n in inside.items()):
-            out.add(names[i])
+            out.add(keys[i])
             left.subtract(inside)
             for label, n in inside.items():
                 wanted[label] -= n
@@ -268,4 +269,4 @@ def split(samples: list[Sample], config: TrainRewardConfig) -> tuple[list[Sample
             where=config.data,
             hint="give --eval-data, or name a field that tells the examples apart: --set group_key=id",
         )
-    return [s for s in samples if s.group not in out], [s for s in samples if s.group in out]
+    return [s for s in samples if s.split_key not in out], [s for s in samples if s.split_key in out]

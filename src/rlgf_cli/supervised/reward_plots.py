@@ -1,4 +1,4 @@
-"""Pictures of a reward model on held-out texts: scores by kind, confusion by kind, calibration."""
+"""Plots of a reward model on held-out texts: scores by kind, confusion by kind, calibration."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def write(folder: Path, report: Report) -> None:
     with _figure(folder / "scores.png", height) as axes:
         _scores(axes, report)
     with _figure(folder / "calibration.png", 5.0) as axes:
-        _calibration(axes, report.evaluation["calibration"])
-    if "confusion" in report.evaluation:
+        _calibration(axes, report.figures["calibration"])
+    if "confusion" in report.figures:
         with _figure(folder / "confusion.png", height) as axes:
-            _confusion(axes, report.evaluation["confusion"])
+            _confusion(axes, report.figures["confusion"])
 
 
 class _figure:
@@ -51,7 +51,7 @@ def _scores(axes: Axes, report: Report) -> None:
         orientation="horizontal",
         tick_labels=[_plain(kind) for kind in report.scores][::-1],
     )
-    axes.set_xlabel(f"probability of {_plain(report.evaluation['good'])}" if "good" in report.evaluation else "score")
+    axes.set_xlabel(f"probability of {_plain(report.figures['good'])}" if "good" in report.figures else "score")
     axes.set_title("Scores of held-out texts")
 
 
@@ -80,5 +80,5 @@ def _confusion(axes: Axes, confusion: dict[str, Any]) -> None:
 
 
 def _plain(name: str) -> str:
-    """A name that is shown as it is: a dollar sign would begin a formula."""
+    """A name for matplotlib, which reads a dollar sign as the begin of a formula."""
     return name.replace("$", r"\$")

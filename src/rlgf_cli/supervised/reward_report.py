@@ -1,7 +1,7 @@
-"""What a reward model is worth on held-out texts: against every kind of bad text, and against length alone.
+"""The figures of a reward model on held-out texts: per kind of bad text, and compared with the length alone.
 
-Accuracy on held-out data says little where the classes can be told by their length or where one kind of failure is
-easy: so every kind stands alone, beside what the number of words alone would have achieved.
+Accuracy on held-out data says little where the classes differ in length or where one kind of failure is easy: so every
+kind has figures of its own, beside those that the number of words alone would reach.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import numpy as np
 from rlgf_cli.stats import ranking
 
 LENGTH_LIMITS = (0.35, 0.65)
-"""Outside of these, the number of words alone tells good texts from bad ones well enough to be warned of (0.5: it says
-nothing, 0 or 1: everything). They are ours: a reward that follows length that far is hard to tell from one that does
-not."""
+"""An AUC of the length outside of these limits gives a warning (0.5: length says nothing, 0 or 1: everything). They are
+this package's choice, without a source."""
 _NOISE = 3.0
-"""And it must lie so many standard errors from 0.5: of a few texts that differ by chance alone such a number comes once
-in 400, so that a dozen kinds together seldom give a false warning."""
+"""For a warning the AUC must also lie this many standard errors from 0.5: by chance that happens once in 400, so that a
+dozen kinds together seldom give a false warning."""
 
 _COLUMNS = {
     "n": "n",
@@ -37,9 +36,9 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Report:
-    """``evaluation``: what evaluation.json holds. ``scores``: the scores of the texts of every kind, for the plots."""
+    """``figures``: the content of evaluation.json. ``scores``: those of the texts of every kind, for the plots."""
 
-    evaluation: dict[str, Any]
+    figures: dict[str, Any]
     scores: dict[str, np.ndarray]
 
 
@@ -56,7 +55,7 @@ def of_classifier(
     length, every = np.array(words), np.array(kinds)
     threshold, flags = _flagging(probability[good], probability[~good])
 
-    def figures(inside: np.ndarray) -> dict[str, Any]:
+    def of_kind(inside: np.ndarray) -> dict[str, Any]:
         bad = inside & ~good
         return {
             "n": int(inside.sum()),
@@ -67,12 +66,12 @@ def of_classifier(
         }
 
     members = {kind: every == kind for kind in sorted(set(kinds))}
-    evaluation = {
+    figures = {
         "good": names[-1],
         **threshold,
-        **figures(np.full(len(labels), True)),
+        **of_kind(np.full(len(labels), True)),
         **_calibrated(probability, good),
-        "kinds": {kind: figures(inside) for kind, inside in members.items()},
+        "kinds": {kind: of_kind(inside) for kind, inside in members.items()},
         "confusion": {
             "predicted": list(names),
             "kinds": {
@@ -82,11 +81,11 @@ def of_classifier(
     }
     if len(names) > 2 and (limit := threshold["threshold"]) is not None:
         taken = ranking.predicted_labels(logits, limit)
-        evaluation["taken_for"] = {
+        figures["taken_for"] = {
             kind: {name: float((taken[inside] == i).mean()) for i, name in enumerate(names[:-1])}
             for kind, inside in members.items()
         }
-    return Report(evaluation, {kind: probability[inside] for kind, inside in members.items()})
+    return Report(figures, {kind: probability[inside] for kind, inside in members.items()})
 
 
 def of_pairs(
@@ -108,7 +107,7 @@ def of_pairs(
     every, good_words, bad_words = np.array(kinds), np.array(chosen_words), np.array(rejected_words)
     threshold, flags = _flagging(chosen[once], rejected)
 
-    def figures(inside: np.ndarray) -> dict[str, Any]:
+    def of_kind(inside: np.ndarray) -> dict[str, Any]:
         return {
             "n": int(inside.sum()),
             "accuracy": _in_order(chosen[inside], rejected[inside]),
@@ -120,18 +119,18 @@ def of_pairs(
 
     sure = np.exp(-np.logaddexp(0, rejected - chosen))
     members = {kind: every == kind for kind in sorted(set(kinds))}
-    evaluation = {
+    figures = {
         **threshold,
-        **figures(np.full(len(chosen), True)),
+        **of_kind(np.full(len(chosen), True)),
         "chosen": {
             "n": len(once),
             "mean_score": float(chosen[once].mean()),
             "flagged": flags(chosen[once]),
         },
         **_calibrated(np.concatenate([sure, 1 - sure]), np.repeat([1, 0], len(sure))),
-        "kinds": {kind: figures(inside) for kind, inside in members.items()},
+        "kinds": {kind: of_kind(inside) for kind, inside in members.items()},
     }
-    return Report(evaluation, {"(chosen)": chosen[once], **{k: rejected[inside] for k, inside in members.items()}})
+    return Report(figures, {"(chosen)": chosen[once], **{k: rejected[inside] for k, inside in members.items()}})
 
 
 def _flagging(
@@ -172,13 +171,13 @@ def _calibrated(probability: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     }
 
 
-def table(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def table(figures: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: all held-out texts, then every kind."""
-    columns = {name: title for name, title in _COLUMNS.items() if name in evaluation}
-    rows = [("all", evaluation), *evaluation["kinds"].items()]
-    if "chosen" in evaluation:
-        rows.append(("(chosen)", evaluation["chosen"]))
-    cells = [[kind, *(_cell(figures.get(name)) for name in columns)] for kind, figures in rows]
+    columns = {name: title for name, title in _COLUMNS.items() if name in figures}
+    rows = [("all", figures), *figures["kinds"].items()]
+    if "chosen" in figures:
+        rows.append(("(chosen)", figures["chosen"]))
+    cells = [[kind, *(_cell(row.get(name)) for name in columns)] for kind, row in rows]
     return ["kind", *columns.values()], cells
 
 
@@ -186,30 +185,29 @@ def _cell(value: float | int | None) -> str:
     return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def length_warning(evaluation: Mapping[str, Any]) -> str | None:
-    """What to say where the number of words alone tells good texts from bad ones, beyond chance; None where it does
-    not.
+def length_warning(figures: Mapping[str, Any]) -> str | None:
+    """The warning that the number of words alone tells good texts from bad ones, beyond chance; None where it does not.
 
     Without any effect the AUC of P and N texts has the variance (P + N + 1) / (12 P N) (Mann and Whitney 1947), a share
     of n pairs 1 / (4 n); ties make both smaller.
     """
     low, high = LENGTH_LIMITS
-    places = {"all": evaluation, **{f"kind {name}": f for name, f in evaluation["kinds"].items()}}
-    found = []
-    for place, figures in places.items():
-        good, bad = figures["auc_texts"]
+    places = {"all": figures, **{f"kind {name}": f for name, f in figures["kinds"].items()}}
+    findings = []
+    for place, row in places.items():
+        good, bad = row["auc_texts"]
         for name, what, variance in (
             ("length_auc", "AUC", (good + bad + 1) / (12 * good * bad) if good and bad else 0.0),
-            ("length_accuracy", "pairs with the longer text chosen", 1 / (4 * figures["n"])),
+            ("length_accuracy", "pairs with the longer text chosen", 1 / (4 * row["n"])),
         ):
-            value = figures.get(name)
+            value = row.get(name)
             if value is None or low <= value <= high:
                 continue
             if abs(value - 0.5) > _NOISE * math.sqrt(variance):
-                found.append(f"{place} {what} {value:.2f}")
-    if not found:
+                findings.append(f"{place} {what} {value:.2f}")
+    if not findings:
         return None
     return (
-        f"the number of words alone tells good texts from bad ones ({'; '.join(found)}; .50 is chance): the reward may "
-        "learn length. Even out the lengths or leave such a kind out, and go by the AUC on texts of equal length"
+        f"the number of words alone tells good texts from bad ones ({'; '.join(findings)}; .50 is chance): the reward "
+        "may learn length. Even out the lengths or leave such a kind out, and go by the AUC on texts of equal length"
     )

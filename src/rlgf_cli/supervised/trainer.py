@@ -1,4 +1,4 @@
-"""What ``sft`` and ``train-reward`` share: transformers' Trainer, made to log, stop and resume as rlgf does."""
+"""Shared by ``sft`` and ``train-reward``: the Trainer's settings, and a fit that logs, stops and resumes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainingArguments
 
+from rlgf_cli.artifacts.checkpoints import is_complete, mark_complete
 from rlgf_cli.artifacts.disk import os_errors
 from rlgf_cli.config.supervised import SupervisedConfig
 from rlgf_cli.errors import Interrupted, UserError
-from rlgf_cli.supervised.callback import ProgressCallback, Reporter, mean_loss, remove_torn
+from rlgf_cli.supervised.callback import ProgressCallback, Reporter, last_checkpoint, mean_loss, remove_torn
 
 
 def check_settings(config: SupervisedConfig, device: torch.device) -> None:
-    """Refuse what the Trainer would refuse late or do silently wrong."""
+    """Refuse settings that the Trainer would refuse late or follow wrongly without a word."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("this stage runs in one process", hint="start it without torchrun or accelerate launch")
     if device.index:
@@ -69,7 +70,7 @@ def training_arguments(
         weight_decay=optim.weight_decay,
         max_grad_norm=optim.max_grad_norm,
         logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,  # it would replace a loss that is not a number by an older one
+        logging_nan_inf_filter=False,  # True replaces a NaN loss by an older one
         eval_strategy="steps" if config.eval_steps else "no",
         eval_steps=config.eval_steps,
         save_strategy="steps" if config.save_steps else "no",
@@ -99,9 +100,23 @@ def cross_entropy(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = 
     return total / (num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum())
 
 
+class WithoutModelCard:
+    """A mixin before a trainer of TRL, which writes a model card beside every checkpoint; the run has one card."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+def save_start(folder: Path, save: Callable[[Path], None]) -> None:
+    """Save random initial weights and a trained tokenizer once: a resumed run must not depend on making them again."""
+    if not is_complete(folder):
+        save(folder)
+        mark_complete(folder)
+
+
 @contextmanager
-def use_cache_kept(model: Any) -> Iterator[None]:
-    """The Trainer writes ``use_cache: false`` into the model's config; whoever generates wants it back."""
+def _use_cache_restored(model: Any) -> Iterator[None]:
+    """Restore ``use_cache`` in the model's config, which the Trainer sets to False: generating needs it."""
     before = getattr(model.config, "use_cache", None)
     try:
         yield
@@ -111,50 +126,61 @@ def use_cache_kept(model: Any) -> Iterator[None]:
 
 
 def fit(
-    trainer: Any,
+    model: Any,
+    make_trainer: Callable[[], Any],
+    checkpoints: Path,
     *,
     metrics: Path,
     keep: int,
-    resume: Path | None,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """Train to the end and score the held-out data, if the trainer has any.
+    """Train to the end, from the newest whole checkpoint on, and evaluate on the held-out data, if there is any.
 
     ``metrics`` gets one row per logged step; ``keep`` checkpoints stay. Returns ``train_loss``, ``steps`` and
     the last ``eval_*`` figures. The first Ctrl-C saves a checkpoint and raises Interrupted; a loss that is
     not finite raises RlgfError.
     """
-    folder = Path(trainer.args.output_dir)
+    with _use_cache_restored(model):
+        return _fit(make_trainer(), checkpoints, metrics, keep, reporter)
+
+
+def _fit(trainer: Any, folder: Path, metrics: Path, keep: int, reporter: Reporter) -> dict[str, Any]:
+    resume = last_checkpoint(folder)
     remove_torn(folder)
     trainer.remove_callback(PrinterCallback)
-    with closing(ProgressCallback(folder, metrics, keep, reporter)) as watch:
-        trainer.add_callback(watch)
+    with closing(ProgressCallback(folder, metrics, keep, reporter)) as callback:
+        trainer.add_callback(callback)
         try:
-            with reporter, _first_interrupt(watch.ask_to_stop), _disk_errors(folder), _tied_head_untold(trainer.model):
+            with (
+                reporter,
+                _first_interrupt(callback.ask_to_stop),
+                _disk_errors(folder),
+                _tied_head_filtered(trainer.model),
+            ):
                 trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         finally:
             remove_torn(folder)
         state = trainer.state
-        if watch.stop and state.global_step < state.max_steps:
+        if callback.stop and state.global_step < state.max_steps:
             raise Interrupted(
                 f"interrupted at step {state.global_step} of {state.max_steps}; a checkpoint was saved",
                 where=str(folder),
                 hint="the same command with --resume goes on",
             )
-        scored = any("eval_loss" in row and row["step"] == state.global_step for row in watch.rows)
-        if trainer.eval_dataset is not None and not scored:
+        evaluated = any("eval_loss" in row and row["step"] == state.global_step for row in callback.rows)
+        if trainer.eval_dataset is not None and not evaluated:
             trainer.evaluate()
-    evals = [row for row in watch.rows if "eval_loss" in row]
+    evals = [row for row in callback.rows if "eval_loss" in row]
     return {
-        "train_loss": mean_loss(watch.rows),
+        "train_loss": mean_loss(callback.rows),
         "steps": state.global_step,
         **({k: v for k, v in evals[-1].items() if k.startswith("eval_")} if evals else {}),
     }
 
 
 @contextmanager
-def _tied_head_untold(model: Any) -> Iterator[None]:
-    """Resuming, the Trainer warns that the LM head is missing where it shares the embeddings' weights."""
+def _tied_head_filtered(model: Any) -> Iterator[None]:
+    """Drop the Trainer's warning on resuming that the LM head is missing, where it shares the embeddings' weights."""
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
     logger = logging.getLogger("transformers.trainer")
 
@@ -170,7 +196,7 @@ def _tied_head_untold(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
-    """Let a full disk be an OSError: torch.save inside the Trainer only complains that its position is wrong."""
+    """Raise OSError on a full disk, where torch.save inside the Trainer raises a RuntimeError about its position."""
     with os_errors(folder):
         try:
             yield
@@ -182,8 +208,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _first_interrupt(tell: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C calls ``tell``; the second one is a KeyboardInterrupt as ever.
+def _first_interrupt(call: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C calls ``call``; the second one is a KeyboardInterrupt as usual.
 
     A shell's background job ignores Ctrl-C, and goes on doing so.
     """
@@ -194,7 +220,7 @@ def _first_interrupt(tell: Callable[[], None]) -> Iterator[None]:
 
     def handle(*_: Any) -> None:
         signal.signal(signal.SIGINT, before)
-        tell()
+        call()
 
     before = signal.signal(signal.SIGINT, handle) or signal.SIG_DFL
     try:
