@@ -19,7 +19,7 @@ from rlgf_cli.config.loader import resolve
 from rlgf_cli.config.sft import SftConfig
 from rlgf_cli.runs import best
 from rlgf_cli.stages import sft
-from rlgf_cli.stages import train as stage
+from rlgf_cli.stages.session import StageSession
 from rlgf_cli.training.loop import Trainer
 from runs import assert_figures, assert_same_run, assert_tensors, rows_of
 
@@ -133,7 +133,7 @@ def test_a_killed_run_ends_where_the_undisturbed_one_does(
     watch = [*held_out, "--watch", "rouge", "--stop-on-divergence", "--save-steps", 2]
     assert train(*watch, folder="whole").exit_code == 0
     ended = result_of(tmp_path / "whole")["diverged_at"]
-    step, card = Trainer.step, stage.write_card
+    step, card = Trainer.step, StageSession.write_card
 
     def dies(self: Trainer) -> object:
         if self.state.step == ended - 1:
@@ -148,9 +148,9 @@ def test_a_killed_run_ends_where_the_undisturbed_one_does(
     state = json.loads((tmp_path / f"run/checkpoints/step_{ended - 2}/state.json").read_text())
     assert state["watched"]["streak"] == 1, "it was killed at another place than was meant"
     monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(stage, "write_card", fails)
+    monkeypatch.setattr(StageSession, "write_card", fails)
     assert train(*watch, "--resume").exit_code == 1
-    monkeypatch.setattr(stage, "write_card", card)
+    monkeypatch.setattr(StageSession, "write_card", card)
     monkeypatch.setattr(Trainer, "step", lambda self: pytest.fail("a run that had ended went on"))
     done = train(*watch, "--resume")
     assert done.exit_code == 0, done.stderr

@@ -132,9 +132,13 @@ class StageSession:
                 self.charge(guides)
             yield run
 
-    def charge(self, guides: Sequence[Guide]) -> None:
-        """Let guides charge this run, under the cap of the config's budget."""
-        charge_guides(guides, self.account.run_id, self.resolved.config.budget, self.account.spend)
+    def charge(self, guides: Sequence[Guide], account: Account | None = None, *, shared: bool = False) -> None:
+        """Let guides charge this run, under the cap of the config's budget.
+
+        ``account`` is the run's in a process that has not claimed the folder; ``shared``: several processes charge it.
+        """
+        run_id, spend = account or self.account
+        charge_guides(guides, run_id, self.resolved.config.budget, spend, shared=shared)
 
     def write_card(
         self,

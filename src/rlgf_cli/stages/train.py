@@ -1,4 +1,4 @@
-"""``rlgf train``: from a config to the objects of the training loop, and the loop's run on disk."""
+"""``rlgf train``: load the inputs, build the trainer, run its loop and write the run folder."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from typing import Any
 import torch
 
 from rlgf_cli import console
-from rlgf_cli.algorithms.spec import AlgorithmSpec
-from rlgf_cli.artifacts import resume
 from rlgf_cli.artifacts.jsonl import read_examples, read_objects
 from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.common import DecodingConfig
@@ -21,9 +19,8 @@ from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.train import FREE_ON_RESUME, TrainConfig
 from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
 from rlgf_cli.guides.make import check_guide, closing_all, make_guide
-from rlgf_cli.ledger.spend import charge_guides, record_spend
+from rlgf_cli.ledger.spend import record_spend
 from rlgf_cli.models import hub
-from rlgf_cli.models.card import write_card
 from rlgf_cli.models.load import add_lora, load, save, set_generation_config
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.memory import keep_freed_memory
@@ -46,6 +43,7 @@ from rlgf_cli.runs.run_writer import WATCHED, RunWriter, note, resume_from, summ
 from rlgf_cli.scorers.checked import score_checked
 from rlgf_cli.scorers.per_text import PerText, per_text
 from rlgf_cli.scorers.weighted_sum import SumReward, make_reward, scorer_at
+from rlgf_cli.stages.session import Account, FolderResult, StageSession, prepare_guides, pushed
 from rlgf_cli.training import timing
 from rlgf_cli.training.divergence import FEWEST
 from rlgf_cli.training.episodes import Episode, segment_texts
@@ -58,50 +56,45 @@ _EARLY = (
 )
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """Where the policy is, and the summary that run.json holds."""
+def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse", profile: bool = False) -> FolderResult:
+    """Train, save the policy at the run's root, and return the summary; ``profile`` prints where the time went.
 
-    folder: Path
-    summary: dict[str, Any]
-
-
-def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse", profile: bool = False) -> TrainResult:
-    """Train, save the policy at the run's root, and say how it went; with ``profile`` also where the time went.
-
-    All inputs are checked, and the guide's abilities held against the algorithm, before a model is loaded; models are
-    loaded and prompts tokenised before the output folder is touched. Among several processes the main one does what
-    has to do with the folder.
+    The inputs are checked, and the guide's abilities compared with the algorithm, before a model is loaded; models are
+    loaded and prompts tokenised before the output folder is touched. With several processes, the main one alone works
+    on the folder.
     """
     config = resolved.config
+    session = StageSession("train", resolved, existing)
     processes = join(config.parallel, config.model.device)
     if not processes.main:
         console.mute()
-    if (done := processes.broadcast(processes.on_main(lambda: _check(resolved, existing)))) is not None:
-        console.log(f"{config.output} is done already")
-        if "diverged_at" in done:
-            console.log(_EARLY.format(**done, max_steps=config.max_steps))
-        if profile and processes.main:
-            rows = [row for _, row in read_objects(Path(config.output, "metrics.jsonl"))]
-            _show_profile(rows, 0.0, config)
+    finished = processes.broadcast(processes.on_main(lambda: _check(session, config)))
+    if finished is not None:
+        result = finished
+        _report_finished(result, config, profile=profile and processes.main)
     else:
-        done = _train(resolved, existing, processes, profile)
-        if config.push_to_hub and processes.main:
-            console.log(f"pushed to {hub.push(config.output, config.push_to_hub)}")
+        result = FolderResult(session.output, _train(session, config, processes, profile=profile))
+        if processes.main:
+            pushed(result, config.push_to_hub)
     processes.leave()
-    return TrainResult(Path(config.output), done)
+    return result
 
 
-def _check(resolved: Resolved[TrainConfig], existing: Existing) -> dict[str, Any] | None:
-    """Refuse what cannot be run, before anything is loaded; the result of a run that is done already."""
-    config, spec = resolved.config, resolved.config.algorithm.spec()
-    resume.refuse_used(config.output, "train", existing)
-    if (done := resume.finished_result(config.output, existing)) is not None:
-        return done
-    if existing == "resume":
-        # when it looked is part of what a watch saw
-        free = FREE_ON_RESUME - ({"eval.every"} if config.watch is not None else set())
-        resume.refuse_changed(config.output, resolved.to_json(), free=free)
+def dry_run(resolved: Resolved[TrainConfig]) -> dict[str, Any]:
+    """Check the inputs, and estimate the number of guide texts and their cost; nothing is written."""
+    config = resolved.config
+    for path in filter(None, (config.data, config.eval.data)):
+        read_examples(path, limit=config.limit, need_references=path == config.data and config.aux.reference_nll > 0)
+    return training_estimate(config)
+
+
+def _check(session: StageSession, config: TrainConfig) -> FolderResult | None:
+    """Refuse a run that cannot be made, before anything is loaded; the result of a run that is done already."""
+    spec = config.algorithm.spec()
+    # with --watch, the steps of the evaluations decide when a run counts as diverged
+    free = FREE_ON_RESUME - ({"eval.every"} if config.watch is not None else set())
+    if (finished := session.open(free=free)) is not None:
+        return finished
     if config.guide is not None and spec.needs_guide:
         check_guide(config.guide, spec)
         if (each := max(regime.guide_calls for regime in spec.regimes)) > 1:
@@ -117,9 +110,37 @@ def _check(resolved: Resolved[TrainConfig], existing: Existing) -> dict[str, Any
     return None
 
 
+def _report_finished(result: FolderResult, config: TrainConfig, *, profile: bool) -> None:
+    if "diverged_at" in result.summary:
+        console.log(_EARLY.format(**result.summary, max_steps=config.max_steps))
+    if profile:
+        _print_profile([row for _, row in read_objects(result.folder / "metrics.jsonl")], 0.0, config)
+
+
+def _train(session: StageSession, config: TrainConfig, processes: Processes, *, profile: bool) -> dict[str, Any]:
+    """Load, claim the folder, run the loop and save the model; the summary (empty in a process that writes nothing)."""
+    inputs = processes.raise_together(lambda: _load(config, processes.size))
+    _warn(inputs, config)
+    folder = processes.on_main(session.claim)
+    with closing_all([inputs.guide, *inputs.billed]), folder.running() if folder is not None else nullcontext():
+        account = processes.broadcast(processes.on_main(lambda: _begin(session, config, inputs, processes)))
+        if inputs.billed:
+            processes.raise_together(lambda: session.charge(inputs.billed, account, shared=processes.size > 1))
+        trainer = _make_trainer(config, inputs, processes)
+        summary = _loop(trainer, config, folder, inputs.billed, resume=session.existing == "resume", profile=profile)
+        summary |= {name: count for name, count in inputs.counts.items() if count}
+        weights = processes.whole(inputs.loaded.model.state_dict()) if processes.lockstep else None
+        processes.on_main(lambda: _finish(session, config, inputs, trainer, summary, weights))
+    return summary
+
+
 @dataclass(frozen=True)
 class _Inputs:
-    """What a run reads, loaded and tokenised. ``counts``: prompts that were left out or changed, by reason."""
+    """The inputs of a run, loaded and tokenised.
+
+    ``watched`` gives the figure of ``--watch`` per text; ``covered`` has the ids of prompts with a guide text (None:
+    all); ``counts`` are prompts that were left out or changed, by reason.
+    """
 
     loaded: Loaded
     guide: Guide | None
@@ -130,8 +151,14 @@ class _Inputs:
     covered: frozenset[str] | None
     counts: dict[str, int]
 
+    @property
+    def billed(self) -> list[Guide]:
+        """The guides that the run pays: its own, where that is a live one, and the judges of its reward."""
+        return _billed_guides(self.guide, self.reward)
 
-def _load(config: TrainConfig, spec: AlgorithmSpec, processes: int) -> _Inputs:
+
+def _load(config: TrainConfig, processes: int) -> _Inputs:
+    spec = config.algorithm.spec()
     examples = read_examples(config.data, limit=config.limit, need_references=config.aux.reference_nll > 0)
     held_out = read_examples(config.eval.data, limit=config.eval.limit) if config.eval.data else []
     reward = (
@@ -159,15 +186,18 @@ def _load(config: TrainConfig, spec: AlgorithmSpec, processes: int) -> _Inputs:
     counts["dropped"] = len(examples) - counts["skipped"] - len(prompts)
     if guide is not None:
         guide.check([p.example for p in prompts], config.lengths.max_new_tokens)
-    for writer in _billed_guides(guide, reward):
-        writer.notify = console.warn
-        writer.check_budget(config.budget)
+    prepare_guides(_billed_guides(guide, reward), config.budget)
     held_out_prompts = encode_prompts(loaded, held_out, config.lengths)[0] if held_out else []
     return _Inputs(loaded, guide, reward, prompts, held_out_prompts, watched, covered, counts)
 
 
+def _billed_guides(guide: Guide | None, reward: SumReward | None) -> list[Guide]:
+    judges = list(reward.guides) if reward is not None else []
+    return [guide, *judges] if guide is not None and guide.abilities.live else judges
+
+
 def _watched(config: TrainConfig, held_out: Sequence[Example]) -> PerText | None:
-    """What scores the watched figure; checked on the held-out examples before anything is written."""
+    """The figure of ``--watch``, checked on the held-out examples before anything is written."""
     watch = config.watch
     if watch is None:
         return None
@@ -176,86 +206,43 @@ def _watched(config: TrainConfig, held_out: Sequence[Example]) -> PerText | None
     return per_text(watch.name, held_out, figure=watch.figure, params=watch.params, device=config.model.device)
 
 
-def _train(resolved: Resolved[TrainConfig], existing: Existing, processes: Processes, profile: bool) -> dict[str, Any]:
-    config, spec = resolved.config, resolved.config.algorithm.spec()
-    inputs = processes.raise_together(lambda: _load(config, spec, processes.size))
-    loaded, guide = inputs.loaded, inputs.guide
-    if loaded.turn_end_problem:
-        console.warn(loaded.turn_end_problem)
-    _report(inputs.counts, config)
-
-    def claim() -> RunDir:
-        return RunDir.claim(config.output, "train", existing=existing, seed=config.seed)
-
-    run_dir = processes.on_main(claim)
-    billed = _billed_guides(guide, inputs.reward)
-    with closing_all([guide, *billed]), run_dir.running() if run_dir is not None else nullcontext() as folder:
-
-        def begin() -> tuple[str, dict[str, Any]]:
-            assert folder is not None
-            folder.write_config(resolved.to_json())
-            guide_path = config.guide.name.removeprefix("hf:") if config.guide else None
-            for parent in (config.model.name, config.data, guide_path, config.eval.data):
-                folder.manifest.add_parent(parent)
-            folder.manifest.save(device=str(loaded.device), processes=processes.size)
-            return folder.manifest.data["run_id"], folder.manifest.data["spend"]
-
-        account = processes.broadcast(processes.on_main(begin))
-        if billed and account is not None:
-            run_id, spend = account
-            processes.raise_together(
-                lambda: charge_guides(billed, run_id, config.budget, spend, shared=processes.size > 1)
-            )
-        trainer = _trainer(config, inputs, processes)
-        summary = _loop(trainer, config, folder, existing, profile, billed)
-        summary |= {k: n for k, n in inputs.counts.items() if n}
-        weights = processes.whole(loaded.model.state_dict()) if processes.lockstep else None
-
-        def finish() -> None:
-            assert folder is not None
-            if "diverged_at" in summary:
-                folder.write_files(lambda target: best.copy(folder.path / WATCHED, target))
-            else:
-                folder.write_files(lambda target: save(target, loaded, weights=weights))
-            use = trainer.generator.use
-            write_card(
-                folder.file("README.md").parent,
-                title=folder.path.name,
-                command="train",
-                base_model=config.model.name,
-                data=[config.data],
-                metrics=summary,
-                guide=provenance(guide, sum(use.uses.values()), len(use.texts)) if guide is not None else None,
-            )
-            folder.manifest.save(result=summary)
-
-        processes.on_main(finish)
-    return summary
+def _begin(session: StageSession, config: TrainConfig, inputs: _Inputs, processes: Processes) -> Account:
+    guide_path = config.guide.name.removeprefix("hf:") if config.guide else None
+    parents = (config.model.name, config.data, guide_path, config.eval.data)
+    return session.begin(*parents, device=str(inputs.loaded.device), processes=processes.size)
 
 
-def dry_run(resolved: Resolved[TrainConfig]) -> dict[str, Any]:
-    """Check the inputs, and say how often the guide would be asked and what that costs; nothing is written."""
-    config = resolved.config
-    for path in filter(None, (config.data, config.eval.data)):
-        read_examples(path, limit=config.limit, need_references=path == config.data and config.aux.reference_nll > 0)
-    return training_estimate(config)
+def _finish(
+    session: StageSession,
+    config: TrainConfig,
+    inputs: _Inputs,
+    trainer: Trainer,
+    summary: dict[str, Any],
+    weights: dict[str, torch.Tensor] | None,
+) -> None:
+    """Save the policy and its card, and record the summary. ``weights`` are those of all processes, put together."""
+    folder, guide, use = session.run, inputs.guide, trainer.generator.use
+    if "diverged_at" in summary:
+        folder.write_files(lambda target: best.copy(folder.path / WATCHED, target))
+    else:
+        folder.write_files(lambda target: save(target, inputs.loaded, weights=weights))
+    shown_guide = provenance(guide, sum(use.uses.values()), len(use.texts)) if guide is not None else None
+    session.write_card(base_model=config.model.name, data=[config.data], metrics=summary, guide=shown_guide)
+    session.finish(summary)
 
 
-def _billed_guides(guide: Guide | None, reward: SumReward | None) -> list[Guide]:
-    """All who write for the run and are paid: its guide, where that is a live one, and the judges of its reward."""
-    judges = list(reward.guides) if reward is not None else []
-    return [guide, *judges] if guide is not None and guide.abilities.live else judges
-
-
-def _report(counts: dict[str, int], config: TrainConfig) -> None:
+def _warn(inputs: _Inputs, config: TrainConfig) -> None:
+    """Warn of prompts that were changed or left out, and of settings that bias the update."""
+    if inputs.loaded.turn_end_problem:
+        console.warn(inputs.loaded.turn_end_problem)
     for name, text in (
         ("truncated", "prompts were truncated"),
         ("skipped", "prompts were too long and are left out"),
         ("uncovered", "prompts have no guide text and run unguided"),
         ("dropped", "prompts have no guide text and are left out"),
     ):
-        if counts[name]:
-            console.warn(f"{counts[name]} {text}")
+        if inputs.counts[name]:
+            console.warn(f"{inputs.counts[name]} {text}")
     if config.rollout.top_k or config.rollout.top_p < 1:
         console.warn(
             "rollouts are cut to top_k/top_p, but probabilities are those of the full distribution: ratios and KL are "
@@ -263,7 +250,7 @@ def _report(counts: dict[str, int], config: TrainConfig) -> None:
         )
 
 
-def _trainer(config: TrainConfig, inputs: _Inputs, processes: Processes) -> Trainer:
+def _make_trainer(config: TrainConfig, inputs: _Inputs, processes: Processes) -> Trainer:
     """The loop's objects from the config."""
     reward, loaded = inputs.reward, inputs.loaded
     scorer = None if reward is None else partial(score_checked, reward)
@@ -280,7 +267,7 @@ def _trainer(config: TrainConfig, inputs: _Inputs, processes: Processes) -> Trai
         evaluate=make_evaluator(
             loaded,
             inputs.held_out,
-            scorer,  # a reward that moves, as it ends: held-out scores of different steps are compared
+            scorer,  # a scheduled reward with its last weights, so that held-out scores of all steps compare
             DecodingConfig(temperature=config.rollout.temperature, batch_size=config.rollout.batch_size),
             config.lengths,
             seed=config.seed,
@@ -295,13 +282,14 @@ def _loop(
     trainer: Trainer,
     config: TrainConfig,
     folder: RunDir | None,
-    existing: Existing,
-    profile: bool,
     billed: Sequence[Guide],
+    *,
+    resume: bool,
+    profile: bool,
 ) -> dict[str, Any]:
-    """Run the steps, write rows, samples and checkpoints; Ctrl-C ends after the step it came in."""
-    processes, output = trainer.processes, Path(config.output)
-    resumed = existing == "resume" and resume_from(output / "checkpoints", trainer, log=console.log, warn=console.warn)
+    """Run the steps, write rows, samples and checkpoints; after Ctrl-C, finish the step and save."""
+    processes, checkpoints = trainer.processes, Path(config.output) / "checkpoints"
+    resumed = resume and resume_from(checkpoints, trainer, log=console.log, warn=console.warn)
     alarms = Alarms(may_end=config.lengths.min_new_tokens < config.lengths.max_new_tokens)
     with (
         _recorded_spend(billed, trainer.generator.guide, folder, processes),
@@ -314,17 +302,17 @@ def _loop(
         processes.on_main(lambda: run_writer.begin(resumed=resumed, track=track))
         alarms.replay(run_writer.rows)
         while trainer.state.step < config.max_steps and not run_writer.ends_early():
-            begun = trainer.state.step
+            step_before = trainer.state.step
             try:
                 row, episodes = trainer.step()
             except StoppedEarly:
-                if trainer.state.step == begun:  # else a judge stopped in the evaluation, and the step has no row yet
+                if trainer.state.step == step_before:  # else a judge stopped in the evaluation: the step has no row yet
                     run_writer.checkpoint()
                 raise
             row |= merge_spend(processes.gather(spend_row(billed)))
             processes.on_main(partial(run_writer.row, row, episodes))
             if run_writer.wants_samples(row["step"]):
-                _show(row["step"], episodes[: config.rollout.show_count], trainer.model.loaded)
+                _print_episodes(row["step"], episodes[: config.rollout.show_count], trainer.model.loaded)
             for warning in alarms(row):
                 console.warn(warning)
             run_writer.save_best()
@@ -337,35 +325,34 @@ def _loop(
                 stopped = f"stopped after step {step}; the state is saved"
                 raise shared(Interrupted(stopped, hint="--resume goes on from there"))
             bar.update(1, note(row))
-    if held := alarms.summary(trainer.state.step):
-        console.warn(held)
+    if alarm_counts := alarms.summary(trainer.state.step):
+        console.warn(alarm_counts)
     if folder is None:
         return {}
     early = run_writer.early_end()
     if early:
         console.warn(_EARLY.format(**early, max_steps=config.max_steps))
-    warned = {f"warning/{name}": count for name, count in alarms.counts.items()}
-    return summary_of(run_writer.rows, trainer, early.get("model_step")) | run_writer.best() | early | warned
+    warnings = {f"warning/{name}": count for name, count in alarms.counts.items()}
+    return summary_of(run_writer.rows, trainer, early.get("model_step")) | run_writer.best() | early | warnings
 
 
-def _show(step: int, episodes: Sequence[Episode], loaded: Loaded) -> None:
-    """Some of a step's episodes, for the person who watches."""
+def _print_episodes(step: int, episodes: Sequence[Episode], loaded: Loaded) -> None:
     for e in episodes:
-        said = f"score {e.value:.3f}" if e.score is not None else "no score"
+        score = f"score {e.value:.3f}" if e.score is not None else "no score"
         ending = "" if e.finished else ", cut at the limit"
-        console.authored(f"step {step}: {e.example.prompt}", segment_texts(e, loaded), f"({said}{ending})")
+        console.authored(f"step {step}: {e.example.prompt}", segment_texts(e, loaded), f"({score}{ending})")
 
 
 @contextmanager
 def _profiled(run_writer: RunWriter, trainer: Trainer, config: TrainConfig) -> Iterator[None]:
-    """However the loop ends, say where the time went."""
+    """Print where the time went, however the loop ends."""
     try:
         yield
     finally:
-        _show_profile(run_writer.rows, trainer.clock.lap().get("time/save", 0.0), config)
+        _print_profile(run_writer.rows, trainer.clock.lap().get("time/save", 0.0), config)
 
 
-def _show_profile(rows: Sequence[dict[str, Any]], last_save: float, config: TrainConfig) -> None:
+def _print_profile(rows: Sequence[dict[str, Any]], last_save: float, config: TrainConfig) -> None:
     if rows:
         console.log(console.table(timing.HEADER, timing.profile(rows, last_save, epochs=config.ppo.epochs)))
 
@@ -374,8 +361,8 @@ def _show_profile(rows: Sequence[dict[str, Any]], last_save: float, config: Trai
 def _recorded_spend(
     billed: Sequence[Guide], guide: Guide | None, folder: RunDir | None, processes: Processes
 ) -> Iterator[None]:
-    """However the loop ends, the manifest says whose texts were used, who judged, and what they cost."""
-    together = False  # whether all processes end here, and can tell what theirs were
+    """Record in run.json, however the loop ends, the guide and the judges that were used, and their cost."""
+    together = False  # whether all processes come here, so that they can gather their counts
     try:
         yield
         together = True
