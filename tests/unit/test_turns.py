@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from chats import TEMPLATES, always_ends, chat_checkpoint, chat_tokenizer
 from conftest import toy_examples, write_rows
 from rl import BC, ScriptedGuide, generator_for, loaded_from, trainer_for
+from rlgf_cli.checks.text_checks import ending
 from rlgf_cli.config.common import DecodingConfig, LengthConfig, ModelConfig, TextConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.models.actor_critic import ActorCritic
@@ -26,7 +27,6 @@ from rlgf_cli.models.text import TextFormat
 from rlgf_cli.models.turns import turn_end
 from rlgf_cli.protocols import Example
 from rlgf_cli.scorers.perplexity import PerplexityMetric
-from rlgf_cli.stages.doctor import ending
 from rlgf_cli.training.figures import of_guide
 
 CHAT, PLAIN = TextFormat(chat=True), TextFormat()
