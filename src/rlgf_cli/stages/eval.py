@@ -18,7 +18,7 @@ from rlgf_cli.artifacts.predictions import Answer, answers_alone, answers_to
 from rlgf_cli.artifacts.records import SCHEMA_VERSION, EvaluatedRecord
 from rlgf_cli.artifacts.resume import refuse_own_input
 from rlgf_cli.artifacts.rundir import Existing, RunDir, parent_of
-from rlgf_cli.config.eval import FREE_ON_RESUME, EvalConfig, IntervalConfig
+from rlgf_cli.config.eval import FREE_ON_RESUME, EvalConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.guides.make import closing_all
@@ -48,76 +48,86 @@ def run(resolved: Resolved[EvalConfig], *, existing: Existing = "refuse") -> Eva
 
     No text is generated where no metric reads one. All inputs are checked before the output folder is claimed.
     Generated texts are written before they are scored: where a metric fails, or more metrics are wanted, ``resume``
-    scores them again as they are.
+    scores the stored texts.
     """
     config = resolved.config
     session = StageSession("eval", resolved, existing)
     refuse_own_input(config.output, config.predictions, config.data)
     session.open(free=FREE_ON_RESUME, reopen=True)
-    model = _Model(config) if config.model is not None else None
-    answers, counts = ([], {}) if model is not None else _given(config)
-    examples = model.examples if model is not None else [answer.example for answer in answers]
+    source = _FileTexts(config) if config.model is None else _ModelTexts(config)
     metrics = make_metrics(config.metrics, device=config.device)
-    guides = [guide for metric in metrics for guide in metric.guides]
-    with closing_all(guides):
-        prepare_guides(guides, config.budget)
+    judges = [guide for metric in metrics for guide in metric.guides]
+    with closing_all(judges):
+        prepare_guides(judges, config.budget)
         for metric in metrics:
-            if model is not None:
-                metric.take_model(model.loaded, config.lengths)
-            metric.check_set(examples)
-        return _evaluate(session, config, model, answers, counts, metrics, guides)
+            source.give_model(metric)
+            metric.check_set(source.examples)
+        inputs = _inputs(config)
+        with session.claim().running() as run_dir:
+            source.read_stored(run_dir, inputs["model"])
+            session.begin(parents=[parent for parent in inputs.values() if parent and "sha256" in parent])
+            answers = source.answers(run_dir, generate=any(metric.reads_texts for metric in metrics))
+            with _recorded_spend(judges, session):
+                figures, counts = _score(metrics, answers)
+            entries = {name: _entry(name, figure, config, len(answers)) for name, figure in figures.items()}
+            scores = {
+                "schema_version": SCHEMA_VERSION,
+                "metrics": entries,
+                "counts": {**source.counts, **_counts(answers), **counts},
+                "decoding": source.decoding if answers[0].written else None,
+                "interval": {
+                    "method": "percentile bootstrap over prompts",
+                    "seed": config.seed,
+                    **config.interval.model_dump(),
+                },
+                **inputs,
+                **({"spend": run_dir.manifest.data["spend"]} if judges else {}),
+            }
+            jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, figures))
+            jsonl.write_json(run_dir.file(SCORES), scores)
+            session.finish({name: entry["value"] for name, entry in entries.items()})
+    return EvalResult(run_dir.path, scores)
 
 
-def _evaluate(
-    session: StageSession,
-    config: EvalConfig,
-    model: _Model | None,
-    answers: list[Answer],
-    counts: dict[str, int],
-    metrics: Sequence[Metric],
-    guides: Sequence[Guide],
-) -> EvalResult:
-    """Claim the output folder, and write what the checked inputs give. ``guides`` are those that judge."""
-    parents = {
+def _inputs(config: EvalConfig) -> dict[str, dict[str, Any] | None]:
+    """Path and hash of dataset, model and predictions, as scores.json names them."""
+    return {
         "dataset": parent_of(config.data) if config.data else None,
         "model": (parent_of(config.model.name) or {"path": config.model.name}) if config.model else None,
         "predictions": parent_of(config.predictions) if config.predictions else None,
     }
-    wanted = any(metric.reads_texts for metric in metrics)
-    with session.claim().running() as run_dir:
-        stored = _stored_answers(run_dir, model, parents["model"], wanted) if model is not None else None
-        session.begin(parents=[parent for parent in parents.values() if parent and "sha256" in parent])
-        if model is not None:
-            run_dir.manifest.save(device=str(model.loaded.device))
-            answers, counts = stored or (model.answer() if wanted else model.silence()), model.counts
-            if stored is None and wanted:  # else they are there, with the scores that scores.json tells of
-                jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, {}))
-        with _recorded_spend(guides, session):
-            figures, noted = _score(metrics, answers)
-        entries = {
-            name: _entry(name, figure, config.interval, config.seed, len(answers)) for name, figure in figures.items()
-        }
-        scores = {
-            "schema_version": SCHEMA_VERSION,
-            "metrics": entries,
-            "counts": {**counts, **_counts(answers), **noted},
-            "decoding": model.decoding if model is not None and answers[0].written else None,
-            "interval": {
-                "method": "percentile bootstrap over prompts",
-                "seed": config.seed,
-                **config.interval.model_dump(),
-            },
-            **parents,
-            **({"spend": run_dir.manifest.data["spend"]} if guides else {}),
-        }
-        jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, figures))
-        jsonl.write_json(run_dir.file(SCORES), scores)
-        session.finish({name: entry["value"] for name, entry in entries.items()})
-    return EvalResult(run_dir.path, scores)
 
 
-class _Model:
-    """A loaded policy with its tokenised prompts."""
+class _FileTexts:
+    """The texts of ``predictions``, joined to ``data`` where that is given."""
+
+    decoding: dict[str, Any] | None = None
+
+    def __init__(self, config: EvalConfig) -> None:
+        assert config.predictions is not None  # EvalConfig holds it
+        if config.data is not None:
+            examples = jsonl.read_examples(config.data)
+            answers, self.counts = answers_to(examples, config.predictions, on_missing=config.on_missing)
+        else:
+            answers, self.counts = answers_alone(config.predictions)
+        self._answers = answers[: config.limit]
+
+    @property
+    def examples(self) -> list[Example]:
+        return [answer.example for answer in self._answers]
+
+    def give_model(self, metric: Metric) -> None:
+        """There is no model."""
+
+    def read_stored(self, run_dir: RunDir, model: Mapping[str, Any] | None) -> None:
+        """Nothing is stored: the texts are in their own file."""
+
+    def answers(self, run_dir: RunDir, *, generate: bool) -> list[Answer]:
+        return self._answers
+
+
+class _ModelTexts:
+    """The texts that a model generates for tokenised prompts, or that an earlier session stored."""
 
     def __init__(self, config: EvalConfig) -> None:
         from rlgf_cli.models.load import load
@@ -129,6 +139,7 @@ class _Model:
         self.loaded: Loaded = load(config.model, text=config.text)
         self.encoded: list[Encoded]
         self.encoded, self.counts = encode_prompts(self.loaded, examples, config.lengths)
+        self._stored: list[Answer] | None = None
 
     @property
     def examples(self) -> list[Example]:
@@ -136,7 +147,7 @@ class _Model:
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """All that decides which texts are written, for scores.json."""
+        """The settings that decide which texts are generated, for scores.json."""
         config = self.config
         return {
             **config.decoding.model_dump(),
@@ -146,11 +157,44 @@ class _Model:
             "text": dataclasses.asdict(self.loaded.text),
         }
 
-    def silence(self) -> list[Answer]:
-        """The examples without texts, for metrics that read none."""
-        return [Answer(example, "", written=False) for example in self.examples]
+    def give_model(self, metric: Metric) -> None:
+        """Let a metric use the model and its length limits."""
+        metric.take_model(self.loaded, self.config.lengths)
 
-    def answer(self) -> list[Answer]:
+    def read_stored(self, run_dir: RunDir, model: Mapping[str, Any] | None) -> None:
+        """Read the texts of an earlier session with equal settings, if there are any; ``model`` is the model's input.
+
+        An evaluation whose metrics read no texts has stored records without any.
+        """
+        path = run_dir.path / PREDICTIONS
+        if run_dir.fresh or not path.is_file():
+            return
+        hint = "--overwrite writes new ones"
+        if model and "sha256" in model and model not in run_dir.manifest.data["parents"]:
+            raise UserError("the model changed since its texts were written", where=str(path), hint=hint)
+        records = {record.id: record for record in jsonl.read_records(path, EvaluatedRecord)}
+        if list(records) != [example.id for example in self.examples]:
+            raise UserError("these texts are not for this data", where=str(path), hint=hint)
+        texts = {name: record.prediction for name, record in records.items() if record.prediction is not None}
+        if not texts:
+            return
+        if lacking := len(records) - len(texts):
+            raise UserError(f"{lacking} of {len(records)} texts are missing", where=str(path), hint=hint)
+        console.log(f"{len(texts)} texts are there already; they are scored as they are")
+        self._stored = [Answer(e, texts[e.id], records[e.id].finish_reason) for e in self.examples]
+
+    def answers(self, run_dir: RunDir, *, generate: bool) -> list[Answer]:
+        """The stored texts, else newly generated ones; with ``generate`` False the examples without texts."""
+        run_dir.manifest.save(device=str(self.loaded.device))
+        if self._stored is not None:
+            return self._stored
+        if not generate:
+            return [Answer(example, "", written=False) for example in self.examples]
+        answers = self._generate()
+        jsonl.write_jsonl(run_dir.file(PREDICTIONS), _records(answers, {}))
+        return answers
+
+    def _generate(self) -> list[Answer]:
         from rlgf_cli.models.completions import generate_texts
 
         config = self.config
@@ -167,65 +211,25 @@ class _Model:
         return [Answer(e, t.text, t.finish_reason) for e, t in zip(self.examples, texts, strict=True)]
 
 
-def _given(config: EvalConfig) -> tuple[list[Answer], dict[str, int]]:
-    """The texts of ``predictions``, joined to ``data`` where that is given."""
-    assert config.predictions is not None  # EvalConfig holds it
-    if config.data is not None:
-        examples = jsonl.read_examples(config.data)
-        answers, counts = answers_to(examples, config.predictions, on_missing=config.on_missing)
-    else:
-        answers, counts = answers_alone(config.predictions)
-    return answers[: config.limit], counts
-
-
-def _stored_answers(
-    run_dir: RunDir, model: _Model, parent: Mapping[str, Any] | None, wanted: bool
-) -> list[Answer] | None:
-    """The texts that an earlier, otherwise equal, evaluation wrote whole; None where there are none.
-
-    An evaluation whose metrics read no texts has records without any.
-    """
-    path = run_dir.path / PREDICTIONS
-    if run_dir.fresh or not path.is_file():
-        return None
-    if parent and "sha256" in parent and parent not in run_dir.manifest.data["parents"]:
-        raise UserError(
-            "the model changed since its texts were written",
-            where=str(path),
-            hint="--overwrite writes new ones",
-        )
-    records = {record.id: record for record in jsonl.read_records(path, EvaluatedRecord)}
-    if list(records) != [example.id for example in model.examples]:
-        raise UserError("these texts are not for this data", where=str(path), hint="--overwrite writes new ones")
-    texts = {name: record.prediction for name, record in records.items() if record.prediction is not None}
-    if not texts:
-        return None
-    if lacking := len(records) - len(texts):
-        raise UserError(
-            f"{lacking} of {len(records)} texts are missing", where=str(path), hint="--overwrite writes new ones"
-        )
-    console.log(f"{len(texts)} texts are there already; they are scored as they are")
-    return [Answer(e, texts[e.id], records[e.id].finish_reason) for e in model.examples]
-
-
 def _score(metrics: Sequence[Metric], answers: Sequence[Answer]) -> tuple[dict[str, Figure], dict[str, int]]:
-    # a text that was not written is empty here, and given to metrics that read none
+    """The figures of all metrics, and the counts that they add to scores.json."""
+    # a text that was not generated is empty here, and only metrics that read no texts get it
     examples, texts = [a.example for a in answers], [a.text for a in answers]
     figures: dict[str, Figure] = {}
-    noted: dict[str, int] = {}
+    all_counts: dict[str, int] = {}
     for metric in metrics:
-        with _watched(metric, len(texts)):
-            found, counts = compute_figures(metric, examples, texts)
-        if clash := sorted(set(found) & set(figures)):
+        with _progress(metric, len(texts)):
+            own, counts = compute_figures(metric, examples, texts)
+        if clash := sorted(set(own) & set(figures)):
             raise UserError(f"two metrics give the figure {clash[0]!r}", hint="leave one of them out")
-        figures.update(found)
-        noted.update(counts)
-    return figures, noted
+        figures.update(own)
+        all_counts.update(counts)
+    return figures, all_counts
 
 
 @contextlib.contextmanager
-def _watched(metric: Metric, texts: int) -> Iterator[None]:
-    """Say what is done, show how far it is where the metric tells, and let judges end at Ctrl-C with what they have."""
+def _progress(metric: Metric, texts: int) -> Iterator[None]:
+    """Log and show the progress of a metric, where it reports rows; on Ctrl-C its judges stop asking."""
     console.log(f"scoring {texts} {'texts' if metric.reads_texts else 'examples'}: {metric.name}")
     with contextlib.ExitStack() as stack:
         if metric.reports_rows:
@@ -251,13 +255,13 @@ def _recorded_spend(guides: Sequence[Guide], session: StageSession) -> Iterator[
         console.log(f"judges: {spend['calls']} calls, {spend['cached']} answers from the cache{cost}")
 
 
-def _entry(name: str, figure: Figure, config: IntervalConfig, seed: int, texts: int) -> dict[str, Any]:
-    """A figure as scores.json has it. A figure of the set as one has an interval only where it brings it."""
+def _entry(name: str, figure: Figure, config: EvalConfig, texts: int) -> dict[str, Any]:
+    """The entry of a figure in scores.json. One of the whole set has an interval only where its metric gives one."""
     about = {"aggregate": figure.aggregate, "signature": figure.signature}
     if isinstance(figure.whole, BoundedFigure):
         whole = figure.whole
-        found = _finite(name, Interval(whole.value, *whole.bounds(config.level)))
-        return {**found._asdict(), "n": whole.n, "n_skipped": texts - whole.n, **about, "method": whole.method}
+        bounds = _finite(name, Interval(whole.value, *whole.bounds(config.interval.level)))
+        return {**bounds._asdict(), "n": whole.n, "n_skipped": texts - whole.n, **about, "method": whole.method}
     if figure.whole is not None:
         return {**Interval(figure.whole, None, None)._asdict(), "n": texts, "n_skipped": 0, **about}
     assert figure.aggregate is not None  # it has rows
@@ -265,16 +269,16 @@ def _entry(name: str, figure: Figure, config: IntervalConfig, seed: int, texts: 
     aggregate = registry.load("aggregates", figure.aggregate)
     rows = np.asarray(scored, dtype=np.float64)
     with np.errstate(all="ignore"):  # what is not finite is refused below
-        found = _finite(name, interval(rows, aggregate, level=config.level, resamples=config.resamples, seed=seed))
-    return {**found._asdict(), "n": len(scored), "n_skipped": texts - len(scored), **about}
+        bounds = _finite(name, interval(rows, aggregate, **config.interval.model_dump(), seed=config.seed))
+    return {**bounds._asdict(), "n": len(scored), "n_skipped": texts - len(scored), **about}
 
 
-def _finite(name: str, found: Interval) -> Interval:
-    if not all(math.isfinite(bound) for bound in found if bound is not None):
+def _finite(name: str, values: Interval) -> Interval:
+    if not all(math.isfinite(bound) for bound in values if bound is not None):
         raise RlgfError(
-            f"the figure {name} is not finite, or its interval is not: {list(found)}", hint="leave this metric out"
+            f"the figure {name} is not finite, or its interval is not: {list(values)}", hint="leave this metric out"
         )
-    return found
+    return values
 
 
 def _counts(answers: Sequence[Answer]) -> dict[str, int]:
