@@ -1,9 +1,7 @@
-"""``rlgf sweep``: the runs of a grid as processes of their own, and the table of what came out."""
+"""``rlgf sweep``: run the points of a grid as processes, and compare their systems in a table."""
 
 from __future__ import annotations
 
-import json
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,20 +21,19 @@ from rlgf_cli.ledger.leases import is_dead, this_process
 from rlgf_cli.ledger.shared_budget import SharedBudget
 from rlgf_cli.ledger.spend import charged_usd
 from rlgf_cli.stages.session import StageSession
-from rlgf_cli.sweep import table as tables
 from rlgf_cli.sweep import work
-from rlgf_cli.sweep.grid import safe_name
+from rlgf_cli.sweep.comparison import comparison_file, write_table
 from rlgf_cli.sweep.plan import BASE, EVAL, Plan, make_plan, refuse_changed_points
 from rlgf_cli.sweep.work import Cell
 
 SWEEP = "sweep.json"
-_LOOK_S = 1.0
-"""How often the runs at work are looked at for the progress bar."""
+_POLL_S = 1.0
+"""Seconds between two looks at the running points for the progress bar."""
 
 
 @dataclass
 class SweepResult:
-    """The folder, the table in Markdown (None where nothing can be compared yet), and what went wrong, if anything."""
+    """The folder, the table in Markdown (None: nothing can be compared yet), and the error of the sweep, if any."""
 
     folder: Path
     cells: Sequence[Cell]
@@ -54,10 +51,10 @@ class SweepResult:
 
 
 def run(resolved: Resolved[SweepConfig], *, existing: Existing = "refuse") -> SweepResult:
-    """Train and evaluate every point that is not there yet, then write the table.
+    """Train and evaluate every point that is not done, then write the table.
 
-    All configs and inputs are checked before the first run starts. A run that fails leaves the others alone: the
-    result's ``problem`` names it. Raises Interrupted after Ctrl-C, when the runs at work have saved.
+    All configs and inputs are checked before the first run starts. A failed run does not stop the others: the result's
+    ``problem`` names it. Raises Interrupted after Ctrl-C, when the running points have saved.
     """
     plan = make_plan(resolved)
     output = plan.output
@@ -66,16 +63,16 @@ def run(resolved: Resolved[SweepConfig], *, existing: Existing = "refuse") -> Sw
     _refuse_another_sweep(output)
     if existing == "resume":
         refuse_changed_points(plan)
-    left = work.foreign_processes(step.folder for cell in plan.cells for step in cell.steps)
-    if left and existing != "resume":
-        where, process = next(iter(left.items()))
+    orphans = work.foreign_processes(step.folder for cell in plan.cells for step in cell.steps)
+    if orphans and existing != "resume":
+        where, process = next(iter(orphans.items()))
         raise UserError(f"process {process.pid} still writes to this folder", where=str(where), hint="end it first")
     folder = session.claim()
     result = SweepResult(output, plan.cells)
     try:
         with folder.manifest.running():
             _begin(folder, resolved, plan)
-            _work_through(folder, resolved.config, plan, result, left)
+            _run_points(folder, resolved.config, plan, result, orphans)
             result.markdown, failure = _try_table(resolved.config, plan)
             result.problem = _problem(plan) or failure
             folder.manifest.save(result=work.summary(plan.cells), spend={"charged_usd": result.spent_usd})
@@ -88,16 +85,16 @@ def run(resolved: Resolved[SweepConfig], *, existing: Existing = "refuse") -> Sw
 
 
 def table(resolved: Resolved[SweepConfig]) -> SweepResult:
-    """Write the table of what is there so far; nothing is started, and a sweep at work is left alone."""
+    """Write the table of the points that are done; no run is started, and a running sweep is not disturbed."""
     plan = make_plan(resolved)
     if not (plan.output / SWEEP).is_file():
         raise UserError("there is no sweep in it", where=str(plan.output), hint="rlgf sweep starts one")
-    _remember(plan)
-    return SweepResult(plan.output, plan.cells, _write_table(resolved.config, plan))
+    _restore(plan)
+    return SweepResult(plan.output, plan.cells, write_table(resolved.config, plan, log=console.log))
 
 
 def dry_run(resolved: Resolved[SweepConfig]) -> dict[str, Any]:
-    """What would be run, and how often guides would be asked and what that costs; nothing is written."""
+    """The commands of all points, and an estimate of guide texts and their cost; nothing is written."""
     plan = make_plan(resolved)
     calls, usd, known = 0, [0.0, 0.0, 0.0], True
     for training in plan.trainings.values():
@@ -105,11 +102,11 @@ def dry_run(resolved: Resolved[SweepConfig]) -> dict[str, Any]:
             continue
         from rlgf_cli.runs.guide_costs import training_estimate
 
-        found = training_estimate(training.config)
-        calls += found["guide_calls"]
-        if found["guide_calls"] and "usd" in found:
-            known = known and found["usd"] is not None
-            usd = [a + b for a, b in zip(usd, found["usd"] or usd, strict=True)]
+        estimate = training_estimate(training.config)
+        calls += estimate["guide_calls"]
+        if estimate["guide_calls"] and "usd" in estimate:
+            known = known and estimate["usd"] is not None
+            usd = [a + b for a, b in zip(usd, estimate["usd"] or usd, strict=True)]
     return {
         "runs": len(plan.trainings),
         "systems": len(plan.systems),
@@ -129,9 +126,9 @@ def _refuse_another_sweep(output: Path) -> None:
 
 
 def _begin(folder: RunDir, resolved: Resolved[SweepConfig], plan: Plan) -> None:
-    """Write down what is to be run, and take over what an earlier session knew."""
+    """Record the files and the settings of the sweep, and restore the state of an earlier session."""
     tops = dict.fromkeys(Path(cell.name).parts[0] for cell in plan.cells)
-    comparisons = [_comparison(base) for base in plan.systems]
+    comparisons = [comparison_file(base) for base in plan.systems]
     for name in (SWEEP, "logs", *tops, "table.md", "table.csv", "table.html", *comparisons):
         folder.file(name)
     folder.write_config(resolved.to_json())
@@ -143,9 +140,8 @@ def _begin(folder: RunDir, resolved: Resolved[SweepConfig], plan: Plan) -> None:
             f"{plan.expansion.folded} combinations of the grid are the same as another for their algorithm and run "
             f"once; {plan.expansion.left_out} are left out by rules"
         )
-    gone = _remember(plan)
-    if gone:
-        console.log(f"no longer in the grid, and left as they are: {', '.join(gone)}")
+    if removed := _restore(plan):
+        console.log(f"no longer in the grid, and left as they are: {', '.join(removed)}")
     for cell in plan.cells:
         for step in cell.steps:
             if step.billed:
@@ -157,25 +153,25 @@ def _recipe(name: str, layer: Layer) -> str:
     return f"# {name}: what the sweep began with, from {', '.join(files)}\n{as_yaml(layer.values)}"
 
 
-def _remember(plan: Plan) -> list[str]:
-    """Take over what ``sweep.json`` says of the cells; the names of those that are no longer there."""
+def _restore(plan: Plan) -> list[str]:
+    """Restore the state of the cells from ``sweep.json``; returns the names in it that the grid no longer has."""
     path = plan.output / SWEEP
-    before = {told["name"]: told for told in read_json(path)["points"]} if path.is_file() else {}
+    stored = {point["name"]: point for point in read_json(path)["points"]} if path.is_file() else {}
     for cell in plan.cells:
-        told = before.pop(cell.name, {})
-        cell.runs.update(told.get("runs", []))
-        cell.seconds, cell.began, cell.ended = told.get("seconds", 0.0), told.get("began"), told.get("ended")
+        point = stored.pop(cell.name, {})
+        cell.runs.update(point.get("runs", []))
+        cell.seconds, cell.began, cell.ended = point.get("seconds", 0.0), point.get("began"), point.get("ended")
         if cell.is_done:
             cell.state = "done"
-        elif told.get("state") in ("failed", "stopped", "interrupted"):
-            cell.state, cell.message = told["state"], told["said"]
-    return list(before)
+        elif point.get("state") in ("failed", "stopped", "interrupted"):
+            cell.state, cell.message = point["state"], point["said"]
+    return list(stored)
 
 
-def _work_through(
-    folder: RunDir, config: SweepConfig, plan: Plan, result: SweepResult, left: Mapping[Path, Any]
+def _run_points(
+    folder: RunDir, config: SweepConfig, plan: Plan, result: SweepResult, orphans: Mapping[Path, Any]
 ) -> None:
-    """Run what is not done; ``sweep.json`` is true at every moment."""
+    """Run the points that are not done; ``sweep.json`` is written at every change."""
     cells = plan.cells
     shared_budget = SharedBudget(config.budget_usd, charged_usd)
     for cell in cells:
@@ -184,7 +180,7 @@ def _work_through(
 
     def save() -> None:
         result.spent_usd = round(shared_budget.spent(), 9)
-        told = {
+        state = {
             "schema_version": SCHEMA_VERSION,
             "process": this_process(),
             "budget_usd": config.budget_usd,
@@ -193,7 +189,7 @@ def _work_through(
             "combinations_left_out": plan.expansion.left_out,
             "points": [work.as_json(cell) for cell in cells],
         }
-        write_json(folder.path / SWEEP, told)
+        write_json(folder.path / SWEEP, state)
 
     def changed(cell: Cell) -> None:
         save()
@@ -201,7 +197,7 @@ def _work_through(
 
     save()
     with console.interruptible("interrupting the runs at work, which save first") as stop:
-        _wait_for(left, stop)
+        _wait_for(orphans, stop)
         for cell in cells:
             cell.state = "done" if cell.is_done else "waiting"
         reporter.skipped()
@@ -220,16 +216,16 @@ def _work_through(
             )
 
 
-def _wait_for(left: Mapping[Path, Any], stop: Event) -> None:
-    """Let runs that a killed sweep left behind come to their end, rather than write to their folders as well."""
-    for folder, process in left.items():
+def _wait_for(orphans: Mapping[Path, Any], stop: Event) -> None:
+    """Wait for the end of the runs of a killed sweep, so that no folder has two writers."""
+    for folder, process in orphans.items():
         console.log(f"process {process.pid} still writes to {folder}; waiting for it")
-    while not stop.is_set() and any(folder in work.foreign_processes(left) for folder in left):
-        time.sleep(_LOOK_S / 2)
+    while not stop.is_set() and any(folder in work.foreign_processes(orphans) for folder in orphans):
+        time.sleep(_POLL_S / 2)
 
 
 class _Reporter:
-    """Tells the person who watches: a bar over all iterations, and a line where a point begins or ends."""
+    """The progress of a sweep: a bar over all iterations, and a line where a point begins or ends."""
 
     def __init__(self, cells: Sequence[Cell], jobs: int) -> None:
         self.cells, self.jobs = cells, jobs
@@ -240,11 +236,11 @@ class _Reporter:
         self._began, self._looked = time.monotonic(), 0.0
 
     def skipped(self) -> None:
-        if there := sum(cell.state == "done" for cell in self.cells):
-            console.log(f"{there} of {len(self.cells)} points are done already")
+        if done := sum(cell.state == "done" for cell in self.cells):
+            console.log(f"{done} of {len(self.cells)} points are done already")
 
     def tick(self, running: Sequence[Cell]) -> None:
-        if time.monotonic() < self._looked + _LOOK_S or self.bar is None:
+        if time.monotonic() < self._looked + _POLL_S or self.bar is None:
             return
         self._looked = time.monotonic()
         for cell in running:
@@ -269,7 +265,7 @@ class _Reporter:
             console.log(f"{where}: {cell.state}: {cell.message} (log: {cell.log})")
 
     def _time_left(self) -> str:
-        """From the iterations of this session, which is what takes the time; nothing where there is none yet."""
+        """An estimate from the iterations of this session; empty where there are none yet."""
         done = sum(self.done.values())
         if done <= self._at_start or done >= self.total:
             return ""
@@ -278,87 +274,21 @@ class _Reporter:
 
 
 def _problem(plan: Plan) -> RlgfError | None:
-    """What the whole sweep failed of, or was stopped by."""
+    """The error of the whole sweep: its failed points, else those that were stopped early."""
     for state, kind, hint in (
-        ("failed", RlgfError, f"what they said is in {plan.output / 'logs'}; --resume tries them again"),
-        ("stopped", StoppedEarly, "raise budget_usd, or mend what stopped them, and use --resume"),
+        ("failed", RlgfError, f"their output is in {plan.output / 'logs'}; --resume tries them again"),
+        ("stopped", StoppedEarly, "raise budget_usd, or repair what stopped them, and use --resume"),
     ):
-        found = [cell for cell in plan.cells if cell.state == state]
-        if found:
-            told = "; ".join(f"{cell.title}: {cell.message}" for cell in found)
-            return kind(f"{len(found)} of {len(plan.cells)} points {state}: {told}", hint=hint)
+        cells = [cell for cell in plan.cells if cell.state == state]
+        if cells:
+            messages = "; ".join(f"{cell.title}: {cell.message}" for cell in cells)
+            return kind(f"{len(cells)} of {len(plan.cells)} points {state}: {messages}", hint=hint)
     return None
 
 
-# --- the table -----------------------------------------------------------------------------------------------------
-
-
 def _try_table(config: SweepConfig, plan: Plan) -> tuple[str | None, RlgfError | None]:
-    """The table, or why there is none: the runs are there all the same."""
+    """The table, or the error that prevents it: the runs are complete without it."""
     try:
-        return _write_table(config, plan), None
+        return write_table(config, plan, log=console.log), None
     except UserError as error:
         return None, RlgfError(f"no table: {error}", hint=error.hint)
-
-
-def _write_table(config: SweepConfig, plan: Plan) -> str:
-    """Compare what is evaluated and write table.md, .csv and .html; the Markdown."""
-    folders: dict[str, list[Path]] = {}
-    for cell in plan.cells:
-        if cell.is_done:
-            folders.setdefault(cell.system, []).append(cell.folder)
-    if len(folders) < 2:
-        raise UserError(
-            f"{len(folders)} of {len(plan.systems)} systems are evaluated so far, and a table compares",
-            where=str(plan.output),
-            hint="--resume goes on with the sweep",
-        )
-    bases = [base for base in plan.baselines if base in folders] or [next(iter(folders))]
-    comparisons: dict[str, Any] = {}
-    for base in bases:
-        comparisons[base] = _compare(config, folders, base)
-        write_json(plan.output / _comparison(base), comparisons[base])
-    systems = {
-        label: (
-            sum(cell.system == label for cell in plan.cells),
-            [_why(cell) for cell in plan.cells if cell.system == label and not cell.is_done],
-        )
-        for label in plan.systems
-    }
-    built = tables.build(comparisons, systems, baselines=plan.baselines, level=config.interval.level)
-    markdown = tables.to_markdown(built)
-    for name, text in (
-        ("table.md", markdown),
-        ("table.csv", tables.to_csv(built)),
-        ("table.html", tables.to_html(built, plan.output.name)),
-    ):
-        with atomic_text(plan.output / name) as stream:
-            stream.write(text)
-    return markdown
-
-
-def _why(cell: Cell) -> str:
-    what = "its run" if cell.seed is None else f"seed {cell.seed}"
-    return f"{what} {cell.state}{': ' + cell.message if cell.message else ''}"
-
-
-def _comparison(base: str) -> str:
-    return f"comparison_{safe_name(base)}.json"
-
-
-def _compare(config: SweepConfig, folders: Mapping[str, Sequence[Path]], base: str) -> dict[str, Any]:
-    """What ``rlgf compare`` says of all systems against one of them."""
-    labels = [base, *(label for label in folders if label != base)]
-    words = [f"{label}={folder}" for label in labels for folder in folders[label]]
-    if config.figures is not None:
-        words += ["--metrics", ",".join(config.figures)]
-    words += ["--level", str(config.interval.level), "--resamples", str(config.interval.resamples)]
-    command = [*work.RLGF, "compare", *words, "--seed", str(config.seed), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    if done.returncode:
-        first = next((line for line in said if line.startswith("error: ")), said[-1] if said else "it said nothing")
-        raise UserError(f"rlgf compare, against {base}: {first.removeprefix('error: ')}")
-    for line in said:
-        console.log(line)
-    return dict(json.loads(done.stdout))
