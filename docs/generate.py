@@ -169,12 +169,12 @@ def commands() -> str:
     return "\n".join(["| command | what it does |", "|---|---|", *rows])
 
 
-def truths() -> str:
+def invariants() -> str:
     rows = [
         f"| `{name}` | {_cell(t.looks_at)} | {_cell(t.broken)} | {_cell(t.remedy)} |" for name, t in INVARIANTS.items()
     ]
     return "\n".join(
-        ["| truth | what is looked at | what it means when it breaks | remedy |", "|---|---|---|---|", *rows]
+        ["| invariant | what is looked at | what it means when it breaks | remedy |", "|---|---|---|---|", *rows]
     )
 
 
@@ -188,7 +188,7 @@ GENERATORS = {
     "metrics": lambda: metrics(METRICS),
     "evolve-metrics": lambda: metrics(ROW),
     "commands": commands,
-    "truths": truths,
+    "invariants": invariants,
     "alarms": alarms,
 }
 
