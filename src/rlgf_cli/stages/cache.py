@@ -1,4 +1,4 @@
-"""``rlgf cache``: what the guide cache holds, and moving it between machines."""
+"""``rlgf cache``: statistics, export, import and pruning of the guide cache."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.ledger.meter import NANO
 from rlgf_cli.ledger.store import FILE, Store, Text, folder
 
-_AT_ONCE = 500
-_MOST = 2**53
+_WINDOW = 500
+"""Texts that are stored in one transaction."""
+_LARGEST = 2**53
 _LATEST = 253402300799
 """The last second of the year 9999."""
 
@@ -32,22 +33,22 @@ def _open(*, make: bool = False) -> Store:
 
 
 def stats() -> dict[str, Any]:
-    """Per guide: how many texts, tokens, what they cost, first and last day. Days are UTC."""
+    """Per guide: the number of texts and tokens, their cost, the first and the last day (UTC)."""
     with closing(_open()) as store:
         assert store.path is not None
-        found = []
+        guides = []
         for row in store.summary():
             cost = row.pop("nano_usd")
             row["cost_usd"] = None if cost is None else round(cost / NANO, 6)
             for key in ("first", "last"):
                 row[key] = datetime.fromtimestamp(row[key], timezone.utc).date().isoformat()
-            found.append(row)
+            guides.append(row)
         size = sum(path.stat().st_size for path in store.path.parent.glob(f"{FILE}*"))
-        return {"path": str(store.path), "bytes": size, "guides": found}
+        return {"path": str(store.path), "bytes": size, "guides": guides}
 
 
 def export(output: str, *, guide: str | None = None) -> int:
-    """Write all texts, or one guide's, as JSONL. Returns how many."""
+    """Write all texts, or those of one guide, as JSONL. Returns their number."""
     path = Path(output)
     if path.exists():
         raise UserError("this file already exists", where=output, hint="choose another name")
@@ -60,14 +61,14 @@ def _line(key: bytes, text: Text) -> dict[str, Any]:
 
 
 def import_(path: str) -> tuple[int, int]:
-    """Take in an exported file. Returns ``(texts in it, texts that were new)``; what is there already stays."""
+    """Store the texts of an exported file. Returns the number of its texts and of the new ones; known texts stay."""
     for _ in _read(path):
-        pass  # a file that is damaged anywhere is not taken in at all
+        pass  # of a damaged file no text is stored
     texts = _read(path)
     total = 0
     with closing(_open(make=True)) as store:
         before = store.count()
-        while window := list(itertools.islice(texts, _AT_ONCE)):
+        while window := list(itertools.islice(texts, _WINDOW)):
             store.put(window)
             total += len(window)
         return total, store.count() - before
@@ -84,14 +85,14 @@ def _read(path: str) -> Iterator[tuple[bytes, Text]]:
             raise UserError(
                 f"schema version {record.schema_version}; this rlgf reads {SCHEMA_VERSION}", where=where, hint=hint
             )
-        if any(abs(count or 0) > _MOST for count in counts) or record.created > _LATEST:
+        if any(abs(count or 0) > _LARGEST for count in counts) or record.created > _LATEST:
             raise UserError("a number is larger than any that rlgf writes", where=where)
         request = json.dumps(record.request, ensure_ascii=False)
         yield bytes.fromhex(record.key), Text(**{**fields, "request": request})
 
 
 def prune(*, older_than_days: float | None = None, guide: str | None = None) -> int:
-    """Delete texts by age or guide. Returns how many."""
+    """Delete texts by age or guide. Returns their number."""
     if older_than_days is None and guide is None:
         raise UserError("nothing says what to delete", hint="give --older-than DAYS, --guide NAME, or both")
     if older_than_days is not None and not 0 <= older_than_days < math.inf:

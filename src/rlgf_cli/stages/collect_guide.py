@@ -186,10 +186,12 @@ class _Collection:
         """Log the estimate of the run, and return it; None where no endpoint will be asked."""
         if self.guide.mode == "replay" or not self.guide.abilities.remote:
             return None
-        found = estimate(self.guide, _plan(self.config, self.collected, self.guide, cache=self.guide.mode != "live"))
-        for line in lines(found):
+        estimated = estimate(
+            self.guide, _plan(self.config, self.collected, self.guide, cache=self.guide.mode != "live")
+        )
+        for line in lines(estimated):
             console.log(line)
-        return found
+        return estimated
 
     def _collect(self, out: Appender) -> None:
         with console.interruptible("waiting for the answers that are on their way") as stop:

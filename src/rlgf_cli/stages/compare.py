@@ -1,4 +1,4 @@
-"""``rlgf compare``: systems scored on the same prompts, each against the first, paired."""
+"""``rlgf compare``: compare systems with the first one, paired by prompt."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FEW_PROMPTS = 50
 
 @dataclass
 class Comparison:
-    """What is printed and written: ``figures[name]`` holds a row per system, the base first."""
+    """The result that is printed and written: ``figures[name]`` holds a row per system, the base first."""
 
     systems: dict[str, list[str]]
     tests: dict[str, Any]
@@ -110,11 +110,11 @@ class _Table:
     skipped: int
     aggregate: Aggregate
     figures: np.ndarray
-    """Of each evaluation [evaluations]."""
+    """The figure of each evaluation [evaluations]."""
 
 
 def _rows(systems: Sequence[System], figure: str, ids: Sequence[str]) -> _Table | None:
-    """None for a figure of the set as one. A prompt that one evaluation skipped is left out for all: all is paired."""
+    """The rows of a figure; None for one of the whole set. A prompt that one evaluation skipped is left out for all."""
     scored = list(every(systems))
     made_by = scored[0][1].figures[figure].aggregate
     if made_by is None:
@@ -164,10 +164,10 @@ def _compare(
         difference = None
         if system is not base:
             both = (seeds[system.label], seeds[base.label])
-            found = estimate(*both, prompts=prompts, level=level, paired=config.pair_seeds)
+            contrast = estimate(*both, prompts=prompts, level=level, paired=config.pair_seeds)
             difference = {
-                **found.interval._asdict(),
-                "p_bootstrap": found.p,
+                **contrast.interval._asdict(),
+                "p_bootstrap": contrast.p,
                 "p_randomisation": by_randomisation[system.label],
                 "p_holm": None,
             }
@@ -186,11 +186,11 @@ def _randomisation(
     *,
     paired: bool,
 ) -> dict[str, float | None]:
-    """Per system: sides of prompts for one seed against one, sides of seeds for several against several, else None."""
+    """The p-value of each system: permuting prompts for one seed against one, seeds for several against several."""
     base, *others = of
     prompts = table.rows.shape[1]
     first = seeds[base].figures
-    found: dict[str, float | None] = {
+    p_values: dict[str, float | None] = {
         label: pair_flip_p(seeds[label].figures - first, **settings)
         if paired
         else seed_permutation_p(seeds[label].figures, first, **settings)
@@ -201,25 +201,25 @@ def _randomisation(
         rows = np.concatenate([table.rows[of[label]] for label in single])
         null = randomised(rows, table.rows[of[base]][0], table.aggregate, progress=progress, **settings)
         observed = np.array([seeds[label].figures[0] - seeds[base].figures[0] for label in single])
-        found.update(zip(single, map(float, p_value(null, observed)), strict=True))
+        p_values.update(zip(single, map(float, p_value(null, observed)), strict=True))
     else:
         progress(settings["resamples"])
-    return found
+    return p_values
 
 
 def _as_one(systems: Sequence[System], figure: str, prompts: int, level: float) -> dict[str, Any]:
-    """A figure of the set as one: values, the mean over seeds where there are several.
+    """A figure of the whole set: its mean over seeds.
 
-    Of one seed the interval that ``rlgf eval`` wrote, where the figure brought one and ``level`` is the same.
+    A single seed has the interval that ``rlgf eval`` wrote, where there is one at the same ``level``.
     """
     rows = []
     for system in systems:
         entries = [evaluation.figures[figure] for evaluation in system.evaluations]
-        found = Interval(float(np.mean([entry.value for entry in entries])), None, None)
+        mean = Interval(float(np.mean([entry.value for entry in entries])), None, None)
         levels = [evaluation.scores.interval.get("level") for evaluation in system.evaluations]
         if len(entries) == 1 and entries[0].method is not None and levels[0] == level:
-            found = found._replace(low=entries[0].low, high=entries[0].high)
-        rows.append({"system": system.label, "seeds": len(entries), **found._asdict(), "difference": None})
+            mean = mean._replace(low=entries[0].low, high=entries[0].high)
+        rows.append({"system": system.label, "seeds": len(entries), **mean._asdict(), "difference": None})
     first = systems[0].evaluations[0].figures[figure]
     counted = prompts if first.n is None else first.n
     return {"n": counted, "n_skipped": prompts - counted, "aggregate": None, "method": first.method, "rows": rows}
@@ -256,7 +256,7 @@ def _about_tests(systems: Sequence[System], config: CompareConfig) -> dict[str, 
 
 
 def _notes(systems: Sequence[System], resamples: int, *, paired: bool) -> list[str]:
-    """What the numbers speak of, and what they cannot say."""
+    """What the figures are valid for, and the limits of the tests."""
     base = len(systems[0].evaluations)
     counts = {system.label: len(system.evaluations) for system in systems}
     single = [label for label, count in counts.items() if count == 1]

@@ -1,4 +1,4 @@
-"""``rlgf evolve generate``: a policy leads the guide from seeds to a set of new instructions with answers."""
+"""``rlgf evolve generate``: new instructions with answers, which a guide rewrites from seeds as a policy chooses."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from rlgf_cli.stages.session import FolderResult, StageSession, prepare_guides
 
 COMMAND = "evolve generate"
 _PATIENCE = 200
-"""Rewrites, in whole blocks, after which something must have been kept."""
+"""Rewrites, in whole blocks, after which at least one must have been kept."""
 _AGAIN = "--resume goes on from there; what the guide wrote since is in the cache, unless guide.mode is live"
 
 
 def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refuse") -> FolderResult:
-    """Make the set. All inputs are checked before the output folder is touched; whole blocks stay however it ends."""
+    """Make the set. All inputs are checked before the output folder is touched; finished blocks always stay."""
     config = resolved.config
     session = StageSession(COMMAND, resolved, existing)
     inputs = (config.data, config.operations, config.policy, config.novelty.encoder)
@@ -71,7 +71,7 @@ def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refus
 
 
 def dry_run(resolved: Resolved[EvolveGenerateConfig]) -> dict[str, Any]:
-    """Check the inputs, and say how often guide and reviewer would be asked and what that costs; nothing is written."""
+    """Check the inputs, and estimate the requests to guide and reviewer and their cost; nothing is written."""
     config = resolved.config
     operations, _, seeds = _inputs(config)
     rewrites = len(seeds) * config.passes * config.steps
@@ -90,7 +90,7 @@ def _inputs(config: EvolveGenerateConfig) -> tuple[list[Operation], Policy, list
 
 
 def _check_answers(config: EvolveGenerateConfig, environment: Environment, seeds: Sequence[Example]) -> None:
-    """Refuse answers that could not even be given to the seeds, before rewrites are paid for that nobody can answer."""
+    """Refuse settings under which the seeds could not be answered, before rewrites without answers are paid for."""
     try:
         environment.guide.check(answer_requests(seeds, config.answer_template), config.max_answer_tokens)
     except UserError as error:
@@ -108,7 +108,7 @@ def _policy(name: str, operations: Sequence[Operation]) -> Policy:
 
 @dataclass
 class _Generation:
-    """One session of a run. ``behind``: blocks of an earlier session are still to be read, and the sums lack them."""
+    """One session of a run. ``behind``: the tally still lacks blocks of an earlier session."""
 
     config: EvolveGenerateConfig
     environment: Environment
@@ -119,7 +119,7 @@ class _Generation:
     behind: bool = True
 
     def run(self) -> None:
-        """Block after block. Raises RlgfError where nothing is worth keeping, and whatever stopped the session."""
+        """Generate all blocks. Raises RlgfError where no rewrite is kept, and the error that stopped the session."""
         config = self.config
         rows = Rows(self.folder.file(INSTRUCTIONS), self.folder.file(STEPS))
         chains = len(self.seeds) * config.passes
@@ -144,46 +144,46 @@ class _Generation:
             self._finish()
 
     def _evolve(self, block: list[Chain], stop: threading.Event) -> dict[StepIndex, InstructionAnswer]:
-        """All steps of a block's chains, then the answers to what was kept in it."""
+        """All steps of a block's chains, then the answers to its kept instructions."""
         config, environment = self.config, self.environment
         for _ in range(config.steps):
-            _unless(stop)
+            _raise_if_set(stop)
             rollout(environment, block, self.policy, 1, config.seed)
-        _unless(stop)
+        _raise_if_set(stop)
         if not config.answers:
             return {}
-        kept = kept_instructions(block)
-        found = answer(
+        instructions = kept_instructions(block)
+        answers = answer(
             environment.guide,
-            list(kept.values()),
+            list(instructions.values()),
             template=config.answer_template,
             max_new_tokens=config.max_answer_tokens,
             limits=environment.limits,
         )
-        return dict(zip(kept, found, strict=True))
+        return dict(zip(instructions, answers, strict=True))
 
     def _recall(self, rows: Sequence[AnsweredStepRecord]) -> None:
-        """Let the environment know what an earlier session kept, step by step, as it was then."""
+        """Give the environment the kept instructions of an earlier session, in the order of their steps."""
         for step in range(self.config.steps):
             sound = [row for row in rows[step :: self.config.steps] if row.novelty is not None]
             self.environment.recall([row.text for row in sound], [row.outcome == KEPT for row in sound])
 
     def _refuse_barren(self, *, last: bool) -> None:
-        """Raise RlgfError where nothing of all that was asked so far is in the set."""
-        found = self.tally.summary(self.environment.operations)
-        if found["instructions"] or not (last or found["rewrites"] >= _PATIENCE):
+        """Raise RlgfError where no rewrite so far is in the set."""
+        counts = self.tally.summary(self.environment.operations)
+        if counts["instructions"] or not (last or counts["rewrites"] >= _PATIENCE):
             return
-        why = [f"{name}: {count}" for name, count in found["rejected"].items()]
-        why += [f"answers, {name}: {count}" for name, count in found["answers_rejected"].items()]
+        why = [f"{name}: {count}" for name, count in counts["rejected"].items()]
+        why += [f"answers, {name}: {count}" for name, count in counts["answers_rejected"].items()]
         raise RlgfError(
-            f"nothing was kept of the {found['rewrites']} rewrites that were asked for ({', '.join(why)})",
+            f"nothing was kept of the {counts['rewrites']} rewrites that were asked for ({', '.join(why)})",
             where=str(self.folder.path),
-            hint=f"{STEPS} holds what the guide wrote; {_remedy(found['rejected'])}",
+            hint=f"{STEPS} holds what the guide wrote; {_remedy(counts['rejected'])}",
         )
 
     def _finish(self) -> None:
-        """However it ends, the manifest and the card say what is there and what it cost. Where what is there could not
-        be read, nobody says anything new of it, and it stays.
+        """Record the spend, the summary and the data card, however the session ends. Where blocks of an earlier session
+        were not read, its summary and card stay.
         """
         summary = {
             "seeds": len(self.seeds),
@@ -201,18 +201,18 @@ class _Generation:
             (self.folder.path / INSTRUCTIONS).unlink(missing_ok=True)
 
     def _note(self) -> str:
-        found = self.tally.summary(self.environment.operations)
-        cost = "" if found["cost_usd"] is None else f"  ${found['cost_usd']:.4f}"
-        return f"{found['instructions']} of {found['rewrites']} in the set{cost}"
+        counts = self.tally.summary(self.environment.operations)
+        cost = "" if counts["cost_usd"] is None else f"  ${counts['cost_usd']:.4f}"
+        return f"{counts['instructions']} of {counts['rewrites']} in the set{cost}"
 
 
-def _unless(stop: threading.Event) -> None:
+def _raise_if_set(stop: threading.Event) -> None:
     if stop.is_set():
         raise Interrupted("interrupted; the blocks that were finished are kept", hint=_AGAIN)
 
 
 def _remedy(rejected: dict[str, int]) -> str:
-    """What to try where most rewrites broke one rule."""
+    """A hint for the rule that most rewrites broke."""
     first = next(iter(rejected), "")
     return {
         "chatter": "guide.clean: all takes what chat models say around a text away",

@@ -1,4 +1,4 @@
-"""``rlgf evolve stats``: a set of instructions in figures, or two of them and their difference."""
+"""``rlgf evolve stats``: figures of a set of instructions, or of two sets and their difference."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from rlgf_cli.stages.session import StageSession
 
 COMMAND = "evolve stats"
 _COSINE = {True: 0.5, False: 0.3}
-"""Where clusters begin, with an encoder and without: by words, texts are farther from each other."""
+"""The least cosine inside a cluster, with an encoder and without: by words, texts are farther from each other."""
 _FEW_SEEDS = 20
 
 
 @dataclass(frozen=True)
 class EvolveStatsResult:
-    """What is printed and written, and the folder, if one was asked for."""
+    """The statistics, and the folder that they were written to, if any."""
 
     stats: dict[str, Any]
     folder: Path | None
 
 
 def run(resolved: Resolved[EvolveStatsConfig], *, existing: Existing = "refuse") -> EvolveStatsResult:
-    """Measure, compare where there are two, and write where there is an output. Raises UserError for sets that cannot
-    be measured; nothing is written then.
+    """Measure each set, compare two of them, and write the result where there is an output. Raises UserError for sets
+    that cannot be measured; nothing is written then.
     """
     config = resolved.config
     session = None
@@ -52,8 +52,8 @@ def run(resolved: Resolved[EvolveStatsConfig], *, existing: Existing = "refuse")
     sets = [read_set(path) for path in config.sets]
     space = make_space(NoveltyConfig(encoder=config.encoder), config.device)
     cosine = config.cosine or _COSINE[config.encoder is not None]
-    measures = [measure_texts(found.texts, space.embed(found.texts)) for found in sets]
-    described = [_described(found, of, cosine) for found, of in zip(sets, measures, strict=True)]
+    measures = [measure_texts(text_set.texts, space.embed(text_set.texts)) for text_set in sets]
+    described = [_described(text_set, of, cosine) for text_set, of in zip(sets, measures, strict=True)]
     stats = {
         "schema_version": SCHEMA_VERSION,
         "space": space.signature,
@@ -65,7 +65,7 @@ def run(resolved: Resolved[EvolveStatsConfig], *, existing: Existing = "refuse")
     if session is None:
         return EvolveStatsResult(stats, None)
     plots = [plot for i, of in enumerate(described) for plot in evolution.plots(of, f"-{i + 1}" * (len(sets) - 1))]
-    with session.running(*(file for found in sets for file in found.files)) as folder:
+    with session.running(*(file for text_set in sets for file in text_set.files)) as folder:
         write_json(folder.file("stats.json"), stats)
         for plot in plots:
             write_bytes(folder.file("plots") / f"{plot.name}.svg", plot.svg.encode())
@@ -73,32 +73,32 @@ def run(resolved: Resolved[EvolveStatsConfig], *, existing: Existing = "refuse")
     return EvolveStatsResult(stats, folder.path)
 
 
-def _described(found: TextSet, of: TextMeasures, cosine: float) -> dict[str, Any]:
-    """All of a set's texts: diversity depends on their number."""
-    rewrites = None if found.rows is None else describe.totals(found.rows)
-    notes = list(found.notes)
-    if rewrites is not None and rewrites["kept"] != len(found.texts) + found.wordless:
-        told = f"{len(found.texts) + found.wordless} instructions, {rewrites['kept']} kept in {STEPS}"
-        notes.append(f"{told}: the run that writes them has not ended, or one of the files was changed")
+def _described(text_set: TextSet, of: TextMeasures, cosine: float) -> dict[str, Any]:
+    """The figures of all texts of a set. Diversity depends on their number."""
+    rewrites = None if text_set.rows is None else describe.totals(text_set.rows)
+    notes = list(text_set.notes)
+    if rewrites is not None and rewrites["kept"] != len(text_set.texts) + text_set.wordless:
+        counts = f"{len(text_set.texts) + text_set.wordless} instructions, {rewrites['kept']} kept in {STEPS}"
+        notes.append(f"{counts}: the run that writes them has not ended, or one of the files was changed")
     return {
-        "path": found.path,
-        "texts": len(found.texts),
-        "seeds": len(set(found.seeds)),
-        "wordless": found.wordless,
+        "path": text_set.path,
+        "texts": len(text_set.texts),
+        "seeds": len(set(text_set.seeds)),
+        "wordless": text_set.wordless,
         "notes": notes,
-        "figures": figures(of, np.arange(len(found.texts)), cosine),
+        "figures": figures(of, np.arange(len(text_set.texts)), cosine),
         "rewrites": rewrites,
-        "by_step": None if found.steps is None else describe.by_step(found, of.complexity),
-        "over_time": None if found.rows is None else describe.over_time(found.rows),
+        "by_step": None if text_set.steps is None else describe.by_step(text_set, of.complexity),
+        "over_time": None if text_set.rows is None else describe.over_time(text_set.rows),
     }
 
 
 def _compared(
     sets: Sequence[TextSet], measures: Sequence[TextMeasures], cosine: float, config: EvolveStatsConfig
 ) -> dict[str, Any]:
-    """The first set minus the second, in every figure that both have in all draws."""
+    """The difference of the first set and the second, in every figure that both have in all draws."""
     of = _draws(sets, config)
-    spent = [None if found.rows is None else describe.by_seed_totals(found.rows) for found in sets]
+    spent = [None if text_set.rows is None else describe.by_seed_totals(text_set.rows) for text_set in sets]
     values: list[list[dict[str, float]]] = [[], []]
     with console.progress("comparing", len(of.each)) as bar:
         for one in of.each:
@@ -109,13 +109,13 @@ def _compared(
                 values[side].append(row)
             bar.update()
     rows = values[0] + values[1]
-    found = {}
+    contrasts = {}
     for name in [name for name in rows[0] if all(name in row for row in rows)]:
         first, second = (np.array([row[name] for row in values[side]]) for side in (0, 1))
         interval = difference(first, second, of, config.draws.level)
         low, high = interval.low, interval.high
         means = {"first": float(first.mean()), "second": float(second.mean())}
-        found[name] = {**means, "difference": interval.value, "low": low, "high": high}
+        contrasts[name] = {**means, "difference": interval.value, "low": low, "high": high}
     return {
         "texts": of.texts,
         "seeds": of.seeds,
@@ -123,16 +123,16 @@ def _compared(
         "paired": of.paired,
         "draws": len(of.each),
         "level": config.draws.level,
-        "figures": found,
+        "figures": contrasts,
     }
 
 
 def _draws(sets: Sequence[TextSet], config: EvolveStatsConfig) -> Draws:
-    first, second = (by_seed(found.seeds, (row.seed_id for row in found.rows or ())) for found in sets)
-    for found, seeds in zip(sets, (first, second), strict=True):
+    first, second = (by_seed(text_set.seeds, (row.seed_id for row in text_set.rows or ())) for text_set in sets)
+    for text_set, seeds in zip(sets, (first, second), strict=True):
         if len(seeds) < 2:
             message = "all texts come from one seed: nothing is known of other seeds, and so there is no interval"
-            raise UserError(message, where=found.path, hint="measure the sets one by one")
+            raise UserError(message, where=text_set.path, hint="measure the sets one by one")
     of = draw(first, second, most=config.draws.texts, count=config.draws.count, seed=config.seed)
     if of.texts < 2:
         message = f"{of.seeds} seeds do not always have two texts in both sets: too few to be compared"

@@ -1,4 +1,4 @@
-"""``rlgf evolve train``: learn which operation to apply next, or walk a baseline through the same environment."""
+"""``rlgf evolve train``: train a policy that chooses the next operation, or run a baseline in the same environment."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COMMAND = "evolve train"
 
 
 def run(resolved: Resolved[EvolveTrainConfig], *, existing: Existing = "refuse") -> FolderResult:
-    """Train. All inputs are checked before the output folder is touched."""
+    """Train the policy that chooses operations. All inputs are checked before the output folder is touched."""
     config = resolved.config
     session = StageSession(COMMAND, resolved, existing)
     inputs = (config.data, config.operations, config.novelty.encoder)
@@ -61,7 +61,7 @@ def run(resolved: Resolved[EvolveTrainConfig], *, existing: Existing = "refuse")
 
 
 def dry_run(resolved: Resolved[EvolveTrainConfig]) -> dict[str, Any]:
-    """Check the inputs, and say how often guide and reviewer would be asked and what that costs; nothing is written."""
+    """Check the inputs, and estimate the requests to guide and reviewer and their cost; nothing is written."""
     config = resolved.config
     operations, seeds = _inputs(config)
     return cost_estimate(config, operations, seeds, rewrites=config.iterations * config.batch_size * config.steps)
@@ -86,8 +86,8 @@ def _load(config: EvolveTrainConfig) -> tuple[list[Operation], list[Example], En
 
 @dataclass
 class _Training:
-    """A run: the environment, who chooses in it, and what a checkpoint holds. ``memory`` [kept, d] is what novelty was
-    measured against at the end of the last iteration, the oldest first.
+    """The state of a run: environment, policy, and the content of a checkpoint. ``memory`` [kept, d] has the vectors
+    that novelty was measured against at the end of the last iteration, the oldest first.
     """
 
     config: EvolveTrainConfig
@@ -108,12 +108,12 @@ class _Training:
         self.policy: Policy = self.learned or load_policy(config.policy, operations)
 
     def iterate(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Lead the chains through the environment and learn from them: the iteration's row, and its steps' records.
+        """Roll out the chains and update the policy: the row of the iteration, and the records of its steps.
 
-        The state moves at the end alone: where the guide stops in between, it is that of the iteration before.
+        The state changes at the end alone: where the guide stops in between, it is that of the iteration before.
         """
         config, iteration = self.config, self.iteration + 1
-        # made anew, because the order of its vectors decides the last bit of a novelty, and a resumed run has this one
+        # rebuilt, because the order of its vectors decides the last bit of a novelty, and a resumed run has this order
         self.environment.collection = self.environment.collection.holding(self.memory)
         chains = chains_of(iteration, self.seeds, config.batch_size, config.seed)
         rollout(self.environment, chains, self.policy, config.steps, config.seed)
@@ -129,7 +129,7 @@ class _Training:
         return row, list(records_of(iteration, chains))
 
     def save(self) -> None:
-        """A checkpoint, whole or not at all."""
+        """Write a checkpoint, whole or not at all."""
         target = self.folder.file("checkpoints") / f"step_{self.iteration}"
         if checkpoints.is_complete(target):
             return
@@ -143,27 +143,27 @@ class _Training:
         checkpoints.rotate(target.parent, self.config.save_total_limit)
 
     def restore(self) -> None:
-        """Go on from the newest complete checkpoint, where there is one."""
+        """Load the newest complete checkpoint, where there is one."""
         root = self.folder.file("checkpoints")
         checkpoints.rotate(root, None)
-        found, damaged = checkpoints.newest(root)
+        latest, damaged = checkpoints.newest(root)
         for folder in damaged:
             console.warn(f"{folder} is damaged (a file is missing or cut short) and is passed over")
-        if found is None:
+        if latest is None:
             console.warn("there is no complete checkpoint yet; starting from the beginning")
             return
-        self.iteration = read_json(found / "state.json")["iteration"]
-        self.memory = load_file(found / "memory.safetensors")["memory"].numpy()
+        self.iteration = read_json(latest / "state.json")["iteration"]
+        self.memory = load_file(latest / "memory.safetensors")["memory"].numpy()
         if self.learned is not None:
-            saved = load_policy(str(found), self.environment.operations)
+            saved = load_policy(str(latest), self.environment.operations)
             assert isinstance(saved, LearnedPolicy)
             self.learned.net.load_state_dict(saved.net.state_dict())
-            self.optimizer.load_state_dict(torch.load(found / "optimizer.pt", weights_only=True))
+            self.optimizer.load_state_dict(torch.load(latest / "optimizer.pt", weights_only=True))
         console.log(f"resuming from iteration {self.iteration}")
 
 
 def _loop(training: _Training, *, resumed: bool) -> None:
-    """Iterate, write rows, steps and checkpoints; Ctrl-C ends after the iteration it came in."""
+    """Iterate, write rows, steps and checkpoints; after Ctrl-C, finish the iteration and save."""
     config, folder = training.config, training.folder
     if resumed:
         training.restore()
@@ -193,7 +193,7 @@ def _loop(training: _Training, *, resumed: bool) -> None:
 
 
 def _cut_back(path: Path, iteration: int) -> None:
-    """Leave the lines of the iterations that the state has behind it; later ones are written anew."""
+    """Keep the lines up to the restored iteration; later iterations are run again."""
     if path.is_file():
         lines = (row for _, row in read_objects(path, torn_tail=True))
         write_jsonl(path, (row for row in lines if row["iteration"] <= iteration))
@@ -201,8 +201,7 @@ def _cut_back(path: Path, iteration: int) -> None:
 
 @contextmanager
 def _recorded_spend(training: _Training) -> Iterator[None]:
-    """Where the loop ends in a way that rlgf knows, the state, the policy so far and the plots are there; however it
-    ends, what it cost is."""
+    """Save state, policy and plots where the loop ends well or in a known error; record the spend however it ends."""
     try:
         yield
         _finish(training)
@@ -233,5 +232,5 @@ def _report(rows: Sequence[dict[str, Any]], result: FolderResult) -> None:
 
 
 def _note(row: dict[str, Any]) -> str:
-    """The few figures that a person watches."""
+    """The figures behind the progress bar."""
     return "  ".join(f"{name} {row[name]:.3f}" for name in ("reward", "kept", "novelty", "ppo/entropy") if name in row)

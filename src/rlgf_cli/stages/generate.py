@@ -1,4 +1,4 @@
-"""``rlgf generate``: prompts in, texts out, from any checkpoint."""
+"""``rlgf generate``: sample texts for prompts from a checkpoint."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(resolved: Resolved[GenerateConfig], *, existing: Existing = "refuse") ->
     if config.prompt is not None:
         examples = [Example("prompt", config.prompt)]
     else:
-        assert config.data is not None  # the config allows no third way
+        assert config.data is not None  # the config requires one of the two
         examples = read_examples(config.data, limit=config.limit)
     if config.output is None:
         return GenerateResult(None, _texts(config, examples))
@@ -66,8 +66,8 @@ def _texts(config: GenerateConfig, examples: list[Example]) -> list[GeneratedRec
             sample_index=indices,
             on_rows=bar.update,
         )
-    if unseen := sum(completion.usage["control_tokens"] for completion in completions):
-        console.warn(f"special tokens that the model wrote and the texts do not show: {unseen}")
+    if hidden := sum(completion.usage["control_tokens"] for completion in completions):
+        console.warn(f"special tokens that the model wrote and the texts do not show: {hidden}")
     return [
         GeneratedRecord(
             id=row.example.id,

@@ -1,4 +1,4 @@
-"""``rlgf make-negatives``: prompts and references in, labelled failures out."""
+"""``rlgf make-negatives``: make labelled failures from prompts and references."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def run(resolved: Resolved[MakeNegativesConfig], *, existing: Existing = "refuse
 
 
 def _spoilers(kinds: Sequence[KindConfig]) -> list[Spoiler]:
-    """The kinds under the names that the rows have: a row's name says whether its text is good."""
-    found = [_spoiler(kind) for kind in kinds]
+    """The kinds of failures, with unique names: the kind in a row tells whether its text is good."""
+    spoilers = [_spoiler(kind) for kind in kinds]
     taken = [GOOD, ON_POLICY]
-    for spoiler in found:
+    for spoiler in spoilers:
         if spoiler.name in taken:
             raise UserError(f"another kind is called {spoiler.name!r}", hint="give the function another name")
         taken.append(spoiler.name)
-    return found
+    return spoilers
 
 
 def _spoiler(kind: KindConfig) -> Spoiler:
@@ -121,7 +121,7 @@ def _own_failures(
     taken = 0
     for sample in samples:
         broken = flags(Written(example.prompt, sample.prediction, longest, sample.finish_reason))
-        if not sample.prediction.strip():  # it teaches nothing that its length does not say
+        if not sample.prediction.strip():  # its length alone tells an empty text
             policy["empty"] += 1
         elif not broken:
             policy["no_rule_broken"] += 1
@@ -139,14 +139,14 @@ def _samples(config: MakeNegativesConfig, examples: Sequence[Example]) -> dict[s
     """The policy's texts by the id of their example."""
     assert config.samples is not None
     prompts = {example.id: example.prompt for example in examples}
-    found: dict[str, list[GeneratedRecord]] = {}
+    by_example: dict[str, list[GeneratedRecord]] = {}
     unknown = 0
     for record in read_records(config.samples, GeneratedRecord):
         if prompts.get(record.id) != record.prompt:
             unknown += 1
         else:
-            found.setdefault(record.id, []).append(record)
-    if not found:
+            by_example.setdefault(record.id, []).append(record)
+    if not by_example:
         raise UserError(
             "none of these texts answers a prompt of the data",
             where=config.samples,
@@ -154,4 +154,4 @@ def _samples(config: MakeNegativesConfig, examples: Sequence[Example]) -> dict[s
         )
     if unknown:
         console.warn(f"{config.samples}: {unknown} texts answer no prompt of the data and are passed over")
-    return found
+    return by_example

@@ -19,7 +19,7 @@ from rlgf_cli.stages.session import StageSession
 def run(resolved: Resolved[MergeConfig], *, existing: Existing = "refuse") -> Path:
     """Write a checkpoint without PEFT that gives the adapter's logits; tokenizer and text format are kept.
 
-    Both are held against each other in float32, before the product is cast to ``dtype`` and before anything is written.
+    The logits are compared in float32, before the weights are cast to ``dtype`` and before anything is written.
     """
     config = resolved.config
     check_checkpoint_name(config.model)

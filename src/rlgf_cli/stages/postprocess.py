@@ -1,4 +1,4 @@
-"""``rlgf postprocess``: a predictions.jsonl in, another one with mended texts out."""
+"""``rlgf postprocess``: clean the texts of a predictions file by rules, into another one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMAND = "postprocess"
 
 
 def run(resolved: Resolved[PostprocessConfig], *, existing: Existing = "refuse") -> FileResult:
-    """Mend every text and write the records without their scores: they were those of other texts."""
+    """Clean every text and write the records without their scores, which belong to the original texts."""
     config = resolved.config
     path = Path(config.output)
     refuse_own_input(config.output, config.predictions)
@@ -29,12 +29,12 @@ def run(resolved: Resolved[PostprocessConfig], *, existing: Existing = "refuse")
     texts = 0
     records: list[PredictionRecord] = []
     for _, record in read:
-        mended, by = mend(record.prediction, config.rules, config.max_words or 0)
-        changed.update(by)
-        texts += bool(by)
-        # a mended text has the end that it was given: how the first one ended says nothing of it
-        ended = None if by else record.finish_reason
-        update: dict[str, Any] = {"prediction": mended, "finish_reason": ended, "scores": {}, "statistics": {}}
+        text, applied = mend(record.prediction, config.rules, config.max_words or 0)
+        changed.update(applied)
+        texts += bool(applied)
+        # the end of a cleaned text is the rules': the finish reason of the original does not hold for it
+        finish_reason = None if applied else record.finish_reason
+        update: dict[str, Any] = {"prediction": text, "finish_reason": finish_reason, "scores": {}, "statistics": {}}
         records.append(record.model_copy(update=update))
     session = StageSession(COMMAND, resolved, existing, can_resume=False)
     with session.writing_file(config.predictions) as manifest:

@@ -1,4 +1,4 @@
-"""``rlgf prepare``: rows from files or the hub become checked JSONL splits of prompts and references."""
+"""``rlgf prepare``: checked JSONL splits of prompts and references, from rows of files or of the hub."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from rlgf_cli.stages.session import StageSession
 from rlgf_cli.tasks.mapping import Draft, draft, lookup
 from rlgf_cli.tasks.sources import Row, Rows, hub_splits, is_local, local_splits
 
-_SHOWN_EACH = 1000
-"""Rows after which the progress is shown anew."""
+_ROWS_PER_UPDATE = 1000
+"""Rows between two updates of the progress bar."""
 
 
 @dataclass
 class Split:
-    """The examples of one split, and what became of the rows that are not among them."""
+    """The examples of one split, and counts of the rows that were left out."""
 
     drafts: list[Draft] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -39,7 +39,7 @@ class Split:
 
 @dataclass
 class Prepared:
-    """What was written: counts per split, and prompts that stand in two of them."""
+    """The written splits with their counts, and the number of prompts that two splits share."""
 
     path: Path
     splits: dict[str, dict[str, int]]
@@ -141,12 +141,12 @@ def _read(name: str, rows: Rows, config: PrepareConfig, task: Task | None) -> Sp
 
 
 def _counted(rows: Iterable[Row], label: str) -> Iterator[Row]:
-    """The rows, with their progress shown. Nobody knows how many there are; a row is quick, a bar's update is not."""
+    """The rows, with a progress bar. Their number is unknown; the bar is updated rarely, because a row is quick."""
     with console.progress(label, None) as bar:
         for number, row in enumerate(rows, 1):
             yield row
-            if number % _SHOWN_EACH == 0:
-                bar.update(_SHOWN_EACH)
+            if number % _ROWS_PER_UPDATE == 0:
+                bar.update(_ROWS_PER_UPDATE)
 
 
 def _why_empty(counts: Mapping[str, int], task: Task | None) -> str | None:
@@ -164,7 +164,7 @@ def _join(first: Draft, second: Draft, counts: Counter[str]) -> None:
 
 
 class _RowReader:
-    """How the rows of one split become examples; settled by its first row."""
+    """Maps the rows of one split to examples; its first row decides whether the task's mapping is needed."""
 
     def __init__(self, split: str, config: PrepareConfig, task: Task | None) -> None:
         self.config = config
@@ -176,7 +176,7 @@ class _RowReader:
         self.settled = False
 
     def group(self, row: Row) -> Any:
-        """What the row shares with the others of its example; ``None`` where every row is an example."""
+        """The value that the rows of one example share; ``None`` where every row is an example."""
         return lookup(row, self.group_by) if self.group_by else None
 
     def read(self, row: Row) -> Draft | None:
@@ -195,7 +195,7 @@ class _RowReader:
         return draft(row, self.columns, need_references=self.need_references)
 
     def _settle(self, row: Row) -> None:
-        """A task's file that holds prompts and references already needs nothing of the task."""
+        """Drop the task's mapping for a file that has prompts and references already."""
         self.settled = True
         if self.task and "prompt" in row.values and isinstance(row.values.get("references"), list):
             self.task, self.columns, self.group_by = None, _columns(self.config, None), self.config.group_by
@@ -240,7 +240,7 @@ def _sample(name: str, drafts: Sequence[Draft], count: int, seed: int) -> list[D
 
 
 def _shared_prompts(splits: Mapping[str, Split]) -> dict[str, int]:
-    """How many different prompts stand in two splits, by pair."""
+    """The number of different prompts that two splits share, by pair."""
     prompts = {name: {made.prompt for made in split.drafts} for name, split in splits.items()}
     names = list(prompts)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]

@@ -1,4 +1,4 @@
-"""``rlgf report``: runs and evaluations to one HTML page, with its plots as files."""
+"""``rlgf report``: one HTML page on runs and evaluations, and its plots as files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ReportResult:
 
 
 def run(resolved: Resolved[ReportConfig]) -> ReportResult:
-    """Read the runs, draw, and write the page. A report that is there already is replaced, another file is not.
+    """Read the runs, draw the plots and write the page. An existing report is replaced, another file is not.
 
     Raises UserError for folders that hold no run, and where there is nothing to show.
     """
@@ -35,7 +35,7 @@ def run(resolved: Resolved[ReportConfig]) -> ReportResult:
     named = [(label, read_run(Path(folder))) for label, folder in map(split_label, config.runs)]
     output = Path(config.output) if config.output is not None else named[0][1].folder / "report.html"
     _check_output(output)
-    if not any(_has_something(found) for _, found in named):
+    if not any(_has_content(run) for _, run in named):
         raise UserError(
             "there is nothing to show: no rows of metrics.jsonl and no evaluation",
             where=str(named[0][1].folder),
@@ -58,7 +58,7 @@ def run(resolved: Resolved[ReportConfig]) -> ReportResult:
 
 
 def _check_output(output: Path) -> None:
-    """Refuse what must not be replaced, before anything is drawn."""
+    """Refuse an output that must not be replaced, before anything is drawn."""
     if output.is_dir():
         raise UserError("the output is a folder; a file name is needed", where=str(output), hint="-o report.html")
     if output.suffix.lower() not in (".html", ".htm"):
@@ -69,5 +69,5 @@ def _check_output(output: Path) -> None:
                 raise UserError("this file was not written by rlgf report", where=str(output), hint="choose another -o")
 
 
-def _has_something(found: Run) -> bool:
-    return bool(found.curves or found.evaluations)
+def _has_content(run: Run) -> bool:
+    return bool(run.curves or run.evaluations)
