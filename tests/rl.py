@@ -24,7 +24,7 @@ from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.protocols import Completion, Example, FinishReason, Guide, GuideAbilities, GuideRequest, Score
 from rlgf_cli.runs.build import make_trainer
-from rlgf_cli.training.advantages import AdvantageSettings, Standing, compute_advantages, compute_stats
+from rlgf_cli.training.advantages import AdvantageInputs, AdvantageSettings, compute_advantages, compute_stats
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.episodes import Episode, build_batch
 from rlgf_cli.training.loop import CriticSettings, Trainer
@@ -175,7 +175,7 @@ def step_data(
     if regime.estimator == "likelihood":
         return StepData(regime, batch, None, None, None)
     stats = compute_stats(model, batch, regime, sampling, rows_at_once=rows_at_once)
-    advantages = compute_advantages(regime, batch, stats, AdvantageSettings(), Standing(kl_coef))
+    advantages = compute_advantages(regime, batch, stats, AdvantageSettings(), AdvantageInputs(kl_coef))
     return StepData(regime, batch, stats, advantages, None)
 
 

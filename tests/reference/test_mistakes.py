@@ -43,7 +43,7 @@ from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Example, GuideRequest, Score
 from rlgf_cli.training import loop
 from rlgf_cli.training import update as update_module
-from rlgf_cli.training.advantages import Standing
+from rlgf_cli.training.advantages import AdvantageInputs
 from rlgf_cli.training.episodes import Episode, build_batch
 from rlgf_cli.training.update import update
 
@@ -120,7 +120,7 @@ def test_mistake_3_the_kl_is_logged_but_not_trained_on(
     """kl_coef 0 and 10 gave identical parameters in the guided algorithms. Here they differ in every one as soon as the
     policy has left the reference, in the reward or as a loss; ``kl.where: log`` measures it alone."""
     if injected:
-        monkeypatch.setattr(loop, "Standing", lambda kl_coef, *more: Standing(0.0, *more))
+        monkeypatch.setattr(loop, "AdvantageInputs", lambda kl_coef, *more: AdvantageInputs(0.0, *more))
         monkeypatch.setattr(losses, "kl_loss", lambda logprobs, *more: 0 * logprobs.sum())
 
     def train(kl_coef: float, where: str = "loss") -> torch.Tensor:

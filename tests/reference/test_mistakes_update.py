@@ -171,9 +171,9 @@ def test_mistake_10b_references_are_looked_up_by_decoded_prompt(
         monkeypatch.setattr(
             trainer,
             "_references",
-            lambda es, step: references([replace(e, example=by_prompt[e.example.prompt]) for e in es], step),
+            lambda es: references([replace(e, example=by_prompt[e.example.prompt]) for e in es]),
         )
-    batch = trainer._references(episodes, 0)
+    batch = trainer._references(episodes)
     assert batch is not None
     with caught_if(injected):
         for row, example in enumerate(pair):

@@ -33,10 +33,10 @@ def recorded(trainer: Trainer) -> list[tuple[list[Episode], Any, Advantages]]:
     found: list[tuple[list[Episode], Any, Advantages]] = []
     compute = trainer._compute_advantages
 
-    def listening(regime: Any, episodes: list[Episode], step: int) -> Any:
-        batch, stats, advantages = compute(regime, episodes, step)
-        found.append((episodes, stats, advantages))
-        return batch, stats, advantages
+    def listening(regime: Any, episodes: list[Episode]) -> Any:
+        data = compute(regime, episodes)
+        found.append((episodes, data.stats, data.advantages))
+        return data
 
     trainer._compute_advantages = listening  # type: ignore[method-assign]
     return found
@@ -129,23 +129,23 @@ def test_values_begin_at_the_mean_score_and_are_never_thrown_out_of_place(gpt2: 
     before, unit = values(), float(trainer.model.value_unit("policy"))
     for e in episodes:
         e.score = Score(40 * e.value - 3)
-    trainer._take_moments(trainer.spec.regimes[0], episodes)
+    trainer._calibrate_critics(trainer.spec.regimes[0], episodes)
     assert float(trainer.model.value_unit("policy")) > 5 * unit
     assert float(before.std()) > 1e-4 and torch.allclose(values(), before, atol=1e-4)
 
 
 def test_advantages_are_divided_by_the_larger_spread_of_the_run_and_of_the_step(gpt2: Loaded) -> None:
-    trainer = trainer_of(gpt2)
+    trainer = trainer_of(gpt2, kl={"coef": 0.3, "where": "reward"})
     scored = [
         Episode(i, prompts_for(gpt2, 4)[i].example, [5], i, "policy", [("policy", [7])], score=Score(float(i)))
         for i in range(4)
     ]
-    assert trainer._standing(scored, 0.3).spread == 0.0  # nothing is known: nothing is divided
+    assert trainer._advantage_inputs(scored).spread == 0.0  # nothing is known: nothing is divided
     for moments, spread in (([3.0, 2.0, 4.0 + 0.25], pstdev(range(4))), ([3.0, 2.0, 4.0 + 25.0], 5.0)):
         trainer.state.moments["scores"] = moments
-        standing = trainer._standing(scored, 0.3)
-        assert standing.spread == pytest.approx(spread)
-        assert standing.kl_coef == 0.3
+        inputs = trainer._advantage_inputs(scored)
+        assert inputs.spread == pytest.approx(spread)
+        assert inputs.kl_coef == 0.3
 
 
 # --- a critic that explains nothing does not steer
@@ -164,7 +164,7 @@ def test_a_critics_share_of_the_variance_is_followed_and_its_worst_steps_count_f
             expected = TRUST_MEMORY * expected + (1 - TRUST_MEMORY) * max(now, -1.0)
         assert trainer.state.explained["policy"] == pytest.approx(expected)
         assert trainer._trusts("policy") == (expected >= 0.05)
-        assert trainer._standing([], 0.0).trusted == ({"policy"} if expected >= 0.05 else set())
+        assert trainer._advantage_inputs([]).trusted == ({"policy"} if expected >= 0.05 else set())
     assert trainer.state.critic_steps == {"policy": 6} and 0.05 < expected < 0.9 and not trainer._trusts("guide")
 
 
@@ -204,14 +204,14 @@ def test_the_policy_waits_so_many_steps_or_until_the_critic_explains_enough(
     trainer.critic = CriticSettings(steps, wanted)
     trainer.state.critic_steps["policy"] = done
     trainer.state.explained["policy"] = explained
-    assert trainer._settings(trainer.spec.regimes[0]).policy_frozen is frozen
+    assert trainer._update_settings(trainer.spec.regimes[0]).policy_frozen is frozen
     trainer.state.critic_steps, trainer.state.explained = {"guide": 99}, {"guide": 1.0}
-    assert trainer._settings(trainer.spec.regimes[0]).policy_frozen is (steps > 0)  # another's does not count
+    assert trainer._update_settings(trainer.spec.regimes[0]).policy_frozen is (steps > 0)  # another's does not count
 
 
 def test_who_has_no_critic_waits_for_none(gpt2: Loaded) -> None:
     trainer = trainer_of(gpt2, {"name": "rloo", "group_size": 4}, ppo={"critic_warmup_steps": 5})
-    assert not trainer._settings(trainer.spec.regimes[0]).policy_frozen
+    assert not trainer._update_settings(trainer.spec.regimes[0]).policy_frozen
 
 
 # --- where the KL is charged

@@ -16,7 +16,13 @@ from algorithms import spec_of
 from rlgf_cli.algorithms.spec import Author, Regime
 from rlgf_cli.config.train import KLConfig
 from rlgf_cli.protocols import Example, Score
-from rlgf_cli.training.advantages import Advantages, AdvantageSettings, RolloutStats, Standing, compute_advantages
+from rlgf_cli.training.advantages import (
+    AdvantageInputs,
+    Advantages,
+    AdvantageSettings,
+    RolloutStats,
+    compute_advantages,
+)
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch
 
 LOADED = SimpleNamespace(device=torch.device("cpu"), pad_id=0, encoder_decoder=False)
@@ -91,8 +97,8 @@ def test_gae_algorithms(name: str, scale: Any, trusted: bool, data: st.DataObjec
     stats = stats_for(batch, data.draw(st.permutations(spec.critics)), seed)
     adaptive = data.draw(st.sampled_from([None, 0.5]))
     settings = AdvantageSettings(0.9, 0.7, 1.0, 0.8, adaptive, scale)
-    standing = Standing(KL, 0.4, frozenset(spec.critics) if trusted else frozenset())
-    advantages: Advantages = compute_advantages(regime, batch, stats, settings, standing)
+    inputs = AdvantageInputs(KL, 0.4, frozenset(spec.critics) if trusted else frozenset())
+    advantages: Advantages = compute_advantages(regime, batch, stats, settings, inputs)
     fitted = [e.value for e in episodes if e.fits == regime.roll_out] or [e.value for e in episodes]
     expected = torch.zeros(batch.real.shape)
     for row, e in enumerate(episodes):
@@ -125,9 +131,9 @@ def test_a_batch_without_signal_has_small_advantages() -> None:
     ]
     batch = build_batch(episodes, regime, ["policy"], LOADED)
     stats = RolloutStats(torch.zeros(4, 4), torch.zeros(4, 4), {"policy": 1e-3 * torch.randn(4, 4)})
-    standing = Standing(0.0, 0.3, frozenset({"policy"}))
+    inputs = AdvantageInputs(0.0, 0.3, frozenset({"policy"}))
     found = {
-        scale: compute_advantages(regime, batch, stats, AdvantageSettings(scale=scale), standing).per_token.abs().max()
+        scale: compute_advantages(regime, batch, stats, AdvantageSettings(scale=scale), inputs).per_token.abs().max()
         for scale in ("running", "batch")
     }
     assert float(found["running"]) < 0.02 and float(found["batch"]) > 1  # whitening makes noise of full size of it
@@ -144,9 +150,11 @@ def test_equal_scores_in_a_group_are_worth_nothing_whatever_the_kl(name: str, kl
     ]
     batch = build_batch(episodes, regime, [], LOADED)
     stats = stats_for(batch, [], 0)
-    standing = Standing(kl_coef if KLConfig(coef=kl_coef).where == "reward" else 0.0)
-    assert not compute_advantages(regime, batch, stats, AdvantageSettings(), standing).per_token.any()
-    charged = compute_advantages(regime, batch, stats, AdvantageSettings(), Standing(kl_coef)).per_token  # as it was
+    inputs = AdvantageInputs(kl_coef if KLConfig(coef=kl_coef).where == "reward" else 0.0)
+    assert not compute_advantages(regime, batch, stats, AdvantageSettings(), inputs).per_token.any()
+    charged = compute_advantages(
+        regime, batch, stats, AdvantageSettings(), AdvantageInputs(kl_coef)
+    ).per_token  # as it was
     assert float(charged.abs().max()) > (0.3 if "grpo" in name else 0)
 
 
@@ -163,7 +171,9 @@ def test_group_algorithms(name: str, data: st.DataObject) -> None:
     assert stats.ref_logprobs is not None
     charge = data.draw(st.sampled_from([0.0] if "grpo" in name else [0.0, KL]))
     scale: Any = data.draw(st.sampled_from(["auto", "none"]))
-    advantages = compute_advantages(regime, batch, stats, AdvantageSettings(0.9, 0.7, scale=scale), Standing(charge))
+    advantages = compute_advantages(
+        regime, batch, stats, AdvantageSettings(0.9, 0.7, scale=scale), AdvantageInputs(charge)
+    )
     returns = []
     for row, e in enumerate(episodes):
         authors = [author for author, ids in e.segments for _ in ids]

@@ -32,7 +32,8 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.functional.logprobs import chosen_logprobs, process_logits
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.text import special_ids, unseen_ids
-from rlgf_cli.training.rollout import RolloutGenerator, Sampling
+from rlgf_cli.training import guide_writer
+from rlgf_cli.training.rollout import Sampling
 
 INF = float("inf")
 PAD, EOS = 0, 1
@@ -130,7 +131,7 @@ def test_the_truths_of_step_0_hold_under_the_ban(gpt2: Loaded) -> None:
 
 def test_likelihoods_are_taken_without_the_ban(gpt2: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guide's text may hold an unknown token, which is a special one."""
-    monkeypatch.setattr(RolloutGenerator, "_guide_ids", lambda self, completion, behind: [40, PAD, 41, EOS])
+    monkeypatch.setattr(guide_writer, "completion_ids", lambda *_: [40, PAD, 41, EOS])
     trainer = trainer_for(gpt2, "bc-guide", guide())
     trainer.generator = generator_for(gpt2, guide(), ban_control=True)
     row, episodes = trainer.step()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from rlgf_cli.training.checkpoint import TrainerState
-from rlgf_cli.training.divergence import RISK, HeldOutResult, Watched, sign_test, watch
+from rlgf_cli.training.divergence import RISK, HeldOutResult, Watched, compare_watched, sign_test
 
 
 def evaluation(scores: Sequence[float], watched: Sequence[float]) -> HeldOutResult:
@@ -26,7 +26,7 @@ def course(evaluations: Sequence[HeldOutResult], patience: int = 2) -> tuple[lis
     """The figures of each evaluation, at steps 10, 20, ..., and what is remembered at the end."""
     state, rows = Watched(), []
     for n, now in enumerate(evaluations, 1):
-        state, row = watch(state, now, step=10 * n, patience=patience)
+        state, row = compare_watched(state, now, step=10 * n, patience=patience)
         rows.append(row)
     return rows, state
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rlgf_cli.functional import advantages as adv
-from rlgf_cli.functional import losses, masks, shaping
+from rlgf_cli.functional import kl, losses, masks
 from rlgf_cli.functional.stats import explained_variance
 
 NAN, INF = float("nan"), float("inf")
@@ -147,7 +147,7 @@ def test_episode_returns_charge_learned_tokens_only(case: Any, kl_coef: float, d
     _, (ratio, other) = case
     learned = data.draw(bools(*ratio.shape))
     scores = other[:, 0]
-    found = adv.episode_returns(scores, ratio, learned, kl_coef)
+    found = kl.episode_returns(scores, ratio, learned, kl_coef)
     for row in range(len(scores)):
         charged = sum(float(r) for r, m in zip(ratio[row], learned[row], strict=True) if m)
         assert float(found[row]) == pytest.approx(float(scores[row]) - kl_coef * charged, abs=1e-9)
@@ -164,8 +164,8 @@ def test_the_score_lands_on_the_last_real_token_and_kl_is_charged_on_policy_toke
     rows, width = logprobs.shape
     policy = data.draw(bools(rows, width)) & masks.response_mask(lengths, width)
     scores = torch.arange(1, rows + 1, dtype=torch.float64)
-    ratio = shaping.log_ratio(logprobs, ref_logprobs, policy)
-    rewards = shaping.token_rewards(scores, ratio, masks.last_token(lengths, width), kl_coef)
+    ratio = kl.log_ratio(logprobs, ref_logprobs, policy)
+    rewards = kl.token_rewards(scores, ratio, masks.last_token(lengths, width), kl_coef)
     for row in range(rows):
         for t in range(width):
             expected = float(scores[row]) if t == int(lengths[row]) - 1 else 0.0
@@ -182,7 +182,7 @@ def test_an_episode_without_tokens_gets_no_reward_anywhere() -> None:
 
 @given(st.lists(numbers(-20, 20), min_size=1, max_size=20))
 def test_k3_is_never_negative(ratios: list[float]) -> None:
-    assert bool((shaping.k3(torch.tensor(ratios, dtype=torch.float64)) >= 0).all())
+    assert bool((kl.k3(torch.tensor(ratios, dtype=torch.float64)) >= 0).all())
 
 
 @given(arrays(np.float64, 5, elements=numbers()), arrays(np.float64, 5, elements=numbers()))
@@ -190,18 +190,18 @@ def test_k3_and_the_log_ratio_estimate_kl_without_bias(policy: np.ndarray, refer
     """Their exact expectation under pi, on a categorical of five, is KL(pi || ref)."""
     p, q = (torch.from_numpy(x).log_softmax(0) for x in (policy, reference))
     everywhere = torch.ones(1, 5, dtype=torch.bool)
-    ratio = shaping.log_ratio(p.unsqueeze(0), q.unsqueeze(0), everywhere)[0]
-    kl = float((p.exp() * (p - q)).sum())
-    assert float((p.exp() * ratio).sum()) == pytest.approx(kl, abs=1e-9)
-    assert float((p.exp() * shaping.k3(ratio)).sum()) == pytest.approx(kl, abs=1e-9)
+    ratio = kl.log_ratio(p.unsqueeze(0), q.unsqueeze(0), everywhere)[0]
+    exact = float((p.exp() * (p - q)).sum())
+    assert float((p.exp() * ratio).sum()) == pytest.approx(exact, abs=1e-9)
+    assert float((p.exp() * kl.k3(ratio)).sum()) == pytest.approx(exact, abs=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("kl", "expected"),
+    ("measured", "expected"),
     [(6.0, 0.1), (6.6, 0.1 * (1 + 0.1 * 64 / 1000)), (60.0, 0.1 * (1 + 0.2 * 64 / 1000)), (0.0, 0.1 * (1 - 0.0128))],
 )
-def test_the_adaptive_coefficient_moves_towards_the_target(kl: float, expected: float) -> None:
-    assert shaping.adapt_kl_coef(0.1, kl, 6.0, 64, 1000) == pytest.approx(expected)
+def test_the_adaptive_coefficient_moves_towards_the_target(measured: float, expected: float) -> None:
+    assert kl.adapt_kl_coef(0.1, measured, 6.0, 64, 1000) == pytest.approx(expected)
 
 
 # --- losses
@@ -337,8 +337,8 @@ def credit_of(
     width = logprobs.shape[1]
     real = masks.response_mask(lengths, width)
     policy = masks.author_mask(authors, real, masks.POLICY)
-    ratio = shaping.log_ratio(logprobs, ref_logprobs, policy)
-    rewards = shaping.token_rewards(scores, ratio, masks.last_token(lengths, width), 0.1)
+    ratio = kl.log_ratio(logprobs, ref_logprobs, policy)
+    rewards = kl.token_rewards(scores, ratio, masks.last_token(lengths, width), 0.1)
     lambdas = torch.where(policy, 0.9, 1.0).to(rewards.dtype)
     advantages, returns = adv.gae(rewards, values, real, 0.99, lambdas)
     white = adv.whiten(advantages, policy)
@@ -346,11 +346,11 @@ def credit_of(
     loss, stats = losses.policy_loss(new, logprobs, white, policy, 0.2, count)
     return {
         "ratio": ratio[real],
-        "kl": shaping.k3(ratio).sum(),
+        "kl": kl.k3(ratio).sum(),
         "rewards": rewards[real],
         "advantages": white[real],
         "returns": returns[real],
-        "episode_returns": adv.episode_returns(scores, ratio, policy, 0.1),
+        "episode_returns": kl.episode_returns(scores, ratio, policy, 0.1),
         "loss": loss,
         "value_loss": losses.value_loss(new, values, returns, real, 0.2, int(real.sum())),
         "explained": explained_variance(values, returns, real),

@@ -16,9 +16,9 @@ from rlgf_cli.algorithms.spec import Author
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Example, GuideRequest, Score
 from rlgf_cli.training.episodes import Episode
-from rlgf_cli.training.gate import Gate, own_scores, text_key
 from rlgf_cli.training.loop import Trainer
 from rlgf_cli.training.parallel.processes import Processes
+from rlgf_cli.training.restarts import Gate, text_key, update_own_scores
 
 GOOD, BAD = "the cat sees the river it .", "in the house a dog finds it ."
 
@@ -44,9 +44,9 @@ def episode(
 def test_the_record_moves_half_of_the_way_to_a_steps_mean() -> None:
     alone = ("policy", [7, 8])
     step = [episode("a", 1.0, alone), episode("a", 0.0, alone, index=1), episode("b", 0.4, alone, index=2, penalty=0.1)]
-    first = own_scores({}, step)
+    first = update_own_scores({}, step)
     assert first == pytest.approx({"a": 0.5, "b": 0.3})
-    second = own_scores(first, [episode("a", 1.0, alone)])
+    second = update_own_scores(first, [episode("a", 1.0, alone)])
     assert second == pytest.approx({"a": 0.75, "b": 0.3})
     assert first == pytest.approx({"a": 0.5, "b": 0.3})  # what was before is left as it was
 
@@ -54,7 +54,7 @@ def test_the_record_moves_half_of_the_way_to_a_steps_mean() -> None:
 def test_a_text_with_a_token_of_the_guides_is_not_the_policys_own() -> None:
     begun = episode("a", 1.0, ("guide", [7]), ("policy", [8]))
     unscored = replace(episode("a", 1.0, ("policy", [8])), score=None)
-    assert own_scores({"a": 0.25}, [begun, unscored]) == {"a": 0.25}
+    assert update_own_scores({"a": 0.25}, [begun, unscored]) == {"a": 0.25}
 
 
 # --- the decision
@@ -81,7 +81,7 @@ def test_the_guide_is_used_where_its_text_is_better(own: float | None, shut: boo
     """Better, not as good; and where the policy wrote nothing alone yet, nothing is compared and nothing scored."""
     score = Counting()
     gate = Gate({} if own is None else {"a": own}, {}, score)
-    assert gate.shuts([whole("a", [6, 1])]) == [shut]
+    assert gate.rejects([whole("a", [6, 1])]) == [shut]
     assert len(score.scored) == (own is not None)
 
 
@@ -96,11 +96,11 @@ def test_a_text_is_scored_once_and_kept() -> None:
         whole("c", [6, 1], 4),
     ]
     for _ in range(2):
-        assert gate.shuts(texts) == [False, True, False, True, False]
+        assert gate.rejects(texts) == [False, True, False, True, False]
     assert score.scored == [[6, 1], [4, 1], [6, 1]]  # a text of another prompt is another text
-    later = Gate({"a": 0.5, "b": 0.65, "c": 0.9}, dict(gate.fresh), score)
-    assert later.shuts(texts) == [False, True, False, True, True]
-    assert score.scored[3:] == [[6, 1]] and list(later.fresh) == [text_key(texts[4])]
+    later = Gate({"a": 0.5, "b": 0.65, "c": 0.9}, dict(gate.new), score)
+    assert later.rejects(texts) == [False, True, False, True, True]
+    assert score.scored[3:] == [[6, 1]] and list(later.new) == [text_key(texts[4])]
 
 
 def test_the_same_words_without_their_end_are_another_text() -> None:
@@ -114,9 +114,9 @@ def test_processes_take_over_what_the_others_scored() -> None:
             return [value, {"theirs": 0.25}]
 
     gate = Gate({"a": 0.1}, {}, Counting())
-    gate.shuts([whole("a", [6, 1])])
-    gate.share(Two(0, 2))
-    assert gate.fresh == {text_key(whole("a", [6, 1])): 0.6, "theirs": 0.25}
+    gate.rejects([whole("a", [6, 1])])
+    gate.merge(Two(0, 2))
+    assert gate.new == {text_key(whole("a", [6, 1])): 0.6, "theirs": 0.25}
 
 
 # --- in steps

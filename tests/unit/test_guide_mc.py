@@ -20,7 +20,7 @@ from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Completion, Example, GuideRequest, Score
 from rlgf_cli.runs.metric_names import known
 from rlgf_cli.training import rollout
-from rlgf_cli.training.advantages import AdvantageSettings, RolloutStats, Standing, compute_advantages
+from rlgf_cli.training.advantages import AdvantageInputs, AdvantageSettings, RolloutStats, compute_advantages
 from rlgf_cli.training.episodes import Episode, build_batch
 from rlgf_cli.training.rollout import RolloutGenerator
 
@@ -160,7 +160,7 @@ def test_the_advantage_is_the_difference_less_the_actions_kl(gpt2: Loaded, polic
     shape = batch.real.shape
     torch.manual_seed(0)
     stats = RolloutStats(torch.randn(shape), torch.randn(shape), {})
-    advantages = compute_advantages(regime(2), batch, stats, AdvantageSettings(scale="none"), Standing(0.3))
+    advantages = compute_advantages(regime(2), batch, stats, AdvantageSettings(scale="none"), AdvantageInputs(0.3))
     assert not advantages.returns
     for row, e in enumerate(episodes):
         before, after = e.mc_returns or (0.0, 0.0)
@@ -169,7 +169,7 @@ def test_the_advantage_is_the_difference_less_the_actions_kl(gpt2: Loaded, polic
         expected = torch.zeros(shape[1])
         expected[action] = after - before - 0.3 * kl
         assert torch.allclose(advantages.per_token[row], expected, atol=1e-5)
-    whitened = compute_advantages(regime(2), batch, stats, AdvantageSettings(scale="batch"), Standing(0.3))
+    whitened = compute_advantages(regime(2), batch, stats, AdvantageSettings(scale="batch"), AdvantageInputs(0.3))
     learned, raw = whitened.per_token[batch.learned], advantages.per_token[batch.learned]
     assert torch.allclose(learned * raw.std(unbiased=False) + raw.mean(), raw, atol=1e-5)
     assert float(learned.mean()) == pytest.approx(0, abs=1e-5)

@@ -15,10 +15,13 @@ from rl import ScriptedGuide, generator_for, guide, loaded_from, parameters_of, 
 from rlgf_cli.config.train import KLConfig
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.models.loaded import Loaded
+from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.runs.metric_names import known
 from rlgf_cli.training.advantages import AdvantageSettings
 from rlgf_cli.training.divergence import HeldOutResult
+from rlgf_cli.training.loop import Trainer
+from rlgf_cli.training.prompts import step_prompts
 
 ALGORITHMS = [
     "ppo", "ppo++", "aggrevated", "lols", "d2lols", "grpo", "rloo", "grpo++", "rloo++", "bc-guide", "dagger"
@@ -30,21 +33,26 @@ def gpt2(tiny_gpt2: Path) -> Loaded:
     return loaded_from(tiny_gpt2)
 
 
+def prompts_of(trainer: Trainer, step: int) -> list[Encoded]:
+    size = trainer.spec.group_size
+    return step_prompts(trainer.prompts, trainer.seed, step, groups=trainer.episodes // size, group_size=size)
+
+
 def test_each_epoch_visits_every_prompt_once_in_an_order_of_its_own(gpt2: Loaded) -> None:
     """Twelve prompts, eight an iteration: three iterations are two epochs."""
     trainer = trainer_for(gpt2, "ppo")
-    visited = [p.example.id for step in range(6) for p in trainer._prompts_of(step)]
+    visited = [p.example.id for step in range(6) for p in prompts_of(trainer, step)]
     epochs = [visited[i : i + 12] for i in range(0, 48, 12)]
     assert all(len(set(epoch)) == 12 for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert [p.example.id for p in trainer_for(gpt2, "ppo")._prompts_of(4)] == visited[32:40]
+    assert [p.example.id for p in prompts_of(trainer_for(gpt2, "ppo"), 4)] == visited[32:40]
 
 
 def test_a_group_is_one_prompt_repeated(gpt2: Loaded) -> None:
     trainer = trainer_for(gpt2, "rloo", parameters={"group_size": 4}, episodes=8)
-    first, second = trainer._prompts_of(0)[:4], trainer._prompts_of(0)[4:]
+    first, second = prompts_of(trainer, 0)[:4], prompts_of(trainer, 0)[4:]
     assert len({p.example.id for p in first}) == len({p.example.id for p in second}) == 1
-    ids = [p.example.id for step in range(6) for p in trainer._prompts_of(step)]
+    ids = [p.example.id for step in range(6) for p in prompts_of(trainer, step)]
     assert set(Counter(ids).values()) == {4}
 
 

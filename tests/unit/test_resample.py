@@ -29,16 +29,16 @@ def gpt2(tiny_gpt2: Path) -> Loaded:
 
 
 class Scorer:
-    """Texts of the prompts ``flat`` all score the same, the others by their letters; it remembers what it was asked."""
+    """Texts of the prompts ``flat`` all score the same, the others by their letters; it remembers its calls."""
 
     def __init__(self, flat: Callable[[str], bool]) -> None:
         self.flat = flat
         self.asked: list[list[str]] = []
-        self.told: list[tuple[str, str]] = []
+        self.scored: list[tuple[str, str]] = []
 
     def __call__(self, batch: Sequence[Example], texts: Sequence[str]) -> list[Score]:
         self.asked.append([example.id for example in batch])
-        self.told += [(example.id, text) for example, text in zip(batch, texts, strict=True)]
+        self.scored += [(example.id, text) for example, text in zip(batch, texts, strict=True)]
         scores = coverage_score(batch, texts)
         return [Score(0.7) if self.flat(e.id) else s for e, s in zip(batch, scores, strict=True)]
 
@@ -52,13 +52,13 @@ def trainer(loaded: Loaded, flat: Callable[[str], bool], times: int, **changes: 
     return trainer_of(loaded, GRPO, scorer=Scorer(flat), prompts=16, **{**sections, **changes})
 
 
-def said(episodes: Sequence[Episode]) -> list[tuple[Any, ...]]:
+def contents(episodes: Sequence[Episode]) -> list[tuple[Any, ...]]:
     return [(e.index, e.group, e.example.id, e.ids, e.value) for e in episodes]
 
 
 def test_only_flat_groups_are_replaced_by_whole_groups_of_prompts_that_the_step_did_not_have(gpt2: Loaded) -> None:
     """The second and the fourth of four groups teach nothing; who comes in takes their places."""
-    before = trainer(gpt2, odd, 0)._episodes(Regime(estimator="group_mean", group_size=SIZE), 0)
+    before = trainer(gpt2, odd, 0)._rollout(Regime(estimator="group_mean", group_size=SIZE), 0)
     used = [before[i].example.id for i in range(0, 4 * SIZE, SIZE)]
     row, after = trainer(gpt2, lambda name: name in (used[1], used[3]), 1).step()
     assert [e.index for e in after] == list(range(4 * SIZE))
@@ -109,15 +109,15 @@ def test_a_second_time_replaces_what_is_still_flat_alone(gpt2: Loaded) -> None:
     assert sum(odd(e.example.id) for e in episodes) == len(flat)
 
 
-def test_the_episodes_do_not_depend_on_batches_or_on_what_was_rolled_before(gpt2: Loaded) -> None:
+def test_the_episodes_do_not_depend_on_batches_or_on_earlier_rollouts(gpt2: Loaded) -> None:
     """So a resumed run sees what the uninterrupted one saw."""
     whole = trainer(gpt2, odd, 2)
     regime = whole.spec.regimes[0]
-    first, second = (said(whole._episodes(regime, step)) for step in range(2))
+    first, second = (contents(whole._rollout(regime, step)) for step in range(2))
     assert first != second
     for size in (1, 5):
         resumed = trainer(gpt2, odd, 2, rollout={"episodes": 4 * SIZE, "resample_groups": 2, "batch_size": size})
-        assert said(resumed._episodes(regime, 1)) == second
+        assert contents(resumed._rollout(regime, 1)) == second
 
 
 def test_no_text_is_drawn_twice(gpt2: Loaded) -> None:
@@ -125,9 +125,9 @@ def test_no_text_is_drawn_twice(gpt2: Loaded) -> None:
     looking = trainer(gpt2, lambda name: True, 3)
     looking.prompts = looking.prompts[:8]
     for step in range(3):
-        looking._episodes(looking.spec.regimes[0], step)
+        looking._rollout(looking.spec.regimes[0], step)
     texts: dict[str, list[str]] = {}
-    for name, text in looking.scorer.told:  # type: ignore[union-attr]
+    for name, text in looking.scorer.scored:  # type: ignore[union-attr]
         texts.setdefault(name, []).append(text)
     assert len(texts) == 8 and sum(map(len, texts.values())) == 3 * 4 * 4 * SIZE
     assert all(len(set(found)) == len(found) for found in texts.values())
@@ -138,7 +138,7 @@ def test_the_seed_decides_who_comes_in(gpt2: Loaded) -> None:
     for seed in range(3):
         looking = trainer(gpt2, lambda name: True, 1)
         looking.seed = looking.generator.seed = seed
-        looking._episodes(looking.spec.regimes[0], 0)
+        looking._rollout(looking.spec.regimes[0], 0)
         found.add(tuple(looking.scorer.asked[1]))  # type: ignore[union-attr]
     assert len(found) == 3
 

@@ -229,7 +229,7 @@ def test_reference_nll_teaches_one_end_of_the_turn(chatml: Loaded) -> None:
     episodes = trainer.generator.generate(trainer.spec.regimes[0], encoded(chatml), 0, 9.0)
     for e in episodes:
         e.example = Example(e.example.id, e.example.prompt, (f"{WORDS}<|im_end|>\n",))
-    rows = trainer._references(episodes, 0)
+    rows = trainer._references(episodes)
     assert rows is not None
     assert rows.response_ids.tolist() == [encode_target(chatml, WORDS, 12)[0]] * 3
 

@@ -1,4 +1,4 @@
-"""Credit: who gets how much of the outcome.
+"""Advantage estimators.
 
 Shapes: B episodes, T response positions. ``values[:, t]`` is V(s_t), the state before token t; the state
 after the last real token is terminal and worth 0.
@@ -46,11 +46,6 @@ def whiten(advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     mean = masked_mean(advantages, mask)
     variance = masked_mean((advantages - mean).square(), mask)
     return torch.where(mask, (advantages - mean) * torch.rsqrt(variance + 1e-8), torch.zeros_like(advantages))
-
-
-def episode_returns(scores: torch.Tensor, ratio: torch.Tensor, learned: torch.Tensor, kl_coef: float) -> torch.Tensor:
-    """R = score - kl_coef * sum of the log-ratio over learned tokens. scores [B], ratio and learned [B, T] -> [B]"""
-    return scores - kl_coef * torch.where(learned, ratio, torch.zeros_like(ratio)).sum(-1)
 
 
 def divide(advantages: torch.Tensor, mask: torch.Tensor, spread: float) -> torch.Tensor:

@@ -11,10 +11,9 @@ from typing import Literal
 
 import torch
 
-from rlgf_cli.functional.shaping import k3
+from rlgf_cli.functional import kl
 
 LossAverage = Literal["tokens", "sequences", "constant"]
-KLEstimator = Literal["k1", "k2", "k3"]
 
 
 def _mean(values: torch.Tensor, mask: torch.Tensor, count: torch.Tensor | float) -> torch.Tensor:
@@ -64,7 +63,7 @@ def policy_loss(
         stats = {
             "ratio": torch.where(mask, ratio, torch.zeros_like(ratio)).sum(),
             "clipped": (mask & (clipped < unclipped)).sum(),
-            "approx_kl": torch.where(mask, torch.expm1(difference) - difference, torch.zeros_like(ratio)).sum(),
+            "approx_kl": torch.where(mask, kl.k3(-difference), torch.zeros_like(ratio)).sum(),
         }
     return loss, stats
 
@@ -74,25 +73,11 @@ def kl_loss(
     old_logprobs: torch.Tensor,
     ref_logprobs: torch.Tensor,
     mask: torch.Tensor,
-    estimator: KLEstimator,
+    estimator: kl.KLEstimator,
     count: torch.Tensor | float,
 ) -> torch.Tensor:
-    """KL(pi || pi_ref) as a loss: the mean over the mask of an estimate per token, r = log pi - log pi_ref. All [B, T].
-
-    ``k3``: exp(-r) - 1 + r (Shao et al. 2024, eq. 4); its gradient is that of KL(pi_ref || pi). ``k2``: r^2 / 2, whose
-    gradient is that of KL(pi || pi_ref) where pi wrote the tokens. ``k1``: rho r with rho = pi / pi_old: r alone has a
-    gradient of mean zero and would hold nothing back (arXiv 2506.09477). The names are those of Schulman,
-    "Approximating KL divergence".
-    """
-    zero = torch.zeros_like(logprobs)
-    ratio = torch.where(mask, logprobs - ref_logprobs, zero)
-    if estimator == "k3":
-        estimate = k3(ratio)
-    elif estimator == "k2":
-        estimate = 0.5 * ratio.square()
-    else:
-        estimate = torch.where(mask, logprobs - old_logprobs, zero).exp() * ratio
-    return _mean(estimate, mask, count)
+    """KL(pi || pi_ref) as a loss: the mean over the mask of :func:`kl.estimate`. All [B, T]."""
+    return _mean(kl.estimate(logprobs, old_logprobs, ref_logprobs, mask, estimator), mask, count)
 
 
 def value_loss(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +16,6 @@ from rlgf_cli.runs import best
 from rlgf_cli.runs.trackers import Track, Tracked
 from rlgf_cli.training import checkpoint
 from rlgf_cli.training.episodes import Episode
-from rlgf_cli.training.guide_use import GuideUse
 from rlgf_cli.training.loop import Trainer
 
 WATCHED = "best_watched"
@@ -170,9 +170,8 @@ def resume_from(root: Path, trainer: Trainer, *, log: Callable[[str], None], war
     trainer.state = processes.raise_together(
         lambda: checkpoint.restore(found, trainer.model, trainer.optimizer, trainer.scheduler, processes)
     )
-    trainer.generator.use = GuideUse()
-    trainer.generator.use.uses.update(trainer.state.guide_uses)
-    trainer.generator.use.texts.update(trainer.state.guide_texts)
+    use, state = trainer.generator.use, trainer.state
+    use.uses, use.texts = Counter(state.guide_uses), Counter(state.guide_texts)
     log(f"resuming from step {trainer.state.step}")
     return True
 

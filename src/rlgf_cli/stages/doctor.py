@@ -36,7 +36,7 @@ from rlgf_cli.protocols import Check, Completion, Example, Guide, GuideAbilities
 from rlgf_cli.runs.build import needs_ref_model
 from rlgf_cli.scorers.checked import score_checked
 from rlgf_cli.scorers.weighted_sum import SumReward, make_reward
-from rlgf_cli.training.advantages import AdvantageSettings, Standing, compute_advantages, compute_stats
+from rlgf_cli.training.advantages import AdvantageInputs, AdvantageSettings, compute_advantages, compute_stats
 from rlgf_cli.training.episodes import Episode, build_batch, scored_texts
 from rlgf_cli.training.rollout import RolloutGenerator, Sampling
 
@@ -164,7 +164,9 @@ def _check_policy(
         charged = config.kl.coef if config.kl.where == "reward" else 0.0
         if regime.estimator != "likelihood":
             stats = compute_stats(model, batch, regime, sampling, rows_at_once=sampling.batch_size)
-            advantages = compute_advantages(regime, batch, stats, AdvantageSettings.of(config.ppo), Standing(charged))
+            advantages = compute_advantages(
+                regime, batch, stats, AdvantageSettings.of(config.ppo), AdvantageInputs(charged)
+            )
         checks = policy_probe.probe(
             model, regime, episodes, batch, stats, advantages, sampling, kl_coef=charged, seed=config.seed, step=0
         )

@@ -48,7 +48,8 @@ from rlgf_cli.training import timing
 from rlgf_cli.training.divergence import FEWEST
 from rlgf_cli.training.episodes import Episode, segment_texts
 from rlgf_cli.training.loop import Trainer
-from rlgf_cli.training.parallel.processes import SINGLE, Processes, join, shared
+from rlgf_cli.training.parallel.join import join
+from rlgf_cli.training.parallel.processes import SINGLE, Processes, shared
 
 _EARLY = (
     "the run ended at step {diverged_at} of {max_steps}: the watched figure fell while the score rose. "

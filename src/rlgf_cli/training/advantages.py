@@ -13,7 +13,7 @@ import torch
 from rlgf_cli.algorithms.spec import Estimator, Regime
 from rlgf_cli.config.train import AdvantageScale, PPOConfig
 from rlgf_cli.functional import advantages as adv
-from rlgf_cli.functional.shaping import log_ratio, token_rewards
+from rlgf_cli.functional.kl import episode_returns, log_ratio, token_rewards
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.training.episodes import Episode, EpisodeBatch
 from rlgf_cli.training.parallel.processes import SINGLE, Processes
@@ -40,7 +40,7 @@ class AdvantageSettings:
 
 
 @dataclass(frozen=True)
-class Standing:
+class AdvantageInputs:
     """What a step's advantages depend on besides its episodes.
 
     ``kl_coef``: coefficient of the KL in the reward. ``spread``: standard deviation of the scores so far. ``trusted``:
@@ -132,13 +132,13 @@ def compute_advantages(
     batch: EpisodeBatch,
     stats: RolloutStats,
     settings: AdvantageSettings,
-    standing: Standing = Standing(),
+    inputs: AdvantageInputs = AdvantageInputs(),
 ) -> Advantages:
     """Rewards, advantages and value targets of a step."""
     ratio = None if stats.ref_logprobs is None else log_ratio(stats.old_logprobs, stats.ref_logprobs, batch.policy)
     charged = torch.zeros_like(stats.old_logprobs) if ratio is None else ratio
-    rewards = token_rewards(batch.scores, charged, batch.last, standing.kl_coef)
-    known = _Known(regime, batch, stats, rewards, charged, settings, standing)
+    rewards = token_rewards(batch.scores, charged, batch.last, inputs.kl_coef)
+    known = _Known(regime, batch, stats, rewards, charged, settings, inputs)
     advantages = ESTIMATORS[regime.estimator](known)
     returns = {}
     for name, mask in batch.fit.items():
@@ -165,7 +165,7 @@ class _Known:
     rewards: torch.Tensor
     ratio: torch.Tensor
     settings: AdvantageSettings
-    standing: Standing
+    inputs: AdvantageInputs
 
     @property
     def scale(self) -> AdvantageScale:
@@ -176,7 +176,7 @@ class _Known:
         if self.scale == "batch":
             return adv.whiten(advantages, self.batch.learned)
         if self.scale == "running":
-            return adv.divide(advantages, self.batch.learned, self.standing.spread)
+            return adv.divide(advantages, self.batch.learned, self.inputs.spread)
         return advantages
 
     @property
@@ -193,7 +193,7 @@ def _estimate_gae(known: _Known) -> torch.Tensor:
     critic = known.regime.critic
     assert critic is not None
     values = known.stats.values[critic]
-    if critic not in known.standing.trusted:
+    if critic not in known.inputs.trusted:
         values = _mean_score(known.batch, critic).expand_as(values)
     found, _ = adv.gae(known.rewards, values, known.batch.real, known.settings.gamma, known.lambdas)
     return known.scaled(found)
@@ -208,14 +208,14 @@ def _mean_score(batch: EpisodeBatch, critic: str) -> torch.Tensor:
 def _estimate_group(known: _Known) -> torch.Tensor:
     """From scores; ``kl_coef`` is 0 where they are divided by their standard deviation (config.train)."""
     batch = known.batch
-    scores = adv.episode_returns(batch.scores, known.ratio, batch.learned, known.standing.kl_coef)
+    scores = episode_returns(batch.scores, known.ratio, batch.learned, known.inputs.kl_coef)
     found = adv.group_advantages(scores, batch.groups, scaled=known.scale == "group")
     return found.unsqueeze(-1).expand_as(known.rewards)
 
 
 def _estimate_leave_one_out(known: _Known) -> torch.Tensor:
     batch = known.batch
-    returns = adv.episode_returns(batch.scores, known.ratio, batch.learned, known.standing.kl_coef)
+    returns = episode_returns(batch.scores, known.ratio, batch.learned, known.inputs.kl_coef)
     return adv.leave_one_out_advantages(returns, batch.groups).unsqueeze(-1).expand_as(known.rewards)
 
 
@@ -223,7 +223,7 @@ def _estimate_guide_mc(known: _Known) -> torch.Tensor:
     """What the guide earned after the action less what it earned before it, less the action's KL where that is charged
     in the reward."""
     batch = known.batch
-    each = adv.episode_returns(batch.differences, known.ratio, batch.learned, known.standing.kl_coef).unsqueeze(-1)
+    each = episode_returns(batch.differences, known.ratio, batch.learned, known.inputs.kl_coef).unsqueeze(-1)
     return known.scaled(torch.where(batch.learned, each, torch.zeros_like(known.rewards)))
 
 

@@ -54,6 +54,11 @@ class TrainerState:
         fields = {("typical_length" if name == "horizon" else name): value for name, value in saved.items()}
         return cls(**{**fields, "watched": Watched(**saved.get("watched", {}))})
 
+    def note_score(self, score: float) -> None:
+        """Remember the best held-out score and its step; of equal ones the first."""
+        if self.best_score is None or score > self.best_score:
+            self.best_step, self.best_score = self.step, score
+
     def to_json(self) -> dict[str, Any]:
         return {("horizon" if name == "typical_length" else name): value for name, value in asdict(self).items()}
 

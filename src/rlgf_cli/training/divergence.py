@@ -52,7 +52,9 @@ class Watched:
         return fmean(self.values.values()) if self.values else None
 
 
-def watch(before: Watched, now: HeldOutResult, *, step: int, patience: int) -> tuple[Watched, dict[str, float]]:
+def compare_watched(
+    before: Watched, now: HeldOutResult, *, step: int, patience: int
+) -> tuple[Watched, dict[str, float]]:
     """Take in the evaluation of ``step``: what to remember, and the figures for its row.
 
     ``eval/diverged`` is 1 where ``patience`` evaluations in a row diverged up to this one. Where the watched figure

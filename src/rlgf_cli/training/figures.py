@@ -8,7 +8,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from rlgf_cli.algorithms.spec import Regime
-from rlgf_cli.functional.shaping import k3
+from rlgf_cli.functional.kl import k3
 from rlgf_cli.functional.stats import explained_variance
 from rlgf_cli.training.advantages import Advantages, RolloutStats, sampler_gap
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, by_group, without_variance

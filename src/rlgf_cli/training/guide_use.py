@@ -1,4 +1,4 @@
-"""How often a guide was asked and its texts were used."""
+"""How often the guide was asked for each prompt, and how often each of its texts was used."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from rlgf_cli.training.parallel.processes import Processes
 
 @dataclass
 class GuideUse:
-    """How often the guide was asked, and with which sample index: part of the trainer's state, saved and restored.
+    """Counts of requests and of texts: part of the trainer's state, saved and restored.
 
-    ``uses`` counts requests per prompt; inside training it is the sample index of a live guide, so that a cache
-    never replays one text for ever. ``fresh`` holds what this process added since the processes last told each other.
+    ``uses`` counts requests per prompt; the count is the sample index of a live guide's next request, so that a cache
+    never replays one text for ever. ``texts`` counts uses per text. ``unshared`` holds what this process added to both
+    since the processes last exchanged their counts.
     """
 
     uses: Counter[str] = field(default_factory=Counter)
     texts: Counter[str] = field(default_factory=Counter)
-    fresh: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
+    unshared: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
 
     def next_index(self, example_id: str) -> int:
         index = self.uses[example_id]
         self.uses[example_id] += 1
-        self.fresh[0][example_id] += 1
+        self.unshared[0][example_id] += 1
         return index
 
-    def note_text(self, key: str) -> None:
+    def count_text(self, key: str) -> None:
         self.texts[key] += 1
-        self.fresh[1][key] += 1
+        self.unshared[1][key] += 1
 
-    def share(self, processes: Processes) -> None:
-        """Take over what the other processes added."""
-        mine, self.fresh = self.fresh, (Counter(), Counter())
+    def merge(self, processes: Processes) -> None:
+        """Add what the other processes counted."""
+        mine, self.unshared = self.unshared, (Counter(), Counter())
         for rank, (uses, texts) in enumerate(processes.gather(mine)):
             if rank != processes.rank:
                 self.uses.update(uses)

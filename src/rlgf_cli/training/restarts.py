@@ -1,25 +1,29 @@
-"""Where a guide's text is cut, so that the policy goes on from there: restart curricula.
+"""Where a guide's text is cut, so that the policy continues from there (restart curricula), and which texts are used.
 
-k of L tokens are kept, k on 1..L-1. Every way takes the same one draw in [0, 1) per group of episodes, and looks at
-nothing that the policy writes behind the cut: what changes is which states are practised, not the gradient in them.
+k of L tokens are kept, k on 1..L-1. Every curriculum takes the same one draw in [0, 1) per group of episodes, and does
+not depend on what the policy writes behind the cut: it changes which states are practised, not the gradient in them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
 
 import numpy as np
 import torch
 
+from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.training.episodes import Episode
-from rlgf_cli.training.gate import Gate
+from rlgf_cli.training.parallel.processes import Processes
 
 FLOOR = 0.2
-"""Share of the uncertain cuts that are uniform all the same, so that no cut is ever out of reach."""
+"""Weight of the uniform distribution in the uncertain cuts, so that every cut has a positive probability."""
+MEMORY = 0.5
+"""Weight of the past in the running score of the policy's own texts: it learns, and its first texts should fade."""
 
 
 def uniform_from(lowest: int, length: int, draw: float) -> int:
@@ -40,10 +44,10 @@ def lowest_backward(length: int, age: int, steps: int) -> int:
 def uncertain_probabilities(values: np.ndarray) -> np.ndarray:
     """Probability of each cut 1..L-1, shape [L-1], from V(s_0)..V(s_L-1) along the guide's text, shape [L].
 
-    The cut k is drawn in proportion to |V(s_k+1) - V(s_k)|, the temporal difference of the state that the policy goes
-    on from: how far the critic changes its mind over the token that the guide wrote there. No value follows the last
-    token, so k = L-1 has only its part of the uniform ``FLOOR``. Where the critic says the same everywhere (it starts
-    at 0), all cuts are alike.
+    The cut k is drawn in proportion to |V(s_k+1) - V(s_k)|, the temporal difference of the state that the policy
+    continues from: how much the guide's token there changes the critic's value. No value follows the last token, so
+    k = L-1 has only its part of the uniform ``FLOOR``. Where all values are equal (the critic starts at 0), the cut is
+    uniform.
     """
     count = len(values) - 1
     surprise = np.append(np.abs(np.diff(values.astype(np.float64)))[1:], 0.0)
@@ -59,8 +63,8 @@ def draw_cut(probabilities: np.ndarray, draw: float) -> int:
 
 @torch.no_grad()
 def values_along(model: ActorCritic, episodes: Sequence[Episode], rows_at_once: int) -> list[np.ndarray]:
-    """What the policy's critic says before each token of each text, shape [L] each."""
-    found: dict[int, np.ndarray] = {}
+    """V(s_0)..V(s_L-1) of the policy's critic along each text, shape [L] each."""
+    values: dict[int, np.ndarray] = {}
     loaded = model.loaded
     order = sorted(range(len(episodes)), key=lambda i: episodes[i].length)  # texts of like length: less padding
     for at in range(0, len(order), rows_at_once):
@@ -75,16 +79,70 @@ def values_along(model: ActorCritic, episodes: Sequence[Episode], rows_at_once: 
         nothing = torch.zeros(tokens.response_ids.shape, dtype=torch.bool, device=loaded.device)
         scored = model.forward_logprobs(tokens, nothing, temperature=1.0, min_new_tokens=0, values=["policy"])
         for i, row in zip(rows, scored.values["policy"].float().cpu().numpy(), strict=True):
-            found[i] = row[: episodes[i].length]
-    return [found[i] for i in range(len(episodes))]
+            values[i] = row[: episodes[i].length]
+    return [values[i] for i in range(len(episodes))]
+
+
+@dataclass
+class Gate:
+    """Keeps a guide's text out where it scored no better than what the policy writes alone on that prompt.
+
+    ``own``: prompt id -> running score of the texts that the policy wrote alone; ``known``: :func:`text_key` -> score
+    of a guide's text, both from earlier steps (``TrainerState.own_scores``, ``guide_scores``). ``score`` scores
+    episodes in place; ``new``: the scores of this step's guide texts that were not known.
+    """
+
+    own: Mapping[str, float]
+    known: Mapping[str, float]
+    score: Callable[[list[Episode]], None]
+    new: dict[str, float] = field(default_factory=dict)
+
+    def rejects(self, whole: Sequence[Episode]) -> list[bool]:
+        """For each episode, as if the guide had written all of it: whether its text is kept out.
+
+        Where the policy has no score of its own yet the guide's text is used, and not scored.
+        """
+        compared = {text_key(e): e for e in whole if e.example.id in self.own}
+        unscored = {key: e for key, e in compared.items() if key not in self.known and key not in self.new}
+        self.score(list(unscored.values()))
+        self.new |= {key: e.value for key, e in unscored.items()}
+        return [e.example.id in self.own and self._guide_score(e) <= self.own[e.example.id] for e in whole]
+
+    def _guide_score(self, episode: Episode) -> float:
+        key = text_key(episode)
+        return self.known[key] if key in self.known else self.new[key]
+
+    def merge(self, processes: Processes) -> None:
+        """Add the other processes' new scores. No text is in two of them: all episodes of a prompt are in one."""
+        for new in processes.gather(self.new):
+            self.new |= new
+
+
+def text_key(episode: Episode) -> str:
+    """A prompt and the tokens of a text on it; with EOS it is another text."""
+    return f"{episode.example.id}\x1f{noise.short_hash(' '.join(map(str, episode.ids)))}"
+
+
+def update_own_scores(before: Mapping[str, float], episodes: Sequence[Episode]) -> dict[str, float]:
+    """The running scores after a step: (1 - MEMORY) times the mean score of the prompt's texts that the policy wrote
+    alone, plus MEMORY times the score before; the first mean is taken as it is."""
+    values: dict[str, list[float]] = {}
+    for e in episodes:
+        if e.policy_alone and e.score is not None:
+            values.setdefault(e.example.id, []).append(e.value)
+    after = dict(before)
+    for name, scores in values.items():
+        mean = fmean(scores)
+        after[name] = MEMORY * before[name] + (1 - MEMORY) * mean if name in before else mean
+    return after
 
 
 @dataclass(frozen=True)
 class Restarts:
-    """What one step's cuts depend on beside the texts.
+    """What one step's cuts depend on besides the texts.
 
-    ``age``: iterations since the schedule came to this regime; ``values``: :func:`values_along`, where the cut follows
-    the critic (without it such cuts are uniform); ``gate``: where there is one.
+    ``age``: iterations since the schedule came to this regime; ``values``: :func:`values_along`, for cuts in proportion
+    to the critic's temporal difference (None: such cuts are uniform); ``gate``: None where all texts are used.
     """
 
     age: int = 0
@@ -92,19 +150,18 @@ class Restarts:
     gate: Gate | None = None
 
     def cuts(self, regime: Regime, whole: Sequence[Episode], draws: Sequence[float]) -> dict[int, int]:
-        """Processes -> tokens to keep of the text that the guide wrote for it; 0 where the policy writes alone.
+        """Group -> tokens to keep of the text that the guide wrote for it; 0 where the policy writes alone.
 
         ``whole``: one episode per group, as if the guide had written all of it, at least two tokens.
         """
-        shut = self.gate.shuts(whole) if self.gate is not None else [False] * len(whole)
-        kept = {e.group: 0 for e in whole}
-        used = [(e, draw) for e, draw, out in zip(whole, draws, shut, strict=True) if not out]
+        rejected = self.gate.rejects(whole) if self.gate is not None else [False] * len(whole)
+        used = [(e, draw) for e, draw, out in zip(whole, draws, rejected, strict=True) if not out]
         if regime.restart == "uncertain" and self.values is not None:
-            along = self.values([e for e, _ in used])
-            chosen = [draw_cut(uncertain_probabilities(v), d) for v, (_, d) in zip(along, used, strict=True)]
+            values = self.values([e for e, _ in used])
+            cuts = [draw_cut(uncertain_probabilities(v), draw) for v, (_, draw) in zip(values, used, strict=True)]
         else:
-            chosen = [uniform_from(self._lowest(regime, e.length), e.length, draw) for e, draw in used]
-        return kept | {e.group: k for (e, _), k in zip(used, chosen, strict=True)}
+            cuts = [uniform_from(self._lowest(regime, e.length), e.length, draw) for e, draw in used]
+        return {e.group: 0 for e in whole} | {e.group: k for (e, _), k in zip(used, cuts, strict=True)}
 
     def _lowest(self, regime: Regime, length: int) -> int:
         if regime.restart != "backward":

@@ -1,4 +1,4 @@
-"""Writing episodes: who begins, where the cut falls, who finishes.
+"""Rollouts: who begins each response, where the roll-in is cut, who finishes it.
 
 All randomness is a function of (seed, step, episode), so batch sizes and resuming change nothing.
 """
@@ -6,12 +6,10 @@ All randomness is a function of (seed, step, episode), so batch sizes and resumi
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,20 +23,21 @@ from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.models.server import PolicyServer
 from rlgf_cli.models.token_boundaries import is_boundary
-from rlgf_cli.protocols import Completion, Example, Guide, GuideRequest
-from rlgf_cli.training import branches
+from rlgf_cli.protocols import Example, Guide
+from rlgf_cli.training.branches import BranchPoint, attach, branch_points
 from rlgf_cli.training.episodes import Episode, scored_texts
 from rlgf_cli.training.guide_use import GuideUse
+from rlgf_cli.training.guide_writer import Continuation, GuideWriter, PendingCompletions
 from rlgf_cli.training.parallel.processes import SINGLE, Processes
 from rlgf_cli.training.restarts import Restarts
 
 _CHUNK = 8
-"""Tokens that the policy writes at a time while it looks for the next word boundary."""
+"""Tokens that the policy writes at a time in search of the next word boundary."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the policy writes: a plain description of the distribution that is sampled."""
+    """The distribution that the policy's tokens are sampled from, and how many responses are sampled at a time."""
 
     max_new_tokens: int
     min_new_tokens: int = 0
@@ -50,7 +49,7 @@ class Sampling:
 
     @property
     def scored(self) -> dict[str, Any]:
-        """The distribution that the policy's tokens are scored under, as :class:`ActorCritic`'s methods take it."""
+        """The distribution that log-probabilities are taken under, as :class:`ActorCritic`'s methods take it."""
         return {
             "temperature": self.temperature,
             "min_new_tokens": self.min_new_tokens,
@@ -70,14 +69,42 @@ class Sampling:
         )
 
 
+@dataclass(frozen=True)
+class Draws:
+    """An episode's uniform draws in [0, 1). The first three are the same for all episodes of a group.
+
+    ``start``: whether there is a roll-in; ``cut``: where it ends; ``sample``: which of a recorded guide's texts is
+    used; ``tokens`` [max_new_tokens]: the policy's token at each position.
+    """
+
+    start: float
+    cut: float
+    sample: float
+    tokens: np.ndarray
+
+    @classmethod
+    def of(cls, seed: int, step: int | str, episode: Episode, max_new_tokens: int) -> Draws:
+        start, cut, sample_draw = noise.uniforms(3, seed, "plan", step, episode.group)
+        return cls(start, cut, sample_draw, noise.uniforms(max_new_tokens, seed, "tokens", step, episode.index))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One call of :meth:`RolloutGenerator.generate`: its arguments, and each episode's draws by its index."""
+
+    regime: Regime
+    typical_length: float
+    draws: dict[int, Draws]
+
+
 @dataclass
 class RolloutGenerator:
-    """What a rollout needs: the policy's weights and tokenizer, the guide, and the sampling.
+    """Writes a step's episodes with the policy's weights and the guide.
 
     ``covered``: ids of the prompts that the guide has text for (None: all). ``whole_words``: the guide has another
     tokenizer, so it is given prefixes that end where a word ends; with the policy's own tokenizer whole characters
-    are enough. ``restarts``: what this step's cuts of the guide's texts follow. ``server``: where the policy writes, if
-    not here. ``prefetch``: is told of texts that will be scored, as soon as they are there.
+    are enough. ``restarts``: what this step's cuts of the guide's texts depend on. ``server``: what samples for the
+    policy, if it is not sampled here. ``prefetch``: called with texts that will be scored, as soon as they are known.
     """
 
     loaded: Loaded
@@ -90,8 +117,11 @@ class RolloutGenerator:
     whole_words: bool = False
     server: PolicyServer | None = None
     prefetch: Callable[[Sequence[Example], Sequence[str]], None] | None = None
-    guide_seconds: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
+    guide_writer: GuideWriter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.guide_writer = GuideWriter(self.loaded, self.guide, self.use, self.sampling.max_new_tokens)
 
     def generate(
         self,
@@ -114,84 +144,51 @@ class RolloutGenerator:
             Episode(i, p.example, p.ids, i // group_size, regime.roll_out, drawn=(step, i))
             for i, p in enumerate(prompts)
         ]
-        draws = np.stack(
-            [noise.uniforms(self.sampling.max_new_tokens, self.seed, "tokens", step, e.index) for e in every]
-        )
-        plan = [noise.uniforms(4, self.seed, "plan", step, e.group) for e in every]
         episodes = [every[i] for i in processes.prompts([e.example.id for e in every])]
-        started = [plan[e.index][0] < regime.rollin_prob and self._covers(e) for e in episodes]
-        begun = [e for e, s in zip(episodes, started, strict=True) if s]
+        draws = {e.index: Draws.of(self.seed, step, e, self.sampling.max_new_tokens) for e in episodes}
+        plan = _Plan(regime, typical_length, draws)
+        started = [e for e in episodes if draws[e.index].start < regime.rollin_prob and self._covers(e)]
         if regime.roll_in == "guide":
-            texts = self._guide_begins(begun, plan, regime)
-            if self._remote and regime.roll_out == "policy":  # what does not wait for the guide goes on
-                alone = [e for e, s in zip(episodes, started, strict=True) if not s]
-                self._policy_writes(alone, draws, self._room, ends=True)
-            texts()
+            self._guide_rolls_in(episodes, started, plan)
         if regime.roll_out == "guide":
-            self._guide_rolls_out(
-                episodes, begun if regime.roll_in == "policy" else [], plan, draws, regime, typical_length
-            )
+            self._guide_rolls_out(episodes, started if regime.roll_in == "policy" else [], plan)
         else:
             if regime.roll_in == "policy":
-                self._policy_begins(begun, plan, draws, regime, typical_length)
-            self._policy_writes(self._open(episodes), draws, self._room, ends=True)
+                self._policy_rolls_in(started, plan)
+            self._policy_writes(self._open(episodes), plan, self._room, last_author=True)
         self.conclude(episodes)
         return episodes
 
     def conclude(self, episodes: Sequence[Episode]) -> None:
-        """Say of episodes that were written to their end whether they finished, and what their text is."""
+        """Set ``finished`` and ``text`` of episodes that were written to their end."""
         for _, part in scored_texts(episodes):
             ids = part.ids
             part.finished = bool(ids) and ids[-1] in self.loaded.eos_ids
             part.text = self.loaded.text.decode_response(self.loaded.tokenizer, ids)
 
-    def _guide_rolls_out(
-        self,
-        episodes: list[Episode],
-        begun: list[Episode],
-        plan: list[np.ndarray],
-        draws: np.ndarray,
-        regime: Regime,
-        typical_length: float,
-    ) -> None:
-        """The guide finishes what is open. A guide elsewhere is asked for a batch while the policy begins the next."""
-        size = self.sampling.batch_size if self._remote else max(1, len(episodes))
-        starts = {e.index for e in begun}
-        pending = []
-        for at in range(0, len(episodes), size):
-            some = episodes[at : at + size]
-            if mine := [e for e in some if e.index in starts]:
-                self._policy_begins(mine, plan, draws, regime, typical_length)
-            if regime.estimator == "guide_mc":
-                pending.append(self._guide_branches(mine, plan, regime.mc_samples))
-            else:
-                pending.append(self._guide_finishes([e for e in self._open(some) if self._covers(e)], plan))
-        answered = set().union(*(finish() for finish in pending))
-        # where the guide has no text, or gave none, the policy goes on: a text that merely stops would be scored
-        unguided = [e for e in self._open(episodes) if e.index not in answered]
-        for e in unguided:
-            e.cut, e.reached_cut = 0, False
-        self._policy_writes(unguided, draws, self._room)
-        self.counts["unguided"] += len(unguided)
-
     def _covers(self, episode: Episode) -> bool:
         return self.covered is None or episode.example.id in self.covered
 
     def _open(self, episodes: list[Episode]) -> list[Episode]:
-        return [e for e in episodes if not e.finished and e.length < self.sampling.max_new_tokens]
-
-    @property
-    def _remote(self) -> bool:
-        return self.guide is not None and self.guide.abilities.remote
+        """The episodes that can be continued."""
+        return [e for e in episodes if not e.finished and self._room(e) > 0]
 
     def _room(self, episode: Episode) -> int:
+        """Tokens that may still be written."""
         return self.sampling.max_new_tokens - episode.length
+
+    def _boundary(self, ids: list[int], n: int) -> bool:
+        """Whether the text of ``ids[:n]`` stays as it is whatever follows, as far as ``ids`` shows what follows."""
+        loaded = self.loaded
+        return is_boundary(loaded.text, loaded.tokenizer, ids, n, whole_words=self.whole_words)
 
     # the policy writes
 
-    def _policy_writes(self, episodes: list[Episode], draws: np.ndarray, room: Any, *, ends: bool = False) -> None:
-        """Append policy tokens, at most ``room(episode)`` each. ``ends``: nobody goes on behind them."""
-        limits = [room(e) for e in episodes]
+    def _policy_writes(
+        self, episodes: list[Episode], plan: _Plan, limit: Callable[[Episode], int], *, last_author: bool = False
+    ) -> None:
+        """Append policy tokens, at most ``limit(episode)`` each. ``last_author``: nobody writes behind them."""
+        limits = [limit(e) for e in episodes]
         pairs = [(e, n) for e, n in zip(episodes, limits, strict=True) if n > 0]
         if not pairs:
             return
@@ -202,7 +199,7 @@ class RolloutGenerator:
             [e.prompt_ids for e, _ in pairs],
             prefixes=[e.ids for e, _ in pairs],
             max_new_tokens=[n for _, n in pairs],
-            uniforms=draws[[e.index for e, _ in pairs]],
+            uniforms=np.stack([plan.draws[e.index].tokens for e, _ in pairs]),
             eos_ids=self.loaded.eos_ids,
             pad_id=self.loaded.pad_id,
             banned_ids=self.loaded.control_ids if sampling.ban_control else (),
@@ -212,15 +209,15 @@ class RolloutGenerator:
             min_new_tokens=sampling.min_new_tokens,
             batch_size=sampling.batch_size,
             dtype=self.loaded.dtype,
-            on_batch=partial(self._tell, [e for e, _ in pairs]) if ends and self.prefetch is not None else None,
+            on_batch=partial(self._prefetch, [e for e, _ in pairs]) if last_author and self.prefetch else None,
         )
         for (episode, _), row in zip(pairs, rows, strict=True):
             episode.server_logprobs |= {episode.length + i: value for i, value in enumerate(row.logprobs or ())}
             self._append_policy(episode, row.ids)
             episode.finished = row.finished
 
-    def _tell(self, episodes: list[Episode], batch: list[int], rows: list[Generated]) -> None:
-        """Let who scores texts begin with those of a batch, while the next one is written."""
+    def _prefetch(self, episodes: list[Episode], batch: list[int], rows: list[Generated]) -> None:
+        """Pass the texts of one batch to the reward, while the next batch is written."""
         assert self.prefetch is not None
         decode = self.loaded.text.decode_response
         texts = [decode(self.loaded.tokenizer, episodes[i].ids + r.ids) for i, r in zip(batch, rows, strict=True)]
@@ -233,36 +230,30 @@ class RolloutGenerator:
         elif ids:
             episode.segments.append(("policy", ids))
 
-    def _policy_begins(
-        self,
-        episodes: list[Episode],
-        plan: list[np.ndarray],
-        draws: np.ndarray,
-        regime: Regime,
-        typical_length: float,
-    ) -> None:
+    def _policy_rolls_in(self, episodes: list[Episode], plan: _Plan) -> None:
         """The policy's roll-in, up to the cut.
 
-        cut first: k is uniform on 1..h and independent of this episode; an ending of the policy's own stands. cut
-        inner (as released by earlier code): the whole text, then k uniform on 1..L-1.
+        cut first: k is uniform on 1..typical length and independent of this episode; a roll-in that ends before k is
+        the whole response. cut inner (as released by earlier code): the whole response, then k uniform on 1..L-1.
         """
-        if regime.cut == "inner":
-            self._policy_writes(episodes, draws, self._room)
+        if plan.regime.cut == "inner":
+            self._policy_writes(episodes, plan, self._room)
             for e in episodes:
-                self._cut_inside(e, plan[e.index][1])
+                self._cut_inside(e, plan.draws[e.index].cut)
             return
-        longest = max(1, min(regime.cut_horizon or math.ceil(typical_length), self.sampling.max_new_tokens))
-        drawn = {e.index: 1 + int(plan[e.index][1] * longest) for e in episodes}
-        self._policy_writes(episodes, draws, lambda e: drawn[e.index])
+        longest = plan.regime.cut_horizon or math.ceil(plan.typical_length)
+        longest = max(1, min(longest, self.sampling.max_new_tokens))
+        cuts = {e.index: 1 + int(plan.draws[e.index].cut * longest) for e in episodes}
+        self._policy_writes(episodes, plan, lambda e: cuts[e.index])
         for e in episodes:
-            e.reached_cut = e.length == drawn[e.index]
+            e.reached_cut = e.length == cuts[e.index]
             e.action_start = max(0, e.length - 1)
-        self._move_to_boundaries([e for e in episodes if not e.finished and self._room(e) > 0], draws)
+        self._move_to_boundaries(self._open(episodes), plan)
         for e in episodes:
             e.cut = e.length
 
     def _cut_inside(self, e: Episode, draw: float) -> None:
-        """Cut a whole text at k uniform on 1..L-1; where that is no boundary, at the next one behind it."""
+        """Cut a whole response at k uniform on 1..L-1; where that is no boundary, at the next one behind it."""
         whole = e.ids
         if len(whole) < 2:  # the guide writes all of it
             e.truncate(0)
@@ -274,8 +265,8 @@ class RolloutGenerator:
         if e.cut < len(whole):
             e.truncate(e.cut)
 
-    def _move_to_boundaries(self, episodes: list[Episode], draws: np.ndarray) -> None:
-        """Where the text is not stable at the cut, the policy goes on to the next boundary.
+    def _move_to_boundaries(self, episodes: list[Episode], plan: _Plan) -> None:
+        """Where the text is not stable at the cut, the policy writes on to the next boundary.
 
         Moving the cut back instead would select on what came after. All tokens of the word are one action.
         Whether a word is over shows in the token behind it, which is written for that and dropped again.
@@ -286,8 +277,8 @@ class RolloutGenerator:
             e.action_start = next((n for n in range(e.length - 1, 0, -1) if self._boundary(e.ids, n)), 0)
         while moving:
             searched = {e.index: e.length for e in moving}
-            self._policy_writes(moving, draws, lambda e: min(_CHUNK, self._room(e)))
-            still = []
+            self._policy_writes(moving, plan, lambda e: min(_CHUNK, self._room(e)))
+            still_moving = []
             for e in moving:
                 ids = e.ids
                 end = next((n for n in range(searched[e.index], len(ids)) if self._boundary(ids, n)), None)
@@ -295,117 +286,58 @@ class RolloutGenerator:
                     self.counts["cuts_moved"] += end != cuts[e.index]
                     e.truncate(end)
                 elif not e.finished and self._room(e) > 0:
-                    still.append(e)
-            moving = still
-
-    def _boundary(self, ids: list[int], n: int) -> bool:
-        """Whether the text of ``ids[:n]`` stays as it is whatever follows, as far as ``ids`` shows what follows."""
-        loaded = self.loaded
-        return is_boundary(loaded.text, loaded.tokenizer, ids, n, whole_words=self.whole_words)
-
-    def _text(self, ids: list[int]) -> str:
-        return self.loaded.text.decode_response(self.loaded.tokenizer, ids, strip=False)
+                    still_moving.append(e)
+            moving = still_moving
 
     # the guide writes
 
-    def _guide_begins(self, episodes: list[Episode], plan: list[np.ndarray], regime: Regime) -> Callable[[], None]:
+    def _submit(self, points: Sequence[BranchPoint], plan: _Plan) -> PendingCompletions:
+        return self.guide_writer.submit(
+            [Continuation(p.episode.example, p.prefix, plan.draws[p.episode.index].sample) for p in points]
+        )
+
+    def _guide_rolls_in(self, episodes: list[Episode], started: list[Episode], plan: _Plan) -> None:
         """The guide's text, cut at k on 1..L-1: never its EOS. A group shares one text and one cut.
 
-        Asks now; the texts are there when what is returned has been called.
+        While a remote guide writes, the policy writes the episodes without a roll-in.
         """
-        heads = list({e.group: e for e in episodes}.values())
-        asked = self._ask([(e, e.ids) for e in heads], plan)
+        heads = list({e.group: e for e in started}.values())
+        pending = self._submit([BranchPoint(e, "after", e.ids) for e in heads], plan)
+        if self.guide_writer.remote and plan.regime.roll_out == "policy":
+            begun = {e.index for e in started}
+            self._policy_writes([e for e in episodes if e.index not in begun], plan, self._room, last_author=True)
+        texts = zip(heads, self.guide_writer.collect(pending, self.counts), strict=True)
+        whole = {e.group: replace(e, segments=[("guide", ids)]) for e, ids in texts if ids is not None and len(ids) > 1}
+        cut_draws = [plan.draws[e.index].cut for e in whole.values()]
+        cuts = self.restarts.cuts(plan.regime, list(whole.values()), cut_draws)
+        for e in (e for e in started if e.group in whole):
+            e.cut = cuts[e.group]
+            e.segments = [("guide", whole[e.group].ids[: e.cut])] if e.cut else []
+            self.counts["gated"] += e.cut == 0
 
-        def apply() -> None:
-            answered = [(e, c) for e, c in zip(heads, asked(), strict=True) if c is not None]
-            texts = [replace(e, segments=[("guide", self._guide_ids(c, e.length))]) for e, c in answered]
-            whole = {e.group: e for e in texts if e.length >= 2}
-            cuts = self.restarts.cuts(regime, list(whole.values()), [plan[e.index][1] for e in whole.values()])
-            for episode in [e for e in episodes if e.group in whole]:
-                episode.cut = cuts[episode.group]
-                episode.segments = [("guide", whole[episode.group].ids[: episode.cut])] if episode.cut else []
-                self.counts["gated"] += episode.cut == 0
-
-        return apply
-
-    def _guide_finishes(self, episodes: list[Episode], plan: list[np.ndarray]) -> Callable[[], set[int]]:
-        """The guide goes on from what is there, within the total length.
-
-        Asks now; what is returned waits for the texts and gives the episodes that the guide wrote for.
-        """
-        asked = self._ask([(e, e.ids) for e in episodes], plan)
-
-        def apply() -> set[int]:
-            answered = set()
-            for episode, completion in zip(episodes, asked(), strict=True):
-                if completion is not None and (ids := self._guide_ids(completion, episode.length)):
-                    episode.segments.append(("guide", ids))
-                    answered.add(episode.index)
-            return answered
-
-        return apply
-
-    def _guide_branches(self, begun: list[Episode], plan: list[np.ndarray], samples: int) -> Callable[[], set[int]]:
-        """As :meth:`_guide_finishes`, with ``samples`` texts from before and from after each action at the cut."""
-        places = branches.places(begun, samples, self.sampling.max_new_tokens, self._boundary)
-        asked = self._ask([(p.episode, p.prefix) for p in places], plan)
-
-        def apply() -> set[int]:
-            answers = [(p, c) for p, c in zip(places, asked(), strict=True) if c is not None]
-            found = [(p, ids) for p, c in answers if (ids := self._guide_ids(c, len(p.prefix)))]
-            return branches.attach(found, places, self.counts)
-
-        return apply
-
-    def _ask(
-        self, begun: Sequence[tuple[Episode, list[int]]], plan: list[np.ndarray]
-    ) -> Callable[[], Sequence[Completion | None]]:
-        """Ask the guide to go on from so much of an episode: at once where it writes elsewhere, else when wanted.
-
-        An answer is None where the guide refused this one text.
-        """
-        if not begun:
-            return list
-        assert self.guide is not None
-        requests = []
-        for e, ids in begun:
-            live = self.guide.abilities.live
-            # recorded text: one of the samples at random per use; live: a fresh sample per use of the prompt
-            index = self.use.next_index(e.example.id) if live else int(plan[e.index][2] * (1 << 30))
-            requests.append(GuideRequest(e.example, self._text(ids), index, self.sampling.max_new_tokens - len(ids)))
-        ask = self.guide.attempt
-        future = self._elsewhere.submit(ask, requests) if self._remote else None
-
-        def answers() -> Sequence[Completion | None]:
-            before = time.perf_counter()
-            found = future.result() if future is not None else ask(requests)
-            self.guide_seconds += time.perf_counter() - before
-            for request, text in zip(requests, found, strict=True):
-                if text is not None:
-                    self.use.note_text(f"{request.example.id}\x1f{noise.short_hash(request.prefix + text.text)}")
-            self.counts["guide_requests"] += len(requests)
-            self.counts["guide_failed"] += sum(text is None for text in found)
-            return found
-
-        return answers
-
-    @cached_property
-    def _elsewhere(self) -> ThreadPoolExecutor:
-        """Threads that wait for a guide which writes elsewhere, one per batch of requests."""
-        return ThreadPoolExecutor(max_workers=8, thread_name_prefix="rlgf-ask")
-
-    def _guide_ids(self, completion: Completion, behind: int) -> list[int]:
-        """A guide's text as the policy's tokens, to stand behind so many of them: with EOS where the guide stopped by
-        itself or spelled an ending, capped at the room that is left."""
-        text, tokenizer = self.loaded.text, self.loaded.tokenizer
-        # tokens decide, not their text: a response prefix that the policy wrote decodes to nothing
-        encode = text.encode_continuation if behind else text.encode_response
-        words = text.without_ending(tokenizer, completion.text)
-        spelled = words != completion.text
-        self.counts["guide_endings"] += spelled
-        ids = encode(tokenizer, words) if words else []
-        if spelled or completion.finish_reason == "stop":
-            ids = [*ids, self.loaded.eos_id]
-        room = self.sampling.max_new_tokens - behind
-        self.counts["guide_capped"] += len(ids) > room
-        return ids[:room]
+    def _guide_rolls_out(self, episodes: list[Episode], started: list[Episode], plan: _Plan) -> None:
+        """The guide finishes what is open. While a remote guide writes one batch, the policy begins the next one."""
+        size = self.sampling.batch_size if self.guide_writer.remote else max(1, len(episodes))
+        starts = {e.index for e in started}
+        batches: list[tuple[list[BranchPoint], PendingCompletions]] = []
+        for at in range(0, len(episodes), size):
+            batch = episodes[at : at + size]
+            begun = [e for e in batch if e.index in starts]
+            self._policy_rolls_in(begun, plan)
+            if plan.regime.estimator == "guide_mc":
+                limit = self.sampling.max_new_tokens
+                points = branch_points(begun, plan.regime.mc_samples, limit, self._boundary)
+            else:
+                points = [BranchPoint(e, "after", e.ids) for e in self._open(batch) if self._covers(e)]
+            batches.append((points, self._submit(points, plan)))
+        answered: set[int] = set()
+        for points, pending in batches:
+            finished, one_sided = attach(points, self.guide_writer.collect(pending, self.counts))
+            answered |= finished
+            self.counts["one_sided"] += one_sided
+        # where the guide has no text, or gave none, the policy goes on: a text that merely stops would be scored
+        unguided = [e for e in self._open(episodes) if e.index not in answered]
+        for e in unguided:
+            e.cut, e.reached_cut = 0, False
+        self._policy_writes(unguided, plan, self._room)
+        self.counts["unguided"] += len(unguided)

@@ -21,6 +21,7 @@ from rlgf_cli.config.common import OptimConfig
 from rlgf_cli.config.train import AuxConfig, KLConfig, PPOConfig
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.functional import losses
+from rlgf_cli.functional.kl import KLEstimator
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.training.advantages import Advantages, RolloutStats
@@ -46,7 +47,7 @@ class UpdateSettings:
     clip_range_high: float | None = None
     loss_average: losses.LossAverage = "tokens"
     mask_truncated: bool = False
-    kl_estimator: losses.KLEstimator = "k3"
+    kl_estimator: KLEstimator = "k3"
     kl_coef: float = 0.0
     policy_frozen: bool = False
 

@@ -7,26 +7,17 @@ ado. A process writes the episodes of its own prompts, scores its own rows, and 
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import timedelta
 from typing import Any, TypeVar
 
-import psutil
 import torch
 from torch import distributed as dist
 
-from rlgf_cli.config.train import ParallelConfig
-from rlgf_cli.errors import RlgfError, UserError
+from rlgf_cli.errors import RlgfError
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(hours=6)
-"""How long a process waits for the others: a guide that is out may keep one of them busy for long."""
 _BUCKET = 16 * 1024 * 1024
 """Numbers in one message of gradients."""
 
@@ -169,70 +160,6 @@ def shared(error: Exception) -> Exception:
     """Mark an error that every process raises: one of them tells it."""
     error.shared = True  # type: ignore[attr-defined]
     return error
-
-
-def join(config: ParallelConfig, device: str) -> Processes:
-    """Meet the other processes that ``torchrun``, ``accelerate launch`` or ``--num-processes`` started.
-
-    Raises UserError where another number of processes runs than was asked for.
-    """
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started == 1:
-        _check_count(config.num_processes or _asked_of_accelerate(), 1)
-        return SINGLE
-    if device == "mps":
-        raise UserError("several processes need cuda or the cpu", hint="--device cpu, or one process")
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise UserError(
-            "DeepSpeed is not one of the ways to shard here", hint="--set parallel.strategy=fsdp shards the same states"
-        )
-    on_cpu = device == "cpu" or not torch.cuda.is_available()
-    if on_cpu:
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-    _end_with_launcher()
-    from accelerate import PartialState
-
-    state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
-    _check_count(started, state.num_processes)
-    _check_count(config.num_processes, state.num_processes)
-    if config.strategy == "ddp":
-        return Processes(state.process_index, state.num_processes)
-    from rlgf_cli.training.parallel.fsdp import ShardedProcesses
-
-    return ShardedProcesses(state.process_index, state.num_processes)
-
-
-def _asked_of_accelerate() -> int | None:
-    """What the command line of ``accelerate launch`` asked for, where it started this process as the only one."""
-    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        return None
-    try:
-        parent = psutil.Process().parent()
-        words = [word.replace("-", "_") for word in parent.cmdline()] if parent is not None else []
-    except psutil.Error:
-        return None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == "_m" and following == "rlgf_cli":
-            return None
-        name, _, value = word.partition("=")
-        if name in ("__num_processes", "_n") and (value or following).isdigit():
-            return int(value or following)
-    return None
-
-
-def _check_count(asked: int | None, running: int) -> None:
-    if asked is not None and asked != running:
-        raise UserError(
-            f"{asked} processes were asked for and {running} run{'s' if running == 1 else ''}",
-            hint="accelerate's launcher starts only one on a CPU, or several that do not know each other; "
-            f"rlgf train --num-processes {asked}, or torchrun --nproc_per_node {asked} -m rlgf_cli train, starts them",
-        )
-
-
-def _end_with_launcher() -> None:
-    """Where our own launcher is killed, its processes end too (Linux alone can do this)."""
-    if "RLGF_LAUNCHER" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _buckets(parameters: Iterable[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
