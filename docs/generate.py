@@ -26,6 +26,7 @@ from rlgf_cli.cli.commands import COMMANDS
 from rlgf_cli.config.flags import flags_of
 from rlgf_cli.config.loader import field_model
 from rlgf_cli.evolve.iterations import ROW
+from rlgf_cli.protocols import ColumnMap, Guide, Metric, Reward, Scorer, Task
 from rlgf_cli.runs.alarms import ALARMS
 from rlgf_cli.runs.metric_names import METRICS
 from rlgf_cli.section import Flag, Strict
@@ -183,6 +184,39 @@ def alarms() -> str:
     return "\n".join(["| warning | when | likely causes |", "|---|---|---|", *rows])
 
 
+def members(cls: type[Any]) -> str:
+    """A table of all that a base class declares: attributes of the class and of its instances, then methods."""
+    (tree,) = ast.parse(inspect.getsource(cls)).body
+    assert isinstance(tree, ast.ClassDef)
+    rows: list[tuple[str, str, str]] = []
+    methods = [part for part in tree.body if isinstance(part, ast.FunctionDef)]
+    for body in (tree.body, *(method.body for method in methods if method.name == "__init__")):
+        for part, below in zip(body, [*body[1:], None], strict=True):
+            if isinstance(part, ast.AnnAssign):
+                name = part.target.attr if isinstance(part.target, ast.Attribute) else ast.unparse(part.target)
+                is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+                text = below.value.value if is_text else ""  # type: ignore[union-attr, attr-defined]
+                rows.append((name, f"`{ast.unparse(part.value)}`" if part.value else "needed", str(text)))
+    for method in methods:
+        if not method.name.startswith("_"):
+            arguments = ", ".join(argument.arg for argument in (*method.args.args[1:], *method.args.kwonlyargs))
+            abstract = any(ast.unparse(mark) == "abstractmethod" for mark in method.decorator_list)
+            name = f"{method.name}({arguments})"
+            rows.append((name, "needed" if abstract else "optional", ast.get_docstring(method) or ""))
+    lines = [f"| `{name}` | {_cell(default)} | {_cell(_without_roles(text))} |" for name, default, text in rows]
+    return "\n".join(["| member | default | meaning |", "|---|---|---|", *lines])
+
+
+def _without_roles(text: str) -> str:
+    return re.sub(r":\w+:`([^`]+)`", r"`\1`", " ".join(text.split()))
+
+
+def example(file: str) -> str:
+    """A file of examples/extension."""
+    text = (DOCS.parent / "examples" / "extension" / file).read_text(encoding="utf-8")
+    return f"```{'toml' if file.endswith('.toml') else 'python'}\n{text}```"
+
+
 GENERATORS = {
     "config-keys": config_keys,
     "metrics": lambda: metrics(METRICS),
@@ -190,6 +224,17 @@ GENERATORS = {
     "commands": commands,
     "invariants": invariants,
     "alarms": alarms,
+    "members-scorer": lambda: members(Scorer),
+    "members-reward": lambda: members(Reward),
+    "members-metric": lambda: members(Metric),
+    "members-guide": lambda: members(Guide),
+    "members-task": lambda: members(Task),
+    "members-columns": lambda: members(ColumnMap),
+    "example-project": lambda: example("pyproject.toml"),
+    "example-reward": lambda: example("rlgf_example/reward.py"),
+    "example-metric": lambda: example("rlgf_example/metric.py"),
+    "example-guide": lambda: example("rlgf_example/guide.py"),
+    "example-task": lambda: example("rlgf_example/task.py"),
 }
 
 

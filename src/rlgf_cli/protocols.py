@@ -298,9 +298,11 @@ class Scorer:
     reports_rows: bool = False
     """Whether it calls :attr:`on_rows` with the number of further texts that are done, while it works."""
     on_rows: Callable[[int], None] = staticmethod(_no_progress)
+    """Set by who shows the progress."""
     reward_only: ClassVar[frozenset[str]] = frozenset()
     """For a class that is both: parameters that it takes as a reward and refuses as a metric."""
     metric_only: ClassVar[frozenset[str]] = frozenset()
+    """For a class that is both: parameters that it takes as a metric and refuses as a reward."""
 
     def stop_when(self, stop: Callable[[], bool]) -> None:
         """Where ``stop()`` is true, ask the guides nothing more and raise Interrupted."""
@@ -392,41 +394,40 @@ class Metric(Scorer, ABC):
         """The figures of the set. Examples that lack what the metric needs are skipped: their values are None."""
 
     def take_model(self, loaded: Any, lengths: Any) -> None:
-        """For metrics of the evaluated model: the model (``models.load.Loaded``) and the lengths of its prompts and
+        """For metrics of the evaluated model: the model (``models.loaded.Loaded``) and the lengths of its prompts and
         responses. Raises UserError where the metric cannot use it; never called where texts are read from a file.
         """
 
 
 @dataclass(frozen=True)
 class ColumnMap:
-    """Which columns (or templates over columns) make an example.
-
-    ``id`` and ``meta`` may be ``None``: columns of these names are taken where they are there. An empty
-    ``id`` leaves the ids to be made.
-    """
+    """Which columns, or templates over columns (``"{title} {text}"``), make an example."""
 
     prompt: str = "prompt"
     references: Sequence[str] = ("references",)
     id: str | None = None
+    """None: the column ``id`` where there is one. Empty: ids are made."""
     meta: Mapping[str, str] | None = None
+    """Key in ``Example.meta`` -> column. None: the column ``meta`` where there is one."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A named mapping from a dataset's rows to examples.
-
-    ``preprocess`` gets a row that has the columns it ``needs`` and returns it with the ``columns`` of the mapping,
-    or ``None`` for a row that cannot become an example; ``skips`` says which those are. Rows with equal ``group_by``
-    are one example with several references. A split in ``no_references`` may lack them. Files that hold prompts and
-    references already are taken as they are.
-    """
+    """A named mapping from a dataset's rows to examples. Files that hold prompts and references are taken as they
+    are."""
 
     name: str
     summary: str
     dataset: str
+    """A hub name or a path; ``--dataset`` replaces it."""
     needs: tuple[str, ...]
+    """Columns that every row must have."""
     columns: ColumnMap
     preprocess: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] | None = None
+    """From a row with the columns it ``needs`` to one with those of the mapping; None: no example is made of it."""
     skips: str = ""
+    """Which rows ``preprocess`` leaves out, for messages."""
     group_by: str | None = None
+    """Rows with equal values in this column are one example with several references."""
     no_references: frozenset[str] = frozenset()
+    """Splits whose examples may lack references."""
