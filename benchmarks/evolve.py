@@ -21,10 +21,9 @@ import argparse
 import itertools
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -48,10 +47,12 @@ from rlgf_cli.protocols import Completion, Example, Guide, GuideRequest
 from rlgf_cli.stages import evolve_train
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "teams_rl"
-sys.path.insert(0, str(RECIPE))
+sys.path[:0] = [str(RECIPE), str(Path(__file__).parents[1] / "tests")]
 
 import scripted  # noqa: E402 - a recipe is no package
 import scripted_server  # noqa: E402 - a recipe is no package
+
+from server_process import server_process  # noqa: E402 - shared with the tests
 
 TRAINING, HELD_OUT, STEPS, SEARCHED = 300, 48, 6, 4
 BASELINES = ("random", "round-robin", "paper")
@@ -63,17 +64,9 @@ FIGURES = {
 RATES, ENTROPIES, SWEPT = (1e-3, 3e-3, 1e-2), (0.003, 0.01, 0.03), (100, 101)
 
 
-@contextmanager
-def guide() -> Iterator[str]:
-    """The scripted guide in a process of its own; its URL."""
-    words = [sys.executable, str(RECIPE / "scripted_server.py"), "--port", "8712"]  # the URL is part of the cache's key
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.wait()
+def guide() -> AbstractContextManager[str]:
+    """The scripted guide in a process of its own; its URL, which is part of the cache's key."""
+    return server_process(RECIPE / "scripted_server.py", "--port", "8712")
 
 
 def split(data: Path, folder: Path, seed: int) -> tuple[Path, list[Example]]:

@@ -25,11 +25,14 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rlgf_cli.console import table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from server_process import server_process
 
 NOWHERE = "http://127.0.0.1:9/v1"
 """The address that the cached records are kept under; nobody listens there."""
@@ -108,17 +111,9 @@ def copy_texts(cache: Path, out: Path) -> int:
 # --- processes ---
 
 
-@contextlib.contextmanager
-def endpoint(latency: float, limit: int) -> Iterator[str]:
-    program = str(Path(__file__).with_name("fake_endpoint.py"))
-    command = [sys.executable, program, "--latency", str(latency), "--limit", str(limit)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.kill()
-        process.communicate()
+def endpoint(latency: float, limit: int) -> contextlib.AbstractContextManager[str]:
+    program = Path(__file__).with_name("fake_endpoint.py")
+    return server_process(program, "--latency", str(latency), "--limit", str(limit))
 
 
 def stats(url: str) -> dict[str, Any]:

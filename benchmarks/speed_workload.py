@@ -34,11 +34,11 @@ class Case:
     width: int = 256
     heads: int = 4
     vocabulary: int = 8192
+    dtype: str = "float32"
     episodes: int = 64
     prompt: int = 32
     response: int = 32
     iterations: int = 2
-    dtype: str = "float32"
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

@@ -21,12 +21,17 @@ PRICES = (2.0, 8.0)
 Row = tuple[str, int, str]
 
 
-def environment(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """No key, no proxy, and a config folder and a cache of the test's own."""
+def no_endpoint(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """No endpoint, key or proxy in the environment, and a config folder of the test's own."""
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("RLGF_CONFIG_DIR", str(folder / "config"))
+
+
+def environment(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """The same, and a cache of the test's own."""
+    no_endpoint(monkeypatch, folder)
     monkeypatch.setenv("RLGF_CACHE_DIR", str(folder / "cache"))
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -54,7 +57,7 @@ def toy_examples(count: int, seed: int = 0) -> list[dict]:
     return rows
 
 
-def write_rows(path: Path, rows: list[dict]) -> Path:
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -152,39 +155,62 @@ def _checkpoint(folder: Path, architecture: str, pad: str = "distinct") -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _checkpoint(tmp_path_factory.mktemp("gpt2"), "gpt2")
+@pytest.fixture
+def eval_texts(run_cli: Callable[..., Result], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """What ``rlgf eval --json`` prints about texts."""
+
+    def evaluate(rows: Iterable[Mapping[str, Any]], *arguments: str) -> dict[str, Any]:
+        data = write_rows(tmp_path / "texts.jsonl", rows)
+        result = run_cli("eval", "--predictions", data, "-o", tmp_path / "out", *arguments, "--json")
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+    return evaluate
 
 
-@pytest.fixture(scope="session")
-def tiny_gpt2_pad_eos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _checkpoint(tmp_path_factory.mktemp("gpt2-pad-eos"), "gpt2", pad="eos")
+@pytest.fixture
+def train_reward(
+    run_cli: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """``rlgf train-reward`` of a small model on rows in ``train.jsonl``, with other rows in ``val.jsonl``."""
+    from reward_tasks import describe
+
+    def run(rows: list[dict], held_out: list[dict], *arguments: object) -> Result:
+        monkeypatch.chdir(tmp_path)
+        write_rows(tmp_path / "train.jsonl", rows)
+        write_rows(tmp_path / "val.jsonl", held_out)
+        return run_cli("train-reward", "--model", describe(tmp_path), "--data", "train.jsonl", *arguments)
+
+    return run
 
 
-@pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _checkpoint(tmp_path_factory.mktemp("llama"), "llama")
+@pytest.fixture
+def store_path(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "guide.sqlite"
 
 
-@pytest.fixture(scope="session")
-def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _checkpoint(tmp_path_factory.mktemp("qwen2"), "qwen2")
+@pytest.fixture
+def store(store_path: Path) -> Iterator[Any]:
+    from rlgf_cli.ledger.store import Store
+
+    with closing(Store(store_path)) as opened:
+        yield opened
 
 
-@pytest.fixture(scope="session")
-def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _checkpoint(tmp_path_factory.mktemp("qwen3"), "qwen3")
+def _tiny(architecture: str, **settings: str) -> Any:
+    """A fixture: the folder of a tiny checkpoint with random weights."""
+
+    def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return _checkpoint(
+            tmp_path_factory.mktemp("-".join([architecture, *settings.values()])), architecture, **settings
+        )
+
+    return pytest.fixture(scope="session")(folder)
 
 
-@pytest.fixture(scope="session")
-def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _checkpoint(tmp_path_factory.mktemp("t5"), "t5")
-
-
-@pytest.fixture(scope="session")
-def tiny_bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _checkpoint(tmp_path_factory.mktemp("bart"), "bart")
+tiny_gpt2, tiny_gpt2_pad_eos = _tiny("gpt2"), _tiny("gpt2", pad="eos")
+tiny_llama, tiny_qwen2, tiny_qwen3 = _tiny("llama"), _tiny("qwen2"), _tiny("qwen3")
+tiny_t5, tiny_bart = _tiny("t5"), _tiny("bart")
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import subprocess
 import sys
 import threading
 from collections import Counter
@@ -29,6 +28,7 @@ from typing import Any
 
 from fake_batches import Batches
 from fake_calls import FLAWED, UNKNOWN, WHOLE, Asked, Call, Ledger, Limits, Plan, Reply, Request
+from server_process import server_process
 
 __all__ = [
     "FLAWED", "KINDS", "UNKNOWN", "WHOLE", "Asked", "Call", "FakeOpenAI", "Ledger", "Limits", "Plan", "Reply",
@@ -295,14 +295,9 @@ def _handler(server: FakeOpenAI) -> type[BaseHTTPRequestHandler]:
 
 @contextlib.contextmanager
 def in_a_process(*arguments: str) -> Iterator[str]:
-    """A server in a process of its own, started with the program's arguments; gives its URL."""
-    process = subprocess.Popen([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.kill()
-        process.communicate()
+    """This server in a process of its own, started with the program's arguments; yields its URL."""
+    with server_process(__file__, *arguments) as url:
+        yield url
 
 
 def main() -> None:

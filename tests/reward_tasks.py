@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -54,3 +55,10 @@ def describe(tmp_path: Path, architecture: str = "gpt2", **keys: Any) -> str:
     lines = {"architecture": architecture, "hidden": 32, "layers": 1, "tokenizer": "word", "max_positions": 32, **keys}
     path.write_text("".join(f"{k}: {v}\n" for k, v in lines.items()))
     return str(path)
+
+
+def train_json(run_cli: Any, out: Path, *arguments: object) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """``rlgf train-reward --json``: the command's outcome, what it printed, and the file evaluation.json."""
+    shown = run_cli("train-reward", *arguments, "-o", out, "--json")
+    assert shown.exit_code == 0, shown.stderr
+    return shown, json.loads(shown.stdout), json.loads((out / "evaluation.json").read_text())

@@ -74,6 +74,13 @@ def assert_same(run: Path, whole: Path) -> None:
     assert moments[0] == moments[1]
 
 
+def assert_same_as_replayed(run_cli: Callable[..., Result], server: FakeOpenAI, data: Path, run: Path) -> None:
+    """A run is equal to an undisturbed one from the cache alone."""
+    whole = run.with_name("whole")
+    assert run_cli(*command(server, data, whole, "--guide-mode", "replay")).exit_code == 0
+    assert_same(run, whole)
+
+
 def test_a_run_on_disk(run_cli: Callable[..., Result], server: FakeOpenAI, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = run_cli(*command(server, data, run, "--json"))
@@ -306,7 +313,7 @@ MANY = [(7, 0.0), *((1 + (13 * n) % QUERIES, 0.003 * (n % 17)) for n in range(40
 def test_killed_at_any_moment(
     run_cli: Callable[..., Result], server: FakeOpenAI, data: Path, tmp_path: Path, moment: tuple[int, float]
 ) -> None:
-    run, whole = tmp_path / "run", tmp_path / "whole"
+    run = tmp_path / "run"
     server.plan = lambda n, request: Reply(text=plan(n, request).text, delay_s=0.003)
     more = ["--set", "guide.concurrency=4"]
     running = killed(server, command(server, data, run, *more), *moment)
@@ -320,29 +327,27 @@ def test_killed_at_any_moment(
     assert len(twice) <= 4 and all(asked.request.key in answered for asked in twice)
     assert manifest(run)["spend"]["calls"] >= len(server.requests) - 4
     asked = len(server.requests)
-    assert run_cli(*command(server, data, whole, "--guide-mode", "replay")).exit_code == 0
+    assert_same_as_replayed(run_cli, server, data, run)
     assert len(server.requests) == asked  # it never asked for anything else than the undisturbed run
-    assert_same(run, whole)
 
 
 @pytest.mark.slow
 def test_killed_again_and_again_between_checkpoints(
     run_cli: Callable[..., Result], server: FakeOpenAI, data: Path, tmp_path: Path
 ) -> None:
-    run, whole = tmp_path / "run", tmp_path / "whole"
+    run = tmp_path / "run"
     argv = command(server, data, run)
     assert killed(server, argv, 5, 0.0)
     assert killed(server, [*argv, "--resume"], 30, 0.0)
     assert run_cli(*argv, "--resume").exit_code == 0
-    assert run_cli(*command(server, data, whole, "--guide-mode", "replay")).exit_code == 0
-    assert_same(run, whole)
+    assert_same_as_replayed(run_cli, server, data, run)
     assert [row["iteration"] for row in lines(run / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
 def test_ctrl_c_saves_and_exits_130(
     run_cli: Callable[..., Result], server: FakeOpenAI, data: Path, tmp_path: Path
 ) -> None:
-    run, whole = tmp_path / "run", tmp_path / "whole"
+    run = tmp_path / "run"
     server.plan = lambda n, request: Reply(text=plan(n, request).text, delay_s=0.01)
     process = start(command(server, data, run))
     after(server, process, 25)
@@ -355,8 +360,7 @@ def test_ctrl_c_saves_and_exits_130(
     assert asked < QUERIES
     assert run_cli(*command(server, data, run, "--resume")).exit_code == 0
     assert len(server.requests) == len(server.ledger.all())  # nothing was asked twice
-    assert run_cli(*command(server, data, whole, "--guide-mode", "replay")).exit_code == 0
-    assert_same(run, whole)
+    assert_same_as_replayed(run_cli, server, data, run)
 
 
 @pytest.mark.slow

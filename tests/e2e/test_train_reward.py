@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from conftest import write_rows
-from reward_tasks import FAST, describe, negatives, pairs, review, reviews
+from reward_tasks import FAST, describe, negatives, pairs, review, reviews, train_json
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.config.scratch import read_scratch
 from rlgf_cli.config.train_reward import TrainRewardConfig
@@ -138,11 +138,8 @@ def test_rows_of_make_negatives(run_cli: Any, tmp_path: Path) -> None:
     """Every prompt on one side, figures for every kind, and plots."""
     data = write_rows(tmp_path / "train.jsonl", negatives(60))
     arguments = ("--text-key", "prompt,text", "--model", describe(tmp_path), "--data", data, *FAST)
-    shown = run_cli("train-reward", *arguments, "-o", tmp_path / "clf", "--json")
-    assert shown.exit_code == 0, shown.stderr
-    result = json.loads(shown.stdout)
+    shown, result, evaluation = train_json(run_cli, tmp_path / "clf", *arguments)
     assert (result["examples"], result["eval_examples"], result["labels"]) == (162, 18, ["bad", "good"])
-    evaluation = json.loads((tmp_path / "clf/evaluation.json").read_text())
     assert {name: kind["n"] for name, kind in evaluation["kinds"].items()} == {"reference": 6, "rude": 6, "turned": 6}
     assert evaluation["kinds"]["rude"] == result["kinds"]["rude"]
     assert evaluation["kinds"]["rude"]["auc"] > 0.9 and evaluation["kinds"]["reference"]["auc"] is None
@@ -232,18 +229,9 @@ CASES = [
 
 @pytest.mark.parametrize(("rows", "arguments", "words"), CASES)
 def test_bad_input(
-    run_cli: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    rows: list[dict[str, Any]],
-    arguments: tuple[object, ...],
-    words: str,
+    train_reward: Any, tmp_path: Path, rows: list[Any], arguments: tuple[object, ...], words: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_rows(tmp_path / "train.jsonl", rows)
-    write_rows(tmp_path / "val.jsonl", [ONE, {**ONE, "label": 2}])
-    model = describe(tmp_path)
-    shown = run_cli("train-reward", "--model", model, "--data", "train.jsonl", *arguments, "-o", "clf")
+    shown = train_reward(rows, [ONE, {**ONE, "label": 2}], *arguments, "-o", "clf")
     assert shown.exit_code == 2 and words in shown.stderr, shown.stderr
     assert "Traceback" not in shown.stderr
     assert not (tmp_path / "clf").exists()

@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 
 from conftest import write_rows
-from reward_tasks import FAST, describe, negatives, pairs, reviews
+from reward_tasks import FAST, describe, negatives, pairs, reviews, train_json
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.config.scratch import read_scratch
 from rlgf_cli.config.train_reward import TrainRewardConfig
@@ -116,11 +116,8 @@ def test_dropout_is_the_models_own_and_its_tokens_the_tokenizers(tmp_path: Path)
 def test_rows_of_make_negatives_are_pairs(run_cli: Any, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "train.jsonl", negatives(60))
     arguments = ("--objective", "pairwise", "--model", describe(tmp_path), "--data", data, *FAST)
-    shown = run_cli("train-reward", *arguments, "-o", tmp_path / "rm", "--json")
-    assert shown.exit_code == 0, shown.stderr
-    result = json.loads(shown.stdout)
+    shown, result, evaluation = train_json(run_cli, tmp_path / "rm", *arguments)
     assert (result["examples"], result["eval_examples"], result["passed_over"]) == (108, 12, 60)
-    evaluation = json.loads((tmp_path / "rm/evaluation.json").read_text())
     assert {name: kind["n"] for name, kind in evaluation["kinds"].items()} == {"rude": 6, "turned": 6}
     assert evaluation["chosen"]["n"] == 6 and evaluation["accuracy"] == result["eval_accuracy"] > 0.9
     assert "passed over because they are good texts alone: 60" in shown.stderr
@@ -192,18 +189,9 @@ CASES = [
 
 @pytest.mark.parametrize(("rows", "arguments", "words"), CASES)
 def test_bad_input(
-    run_cli: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    rows: list[dict[str, Any]],
-    arguments: tuple[object, ...],
-    words: str,
+    train_reward: Any, tmp_path: Path, rows: list[Any], arguments: tuple[object, ...], words: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_rows(tmp_path / "train.jsonl", rows)
-    write_rows(tmp_path / "val.jsonl", [GOOD_ROW])
-    always = ("--objective", "pairwise", "--model", describe(tmp_path), "--data", "train.jsonl", "-o", "rm")
-    shown = run_cli("train-reward", *always, *arguments)
+    shown = train_reward(rows, [GOOD_ROW], "--objective", "pairwise", "-o", "rm", *arguments)
     assert shown.exit_code == 2 and words in shown.stderr, shown.stderr
     assert "hint: " in shown.stderr or not rows or "not a text" in words
     assert not (tmp_path / "rm").exists()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from collecting import no_endpoint
 from conftest import Result, write_rows
 from fake_openai import FakeOpenAI, Reply, lengths
 from rlgf_cli.config.guide import GuideConfig
@@ -30,10 +31,7 @@ LIMIT = 20
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("RLGF_CONFIG_DIR", str(tmp_path / "config"))
+    no_endpoint(monkeypatch, tmp_path)
 
 
 @pytest.fixture

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
@@ -14,27 +12,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from rlgf_cli.config.guide import BudgetConfig
 from rlgf_cli.ledger.batches import Orders
 from rlgf_cli.ledger.meter import NANO, Meter, Totals
-from rlgf_cli.ledger.store import FILE, Store, Text
-
-
-def text(words: str = "hello", guide: str = "g", **changes: object) -> Text:
-    fields = {"request": "{}", "finish_reason": "stop", "model": "m", "prompt_bytes": 3, **changes}
-    return Text(guide=guide, text=words, **fields)  # type: ignore[arg-type]
-
-
-def key(number: int) -> bytes:
-    return number.to_bytes(32, "big")
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "cache" / FILE
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[Store]:
-    with closing(Store(path)) as opened:
-        yield opened
+from rlgf_cli.ledger.store import FILE, Store
+from stores import key, text
 
 
 def account(store: Store, run: str = "run", nano: int | None = None, calls: int | None = None) -> Meter:
@@ -195,7 +174,7 @@ def test_a_guide_without_a_price_is_never_said_to_cost_nothing() -> None:
 # batches
 
 
-def test_an_order_is_charged_and_noted_at_once_or_not_at_all(store: Store, path: Path) -> None:
+def test_an_order_is_charged_and_noted_at_once_or_not_at_all(store: Store, store_path: Path) -> None:
     asked = [(key(i), f'{{"n": {i}}}', 10 + i) for i in range(3)]
     meter = account(store, nano=100, calls=3)
     orders = Orders(meter)
@@ -211,7 +190,7 @@ def test_an_order_is_charged_and_noted_at_once_or_not_at_all(store: Store, path:
     orders.taken("b1", "server-1")
     assert orders.open()[0][1] == "server-1"
     assert orders.asked("b1", [key(1), key(7)]) == {key(1): ('{"n": 1}', 11)}
-    with closing(Store(path)) as other:
+    with closing(Store(store_path)) as other:
         assert other.claim([key(0), key(1)], 60) == ({}, set())
     meter.refund(call, calls=3)
     orders.end("b1")

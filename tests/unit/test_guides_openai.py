@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from collecting import no_endpoint
 from fake_openai import FakeOpenAI, Reply, Request
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import RlgfError, UserError
@@ -23,10 +24,8 @@ KEY = "sk-planted-0123456789abcdef"
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    no_endpoint(monkeypatch, tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("RLGF_CONFIG_DIR", str(tmp_path))
 
 
 def guide_for(server: FakeOpenAI, name: str = "openai:m", seed: int = 0, **changes: Any) -> OpenAIGuide:

@@ -23,27 +23,8 @@ import pytest
 from rlgf_cli.config.guide import BudgetConfig
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.ledger.meter import NANO, Meter, Totals
-from rlgf_cli.ledger.store import FILE, Store, Text, is_dead, this_process
-
-
-def text(words: str = "hello", guide: str = "g", **changes: object) -> Text:
-    fields = {"request": "{}", "finish_reason": "stop", "model": "m", "prompt_bytes": 3, **changes}
-    return Text(guide=guide, text=words, **fields)  # type: ignore[arg-type]
-
-
-def key(number: int) -> bytes:
-    return number.to_bytes(32, "big")
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "cache" / FILE
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[Store]:
-    with closing(Store(path)) as opened:
-        yield opened
+from rlgf_cli.ledger.store import Store, Text, is_dead, this_process
+from stores import key, text
 
 
 def another(path: Path, owner: str) -> Store:
@@ -82,9 +63,9 @@ def test_a_text_without_a_time_gets_one(store: Store) -> None:
     assert abs(store.texts([key(1)])[key(1)].created - time.time()) < 60
 
 
-def test_texts_are_there_when_the_file_is_opened_again(store: Store, path: Path) -> None:
+def test_texts_are_there_when_the_file_is_opened_again(store: Store, store_path: Path) -> None:
     store.put([(key(1), text("kept 🐈"))])
-    with closing(Store(path)) as again:
+    with closing(Store(store_path)) as again:
         assert again.texts([key(1)])[key(1)].text == "kept 🐈"
 
 
@@ -103,8 +84,8 @@ def test_each_prune_samples_and_summary_by_guide_and_age(store: Store) -> None:
 # leases
 
 
-def test_a_claim_is_good_against_everybody_until_it_is_given_back(store: Store, path: Path) -> None:
-    with closing(Store(path)) as other:  # the same process: it lives
+def test_a_claim_is_good_against_everybody_until_it_is_given_back(store: Store, store_path: Path) -> None:
+    with closing(Store(store_path)) as other:  # the same process: it lives
         assert store.claim([key(1), key(2)], 60) == ({}, {key(1), key(2)})
         assert other.claim([key(1), key(2), key(3)], 60) == ({}, {key(3)})
         assert store.claim([key(1)], 60) == ({}, set())  # not even its owner claims twice
@@ -112,15 +93,18 @@ def test_a_claim_is_good_against_everybody_until_it_is_given_back(store: Store, 
         assert other.claim([key(1)], 60) == ({}, {key(1)})
 
 
-def test_nobody_gives_back_what_another_has_claimed(store: Store, path: Path) -> None:
-    with closing(another(path, "elsewhere:1:1.0")) as other:
+def test_nobody_gives_back_what_another_has_claimed(store: Store, store_path: Path) -> None:
+    with closing(another(store_path, "elsewhere:1:1.0")) as other:
         store.claim([key(1)], 60)
         other.release([key(1)])
         assert other.claim([key(1)], 60) == ({}, set())
 
 
-def test_a_lease_is_renewed_by_its_owner_alone(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with closing(another(path, "elsewhere:1:1.0")) as far, closing(another(path, "far away:1:1.0")) as third:
+def test_a_lease_is_renewed_by_its_owner_alone(store: Store, store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        closing(another(store_path, "elsewhere:1:1.0")) as far,
+        closing(another(store_path, "far away:1:1.0")) as third,
+    ):
         far.claim([key(1), key(2)], 30)
         far.renew([key(1)], 90)
         third.renew([key(2)], 90)
@@ -129,8 +113,8 @@ def test_a_lease_is_renewed_by_its_owner_alone(store: Store, path: Path, monkeyp
         assert store.claim([key(1), key(2)], 60) == ({}, {key(2)})
 
 
-def test_a_text_ends_its_lease_whoever_brings_it(store: Store, path: Path) -> None:
-    with closing(another(path, "elsewhere:1:1.0")) as other:
+def test_a_text_ends_its_lease_whoever_brings_it(store: Store, store_path: Path) -> None:
+    with closing(another(store_path, "elsewhere:1:1.0")) as other:
         other.claim([key(1)], 60)
         store.put([(key(1), text("mine"))])
         found, ours = other.claim([key(1)], 60)
@@ -138,17 +122,17 @@ def test_a_text_ends_its_lease_whoever_brings_it(store: Store, path: Path) -> No
         assert store._db.execute("SELECT count(*) FROM leases").fetchone() == (0,)
 
 
-def test_the_leases_of_a_dead_process_of_this_machine_are_free_at_once(store: Store, path: Path) -> None:
-    with closing(another(path, ended_process())) as gone:
+def test_the_leases_of_a_dead_process_of_this_machine_are_free_at_once(store: Store, store_path: Path) -> None:
+    with closing(another(store_path, ended_process())) as gone:
         gone.claim([key(1)], 1e6)
     assert store.claim([key(1)], 60) == ({}, {key(1)})
 
 
 def test_the_leases_of_another_machine_are_free_when_they_end(
-    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, store_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid = ended_process().split(":")[1]
-    with closing(another(path, f"elsewhere:{pid}:1.00")) as far:
+    with closing(another(store_path, f"elsewhere:{pid}:1.00")) as far:
         far.claim([key(1)], 30)
     assert store.claim([key(1)], 60) == ({}, set())
     real = time.time
@@ -186,34 +170,34 @@ def test_a_clock_that_is_set_kills_nobody(monkeypatch: pytest.MonkeyPatch) -> No
 # files that cannot be used
 
 
-def test_a_damaged_file_and_one_of_a_newer_version_give_a_letter(path: Path) -> None:
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"this is no database, and long enough to show it" * 50)
+def test_a_damaged_file_and_one_of_a_newer_version_give_a_letter(store_path: Path) -> None:
+    store_path.parent.mkdir(parents=True)
+    store_path.write_bytes(b"this is no database, and long enough to show it" * 50)
     with pytest.raises(RlgfError, match="cannot be used") as caught:
-        Store(path)
-    assert caught.value.where == str(path) and "move it away" in (caught.value.hint or "")
-    path.unlink()
-    with closing(sqlite3.connect(path)) as db:
+        Store(store_path)
+    assert caught.value.where == str(store_path) and "move it away" in (caught.value.hint or "")
+    store_path.unlink()
+    with closing(sqlite3.connect(store_path)) as db:
         db.execute("PRAGMA user_version = 7")
     with pytest.raises(UserError, match="has version 7; this rlgf reads 1") as caught:
-        Store(path)
+        Store(store_path)
     assert "RLGF_CACHE_DIR" in (caught.value.hint or "")
 
 
-def test_a_file_damaged_in_the_middle_gives_a_letter(store: Store, path: Path) -> None:
+def test_a_file_damaged_in_the_middle_gives_a_letter(store: Store, store_path: Path) -> None:
     store.put((key(i), text("x" * 500)) for i in range(300))
     store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    with path.open("r+b") as file:
+    with store_path.open("r+b") as file:
         file.seek(8192)
         file.write(os.urandom(40000))
-    with closing(Store(path)) as again, pytest.raises(RlgfError, match="cannot be used") as caught:
+    with closing(Store(store_path)) as again, pytest.raises(RlgfError, match="cannot be used") as caught:
         again.texts([key(i) for i in range(300)])
     assert "move it away" in (caught.value.hint or "")
 
 
-def test_a_lock_that_does_not_go_is_no_damage(store: Store, path: Path) -> None:
+def test_a_lock_that_does_not_go_is_no_damage(store: Store, store_path: Path) -> None:
     store._db.execute("PRAGMA busy_timeout = 50")
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+    with closing(sqlite3.connect(store_path, isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
         with pytest.raises(RlgfError, match="locked") as caught:
             store.put([(key(1), text())])
@@ -234,13 +218,13 @@ def test_an_error_in_a_transaction_takes_all_of_it_back(store: Store) -> None:
     assert store.count() == 1
 
 
-def test_where_nothing_may_be_made_nothing_is(path: Path) -> None:
-    with closing(Store(path, make=False)) as nothing:
-        assert nothing.texts([key(1)]) == {} and nothing.path == path
-    assert not path.parent.exists()
-    with closing(Store(path)) as real:
+def test_where_nothing_may_be_made_nothing_is(store_path: Path) -> None:
+    with closing(Store(store_path, make=False)) as nothing:
+        assert nothing.texts([key(1)]) == {} and nothing.path == store_path
+    assert not store_path.parent.exists()
+    with closing(Store(store_path)) as real:
         real.put([(key(1), text())])
-    with closing(Store(path, make=False)) as there:
+    with closing(Store(store_path, make=False)) as there:
         assert key(1) in there.texts([key(1)])
 
 
@@ -267,8 +251,8 @@ print(store.count())
 """
 
 
-def test_a_disk_that_is_full_at_the_end_of_a_transaction_leaves_a_store_that_works(path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, timeout=60)
+def test_a_disk_that_is_full_at_the_end_of_a_transaction_leaves_a_store_that_works(store_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL, str(store_path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].startswith("letter the guide cache cannot be used")
     assert done.stdout.splitlines()[1] == "40"
@@ -297,16 +281,16 @@ def work(path: str, number: int, together: Any) -> None:
             time.sleep(0.01)
 
 
-def test_processes_that_write_at_once_lose_nothing_and_pay_once(path: Path) -> None:
+def test_processes_that_write_at_once_lose_nothing_and_pay_once(store_path: Path) -> None:
     context = get_context("spawn")
     together = context.Barrier(WORKERS, timeout=60)
-    workers = [context.Process(target=work, args=(str(path), number, together)) for number in range(WORKERS)]
+    workers = [context.Process(target=work, args=(str(store_path), number, together)) for number in range(WORKERS)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(timeout=100)
         assert worker.exitcode == 0
-    with closing(Store(path)) as store:
+    with closing(Store(store_path)) as store:
         assert store.count() == EACH + WORKERS * EACH // 3
         assert Meter(store, "shared").totals() == Totals(calls=EACH, nano_usd=5 * EACH)
         assert store._db.execute("SELECT count(*) FROM leases").fetchone() == (0,)
@@ -329,14 +313,14 @@ for n in range(10**9):
 
 
 @pytest.mark.parametrize("lines", [1, 40, 153])
-def test_kill_9_in_the_middle_of_writes(path: Path, lines: int) -> None:
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+def test_kill_9_in_the_middle_of_writes(store_path: Path, lines: int) -> None:
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(store_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for _ in range(lines):
         process.stdout.readline()
     process.send_signal(signal.SIGKILL)
     said = lines + len([line for line in process.communicate()[0].splitlines() if line])
-    with closing(Store(path)) as store:
+    with closing(Store(store_path)) as store:
         assert store._db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         groups, rest = divmod(store.count(), 5)
         assert rest == 0 and groups >= said - 1  # whole transactions; the last line may be torn

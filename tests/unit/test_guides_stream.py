@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from collecting import no_endpoint
 from conftest import write_rows
 from fake_openai import FakeOpenAI, Reply, Request
 from rlgf_cli.config.collect_guide import CollectGuideConfig
@@ -32,10 +33,7 @@ PRICES: dict[str, Any] = {"usd_per_million_input": 1.0, "usd_per_million_output"
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("RLGF_CONFIG_DIR", str(tmp_path / "config"))
+    no_endpoint(monkeypatch, tmp_path)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -156,14 +155,10 @@ def test_the_examples_of_the_page(tmp_path):
     assert reward.score([Example("a", "p", ("a b",))], ["a b"])[0].value == 0.7
 
 
-def test_rlgf_eval(tmp_path, run_cli):
+def test_rlgf_eval(eval_texts):
     rows = [{"id": e.id, "prompt": "p", "text": text} for e, text in zip(EXAMPLES, TEXTS, strict=True)]
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     metrics = 'metrics=[{name: "reward:length", params: {max_words: 1}, shift: -1, scale: 2, clip: [-1, 1]}]'
-    arguments = ["--predictions", tmp_path / "texts.jsonl", "--set", metrics, "-o", tmp_path / "out"]
-    result = run_cli("eval", *arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    scores = json.loads(result.stdout)
+    scores = eval_texts(rows, "--set", metrics)
     assert scores["metrics"]["reward.total"]["value"] == (0.5 + 0 - 1 - 1) / 4
     assert scores["metrics"]["reward.length"]["value"] == -11 / 4
     assert scores["counts"]["reward.length.clipped"] == 2

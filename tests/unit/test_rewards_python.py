@@ -97,6 +97,18 @@ class TestSignatures:
         assert signatures[0] != signatures[1]
 
 
+BATCHED = {
+    "[1.0]": "returned 1 scores for 2 texts",
+    "[1.0] * 3": "returned 3 scores for 2 texts",
+    "1.0": "returned float instead of a list",
+    "'ab'": "returned str instead of a list",
+    "None": "returned NoneType instead of a list",
+    "[1.0, float('nan')]": "nan",
+    "1 / 0": "ZeroDivisionError",
+}
+"""What a function returns for two texts, and the reason why it is refused."""
+
+
 class TestBroken:
     """A broken reward is exit code 1 with the offending example, never a number."""
 
@@ -127,18 +139,7 @@ class TestBroken:
             score("def deeper(x):\n    raise ValueError('no')\n\ndef f(text):\n    return deeper(text)")
         assert caught.value.where is not None and caught.value.where.endswith("mine.py:2")
 
-    @pytest.mark.parametrize(
-        ("returned", "reason"),
-        [
-            ("[1.0]", "returned 1 scores for 2 texts"),
-            ("[1.0] * 3", "returned 3 scores for 2 texts"),
-            ("1.0", "returned float instead of a list"),
-            ("'ab'", "returned str instead of a list"),
-            ("None", "returned NoneType instead of a list"),
-            ("[1.0, float('nan')]", "nan"),
-            ("1 / 0", "ZeroDivisionError"),
-        ],
-    )
+    @pytest.mark.parametrize(("returned", "reason"), BATCHED.items())
     def test_batched(self, score, returned, reason):
         with pytest.raises(RlgfError) as caught:
             score(f"def f(texts): return {returned}")

@@ -14,20 +14,9 @@ from hypothesis import strategies as st
 from scipy import special, stats
 from scipy.linalg import hadamard
 
+from rlgf_cli.stats import significance
 from rlgf_cli.stats.aggregates import mean
 from rlgf_cli.stats.bootstrap import resampled
-from rlgf_cli.stats.significance import (
-    Seeds,
-    bootstrap_p,
-    estimate,
-    holm,
-    p_value,
-    pair_flip_p,
-    randomised,
-    seed_permutation_p,
-    smallest_flip_p,
-    smallest_seed_p,
-)
 from significance_cases import (
     as_rows,
     binary_scores,
@@ -67,7 +56,7 @@ class TestDefinitions:
         differences, observed = np.array([0.1, 0.4, -0.2, 0.5, 0.2]), 0.25
         centre = sum(differences) / 5  # 0.2: deviations -0.1, 0.2, -0.4, 0.3, 0.0
         assert centre == pytest.approx(0.2)
-        assert bootstrap_p(differences, np.array(observed)) == pytest.approx((1 + 2) / (1 + 5))
+        assert significance.bootstrap_p(differences, np.array(observed)) == pytest.approx((1 + 2) / (1 + 5))
 
     @pytest.mark.parametrize("aggregate", [mean, lambda sums: (sums[..., 0] / sums[..., 1]) ** 2])
     def test_randomisation_against_every_way_of_changing_sides(self, aggregate):
@@ -80,28 +69,30 @@ class TestDefinitions:
             swap = np.array(sides)[:, None]
             every.append(aggregate(np.where(swap, b, a).sum(axis=0)) - aggregate(np.where(swap, a, b).sum(axis=0)))
         exact = float((np.abs(every) >= abs(observed) - 1e-12).mean())
-        found = p_value(randomised(a[None], b, aggregate, resamples=20_000, seed=0), np.array([observed]))[0]
+        found = significance.p_value(
+            significance.randomised(a[None], b, aggregate, resamples=20_000, seed=0), np.array([observed])
+        )[0]
         assert 0.02 < exact < 0.5
         assert found == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 20_000))
 
     def test_a_base_for_all_and_one_for_each_are_the_same(self):
         a, b = normal_scores(np.random.default_rng(2), 3, 20)
         base = np.broadcast_to(b[0], a.shape)
-        together = randomised(a, b[0], mean, resamples=50, seed=0)
-        assert together == pytest.approx(randomised(a, base, mean, resamples=50, seed=0))
+        together = significance.randomised(a, b[0], mean, resamples=50, seed=0)
+        assert together == pytest.approx(significance.randomised(a, base, mean, resamples=50, seed=0))
 
     def test_ties_are_decided_by_no_rounding(self):
         # the prompts differ by 0.1, 0.5, -0.4, -0.1, so that each |d*| is at least |d| = 0.1 / 4
         a, b = np.array([0.7, 0.8, 0.1, 0.1]), np.array([0.6, 0.3, 0.5, 0.2])
-        null = randomised(as_rows(a)[None], as_rows(b), mean, resamples=500, seed=0)
+        null = significance.randomised(as_rows(a)[None], as_rows(b), mean, resamples=500, seed=0)
         observed = mean(as_rows(a).sum(axis=0)) - mean(as_rows(b).sum(axis=0))
         assert (np.abs(null) < abs(observed)).any()  # by rounding alone
-        assert p_value(null, np.array([observed]))[0] == 1
+        assert significance.p_value(null, np.array([observed]))[0] == 1
 
     def test_memory_stays_bounded(self):
         a, b = normal_scores(np.random.default_rng(4), 1, 20_000)
         tracemalloc.start()
-        randomised(a, b[0], mean, resamples=1000, seed=0)
+        significance.randomised(a, b[0], mean, resamples=1000, seed=0)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < 100e6
@@ -112,14 +103,16 @@ def test_p_values_are_probabilities_and_know_no_order(scores, seed):
     a, b = (as_rows(np.array(side, dtype=float)) for side in zip(*scores, strict=True))
     observed = np.array([a[:, 0].mean() - b[:, 0].mean()])
     for null in (
-        randomised(a[None], b, mean, resamples=99, seed=seed),
+        significance.randomised(a[None], b, mean, resamples=99, seed=seed),
         resampled(a[None], mean, resamples=99, seed=seed)
         - resampled(b[None], mean, resamples=99, seed=seed)
         - observed,
     ):
-        found = p_value(null, observed)[0]
+        found = significance.p_value(null, observed)[0]
         assert 1 / 100 <= found <= 1
-        assert found == p_value(-null, -observed)[0] == p_value(1000 * null, 1000 * observed)[0]
+        assert (
+            found == significance.p_value(-null, -observed)[0] == significance.p_value(1000 * null, 1000 * observed)[0]
+        )
         if not observed[0]:
             assert found == 1
 
@@ -127,7 +120,7 @@ def test_p_values_are_probabilities_and_know_no_order(scores, seed):
 class TestHolm:
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
     def test_against_its_definition(self, p_values):
-        found, count = holm(p_values), len(p_values)
+        found, count = significance.holm(p_values), len(p_values)
         by_size = sorted(range(count), key=lambda i: p_values[i])
         for rank, i in enumerate(by_size):
             steps = [(count - j) * p_values[by_size[j]] for j in range(rank + 1)]
@@ -136,13 +129,13 @@ class TestHolm:
         assert [found[i] for i in by_size] == sorted(found)
 
     def test_an_example(self):
-        assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-        assert holm([0.2]) == [0.2] and holm([]) == []
+        assert significance.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+        assert significance.holm([0.2]) == [0.2] and significance.holm([]) == []
 
     def test_one_false_call_in_twenty_families(self):
         """Twelve true null hypotheses at once: some adjusted p below 0.05 in about 5 % of families."""
         families = np.random.default_rng(0).uniform(size=(2000, 12))
-        share = np.mean([min(holm(family)) < 0.05 for family in families])
+        share = np.mean([min(significance.holm(family)) < 0.05 for family in families])
         assert share == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 2000))
 
 
@@ -210,7 +203,7 @@ class TestSeeds:
             np.random.default_rng(3), (3, 4), share=0.6, trials=40, prompts=50, resamples=200, level=0.9
         ):
             assert p is not None and excludes_zero(interval) == (p < 0.1)
-            back = estimate(b, a, prompts=50, level=0.9)
+            back = significance.estimate(b, a, prompts=50, level=0.9)
             assert back.p == pytest.approx(p)
             assert back.interval == pytest.approx((-interval.value, -interval.high, -interval.low))
 
@@ -218,8 +211,8 @@ class TestSeeds:
         """Without prompt noise the interval is Welch's."""
         rng = np.random.default_rng(4)
         a, b = rng.normal(0, 1, 3), rng.normal(0.5, 2, 5)
-        flat = [Seeds(x, np.repeat(x[:, None], 100, axis=1)) for x in (a, b)]
-        found = estimate(*flat, prompts=1000, level=0.95)
+        flat = [significance.Seeds(x, np.repeat(x[:, None], 100, axis=1)) for x in (a, b)]
+        found = significance.estimate(*flat, prompts=1000, level=0.95)
         welch = stats.ttest_ind(a, b, equal_var=False)
         expected = welch.confidence_interval(0.95)
         assert found.p == pytest.approx(welch.pvalue)
@@ -240,7 +233,9 @@ class TestSeeds:
             (signs, unbiased / 3, (between - unbiased) / 3),
             (3 * signs, 9 * unbiased / 3, 0.0),
         ):
-            (value, low, high), _ = estimate(Seeds(figures, figures[:, None] + noise), prompts=50, level=0.9)
+            (value, low, high), _ = significance.estimate(
+                significance.Seeds(figures, figures[:, None] + noise), prompts=50, level=0.9
+            )
             freedom = max((prompts + seeds) ** 2 / (prompts**2 / 49 + (between / 3) ** 2 / 2), 2)
             half = stats.t.ppf(0.95, freedom) * math.sqrt(prompts + seeds)
             assert (value, low, high) == pytest.approx((7 / 3, 7 / 3 - half, 7 / 3 + half))
@@ -250,9 +245,9 @@ class TestSeeds:
         rng = np.random.default_rng(6)
         noise = rng.normal(0, 1, (3, 500))
         figures = np.array([0.1, 0.2, 0.3])
-        a = Seeds(figures, figures[:, None] + noise)
-        b = Seeds(figures + 0.01, figures[:, None] + 0.01 + noise + rng.normal(0, 1e-3, (3, 500)))
-        (value, low, high), p = estimate(b, a, prompts=50, level=0.95)
+        a = significance.Seeds(figures, figures[:, None] + noise)
+        b = significance.Seeds(figures + 0.01, figures[:, None] + 0.01 + noise + rng.normal(0, 1e-3, (3, 500)))
+        (value, low, high), p = significance.estimate(b, a, prompts=50, level=0.95)
         error = np.std((b.resampled - a.resampled).mean(axis=0)) * math.sqrt(50 / 49)
         half = stats.t.ppf(0.975, 2) * error  # as few degrees of freedom as three seeds have
         assert (value, high - value, value - low) == pytest.approx((0.01, half, half))
@@ -263,23 +258,25 @@ class TestSeeds:
         a, b = normal_scores(np.random.default_rng(5), 1, 400)
         draws = [resampled(x, mean, resamples=4000, seed=0) for x in (a, b)]
         values = [mean(x.sum(axis=1)) for x in (a, b)]
-        three = [Seeds(np.repeat(v, 3), np.repeat(d, 3, axis=0)) for v, d in zip(values, draws, strict=True)]
-        one = [Seeds(v, d) for v, d in zip(values, draws, strict=True)]
-        many, single = (estimate(*pair, prompts=400, level=0.95) for pair in (three, one))
+        three = [
+            significance.Seeds(np.repeat(v, 3), np.repeat(d, 3, axis=0)) for v, d in zip(values, draws, strict=True)
+        ]
+        one = [significance.Seeds(v, d) for v, d in zip(values, draws, strict=True)]
+        many, single = (significance.estimate(*pair, prompts=400, level=0.95) for pair in (three, one))
         width = single.interval.high - single.interval.low
         assert many.interval == pytest.approx(single.interval, abs=0.05 * width)
 
     def test_equal_systems_and_constant_ones(self):
-        same = Seeds(np.array([0.1, 0.4]), np.array([[0.1, 0.2], [0.3, 0.5]]))
-        constant = [Seeds(np.full(2, value), np.full((2, 9), value)) for value in (0.3, 0.1)]
-        assert estimate(same, same, prompts=9, level=0.95).p == 1
-        assert estimate(constant[0], constant[0], prompts=9, level=0.95) == ((0.0, 0.0, 0.0), 1.0)
-        sure = estimate(*constant, prompts=9, level=0.95)
+        same = significance.Seeds(np.array([0.1, 0.4]), np.array([[0.1, 0.2], [0.3, 0.5]]))
+        constant = [significance.Seeds(np.full(2, value), np.full((2, 9), value)) for value in (0.3, 0.1)]
+        assert significance.estimate(same, same, prompts=9, level=0.95).p == 1
+        assert significance.estimate(constant[0], constant[0], prompts=9, level=0.95) == ((0.0, 0.0, 0.0), 1.0)
+        sure = significance.estimate(*constant, prompts=9, level=0.95)
         assert sure.p == 1 / 10 and sure.interval == pytest.approx((0.2, 0.2, 0.2))
 
     def test_one_prompt_has_neither(self):
-        single = Seeds(np.array([0.5]), np.array([[0.5, 0.5]]))
-        assert estimate(single, single, prompts=1, level=0.95) == ((0.0, None, None), None)
+        single = significance.Seeds(np.array([0.5]), np.array([[0.5, 0.5]]))
+        assert significance.estimate(single, single, prompts=1, level=0.95) == ((0.0, None, None), None)
 
 
 class TestPairedSeeds:
@@ -290,7 +287,8 @@ class TestPairedSeeds:
             np.random.default_rng(8), (4, 4), share=0.9, common=0.95, trials=400, prompts=60, resamples=300
         ):
             both = [
-                estimate(trial.first, trial.second, prompts=60, level=0.95, paired=p).interval for p in (True, False)
+                significance.estimate(trial.first, trial.second, prompts=60, level=0.95, paired=p).interval
+                for p in (True, False)
             ]
             held.append([low <= 0 <= high for _, low, high in both])
             widths.append([high - low for _, low, high in both])
@@ -303,8 +301,8 @@ class TestPairedSeeds:
         rng = np.random.default_rng(4)
         b = rng.normal(0, 3, 5)
         a = b + rng.normal(0.5, 1, 5)
-        flat = [Seeds(x, np.repeat(x[:, None], 100, axis=1)) for x in (a, b)]
-        found = estimate(*flat, prompts=1000, level=0.95, paired=True)
+        flat = [significance.Seeds(x, np.repeat(x[:, None], 100, axis=1)) for x in (a, b)]
+        found = significance.estimate(*flat, prompts=1000, level=0.95, paired=True)
         student = stats.ttest_rel(a, b)
         expected = student.confidence_interval(0.95)
         assert found.p == pytest.approx(student.pvalue)
@@ -313,18 +311,22 @@ class TestPairedSeeds:
     def test_it_is_the_estimate_of_the_differences(self):
         (trial,) = of_seeds(np.random.default_rng(9), (3, 3), share=0.5, trials=1, prompts=40, resamples=200)
         a, b = trial.first, trial.second
-        expected = estimate(Seeds(a.figures - b.figures, a.resampled - b.resampled), prompts=40, level=0.9)
-        found = estimate(a, b, prompts=40, level=0.9, paired=True)
+        expected = significance.estimate(
+            significance.Seeds(a.figures - b.figures, a.resampled - b.resampled), prompts=40, level=0.9
+        )
+        found = significance.estimate(a, b, prompts=40, level=0.9, paired=True)
         assert [*found.interval, found.p] == pytest.approx([*expected.interval, expected.p])
 
     def test_one_seed_each_is_as_ever_and_rounding_is_no_difference(self):
-        a, b = (Seeds(np.array([x]), np.array([[x, x + 0.1, x - 0.3]])) for x in (0.5, 0.2))
-        assert estimate(a, b, prompts=9, level=0.95, paired=True) == estimate(a, b, prompts=9, level=0.95)
+        a, b = (significance.Seeds(np.array([x]), np.array([[x, x + 0.1, x - 0.3]])) for x in (0.5, 0.2))
+        assert significance.estimate(a, b, prompts=9, level=0.95, paired=True) == significance.estimate(
+            a, b, prompts=9, level=0.95
+        )
         figures, noise = np.array([0.1, 0.3]), np.array([[1e-16, 0], [0, 3e-16]])
-        same = Seeds(figures, np.tile(figures[:, None], 2))
-        moved = Seeds(figures + noise[:, 0], figures[:, None] + noise)
+        same = significance.Seeds(figures, np.tile(figures[:, None], 2))
+        moved = significance.Seeds(figures + noise[:, 0], figures[:, None] + noise)
         assert (moved.figures != figures).any()
-        found = estimate(moved, same, prompts=9, level=0.95, paired=True)
+        found = significance.estimate(moved, same, prompts=9, level=0.95, paired=True)
         assert found.interval == pytest.approx((0, 0, 0), abs=1e-15) and found.p == 1
 
     def test_scipy_changes_sides_the_same(self):
@@ -335,23 +337,29 @@ class TestPairedSeeds:
                 (a, b), lambda x, y: abs(np.mean(x - y)), alternative="greater", permutation_type="samples",
                 n_resamples=np.inf,
             ).pvalue  # fmt: skip
-            assert pair_flip_p(a - b, resamples=1000, seed=0) == pytest.approx(expected)
+            assert significance.pair_flip_p(a - b, resamples=1000, seed=0) == pytest.approx(expected)
 
     def test_few_pairs_have_a_smallest_p_and_many_are_sampled(self):
-        assert pair_flip_p(np.array([3.0, 1, 2]), resamples=1000, seed=0) == 0.25 == smallest_flip_p(3)
-        assert pair_flip_p(np.array([1.0]), resamples=1000, seed=0) is None
+        assert (
+            significance.pair_flip_p(np.array([3.0, 1, 2]), resamples=1000, seed=0)
+            == 0.25
+            == significance.smallest_flip_p(3)
+        )
+        assert significance.pair_flip_p(np.array([1.0]), resamples=1000, seed=0) is None
         differences = np.random.default_rng(3).normal(0.4, 1, 12)
-        exact = pair_flip_p(differences, resamples=4096, seed=0)
-        sampled = pair_flip_p(differences, resamples=4095, seed=0)
+        exact = significance.pair_flip_p(differences, resamples=4096, seed=0)
+        sampled = significance.pair_flip_p(differences, resamples=4095, seed=0)
         assert exact is not None and 0.01 < exact < 0.9 and (exact * 4096).is_integer()
         assert sampled != exact and sampled == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 4095))
 
 
 class TestDealingSeedsAnew:
     def test_three_against_three_cannot_be_below_a_tenth(self):
-        apart = seed_permutation_p(np.array([9.0, 8, 7]), np.array([1.0, 2, 3]), resamples=1000, seed=0)
-        assert apart == pytest.approx(0.1) == smallest_seed_p(3, 3)
-        assert smallest_seed_p(2, 3) == 0.1 and smallest_seed_p(5, 5) == pytest.approx(2 / 252)
+        apart = significance.seed_permutation_p(np.array([9.0, 8, 7]), np.array([1.0, 2, 3]), resamples=1000, seed=0)
+        assert apart == pytest.approx(0.1) == significance.smallest_seed_p(3, 3)
+        assert significance.smallest_seed_p(2, 3) == 0.1 and significance.smallest_seed_p(5, 5) == pytest.approx(
+            2 / 252
+        )
 
     def test_scipy_counts_the_same(self):
         rng = np.random.default_rng(0)
@@ -359,15 +367,15 @@ class TestDealingSeedsAnew:
         expected = stats.permutation_test(
             (a, b), lambda x, y: abs(x.mean() - y.mean()), alternative="greater", n_resamples=np.inf
         ).pvalue
-        assert seed_permutation_p(a, b, resamples=10_000, seed=0) == pytest.approx(expected)
+        assert significance.seed_permutation_p(a, b, resamples=10_000, seed=0) == pytest.approx(expected)
 
     def test_too_many_ways_are_sampled(self):
         rng = np.random.default_rng(1)
         a, b = rng.normal(0.7, 1, 8), rng.normal(0, 1, 8)
-        exact = seed_permutation_p(a, b, resamples=20_000, seed=0)
+        exact = significance.seed_permutation_p(a, b, resamples=20_000, seed=0)
         assert math.comb(16, 8) == 12870 and exact is not None and 0.01 < exact < 0.9
-        sampled = seed_permutation_p(a, b, resamples=10_000, seed=0)
+        sampled = significance.seed_permutation_p(a, b, resamples=10_000, seed=0)
         assert sampled != exact and sampled == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 10_000))
 
     def test_one_model_is_no_sample_of_trainings(self):
-        assert seed_permutation_p(np.array([1.0]), np.array([1.0, 2.0]), resamples=100, seed=0) is None
+        assert significance.seed_permutation_p(np.array([1.0]), np.array([1.0, 2.0]), resamples=100, seed=0) is None

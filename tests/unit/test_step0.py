@@ -14,23 +14,7 @@ import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rl import (
-    AGGREVATED,
-    PPO,
-    PPO_PP,
-    ScriptedGuide,
-    actor_critic,
-    generator_for,
-    loaded_from,
-    plain_logits,
-    plain_logprobs,
-    prompts_for,
-    real_mask,
-    state_of,
-    step_data,
-    token_batch,
-    update_settings,
-)
+import rl
 from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.config.common import LoraConfig
@@ -47,7 +31,7 @@ TEXT = "the cat sees the river it ."
 
 @pytest.fixture
 def loaded(any_model: Path) -> Loaded:
-    return loaded_from(any_model)
+    return rl.loaded_from(any_model)
 
 
 def with_lora(loaded: Loaded, **changes: object) -> Loaded:
@@ -61,7 +45,7 @@ def with_lora(loaded: Loaded, **changes: object) -> Loaded:
 
 def some_texts(loaded: Loaded) -> tuple[list[list[int]], list[list[int]]]:
     """Prompts and responses of unlike lengths; EOS last, and a pad token in the middle of a text."""
-    prompts = [p.ids for p in prompts_for(loaded, 5)]
+    prompts = [p.ids for p in rl.prompts_for(loaded, 5)]
     eos, pad = loaded.eos_id, loaded.pad_id
     responses = [[40, 41, 300, 42, eos], [299, eos], [70, pad, 71, 72, 73, 74, eos], [eos], [55, 56, 57]]
     return prompts, responses
@@ -78,13 +62,13 @@ def test_logprobs_are_those_of_a_plain_call_whatever_the_batch(
     prompts, responses = some_texts(loaded)
     responses[3] = [60, loaded.eos_id]
     options = {"temperature": temperature, "min_new_tokens": min_new_tokens}
-    model = actor_critic(loaded)
-    expected = [plain_logprobs(loaded, p, r, **options) for p, r in zip(prompts, responses, strict=True)]  # type: ignore[arg-type]
+    model = rl.actor_critic(loaded)
+    expected = [rl.plain_logprobs(loaded, p, r, **options) for p, r in zip(prompts, responses, strict=True)]  # type: ignore[arg-type]
     values: dict[int, torch.Tensor] = {}
     for rows in ([0, 1, 2, 3, 4], [4, 2], [3], [1, 3], [2, 0, 1]):
-        batch = token_batch(loaded, [prompts[i] for i in rows], [responses[i] for i in rows])
-        scored = model.forward_logprobs(batch, real_mask(batch), values=["policy"], **options)  # type: ignore[arg-type]
-        reference = model.ref_logprobs(batch, real_mask(batch), **options)  # type: ignore[arg-type]
+        batch = rl.token_batch(loaded, [prompts[i] for i in rows], [responses[i] for i in rows])
+        scored = model.forward_logprobs(batch, rl.real_mask(batch), values=["policy"], **options)  # type: ignore[arg-type]
+        reference = model.ref_logprobs(batch, rl.real_mask(batch), **options)  # type: ignore[arg-type]
         for at, i in enumerate(rows):
             length = len(responses[i])
             for found in (scored.logprobs, reference):
@@ -99,7 +83,7 @@ def test_logprobs_are_those_of_a_plain_call_whatever_the_batch(
 def padded_on_the_other_side(loaded: Loaded, prompts: list[list[int]], responses: list[list[int]]) -> torch.Tensor:
     """Logits [B, T, V] of one batch by a plain call: decoders get whole rows padded on the right (ours pads prompts on
     the left), encoders get theirs padded on the left."""
-    batch = token_batch(loaded, prompts, responses)
+    batch = rl.token_batch(loaded, prompts, responses)
     if loaded.encoder_decoder:
         ids, mask = pad_rows(prompts, loaded.pad_id, left=True)
         start = torch.full((len(prompts), 1), loaded.model.config.decoder_start_token_id)
@@ -116,13 +100,13 @@ def test_left_and_right_padding_give_the_same(loaded: Loaded) -> None:
     """Point by point, and in the mean of the residuals. BART's encoder counts positions from the left, padding
     included: it is always padded on the right."""
     if loaded.model.config.model_type == "bart":
-        assert token_batch(loaded, [[5, 6], [7]], [[8], [9]]).prompt_mask.tolist() == [[1, 1], [1, 0]]
+        assert rl.token_batch(loaded, [[5, 6], [7]], [[8], [9]]).prompt_mask.tolist() == [[1, 1], [1, 0]]
         return
     prompts, responses = some_texts(loaded)
     responses = [[*r, *[loaded.pad_id] * 9][:7] for r in responses]  # room for every row's logits
-    batch = token_batch(loaded, prompts, responses)
-    mask = real_mask(batch)
-    scored = actor_critic(loaded).forward_logprobs(batch, mask, temperature=1.0, min_new_tokens=0, entropy=True)
+    batch = rl.token_batch(loaded, prompts, responses)
+    mask = rl.real_mask(batch)
+    scored = rl.actor_critic(loaded).forward_logprobs(batch, mask, temperature=1.0, min_new_tokens=0, entropy=True)
     logprobs = padded_on_the_other_side(loaded, prompts, responses).log_softmax(-1)
     other = {
         "logprobs": logprobs.gather(-1, batch.response_ids.unsqueeze(-1))[..., 0][mask],
@@ -135,10 +119,12 @@ def test_left_and_right_padding_give_the_same(loaded: Loaded) -> None:
 
 def test_only_selected_tokens_are_scored_and_each_at_its_place(loaded: Loaded) -> None:
     prompts, responses = some_texts(loaded)
-    batch = token_batch(loaded, prompts, responses)
-    model = actor_critic(loaded)
-    whole = model.forward_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0, entropy=True)
-    select = real_mask(batch) & (torch.rand(batch.response_ids.shape, generator=torch.Generator().manual_seed(1)) < 0.5)
+    batch = rl.token_batch(loaded, prompts, responses)
+    model = rl.actor_critic(loaded)
+    whole = model.forward_logprobs(batch, rl.real_mask(batch), temperature=1.0, min_new_tokens=0, entropy=True)
+    select = rl.real_mask(batch) & (
+        torch.rand(batch.response_ids.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    )
     part = model.forward_logprobs(batch, select, temperature=1.0, min_new_tokens=0, entropy=True)
     zero = torch.zeros(())
     assert torch.allclose(part.logprobs, torch.where(select, whole.logprobs, zero), atol=1e-5)
@@ -151,12 +137,12 @@ def test_only_selected_tokens_are_scored_and_each_at_its_place(loaded: Loaded) -
 
 
 def test_entropy_is_that_of_the_distribution_and_bears_banned_tokens(loaded: Loaded) -> None:
-    prompt, response = prompts_for(loaded, 1)[0].ids, [40, 41, 42]
-    batch = token_batch(loaded, [prompt], [response])
-    scored = actor_critic(loaded).forward_logprobs(
-        batch, real_mask(batch), temperature=0.8, min_new_tokens=2, entropy=True
+    prompt, response = rl.prompts_for(loaded, 1)[0].ids, [40, 41, 42]
+    batch = rl.token_batch(loaded, [prompt], [response])
+    scored = rl.actor_critic(loaded).forward_logprobs(
+        batch, rl.real_mask(batch), temperature=0.8, min_new_tokens=2, entropy=True
     )
-    logits = plain_logits(loaded, prompt, response) / 0.8
+    logits = rl.plain_logits(loaded, prompt, response) / 0.8
     logits[:2, sorted(loaded.eos_ids)] = float("-inf")
     expected = torch.distributions.Categorical(logits=logits).entropy()
     assert scored.entropies is not None
@@ -164,13 +150,13 @@ def test_entropy_is_that_of_the_distribution_and_bears_banned_tokens(loaded: Loa
 
 
 def test_a_value_is_of_the_state_before_its_token(loaded: Loaded) -> None:
-    prompt, response = prompts_for(loaded, 1)[0].ids, [40, 41, 42, 43]
-    model = actor_critic(loaded)
+    prompt, response = rl.prompts_for(loaded, 1)[0].ids, [40, 41, 42, 43]
+    model = rl.actor_critic(loaded)
 
     def values(ids: list[int]) -> torch.Tensor:
-        batch = token_batch(loaded, [prompt], [ids])
+        batch = rl.token_batch(loaded, [prompt], [ids])
         return model.forward_logprobs(
-            batch, real_mask(batch), temperature=1.0, min_new_tokens=0, values=["policy"]
+            batch, rl.real_mask(batch), temperature=1.0, min_new_tokens=0, values=["policy"]
         ).values["policy"][0]
 
     before, after = values(response), values([40, 41, 99, 43])
@@ -182,17 +168,17 @@ def test_a_value_is_of_the_state_before_its_token(loaded: Loaded) -> None:
 
 
 @pytest.mark.parametrize("warped", [{}, {"top_k": 20}, {"top_p": 0.8}], ids=["plain", "top_k", "top_p"])
-@pytest.mark.parametrize("regime", [PPO, PPO_PP])
+@pytest.mark.parametrize("regime", [rl.PPO, rl.PPO_PP])
 def test_every_sampled_token_is_the_quantile_of_the_plain_distribution(
     loaded: Loaded, regime: Regime, warped: dict[str, float]
 ) -> None:
     """The draw of token t lies between the cumulative masses on both sides of it, as a plain call without cache,
     padding or prefill gives them: the sampler's distribution is the scorer's."""
     sampling = {"temperature": 0.9, "min_new_tokens": 3, "max_new_tokens": 8, **warped}
-    generator = generator_for(loaded, ScriptedGuide((TEXT, "stop")), **sampling)  # type: ignore[arg-type]
-    for e in generator.generate(regime, prompts_for(loaded, 6), 2, 9.0):
+    generator = rl.generator_for(loaded, rl.ScriptedGuide((TEXT, "stop")), **sampling)  # type: ignore[arg-type]
+    for e in generator.generate(regime, rl.prompts_for(loaded, 6), 2, 9.0):
         draws = noise.uniforms(8, 0, "tokens", 2, e.index)
-        logits = plain_logits(loaded, e.prompt_ids, e.ids).double() / 0.9
+        logits = rl.plain_logits(loaded, e.prompt_ids, e.ids).double() / 0.9
         logits[:3, sorted(loaded.eos_ids)] = float("-inf")
         if "top_k" in warped:
             logits = TopKLogitsWarper(20)(None, logits)
@@ -208,7 +194,7 @@ def test_every_sampled_token_is_the_quantile_of_the_plain_distribution(
 def test_greedy_text_is_that_of_transformers(loaded: Loaded) -> None:
     from rlgf_cli.models.generate import sample
 
-    prompts = [p.ids for p in prompts_for(loaded, 4)]
+    prompts = [p.ids for p in rl.prompts_for(loaded, 4)]
     rows = sample(loaded.model, prompts, max_new_tokens=8, uniforms=None, eos_ids=loaded.eos_ids, pad_id=loaded.pad_id)
     for prompt, row in zip(prompts, rows, strict=True):
         ids = torch.tensor([prompt])
@@ -223,16 +209,16 @@ def test_greedy_text_is_that_of_transformers(loaded: Loaded) -> None:
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("regime", [PPO, PPO_PP, AGGREVATED])
+@pytest.mark.parametrize("regime", [rl.PPO, rl.PPO_PP, rl.AGGREVATED])
 def test_ratio_is_1_and_kl_0_before_the_first_update(loaded: Loaded, regime: Regime, lora: bool) -> None:
     loaded = with_lora(loaded) if lora else loaded
-    model = actor_critic(loaded, [regime.roll_out])
+    model = rl.actor_critic(loaded, [regime.roll_out])
     sampling = Sampling(max_new_tokens=8, min_new_tokens=2, temperature=0.8)
-    generator = generator_for(
-        loaded, ScriptedGuide((TEXT, "stop")), max_new_tokens=8, min_new_tokens=2, temperature=0.8
+    generator = rl.generator_for(
+        loaded, rl.ScriptedGuide((TEXT, "stop")), max_new_tokens=8, min_new_tokens=2, temperature=0.8
     )
-    episodes = generator.generate(regime, prompts_for(loaded, 9), 0, 6.0)
-    data = step_data(model, regime, episodes, sampling, critics=[regime.roll_out])
+    episodes = generator.generate(regime, rl.prompts_for(loaded, 9), 0, 6.0)
+    data = rl.step_data(model, regime, episodes, sampling, critics=[regime.roll_out])
     assert data.advantages is not None and data.stats is not None
     assert float(data.advantages.log_ratio.abs().max()) < 1e-5
     assert bool((data.stats.old_logprobs[data.batch.policy] < 0).all())
@@ -254,14 +240,14 @@ def test_ratio_is_1_and_kl_0_before_the_first_update(loaded: Loaded, regime: Reg
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_dropout_is_off_in_scoring_and_in_the_update(loaded: Loaded, lora: bool, checkpointing: bool) -> None:
     prompts, responses = some_texts(loaded)
-    expected = [plain_logprobs(loaded, p, r) for p, r in zip(prompts, responses, strict=True)]
+    expected = [rl.plain_logprobs(loaded, p, r) for p, r in zip(prompts, responses, strict=True)]
     loaded = with_lora(loaded) if lora else loaded
-    model = actor_critic(loaded)
+    model = rl.actor_critic(loaded)
     if checkpointing:
         model.enable_checkpointing()
-    batch = token_batch(loaded, prompts, responses)
+    batch = rl.token_batch(loaded, prompts, responses)
     for _ in range(2):
-        scored = model.forward_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0)
+        scored = model.forward_logprobs(batch, rl.real_mask(batch), temperature=1.0, min_new_tokens=0)
         for row, logprobs in enumerate(expected):
             assert torch.allclose(scored.logprobs[row, : len(logprobs)].double(), logprobs, atol=2e-5)
 
@@ -270,15 +256,15 @@ def test_gradient_checkpointing_changes_neither_gradients_nor_text(any_model: Pa
     """Layers that checkpoint ignore the key-value cache; a rollout must not notice."""
     found = []
     for checkpointing in (False, True):
-        loaded = loaded_from(any_model)
-        model = actor_critic(loaded)
+        loaded = rl.loaded_from(any_model)
+        model = rl.actor_critic(loaded)
         if checkpointing:
             model.enable_checkpointing()
         prompts, responses = some_texts(loaded)
-        batch = token_batch(loaded, prompts, responses)
-        model.forward_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0).logprobs.sum().backward()
+        batch = rl.token_batch(loaded, prompts, responses)
+        model.forward_logprobs(batch, rl.real_mask(batch), temperature=1.0, min_new_tokens=0).logprobs.sum().backward()
         gradients = [p.grad for _, p in model.trainable() if p.grad is not None]
-        texts = [e.ids for e in generator_for(loaded).generate(PPO, prompts_for(loaded, 6), 0, 9.0)]
+        texts = [e.ids for e in rl.generator_for(loaded).generate(rl.PPO, rl.prompts_for(loaded, 6), 0, 9.0)]
         found.append((gradients, texts))
     assert found[0][1] == found[1][1]
     assert len(found[0][0]) == len(found[1][0]) > 5
@@ -290,15 +276,15 @@ def test_separate_critics_checkpoint_too(tiny_llama: Path, lora: bool) -> None:
     """Each layer runs a second time in the backward pass, and keeps less for it; the gradients are the same."""
     found = []
     for checkpointing in (False, True):
-        loaded = loaded_from(tiny_llama)
-        model = actor_critic(with_lora(loaded) if lora else loaded, ["policy", "guide"], mode="separate")
+        loaded = rl.loaded_from(tiny_llama)
+        model = rl.actor_critic(with_lora(loaded) if lora else loaded, ["policy", "guide"], mode="separate")
         if checkpointing:
             model.enable_checkpointing()
         calls: list[torch.nn.Module] = []
         for critic in model.critics.values():
             critic.backbone.model.layers[1].self_attn.register_forward_hook(lambda m, *_, to=calls: to.append(m))
-        batch = token_batch(loaded, *some_texts(loaded))
-        nothing, kept = torch.zeros_like(real_mask(batch)), 0
+        batch = rl.token_batch(loaded, *some_texts(loaded))
+        nothing, kept = torch.zeros_like(rl.real_mask(batch)), 0
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             nonlocal kept
@@ -324,24 +310,26 @@ def test_separate_critics_checkpoint_too(tiny_llama: Path, lora: bool) -> None:
 def test_a_warming_critic_leaves_the_policy_alone(loaded: Loaded, mode: str, lora: bool) -> None:
     """Value-only updates change the critics and nothing of the policy, with shared hidden states and decay too."""
     loaded = with_lora(loaded) if lora else loaded
-    model = actor_critic(loaded, mode=mode)
-    generator = generator_for(loaded)
-    data = step_data(model, PPO, generator.generate(PPO, prompts_for(loaded, 8), 0, 9.0), generator.sampling)
+    model = rl.actor_critic(loaded, mode=mode)
+    generator = rl.generator_for(loaded)
+    data = rl.step_data(
+        model, rl.PPO, generator.generate(rl.PPO, rl.prompts_for(loaded, 8), 0, 9.0), generator.sampling
+    )
     optimizer = make_optimizer(model.trainable(), 1e-2, 0.1)
-    before = [state_of(part) for part in (model.policy, model.critics)]
+    before = [rl.state_of(part) for part in (model.policy, model.critics)]
     for step in range(2):
-        update(model, optimizer, data, generator.sampling, update_settings(policy_frozen=True), seed=0, step=step)
-    after = [state_of(part) for part in (model.policy, model.critics)]
+        update(model, optimizer, data, generator.sampling, rl.update_settings(policy_frozen=True), seed=0, step=step)
+    after = [rl.state_of(part) for part in (model.policy, model.critics)]
     assert all(torch.equal(before[0][name], after[0][name]) for name in before[0])
     assert any(not torch.equal(before[1][name], after[1][name]) for name in before[1])
-    update(model, optimizer, data, generator.sampling, update_settings(), seed=0, step=2)
-    assert any(not torch.equal(after[0][name], tensor) for name, tensor in state_of(model.policy).items())
+    update(model, optimizer, data, generator.sampling, rl.update_settings(), seed=0, step=2)
+    assert any(not torch.equal(after[0][name], tensor) for name, tensor in rl.state_of(model.policy).items())
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_a_separate_critic_shares_no_weight_with_the_policy(loaded: Loaded, lora: bool) -> None:
     loaded = with_lora(loaded) if lora else loaded
-    model = actor_critic(loaded, ["policy", "guide"], mode="separate")
+    model = rl.actor_critic(loaded, ["policy", "guide"], mode="separate")
     parts = [model.policy, model.critics["policy"], model.critics["guide"]]
     if model.ref_model is not None:
         parts.append(model.ref_model)
@@ -350,8 +338,8 @@ def test_a_separate_critic_shares_no_weight_with_the_policy(loaded: Loaded, lora
         for other in places[i + 1 :]:
             assert not own & other
     prompts, responses = some_texts(loaded)
-    batch = token_batch(loaded, prompts, responses)
-    mask = real_mask(batch)
+    batch = rl.token_batch(loaded, prompts, responses)
+    mask = rl.real_mask(batch)
     values = model.forward_logprobs(batch, mask, temperature=1.0, min_new_tokens=0, values=["guide"]).values["guide"]
     values[mask].sum().backward()
     assert all(p.grad is None for p in model.policy.parameters())
@@ -359,26 +347,30 @@ def test_a_separate_critic_shares_no_weight_with_the_policy(loaded: Loaded, lora
 
 
 def test_the_reference_does_not_move_with_the_policy(loaded: Loaded) -> None:
-    model = actor_critic(loaded)
+    model = rl.actor_critic(loaded)
     prompts, responses = some_texts(loaded)
-    batch = token_batch(loaded, prompts, responses)
-    before = model.ref_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0)
-    generator = generator_for(loaded)
-    data = step_data(model, PPO, generator.generate(PPO, prompts_for(loaded, 8), 0, 9.0), generator.sampling)
+    batch = rl.token_batch(loaded, prompts, responses)
+    before = model.ref_logprobs(batch, rl.real_mask(batch), temperature=1.0, min_new_tokens=0)
+    generator = rl.generator_for(loaded)
+    data = rl.step_data(
+        model, rl.PPO, generator.generate(rl.PPO, rl.prompts_for(loaded, 8), 0, 9.0), generator.sampling
+    )
     optimizer = make_optimizer(model.trainable(), 1e-2, 0.0)
-    update(model, optimizer, data, generator.sampling, update_settings(), seed=0, step=0)
-    after = model.ref_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0)
-    scored = model.forward_logprobs(batch, real_mask(batch), temperature=1.0, min_new_tokens=0).logprobs
+    update(model, optimizer, data, generator.sampling, rl.update_settings(), seed=0, step=0)
+    after = model.ref_logprobs(batch, rl.real_mask(batch), temperature=1.0, min_new_tokens=0)
+    scored = model.forward_logprobs(batch, rl.real_mask(batch), temperature=1.0, min_new_tokens=0).logprobs
     assert torch.equal(before, after)
     assert float((scored - after).abs().max().detach()) > 1e-3
 
 
 def test_bfloat16_starts_at_ratio_1_too(tiny_gpt2: Path) -> None:
-    loaded = loaded_from(tiny_gpt2, dtype="bfloat16")
+    loaded = rl.loaded_from(tiny_gpt2, dtype="bfloat16")
     assert next(loaded.model.parameters()).dtype == torch.float32  # small updates would be lost in bfloat16 weights
-    model = actor_critic(loaded)
-    generator = generator_for(loaded)
-    data = step_data(model, PPO, generator.generate(PPO, prompts_for(loaded, 8), 0, 9.0), generator.sampling)
+    model = rl.actor_critic(loaded)
+    generator = rl.generator_for(loaded)
+    data = rl.step_data(
+        model, rl.PPO, generator.generate(rl.PPO, rl.prompts_for(loaded, 8), 0, 9.0), generator.sampling
+    )
     assert data.advantages is not None and data.stats is not None
     assert float(data.advantages.log_ratio.abs().max()) < 1e-6
     scored = model.forward_logprobs(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from itertools import pairwise
 
@@ -193,18 +192,13 @@ class TestLength:
         assert list(figures("length", ["a"])[0]) == ["length.words", "length.characters"]
 
 
-def test_rlgf_eval_has_them_all(tmp_path, run_cli):
+def test_rlgf_eval_has_them_all(eval_texts):
     texts = ["the cat sat on the mat", "the cat sat on the mat", "a dog", ""]
     rows = [
         {"id": f"{i}", "prompt": "the cat", "references": ["a cat sat there"], "text": text}
         for i, text in enumerate(texts)
     ]
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    names = "distinct,self_bleu,novel,repetition,length"
-    arguments = ["--predictions", tmp_path / "texts.jsonl", "--metrics", names, "-o", tmp_path / "out"]
-    result = run_cli("eval", *arguments, "--json")
-    assert result.exit_code == 0, result.stderr
-    scores = json.loads(result.stdout)
+    scores = eval_texts(rows, "--metrics", "distinct,self_bleu,novel,repetition,length")
     found = scores["metrics"]
     assert found["distinct.set_1"]["value"] == 7 / 14 and found["distinct.set_1"]["low"] is None
     assert found["distinct.1"]["n_skipped"] == 1 and found["distinct.1"]["low"] is not None

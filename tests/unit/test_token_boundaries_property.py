@@ -160,6 +160,20 @@ def at_the_boundary(prefix: str, continuation: str) -> tuple[str, str]:
     return kept, prefix[len(kept) :] + continuation
 
 
+def cut_somewhere(name: str, whole: str, place: float) -> tuple[TextFormat, Any, str, str]:
+    """Format and tokenizer of a family, and a text's two parts."""
+    at = round(place * len(whole))
+    return *family(name), *at_the_boundary(whole[:at], whole[at:])
+
+
+def assert_nothing_lost(name: str, boundary: token_boundaries.TokenBoundary, episode: Episode) -> None:
+    """The boundary is decoded as the episode is, and any loss is the tokenizer's."""
+    assert boundary.decoded == read(name, episode.ids)
+    assert boundary.loss != "boundary", boundary
+    if name in LOSSLESS:
+        assert (boundary.loss, boundary.decoded) == ("none", boundary.text)
+
+
 @pytest.mark.parametrize("name", list(MAKERS))
 @given(whole=any_text, place=st.floats(0, 1), whole_words=st.booleans())
 def test_any_text_cut_between_any_two_tokens(name: str, whole: str, place: float, whole_words: bool) -> None:
@@ -175,37 +189,27 @@ def test_any_text_cut_between_any_two_tokens(name: str, whole: str, place: float
     assert episode.ids == boundary.first + boundary.second
     assert episode.authors == [masks.GUIDE] * len(boundary.first) + [masks.POLICY] * len(boundary.second)
     assert episode.length == len(episode.authors)
-    assert boundary.decoded == read(name, episode.ids)
-    assert boundary.loss != "boundary", boundary
-    if name in LOSSLESS:
-        assert (boundary.loss, boundary.decoded) == ("none", whole)
+    assert_nothing_lost(name, boundary, episode)
 
 
 @pytest.mark.parametrize("name", UNBROKEN)
 @given(whole=any_text, place=st.floats(0, 1))
 def test_any_text_cut_between_any_two_characters(name: str, whole: str, place: float) -> None:
-    text, tokenizer = family(name)
-    at = round(place * len(whole))
-    prefix, continuation = at_the_boundary(whole[:at], whole[at:])
+    text, tokenizer, prefix, continuation = cut_somewhere(name, whole, place)
     boundary = cut_in_text(text, tokenizer, prefix, continuation)
     episode = episode_of(boundary, "policy", "guide")
     assert boundary.text == whole and boundary.moved == 0
     assert boundary.first == text.encode_response(tokenizer, prefix)
     assert episode.authors == [masks.POLICY] * len(boundary.first) + [masks.GUIDE] * len(boundary.second)
-    assert boundary.decoded == read(name, episode.ids)
-    assert boundary.loss != "boundary", boundary
     assert (boundary.loss == "none") == (boundary.decoded == whole)
-    if name in LOSSLESS:
-        assert (boundary.loss, boundary.decoded) == ("none", whole)
+    assert_nothing_lost(name, boundary, episode)
 
 
 @pytest.mark.parametrize("name", UNBROKEN)
 @given(whole=known_text, place=st.floats(0, 1))
 def test_a_text_that_the_tokenizer_knows_is_kept_to_the_letter(name: str, whole: str, place: float) -> None:
     """Nothing can be the tokenizer's loss here, so nothing is left to the audit's judgement."""
-    text, tokenizer = family(name)
-    at = round(place * len(whole))
-    prefix, continuation = at_the_boundary(whole[:at], whole[at:])
+    text, tokenizer, prefix, continuation = cut_somewhere(name, whole, place)
     for boundary in (
         cut_in_text(text, tokenizer, prefix, continuation),
         append_text(text, tokenizer, text.encode_response(tokenizer, prefix), continuation),

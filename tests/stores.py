@@ -1,0 +1,14 @@
+"""Texts and keys of a store of guide texts."""
+
+from __future__ import annotations
+
+from rlgf_cli.ledger.store import Text
+
+
+def text(words: str = "hello", guide: str = "g", **changes: object) -> Text:
+    fields = {"request": "{}", "finish_reason": "stop", "model": "m", "prompt_bytes": 3, **changes}
+    return Text(guide=guide, text=words, **fields)  # type: ignore[arg-type]
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(32, "big")
