@@ -196,7 +196,7 @@ class TestTexts:
         assert texts.visible("né 日本 👩‍👧 שלום <b>&") == "né 日本 👩‍👧 שלום <b>&"
 
     def test_a_long_text_says_how_much_is_left_out(self):
-        assert texts.shown("x" * 1000) == texts.Shown("x" * texts.SHOWN, 1000 - texts.SHOWN)
+        assert texts.excerpt("x" * 1000) == texts.Excerpt("x" * texts.SHOWN, 1000 - texts.SHOWN)
 
     def test_segments_without_text_are_shown_without_authors(self):
         segments = [{"author": "guide", "ids": [1, 2]}, {"author": "policy", "ids": [3]}]
@@ -234,7 +234,7 @@ class TestPlots:
 
     def test_an_svg_follows_the_theme_and_is_whole_without_the_page(self, tmp_path):
         runs = [run_of(tmp_path, name, seed=i) for i, name in enumerate("ab")]
-        styled = [plots.Styled(System("a $x_1$ <b>&\x07", runs), Look.of(0))]
+        styled = [plots.StyledSystem(System("a $x_1$ <b>&\x07", runs), Look.of(0))]
         made = plots.learning("p", 'T "q" <i>', styled, "score/mean", what="score")
         assert made is not None
         assert (
@@ -255,7 +255,7 @@ class TestPlots:
         assert plots.learning("p", "T", styled, "no/such", what="score") is None
 
     def test_the_same_plot_twice_is_the_same_file(self):
-        rows_ = [("x", Look.of(0), 0.5, 0.4, 0.6)]
+        rows_ = [plots.IntervalRow("x", Look.of(0), 0.5, 0.4, 0.6)]
         one, two = plots.intervals(rows_, "f", ""), plots.intervals(rows_, "f", "")
         assert one.svg == two.svg and one.png == two.png
 
@@ -270,9 +270,9 @@ class TestPlots:
 
 
 class TestEvaluations:
-    def scored(self, label: str, signature: str, **about: Any) -> tables.Scored:
+    def scored(self, label: str, signature: str, **about: Any) -> tables.EvaluationRow:
         figures = {"bleu": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 4, "n_skipped": 0, "signature": signature}}
-        return tables.Scored(label, Look.of(0), [Evaluation(Path(label), figures, about)])
+        return tables.EvaluationRow(label, Look.of(0), [Evaluation(Path(label), figures, about)])
 
     def test_other_signatures_cannot_be_compared(self):
         (column,) = tables.columns([self.scored("a", "x"), self.scored("b", "x"), self.scored("c", "y")])
@@ -288,5 +288,5 @@ class TestEvaluations:
 
     def test_seeds_are_averaged_and_a_seed_without_the_figure_is_no_zero(self):
         one, two = self.scored("a", "x").evaluations[0], Evaluation(Path("b"), {"bleu": {"value": 0.7}}, {})
-        assert tables.Scored("s", Look.of(0), [one, two]).value("bleu") == pytest.approx(0.6)
-        assert tables.Scored("s", Look.of(0), [one, Evaluation(Path("c"), {}, {})]).value("bleu") is None
+        assert tables.EvaluationRow("s", Look.of(0), [one, two]).value("bleu") == pytest.approx(0.6)
+        assert tables.EvaluationRow("s", Look.of(0), [one, Evaluation(Path("c"), {}, {})]).value("bleu") is None

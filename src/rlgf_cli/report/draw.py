@@ -1,6 +1,6 @@
-"""Drawing: matplotlib without pyplot, one figure to an SVG that follows the page's theme, an SVG file and a PNG.
+"""Drawing with matplotlib, without pyplot: each plot as an SVG that follows the page's theme, an SVG file and a PNG.
 
-It is drawn in the light theme's colours. In the page's SVG each of them becomes the CSS variable of its role.
+Plots are drawn in the colours of the light theme. In the page's SVG each colour becomes the CSS variable of its role.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import io
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -21,15 +20,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 SYSTEMS = 8
-"""Colours of systems; a ninth begins again with another marker and other dashes."""
+"""The number of system colours; the ninth system has the first one with another marker and other dashes."""
+WIDTH, HEIGHT = 5.2, 3.1
+"""Of a plot, in inches."""
+LABEL = 26
+"""Characters of a label."""
 
 LIGHT = {
     "s0": "#0072b2", "s1": "#b84a00", "s2": "#007a58", "s3": "#a23f7c", "s4": "#866000", "s5": "#5b4bb7",
     "s6": "#4d5358", "s7": "#9a1b30", "ink": "#1c2126", "muted": "#59626b", "grid": "#e3e7eb", "paper": "#ffffff",
     "guide": "#1c2127", "start": "#59626c",
 }  # fmt: skip
-"""After Okabe and Ito (2008), darker: every one has a contrast of 4.5 : 1 against the paper. No two are the same, for
-a colour in an SVG is known again by them."""
+"""After Okabe and Ito (2008), darker: each has a contrast of 4.5 : 1 against the paper. All differ, since they identify
+the roles in an SVG.
+"""
 
 DARK = {
     "s0": "#5cb8f0", "s1": "#ff8f52", "s2": "#35c79a", "s3": "#ea95c8", "s4": "#e3b13c", "s5": "#ab9dff",
@@ -61,7 +65,7 @@ Paint = Callable[[Figure, Palette], None]
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawn plot. ``inline`` is for the page, ``svg`` and ``png`` are files of their own."""
+    """A drawn plot: ``inline`` is its SVG in the page, ``svg`` and ``png`` are its files."""
 
     name: str
     title: str
@@ -73,7 +77,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Look:
-    """How a system looks in every plot: its colour's role, its marker and its dashes."""
+    """The look of a system in every plot: its colour's role, its marker and its dashes."""
 
     role: str
     marker: str
@@ -86,7 +90,7 @@ class Look:
 
 
 def plot(name: str, title: str, caption: str, alt: str, size: tuple[float, float], paint: Paint) -> Plot:
-    """Draw. ``alt`` says in words what is to be seen; ``size`` is in inches, of 72 units of the page each."""
+    """Draw a plot. ``alt`` describes it in words; ``size`` is in inches, of 72 units of the page each."""
     raw, png = _rendered(size, paint)
     body = raw[raw.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
@@ -97,7 +101,7 @@ def plot(name: str, title: str, caption: str, alt: str, size: tuple[float, float
     inline = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", body, count=1)
     inline = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", inline, count=1)
     inline = inline.replace("<svg", f'<svg role="img" aria-label="{escape(f"{title}. {alt}")}"', 1)
-    inline, svg = (re.sub(r"(<svg[^>]*>)", rf"\1{_group_safe(about)}", text, count=1) for text in (inline, body))
+    inline, svg = (re.sub(r"<svg[^>]*>", lambda m: m[0] + about, text, count=1) for text in (inline, body))
     for role, colour in LIGHT.items():
         inline = inline.replace(colour, f"var(--{role})")
     head = '<?xml version="1.0" encoding="utf-8" standalone="no"?>\n'
@@ -105,7 +109,7 @@ def plot(name: str, title: str, caption: str, alt: str, size: tuple[float, float
 
 
 def style(axes: Axes, palette: Palette, *, x: str = "", y: str = "", grid: str = "y") -> None:
-    """What all axes have in common."""
+    """Labels, colours, spines and grid of all axes."""
     axes.set_facecolor("none")
     axes.set_xlabel(x, color=palette["muted"])
     axes.set_ylabel(y, color=palette["muted"])
@@ -118,15 +122,17 @@ def style(axes: Axes, palette: Palette, *, x: str = "", y: str = "", grid: str =
 
 
 def printable(text: str, most: int) -> str:
-    """One line for a label: without control characters, and not longer than ``most``."""
+    """A text as a label: one line without control characters, of at most ``most`` characters."""
     line = "".join("\ufffd" if unicodedata.category(c)[0] == "C" else c for c in " ".join(text.split()))
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def _rendered(size: tuple[float, float], paint: Paint) -> tuple[str, bytes]:
-    """A figure as SVG and as PNG; the second goes by the layout that was found for the first."""
+    """A figure as SVG and as PNG, both in the layout of the SVG."""
     svg, png = io.StringIO(), io.BytesIO()
-    with _styled():
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # a label may have characters that the PNG's font lacks: they are boxes there
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
         figure = Figure(figsize=size, layout="constrained", facecolor=LIGHT["paper"])
         FigureCanvasAgg(figure)
         paint(figure, LIGHT)
@@ -134,15 +140,3 @@ def _rendered(size: tuple[float, float], paint: Paint) -> tuple[str, bytes]:
         figure.set_layout_engine("none")
         figure.savefig(png, format="png", dpi=160, metadata={"Software": "rlgf"})
     return svg.getvalue(), png.getvalue()
-
-
-@contextmanager
-def _styled() -> Iterator[None]:
-    """The look of all plots. A label may hold characters that the PNG's font does not have: they are boxes there."""
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
-        yield
-
-
-def _group_safe(text: str) -> str:
-    return text.replace("\\", r"\\")

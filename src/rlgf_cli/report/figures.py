@@ -1,13 +1,14 @@
-"""Which plots a report has, and in which order."""
+"""The plots of a report, by their places in it."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlgf_cli.report import plots, tables, texts
-from rlgf_cli.report.draw import Look, Plot
-from rlgf_cli.report.plots import Styled
+from rlgf_cli.report.draw import Plot
+from rlgf_cli.report.plots import Distribution, IntervalRow, StyledSystem
 from rlgf_cli.report.systems import Level
 
 _DETAIL_POINTS = 1200
@@ -48,12 +49,12 @@ DETAILS: dict[str, dict[str, str]] = {
         "guide/usd": "US dollars charged so far",
     },
 }
-"""Figures of metrics.jsonl below the main ones, by heading, with the words on their axis."""
+"""Figures of metrics.jsonl below the main ones, by heading, with the labels of their axes."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """The plots of a page by where they stand; None, or not there, where nothing is to be shown."""
+class ReportPlots:
+    """The plots of a page by their places; None, or no heading, where there is nothing to show."""
 
     held_out: Plot | None
     training: Plot | None
@@ -65,46 +66,42 @@ class Drawn:
     details: dict[str, list[Plot]]
 
     @property
-    def plots(self) -> list[Plot]:
+    def all(self) -> list[Plot]:
         first = [self.held_out, self.training, self.kl, self.authors, self.evaluation, self.scores, self.words]
-        return [p for p in [*first, *(p for group in self.details.values() for p in group)] if p is not None]
+        return [plot for plot in [*first, *itertools.chain(*self.details.values())] if plot is not None]
 
 
-def drawn(styled: Sequence[Styled], levels: Sequence[Level], rows: Sequence[tables.Scored], main: str | None) -> Drawn:
-    """Draw what there is something for."""
-    held_out = plots.learning("held-out", "Held-out score", styled, "eval/score", what="held-out score", levels=levels)
-    training = plots.learning("training", "Training score", styled, "score/mean", what="score of the episodes")
+def report_plots(
+    systems: Sequence[StyledSystem], levels: Sequence[Level], rows: Sequence[tables.EvaluationRow], main: str | None
+) -> ReportPlots:
+    """Draw every plot that there are data for."""
+    held_out = plots.learning("held-out", "Held-out score", systems, "eval/score", what="held-out score", levels=levels)
+    training = plots.learning("training", "Training score", systems, "score/mean", what="score of the episodes")
     score = ("eval/score", "held-out score") if held_out is not None else ("score/mean", "score of the episodes")
-    details = {
-        heading: [
-            made
-            for figure, what in group.items()
-            if (
-                made := plots.learning(
-                    figure.replace("/", "-"), figure, styled, figure, what=what, points=_DETAIL_POINTS
-                )
-            )
+    details = {}
+    for heading, labels in DETAILS.items():
+        drawn = [
+            plots.learning(figure.replace("/", "-"), figure, systems, figure, what=label, points=_DETAIL_POINTS)
+            for figure, label in labels.items()
         ]
-        for heading, group in DETAILS.items()
-    }
-    if (time := plots.time_parts(styled)) is not None:
-        details["Time"] = [time]
-    scores, words = _histograms(styled, rows, main)
-    return Drawn(
+        details[heading] = [plot for plot in drawn if plot is not None]
+    details["Time"] = [plot for plot in [plots.time_parts(systems)] if plot is not None]
+    scores, words = _histograms(systems, rows, main)
+    return ReportPlots(
         held_out,
         training,
-        plots.against_kl(styled, figure=score[0], kl="kl/episode", what=score[1]),
-        plots.learning("authors", "Who writes", styled, "tokens/policy", what="share of tokens by the policy"),
+        plots.against_kl(systems, figure=score[0], kl="kl/episode", what=score[1]),
+        plots.learning("authors", "Who writes", systems, "tokens/policy", what="share of tokens by the policy"),
         _intervals(rows, main),
         scores,
         words,
-        {heading: found for heading, found in details.items() if found},
+        {heading: drawn for heading, drawn in details.items() if drawn},
     )
 
 
-def _intervals(rows: Sequence[tables.Scored], main: str | None) -> Plot | None:
-    """The main figure of every row; a row of several seeds has its lowest and highest seed."""
-    found: list[tuple[str, Look, float, float | None, float | None]] = []
+def _intervals(rows: Sequence[tables.EvaluationRow], main: str | None) -> Plot | None:
+    """The main figure of every row with its interval; of several seeds with the lowest and highest seed."""
+    intervals = []
     kinds = set()
     for row in rows:
         if main is None or (value := row.value(main)) is None:
@@ -116,35 +113,35 @@ def _intervals(rows: Sequence[tables.Scored], main: str | None) -> Plot | None:
         else:
             low, high = entries[0].get("low"), entries[0].get("high")
             level = (row.evaluations[0].about.get("interval") or {}).get("level")
-            how = entries[0].get("method")
-            kind = f"interval, {how}" if how else "bootstrap interval over prompts"
+            method = entries[0].get("method")
+            kind = f"interval, {method}" if method else "bootstrap interval over prompts"
             kinds.add(f"{100 * level:g} % {kind}" if level else "interval as in scores.json")
-        found.append((row.label, row.look, value, low, high))
-    if main is None or not found:
+        intervals.append(IntervalRow(row.label, row.look, value, low, high))
+    if main is None or not intervals:
         return None
-    return plots.intervals(found, main, f"{main} of rlgf eval. Bars: {'; '.join(sorted(kinds))}.")
+    return plots.intervals(intervals, main, f"{main} of rlgf eval. Bars: {'; '.join(sorted(kinds))}.")
 
 
 def _histograms(
-    styled: Sequence[Styled], rows: Sequence[tables.Scored], main: str | None
+    systems: Sequence[StyledSystem], rows: Sequence[tables.EvaluationRow], main: str | None
 ) -> tuple[Plot | None, Plot | None]:
-    """Scores and lengths of the evaluated texts, or, where nothing was evaluated, scores of the last rollouts."""
-    scores, words = [], []
-    for row in rows:
-        values = [v for evaluation in row.evaluations for v in (evaluation.values(main) if main else [])]
-        if values:
-            scores.append((row.label, row.look, values))
-        lengths = [float(len(text.split())) for e in row.evaluations for text in e.texts.values()]
-        if lengths:
-            words.append((row.label, row.look, lengths))
+    """Scores and lengths of the evaluated texts, or, without an evaluation, scores of the last rollouts."""
+    scores = [
+        Distribution(row.label, row.look, [v for e in row.evaluations for v in e.values(main)]) for row in rows if main
+    ]
+    words = [
+        Distribution(row.label, row.look, [len(text.split()) for e in row.evaluations for text in e.texts.values()])
+        for row in rows
+    ]
     what, whose = main or "", "evaluated texts, of all seeds together"
-    if not scores:
+    if not any(row.values for row in scores):
         what, whose = "score", "episodes of the last saved rollouts (a few per run)"
-        for s in styled:
-            if values := [v for run in s.system.trained for v in texts.rollout_scores(run)]:
-                scores.append((s.system.label, s.look, values))
+        scores = [
+            Distribution(s.system.label, s.look, [v for run in s.system.trained for v in texts.rollout_scores(run)])
+            for s in systems
+        ]
     caption = f"Shares of the {whose}; the triangle is the mean. All rows have the same scale."
     return (
-        plots.histograms("scores", f"Scores: {what}", scores, what, caption) if scores else None,
-        plots.histograms("words", "Lengths", words, "words per text", caption) if words else None,
+        plots.histograms("scores", f"Scores: {what}", scores, what, caption),
+        plots.histograms("words", "Lengths", words, "words per text", caption),
     )

@@ -1,10 +1,10 @@
-"""The page: everything that a report holds, and the template that it goes into."""
+"""The HTML page of a report: its data, for the template, and the formats of numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from rlgf_cli.config.report import ReportConfig
 from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.report import figures, tables, texts
 from rlgf_cli.report.draw import DARK, LIGHT, Look, Plot
-from rlgf_cli.report.plots import Styled
+from rlgf_cli.report.plots import StyledSystem
 from rlgf_cli.report.read import Evaluation, evaluation_of
 from rlgf_cli.report.systems import (
     FEW_SEEDS,
@@ -40,8 +40,7 @@ _MARKS = {
 
 @dataclass
 class Sources:
-    """What a report is made of. ``given``: the evaluated guide and start that the runs' configs name, where they are
-    not among the systems themselves."""
+    """The inputs of a report. ``guide_file`` and ``guide``: the texts or the evaluation that ``--guide`` names."""
 
     systems: list[System]
     config: ReportConfig
@@ -53,25 +52,30 @@ class Sources:
 
 @dataclass(frozen=True)
 class Levels:
-    """What curves are held against: a guide's and a start's level per system, by label."""
+    """The levels that curves are compared with: a guide's and a start's, by the systems' labels."""
 
     guides: Mapping[str, Level]
     starts: Mapping[str, Level]
 
     @property
     def all(self) -> list[Level]:
-        """Each once; where there are several of a kind, with their folders' names."""
-        found = []
+        """The distinct levels; several of a kind have the names of their folders."""
+        named = []
         for kind, levels in (("guide", self.guides), ("start", self.starts)):
-            distinct = {level.evaluation.folder.resolve(): level for level in levels.values()}
-            for level in distinct.values():
+            distinct = _distinct(levels)
+            for level in distinct:
                 name = kind if len(distinct) == 1 else f"{kind}: {_run_name(level.evaluation)}"
-                found.append(Level(name, level.evaluation, level.figure))
-        return found
+                named.append(replace(level, name=name))
+        return named
+
+
+def _distinct(levels: Mapping[str, Level]) -> list[Level]:
+    """The levels of different folders."""
+    return list({level.evaluation.folder.resolve(): level for level in levels.values()}.values())
 
 
 def levels(systems: Sequence[System], guide: Evaluation | None) -> Levels:
-    """The levels of every trained system. A system without a guide of its own has the report's only one."""
+    """The levels of every trained system. A system without a guide has the report's guide where there is only one."""
     guides: dict[str, Level] = {}
     starts: dict[str, Level] = {}
     for system in systems:
@@ -82,33 +86,32 @@ def levels(systems: Sequence[System], guide: Evaluation | None) -> Levels:
                 guides[system.label] = level
             if (start := start_level(run)) is not None:
                 starts[system.label] = start
-    distinct = {level.evaluation.folder.resolve(): level for level in guides.values()}
-    if len(distinct) == 1:
+    if len(distinct := _distinct(guides)) == 1:
         for system in systems:
             if system.trained:
-                guides.setdefault(system.label, next(iter(distinct.values())))
+                guides.setdefault(system.label, distinct[0])
     return Levels(guides, starts)
 
 
 @dataclass(frozen=True)
 class Page:
-    """The HTML and the plots in it."""
+    """The HTML of a report, and its plots."""
 
     html: str
     plots: Sequence[Plot]
 
 
 def build(sources: Sources) -> Page:
-    """The page of a report."""
+    """Draw the plots and render the page."""
     config, systems = sources.config, sources.systems
-    styled = [Styled(system, Look.of(i)) for i, system in enumerate(systems)]
-    found = levels(systems, sources.guide)
-    rows = tables.scored_rows([(s.system, s.look) for s in styled])
-    rows += _found_rows(rows, found)
+    styled = [StyledSystem(system, Look.of(i)) for i, system in enumerate(systems)]
+    of = levels(systems, sources.guide)
+    rows = tables.evaluation_rows([(s.system, s.look) for s in styled])
+    rows += _level_rows(rows, of)
     columns = tables.columns(rows)
     main = _main_figure(config, systems, rows, [column.figure for column in columns])
     columns.sort(key=lambda column: column.figure != main)
-    drawn = figures.drawn(styled, found.all, rows, main)
+    drawn = figures.report_plots(styled, of.all, rows, main)
     prompts, common = _prompts(sources, rows, main)
     trained = [system for system in systems if system.trained]
     samples = [(s, texts.samples(s.system.trained[0])) for s in styled if s.system.trained]
@@ -120,9 +123,9 @@ def build(sources: Sources) -> Page:
         "light": LIGHT,
         "dark": DARK,
         "marks": _MARKS,
-        "overview": [_overview(s, found, main, shared) for s in styled],
+        "overview": [_overview(s, of, main, shared) for s in styled],
         "shared": shared,
-        "levels": found.all,
+        "levels": of.all,
         "held_out": HELD_OUT,
         "drawn": drawn,
         "rows": rows,
@@ -141,30 +144,33 @@ def build(sources: Sources) -> Page:
         "configs": [(s, tables.config_rows(s.system.first)) for s in styled if s.system.first.values],
         "environment": tables.environment([run for system in systems for run in system.runs]),
         "warned": [
-            (system, run, tables.warned(run)) for system in systems for run in system.runs if tables.warned(run)
+            (system, run, warnings)
+            for system in systems
+            for run in system.runs
+            if (warnings := tables.warnings_of(run))
         ],
         "notes": [*sources.notes, *_notes(systems)],
         "few_seeds": FEW_SEEDS,
     }
-    return Page(_environment().get_template("template.html").render(view), drawn.plots)
+    return Page(_environment().get_template("template.html").render(view), drawn.all)
 
 
 def _environment() -> jinja2.Environment:
-    """Everything is escaped; only the plots are put in as they are."""
-    made = jinja2.Environment(
+    """The template's environment: everything but the plots is escaped."""
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rlgf_cli.report", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(number=number, moment=moment, signed=lambda v: number(v, signed=True), p=p_value)
-    made.filters.update(brief=brief, visible=texts.visible, duration=duration, count=count)
-    return made
+    environment.filters.update(number=number, moment=moment, signed=lambda v: number(v, signed=True), p=p_value)
+    environment.filters.update(brief=brief, visible=texts.visible, duration=duration, count=count)
+    return environment
 
 
 def number(value: float | None, *, signed: bool = False) -> str:
-    """Three decimals, one from 100 on; a dash where there is no number."""
+    """Three decimals, from 100 on one; a dash for None."""
     if value is None:
         return "–"
     digits = 1 if abs(value) >= 100 else 3
@@ -177,7 +183,7 @@ def p_value(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """A whole number with separators; a dash where it is not known."""
+    """A whole number with separators; a dash for None."""
     return "–" if value is None else f"{value:,.0f}"
 
 
@@ -188,7 +194,7 @@ def brief(path: str) -> str:
 
 
 def moment(text: str | None) -> str:
-    """A time of a manifest, as people write it."""
+    """A time of a manifest without the ISO marks."""
     return "–" if not text else text.replace("T", " ").replace("+00:00", " UTC")
 
 
@@ -210,19 +216,19 @@ def _run_name(evaluation: Evaluation) -> str:
     return evaluation.folder.parent.name if evaluation.name == "eval" else evaluation.name
 
 
-def _found_rows(rows: Sequence[tables.Scored], found: Levels) -> list[tables.Scored]:
+def _level_rows(rows: Sequence[tables.EvaluationRow], of: Levels) -> list[tables.EvaluationRow]:
     """Rows for the levels' evaluations that no row has yet."""
-    have = {evaluation.folder.resolve() for row in rows for evaluation in row.evaluations}
+    present = {evaluation.folder.resolve() for row in rows for evaluation in row.evaluations}
     looks = {"guide": Look("guide", "D", "-"), "start": Look("start", "s", "-")}
     return [
-        tables.Scored(level.name, looks[level.name.partition(":")[0]], [level.evaluation], given=False)
-        for level in found.all
-        if level.evaluation.folder.resolve() not in have
+        tables.EvaluationRow(level.name, looks[level.name.partition(":")[0]], [level.evaluation], given=False)
+        for level in of.all
+        if level.evaluation.folder.resolve() not in present
     ]
 
 
 def _main_figure(
-    config: ReportConfig, systems: Sequence[System], rows: Sequence[tables.Scored], known: Sequence[str]
+    config: ReportConfig, systems: Sequence[System], rows: Sequence[tables.EvaluationRow], known: Sequence[str]
 ) -> str | None:
     """The figure that is shown first."""
     if config.score is not None:
@@ -237,28 +243,22 @@ def _main_figure(
 
 
 def _shared(systems: Sequence[System]) -> list[tuple[str, str]]:
-    """What all of the systems have in common."""
-    told = [tables.about(system) for system in systems]
-    return [pair for pair in told[0] if all(pair in other for other in told)]
+    """The facts that all systems have in common."""
+    facts = [tables.about(system) for system in systems]
+    return [pair for pair in facts[0] if all(pair in other for other in facts)]
 
 
-def _overview(styled: Styled, found: Levels, main: str | None, shared: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """The row of a system in the table on top."""
+def _overview(styled: StyledSystem, of: Levels, main: str | None, shared: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """A system's row of the first table; the template reads its runs."""
     system = styled.system
-    guide = found.guides.get(system.label)
+    guide = of.guides.get(system.label)
     held_out = curves_of(system, HELD_OUT)
     evaluations = [run.evaluation for run in system.runs if run.evaluation is not None]
     evaluated = [e.figures[main]["value"] for e in evaluations if main is not None and main in e.figures]
     return {
         "styled": styled,
         "about": [pair for pair in tables.about(system) if pair not in shared],
-        "seeds": [run.seed for run in system.runs],
-        "statuses": [run.status() for run in system.runs],
-        "missing": [(run, run.missing) for run in system.runs if run.missing],
-        "started": [run.manifest.get("started") for run in system.runs],
-        "seconds": [run.manifest.get("seconds") for run in system.runs],
-        "written": [run.written for run in system.runs],
-        "running": [run.manifest.get("status") == "running" for run in system.runs],
+        "runs": system.runs,
         "last": [float(curve.values[-1]) for curve in held_out],
         "evaluated": math.fsum(evaluated) / len(evaluated) if evaluated else None,
         "guide": guide,
@@ -266,11 +266,13 @@ def _overview(styled: Styled, found: Levels, main: str | None, shared: Sequence[
     }
 
 
-def _prompts(sources: Sources, rows: Sequence[tables.Scored], main: str | None) -> tuple[list[texts.Prompt], int]:
-    shown = [(row.label, row.look, row.evaluations[0]) for row in rows if row.evaluations[0].texts]
+def _prompts(
+    sources: Sources, rows: Sequence[tables.EvaluationRow], main: str | None
+) -> tuple[list[texts.Prompt], int]:
+    shown = [texts.TextRow(row.label, row.look, row.evaluations[0]) for row in rows if row.evaluations[0].texts]
     guide: dict[str, str] = {}
     if sources.guide_file is not None and shown:
-        guide = texts.guide_texts(sources.guide_file, shown[0][2].records)
+        guide = texts.guide_texts(sources.guide_file, shown[0].evaluation.records)
         if not guide:
             sources.notes.append(f"{sources.guide_file} has no text for any of the evaluated prompts.")
     config = sources.config
@@ -286,9 +288,8 @@ def _spend(systems: Sequence[System]) -> list[tuple[str, Any, dict[str, Any]]]:
     for system in systems:
         for run in system.trained:
             rows.append((system.label, run.seed, tables.spend(run)))
-            if (file := tables.guide_file_spend(run)) is not None:
-                files[file[0]] = file[1]
-    return rows + [(f"{path} (collect-guide)", None, told) for path, told in files.items()]
+            files |= tables.guide_file_spend(run)
+    return rows + [(f"{path} (collect-guide)", None, spent) for path, spent in files.items()]
 
 
 def _notes(systems: Sequence[System]) -> list[str]:
@@ -311,7 +312,7 @@ def _notes(systems: Sequence[System]) -> list[str]:
 
 
 def guide_sources(name: str) -> tuple[Evaluation | None, Path | None]:
-    """``--guide``: an evaluation where it is a folder (or lies in one that has scores), else a file of texts."""
+    """The evaluation in the folder that ``--guide`` names, or the file of texts."""
     path = Path(name)
     if path.is_dir():
         if (evaluation := evaluation_of(path)) is None:

@@ -1,4 +1,4 @@
-"""Run and evaluation folders as plain data. What is missing is noted, and nothing is made up for it."""
+"""Run and evaluation folders read into plain data. Missing files are noted, without a value in their place."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Curve:
 
 @dataclass
 class Evaluation:
-    """What ``rlgf eval`` wrote: ``figures`` as scores.json has them, ``about`` the rest of it.
+    """A folder of ``rlgf eval``: ``figures`` are those of scores.json, ``about`` is the rest of it.
 
-    ``metrics`` is the config's list of metrics; it says which figure is a training's reward.
+    ``metrics`` is the config's list of metrics; by it the figure of a training's reward is identified.
     """
 
     folder: Path
@@ -51,26 +51,26 @@ class Evaluation:
 
     @cached_property
     def records(self) -> dict[str, EvaluatedRecord]:
-        """What predictions.jsonl holds, by id; empty where it is not there."""
+        """The records of predictions.jsonl by id; empty without the file."""
         path = self.folder / "predictions.jsonl"
         return {record.id: record for record in jsonl.read_records(path, EvaluatedRecord)} if path.is_file() else {}
 
     @cached_property
     def texts(self) -> dict[str, str]:
-        """The texts by id; empty where no metric needed any."""
+        """The texts by id; empty where no metric needed texts."""
         return {name: r.prediction for name, r in self.records.items() if r.prediction is not None}
 
     def values(self, figure: str) -> list[float]:
         """The figure's value of each text that has one."""
-        found = (record.scores.get(figure) for record in self.records.values())
-        return [value for value in found if value is not None]
+        values = (record.scores.get(figure) for record in self.records.values())
+        return [value for value in values if value is not None]
 
 
 @dataclass
 class Run:
-    """One run folder. ``values`` and ``origins`` are those of config.resolved.json; ``curves`` those of metrics.jsonl.
+    """One run folder. ``values`` and ``origins`` are those of config.resolved.json, ``curves`` those of metrics.jsonl.
 
-    ``missing`` says in words what a reader might look for and the folder does not have.
+    ``missing`` names expected files and evaluations that are not there.
     """
 
     folder: Path
@@ -104,13 +104,13 @@ class Run:
         return named[0] if named else self.evaluations[0] if len(self.evaluations) == 1 else None
 
     def status(self) -> str:
-        """In words, with the step where it is not done."""
-        told = str(self.manifest.get("status", "unknown"))
-        if self.command == "eval" or told == "done":
-            return told
+        """The manifest's status, with the step of a training that is not done."""
+        status = str(self.manifest.get("status", "unknown"))
+        if self.command == "eval" or status == "done":
+            return status
         steps = self.values.get("max_steps")
         at = f"step {self.step}" + (f" of {steps}" if steps else "") if self.step else "before its first row"
-        return f"{told}, {at}"
+        return f"{status}, {at}"
 
 
 def read_run(folder: Path) -> Run:
@@ -143,15 +143,15 @@ def read_run(folder: Path) -> Run:
     if not run.curves:
         run.missing.append("rows of metrics.jsonl")
     run.rollouts = sorted((folder / "rollouts").glob("step_*.jsonl"), key=step_of)
-    found = map(read_evaluation, sorted(path.parent for path in folder.glob("*/scores.json")))
-    run.evaluations = [evaluation for evaluation in found if evaluation is not None]
+    evaluations = map(read_evaluation, sorted(path.parent for path in folder.glob("*/scores.json")))
+    run.evaluations = [evaluation for evaluation in evaluations if evaluation is not None]
     if not run.evaluations:
         run.missing.append(f"an evaluation (rlgf eval --model {folder} ...)")
     return run
 
 
 def read_evaluation(folder: Path) -> Evaluation | None:
-    """An evaluation; None where it did not finish or there is none."""
+    """The evaluation in a folder; None where there is none, or it did not finish."""
     if not (folder / "scores.json").is_file():
         return None
     scores = _mapping(folder / "scores.json")
@@ -173,7 +173,7 @@ def evaluation_of(folder: Path) -> Evaluation | None:
 
 
 def read_curves(path: Path) -> tuple[dict[str, Curve], list[str]]:
-    """Every number of metrics.jsonl by its name, and the regimes in their first order. A torn last line is dropped."""
+    """Every number of metrics.jsonl by name, and the regimes in order of first use. A torn last line is dropped."""
     columns: dict[str, tuple[array[float], array[float]]] = {}
     regimes: dict[str, None] = {}
     for number, row in jsonl.read_objects(path, torn_tail=True):
@@ -193,12 +193,12 @@ def read_curves(path: Path) -> tuple[dict[str, Curve], list[str]]:
 
 def step_of(path: Path) -> int:
     """The N of ``rollouts/step_N.jsonl``."""
-    found = re.search(r"step_(\d+)", path.name)
-    return int(found[1]) if found else -1
+    match = re.search(r"step_(\d+)", path.name)
+    return int(match[1]) if match else -1
 
 
 def read_episodes(path: Path) -> list[dict[str, Any]]:
-    """The episodes of a rollouts file; none where another process replaces it right now."""
+    """The episodes of a rollouts file; none while another process replaces it."""
     return [value for _, value in jsonl.read_objects(path, torn_tail=True)] if path.is_file() else []
 
 

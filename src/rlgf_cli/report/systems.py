@@ -1,4 +1,4 @@
-"""Runs as systems: seeds of one system together, their curves, and the levels that they are held against."""
+"""Runs grouped into systems by seed, the curves of a system, and the levels that curves are compared with."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from rlgf_cli.artifacts.evaluations import folder_label
 from rlgf_cli.errors import UserError
 from rlgf_cli.report.read import Curve, Evaluation, Run, evaluation_of, leaves
 
+PER_RUN = ("seed", "output")
+"""Config keys that differ between the seeds of a system."""
 FEW_SEEDS = 5
-"""Below this many seeds a band is from the lowest to the highest of them, from there on the standard deviation."""
+"""With fewer seeds a band is their range, else the mean plus and minus one standard deviation."""
 
 
 @dataclass
 class System:
-    """What one line, one row and one colour stand for: the runs of one label, which differ in their seed."""
+    """The runs of one label, which differ in their seed: one line, one row and one colour of the report."""
 
     label: str
     runs: list[Run]
@@ -53,7 +55,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Level:
-    """A level that curves are held against: a figure of an evaluation, and how it is called."""
+    """A figure of an evaluation as a horizontal line in plots of curves, and its name."""
 
     name: str
     evaluation: Evaluation
@@ -65,40 +67,39 @@ class Level:
 
 
 def group_systems(named: Sequence[tuple[str | None, Run]]) -> list[System]:
-    """The systems in the order in which they are named first.
+    """The systems in the order of their first runs.
 
-    Runs of one label are seeds of one system. Of those without a label, trainings whose configs differ in the seed
-    and in folders alone are one system; the others are called by their folder. Raises UserError for one folder twice
-    and for a label that stands for runs of different commands.
+    Runs of one label are seeds of one system. Of those without a label, trainings whose configs differ only in the seed
+    and in folders are one system; the others are named after their folder. Raises UserError for a folder that is given
+    twice, and for a label of runs of different commands.
     """
-    seen: dict[Path, str] = {}
+    seen: set[Path] = set()
     for _, run in named:
         if (resolved := run.folder.resolve()) in seen:
             raise UserError("this folder is named twice", where=str(run.folder), hint="leave one of them out")
-        seen[resolved] = ""
+        seen.add(resolved)
     systems: dict[tuple[Any, ...], System] = {}
     same: Counter[tuple[str, Any]] = Counter()
     for label, run in named:
-        # a seed that comes again is no other seed of the same system
+        # a second run with the same seed begins another system
         twin = (_alike(run), run.seed)
         key = ("label", label) if label else ("config", twin[0], same[twin])
         same[twin] += 1
         systems.setdefault(key, System(label or "", [])).runs.append(run)
-    found = list(systems.values())
-    for system in found:
+    for system in systems.values():
         if len({run.command for run in system.runs}) > 1:
             commands = ", ".join(sorted({run.command for run in system.runs}))
             raise UserError(
                 f"the system {system.label!r} has runs of different commands: {commands}",
                 hint="give them different names",
             )
-    _name(found)
-    return found
+    _name(list(systems.values()))
+    return list(systems.values())
 
 
 def _alike(run: Run) -> Any:
-    """Equal for runs that may be seeds of one system: the same data, and the same config without its seed and of paths
-    the last part alone (each seed has its own start and guide).
+    """A key that is equal for runs that may be seeds of one system: the same data, and the same config without the seed
+    and with the last parts of paths (each seed has its own start and guide).
     """
     if run.command != "train" or not run.values:
         return str(run.folder.resolve())
@@ -106,21 +107,26 @@ def _alike(run: Run) -> Any:
     hashes = sorted(
         str(parent.get("sha256")) for parent in run.manifest.get("parents", ()) if parent.get("path") in data
     )
-    kept = {key: value for key, value in leaves(run.values) if key not in ("seed", "output")}
-    config = sorted((key, Path(v).name if isinstance(v, str) and "/" in v else repr(v)) for key, v in kept.items())
-    return repr((hashes, config))
+    return repr((hashes, sorted(without_folders(run).items())))
+
+
+def without_folders(run: Run) -> dict[str, str]:
+    """A run's config without seed and output; of paths the last part."""
+    return {
+        key: Path(value).name if isinstance(value, str) and "/" in value else repr(value)
+        for key, value in leaves(run.values)
+        if key not in PER_RUN
+    }
 
 
 def _name(systems: Sequence[System]) -> None:
-    """Labels for the systems that have none: the algorithm where several runs share it, else the folder."""
+    """Label the systems without a label: by the algorithm where several runs share it, else by the folder."""
     taken = {system.label for system in systems if system.label}
-    free = [system for system in systems if not system.label]
-    wanted = {id(s): algorithm(s.first) or "" if len(s.runs) > 1 else folder_label(s.first.folder) for s in free}
-    for system in free:
-        label = wanted[id(system)]
-        if not label or label in taken or list(wanted.values()).count(label) > 1:
-            label = str(system.first.folder)
-        system.label = label
+    unlabelled = [system for system in systems if not system.label]
+    labels = [algorithm(s.first) or "" if len(s.runs) > 1 else folder_label(s.first.folder) for s in unlabelled]
+    for system, label in zip(unlabelled, labels, strict=True):
+        unique = label and label not in taken and labels.count(label) == 1
+        system.label = label if unique else str(system.first.folder)
 
 
 def algorithm(run: Run) -> str | None:
@@ -131,7 +137,7 @@ def algorithm(run: Run) -> str | None:
 
 
 def thinned(curve: Curve, width: int) -> Curve:
-    """Means of ``width`` consecutive points, at their mean step; the last group may be smaller."""
+    """Means of ``width`` consecutive points, at their mean step; the last mean may be of fewer points."""
     if width <= 1 or not len(curve):
         return curve
     starts = np.arange(0, len(curve), width)
@@ -140,7 +146,7 @@ def thinned(curve: Curve, width: int) -> Curve:
 
 
 def band(curves: Sequence[Curve], most: int) -> Band:
-    """Mean over seeds at the steps that all of them have, thinned to at most ``most`` points."""
+    """The mean over seeds at the steps that all of them have, thinned to at most ``most`` points."""
     common = curves[0].steps
     for curve in curves[1:]:
         common = np.intersect1d(common, curve.steps)
@@ -165,7 +171,7 @@ def curves_of(system: System, figure: str) -> list[Curve]:
 
 
 def passing_step(curve: Curve, level: float) -> int | None:
-    """The first step from which on every point is above ``level``, up to the last one; None where the last is not."""
+    """The first step from which on every point up to the last is above ``level``; None where the last is not."""
     above = curve.values > level
     if not len(above) or not above[-1]:
         return None
@@ -174,18 +180,18 @@ def passing_step(curve: Curve, level: float) -> int | None:
 
 
 def score_figure(run: Run, evaluation: Evaluation) -> str | None:
-    """The figure of an evaluation that is the score that the run was trained on; None where there is none.
+    """The figure of an evaluation that measures the run's reward; None where there is none.
 
     It is ``reward.total`` where the metrics ``reward:SPEC`` are the parts of the run's reward, or the figure of the
     same Python function or metric where the reward is one part of weight 1.
     """
     parts = run.values.get("reward") or []
-    judged = [
+    measured = [
         {**part, "name": str(part["name"]).partition(":")[2]}
         for part in evaluation.metrics
         if str(part["name"]).startswith("reward:")
     ]
-    if judged and judged == list(parts) and "reward.total" in evaluation.figures:
+    if measured and measured == list(parts) and "reward.total" in evaluation.figures:
         return "reward.total"
     if len(parts) != 1 or parts[0] not in list(evaluation.metrics) or parts[0].get("weight", 1) != 1:
         return None
@@ -195,16 +201,16 @@ def score_figure(run: Run, evaluation: Evaluation) -> str | None:
 
 
 def start_level(run: Run) -> Level | None:
-    """The level of the model that the run started from, where that was evaluated with the run's reward."""
+    """The level of the model that the run started from, if it was evaluated with the run's reward."""
     model = run.values.get("model")
     name = model.get("name") if isinstance(model, Mapping) else model
     return _level("start", run, Path(str(name))) if name else None
 
 
 def guide_level(run: Run) -> Level | None:
-    """The level of the run's guide, where that is a checkpoint that was evaluated with the run's reward.
+    """The level of the run's guide, if it is a checkpoint that was evaluated with the run's reward.
 
-    Of a guide file, the guide is the one that its manifest names.
+    The guide of a guide file is the one that its manifest names.
     """
     guide = run.values.get("guide")
     name = str(guide.get("name")) if isinstance(guide, Mapping) else None
@@ -216,13 +222,13 @@ def guide_level(run: Run) -> Level | None:
 
 
 def _level(name: str, run: Run, folder: Path) -> Level | None:
-    evaluation = evaluation_of(folder) if folder.is_dir() and not _made_anew(run, folder) else None
+    evaluation = evaluation_of(folder) if folder.is_dir() and not _was_replaced(run, folder) else None
     figure = score_figure(run, evaluation) if evaluation is not None else None
     return Level(name, evaluation, figure) if evaluation is not None and figure is not None else None
 
 
-def _made_anew(run: Run, folder: Path) -> bool:
-    """Whether the folder holds another run than the one that ``run`` noted among its inputs."""
-    noted = {parent.get("path"): parent.get("run_id") for parent in run.manifest.get("parents") or ()}
+def _was_replaced(run: Run, folder: Path) -> bool:
+    """Whether the folder has another run than the one that ``run`` recorded among its inputs."""
+    recorded = {parent.get("path"): parent.get("run_id") for parent in run.manifest.get("parents") or ()}
     now = jsonl.read_json(folder / "run.json").get("run_id") if (folder / "run.json").is_file() else None
-    return noted.get(str(folder), now) != now
+    return recorded.get(str(folder), now) != now
