@@ -1,1 +1,1 @@
-"""A grid of runs: which there are, how they are worked through, and the table of what came out."""
+"""A sweep: the runs of a grid, their processes, and the table of their evaluations."""

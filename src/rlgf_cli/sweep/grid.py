@@ -1,4 +1,4 @@
-"""From the grid of a sweep to its points: which runs there are, what each is called, which are one and the same."""
+"""The points of a sweep's grid: its runs, their names, and the combinations that are one run."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ from rlgf_cli.section import Strict
 SEED = "seed"
 _ALIASES = {"alg": "algorithm"}
 _FOR_GUIDES = ("guide", "budget", "rollout.on_uncovered")
-"""Keys, and sections, that mean nothing where no guide is asked."""
+"""Keys and sections without a meaning for an algorithm that asks no guide."""
 _GIVEN = ("output",)
-"""Keys that the sweep itself gives."""
+"""Keys that the sweep sets itself."""
 _RESERVED = ("logs", "systems", "eval")
-"""Names in the sweep's folder that are no point's."""
-_LONGEST = 80
+"""Names in the sweep's folder that no point may have."""
+_MAX_NAME = 80
+"""Characters of a folder's name."""
+Choice = tuple[int | None, ...]
+"""The index of each axis' value; None where the axis has no meaning for the algorithm."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One key of the grid: ``key`` as train has it, ``name`` as a person calls it, where each value was written."""
+    """One key of the grid: ``key`` as in the config of train, ``name`` as in labels, ``places`` of its values."""
 
     key: str
     name: str
@@ -40,7 +43,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """One run: its system (a row of the table), its seed, its folder's name, what it sets over the base."""
+    """One run: its system (a row of the table), its seed, its folder's name, and its settings over the base."""
 
     system: str
     seed: int
@@ -55,7 +58,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Expansion:
-    """The points in the order of the grid; combinations ``left_out`` by rules, and ``folded`` into an equal one."""
+    """The points in the order of the grid; the number of combinations ``left_out`` by rules or ``folded`` into equal
+    ones.
+    """
 
     points: tuple[Point, ...]
     left_out: int
@@ -70,15 +75,15 @@ def expand(
     only: Sequence[Mapping[str, Any]] = (),
     places: Mapping[str, str] | None = None,
 ) -> Expansion:
-    """The points of a grid over a base. ``places``: where ``grid.KEY``, ``grid.KEY.n``, ``skip.n`` ... were written.
+    """The points of a grid over a base. ``places``: the lines of ``grid.KEY``, ``grid.KEY.n``, ``skip.n`` ...
 
-    The last axis runs fastest. What an algorithm does not take (its parameters; the guide, for one that asks none) is
-    left out for it, and combinations that are then equal are one point. Raises UserError with the place.
+    The last axis varies fastest. Axes that an algorithm does not take (other algorithms' parameters; the guide, if it
+    asks none) are left out for it, and combinations that are then equal are one point. Raises UserError with the place.
     """
     places = places or {}
     axes = _axes(grid, places)
     rules = [(_rules(skip, "skip", axes, places), False), (_rules(only, "only", axes, places), True)]
-    picked: dict[tuple[int | None, ...], None] = {}
+    choices: dict[Choice, None] = {}
     left_out = folded = 0
     for choice in itertools.product(*(range(len(axis.values)) for axis in axes)):
         values = {axis.key: axis.values[n] for axis, n in zip(axes, choice, strict=True)}
@@ -86,21 +91,21 @@ def expand(
             left_out += 1
             continue
         without = _meaningless(axes, choice, base)
-        kept = tuple(None if axis.key in without else n for axis, n in zip(axes, choice, strict=True))
-        folded += kept in picked
-        picked[kept] = None
-    if not picked:
+        effective = tuple(None if axis.key in without else n for axis, n in zip(axes, choice, strict=True))
+        folded += effective in choices
+        choices[effective] = None
+    if not choices:
         raise UserError("the rules leave no combination of the grid", where=places.get("only") or places.get("skip"))
     for n, axis in enumerate(axes):
-        if all(choice[n] is None for choice in picked):
+        if all(choice[n] is None for choice in choices):
             raise UserError(
                 f"no algorithm of the grid takes {axis.name!r}", where=axis.places[0], hint="leave it out of the grid"
             )
-    return Expansion(tuple(_points(axes, list(picked), base)), left_out, folded)
+    return Expansion(tuple(_points(axes, list(choices), base)), left_out, folded)
 
 
 def train_key(written: str, where: str | None = None) -> str:
-    """Train's key for what a grid calls it. A section with one main value is called by the section's own name."""
+    """The config key of train for a key of a grid. A section with a main value has the section's own name."""
     key = _ALIASES.get(written, written).replace("-", "_")
     known = all_keys(TrainConfig)
     sections = {k.rpartition(".")[0] for k in known if ".0." not in k} - {""}
@@ -129,11 +134,11 @@ def _main_key(section: str) -> str | None:
 
 
 def _axes(grid: Mapping[str, Sequence[Any]], places: Mapping[str, str]) -> list[Axis]:
-    found: dict[str, Axis] = {}
+    axes: dict[str, Axis] = {}
     for written, values in grid.items():
         where = places.get(f"grid.{written}")
         key = train_key(written, where)
-        if key in found:
+        if key in axes:
             raise UserError(f"{written!r} is in the grid twice, as {key!r}", where=where)
         if not values:
             raise UserError(f"{written!r} has no values in the grid", where=where)
@@ -144,20 +149,20 @@ def _axes(grid: Mapping[str, Sequence[Any]], places: Mapping[str, str]) -> list[
             if key == SEED and (type(value) is not int or value < 0):
                 raise UserError(f"{value!r} is no seed", where=place, hint="seeds are whole numbers from 0")
         at = tuple(places.get(f"grid.{written}.{n}") or where or "grid" for n in range(len(values)))
-        found[key] = Axis(key, key, tuple(values), at)
-    last = [key.rpartition(".")[2] for key in found]
+        axes[key] = Axis(key, key, tuple(values), at)
+    last = [key.rpartition(".")[2] for key in axes]
     return [
         Axis(axis.key, short if last.count(short) == 1 else axis.key, axis.values, axis.places)
-        for axis, short in zip(found.values(), last, strict=True)
+        for axis, short in zip(axes.values(), last, strict=True)
     ]
 
 
 def _rules(
     given: Sequence[Mapping[str, Any]], what: str, axes: Sequence[Axis], places: Mapping[str, str]
 ) -> list[dict[str, list[Any]]]:
-    """Rules with train's keys; what is not in the grid is refused, for it would never match."""
+    """Rules with train's keys. Keys and values that are not in the grid are refused: they would never match."""
     by_key = {axis.key: axis for axis in axes}
-    found = []
+    rules = []
     for n, rule in enumerate(given):
         checked: dict[str, list[Any]] = {}
         for written, wanted in rule.items():
@@ -171,8 +176,8 @@ def _rules(
                     shown = ", ".join(map(_shown, axis.values))
                     raise UserError(f"{what}: {written!r} is never {value!r}", where=where, hint=f"it is {shown}")
         if checked:
-            found.append(checked)
-    return found
+            rules.append(checked)
+    return rules
 
 
 def _matches(rules: Sequence[Mapping[str, Sequence[Any]]], values: Mapping[str, Any]) -> bool:
@@ -180,15 +185,15 @@ def _matches(rules: Sequence[Mapping[str, Sequence[Any]]], values: Mapping[str, 
     return any(all(values[key] in wanted for key, wanted in rule.items()) for rule in rules)
 
 
-def _layers(axes: Sequence[Axis], choice: Sequence[int | None]) -> list[Layer]:
-    """What a choice sets, sections before their keys."""
+def _layers(axes: Sequence[Axis], choice: Choice) -> list[Layer]:
+    """The settings of a choice, sections before their keys."""
     chosen = [(axis, n) for axis, n in zip(axes, choice, strict=True) if n is not None]
     chosen.sort(key=lambda pair: pair[0].key.count("."))
     return [one_key(TrainConfig, axis.key, axis.values[n], axis.places[n]) for axis, n in chosen]
 
 
-def _meaningless(axes: Sequence[Axis], choice: Sequence[int], base: Layer) -> set[str]:
-    """The axes that do not matter for the algorithm of a combination."""
+def _meaningless(axes: Sequence[Axis], choice: Choice, base: Layer) -> set[str]:
+    """The keys without a meaning for the algorithm of a combination."""
     laid = merge(TrainConfig, [base, *_layers(axes, choice)], "grid")
     section = laid.values.get("algorithm") or {}
     algorithm = dict(section) if isinstance(section, dict) else {}
@@ -210,15 +215,15 @@ def _meaningless(axes: Sequence[Axis], choice: Sequence[int], base: Layer) -> se
 
 
 def asks_guide(algorithm: Mapping[str, Any]) -> bool:
-    """Whether an algorithm asks a guide; True where its section is not valid, which its check will say."""
+    """Whether an algorithm asks a guide; True for an invalid section, which is refused when it is checked."""
     try:
         return Algorithm.model_validate(algorithm).spec().needs_guide
     except ValidationError:
         return True
 
 
-def _points(axes: Sequence[Axis], choices: Sequence[tuple[int | None, ...]], base: Layer) -> Iterator[Point]:
-    systems: dict[tuple[int | None, ...], str] = {}
+def _points(axes: Sequence[Axis], choices: Sequence[Choice], base: Layer) -> Iterator[Point]:
+    systems: dict[Choice, str] = {}
     names: dict[str, str] = {}
     for choice in choices:
         layers = _layers(axes, choice)
@@ -237,7 +242,7 @@ def _points(axes: Sequence[Axis], choices: Sequence[tuple[int | None, ...]], bas
         yield Point(systems[system], seed, f"{names[systems[system]]}/seed_{seed}", tuple(settings), tuple(layers))
 
 
-def _label(axes: Sequence[Axis], choice: Sequence[int | None], algorithm: str) -> str:
+def _label(axes: Sequence[Axis], choice: Choice, algorithm: str) -> str:
     """``aggrevated, rollin_prob 0.5``: the algorithm, then the axes in the order of the grid. It holds no ``=``."""
     parts = [str(algorithm)]
     for axis, n in zip(axes, choice, strict=True):
@@ -254,7 +259,7 @@ def _label(axes: Sequence[Axis], choice: Sequence[int | None], algorithm: str) -
 
 
 def _shown(value: Any) -> str:
-    """A value as a person says it; of a path the last part."""
+    """A value in a label; of a path the last part."""
     if isinstance(value, dict):
         return " ".join(f"{key} {_shown(below)}" for key, below in value.items())
     if isinstance(value, list):
@@ -267,15 +272,15 @@ def _shown(value: Any) -> str:
 
 
 def safe_name(label: str) -> str:
-    """A label as the name of a folder on any file system; a long one is cut and gets a hash of the whole."""
+    """A label as a folder name for any file system; a long one is cut, and a hash of the label is added."""
     name = re.sub(r"[^A-Za-z0-9._+]+", "-", label).strip("-.") or "system"
-    if len(name) > _LONGEST:
-        name = f"{name[: _LONGEST - 9]}-{short_hash(label, 8)}"
+    if len(name) > _MAX_NAME:
+        name = f"{name[: _MAX_NAME - 9]}-{short_hash(label, 8)}"
     return name
 
 
 def _unique(name: str, taken: Collection[str], form: str) -> str:
-    """The name, or the first numbered one that no other has; upper and lower case are one on some file systems."""
-    held = {other.casefold() for other in taken}
+    """The name, or the first numbered one that is not taken; case is ignored, as some file systems do."""
+    folded = {other.casefold() for other in taken}
     numbered = itertools.chain([name], (name + form.format(n) for n in itertools.count(2)))
-    return next(candidate for candidate in numbered if candidate.casefold() not in held)
+    return next(candidate for candidate in numbered if candidate.casefold() not in folded)

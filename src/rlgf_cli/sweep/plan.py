@@ -1,10 +1,10 @@
-"""What a sweep is going to run: every config checked, every command written down, before anything starts."""
+"""The plan of a sweep: the checked config and the command of every step, before anything starts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +26,22 @@ from rlgf_cli.sweep.grid import Expansion, Point, expand, safe_name
 from rlgf_cli.sweep.work import Cell, Step, status_of
 
 BASE, EVAL = "base.yaml", "eval.yaml"
-"""The recipes as they were when the sweep began: what changes in them later changes no run of it."""
+"""Copies of the recipes from the beginning of the sweep, which its runs read: later changes have no effect."""
 _SWEEPS_OWN = {"base": ("output",), "eval": ("output", "model", "predictions")}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells in the order of the table, with the checked config of every step's folder."""
+    """The cells in the order of the table, and the checked configs by the steps' folders."""
 
     output: Path
     base: Layer
     evaluation: Layer
     expansion: Expansion
-    cells: list[Cell]
-    trainings: dict[Path, Resolved[TrainConfig]]
-    evaluations: dict[Path, Resolved[EvalConfig]]
-    baselines: list[str]
+    cells: list[Cell] = field(default_factory=list)
+    trainings: dict[Path, Resolved[TrainConfig]] = field(default_factory=dict)
+    evaluations: dict[Path, Resolved[EvalConfig]] = field(default_factory=dict)
+    baselines: list[str] = field(default_factory=list)
 
     @property
     def systems(self) -> list[str]:
@@ -49,14 +49,14 @@ class Plan:
 
 
 def make_plan(resolved: Resolved[SweepConfig]) -> Plan:
-    """Check every point's configs, inputs and guide, and name its commands. Raises UserError; writes nothing."""
+    """Check the configs, inputs and guide of every point, and make its commands. Raises UserError; writes nothing."""
     config, places = resolved.config, resolved.places
     output = Path(config.output)
     base = _recipe(TrainConfig, config.base, "base", places)
     evaluation = _recipe(EvalConfig, config.eval, "eval", places)
-    found = expand(config.grid, base=base, skip=config.skip, only=config.only, places=places)
-    plan = Plan(output, base, evaluation, found, [], {}, {}, [])
-    for point in found.points:
+    expansion = expand(config.grid, base=base, skip=config.skip, only=config.only, places=places)
+    plan = Plan(output, base, evaluation, expansion)
+    for point in expansion.points:
         _add_point(plan, point, config.budget_usd)
     for label, folders in config.systems.items():
         where = places.get(f"systems.{label}")
@@ -76,7 +76,7 @@ def make_plan(resolved: Resolved[SweepConfig]) -> Plan:
 
 
 def refuse_changed_points(plan: Plan) -> None:
-    """A run that was begun or done must still have the config that the sweep gives it now."""
+    """Raise UserError for a run that was begun with another config than the sweep gives it now."""
     for folder, training in plan.trainings.items():
         if (folder / "run.json").is_file():
             refuse_changed(str(folder), training.to_json(), free=train_config.FREE_ON_RESUME)
@@ -86,7 +86,7 @@ def refuse_changed_points(plan: Plan) -> None:
 
 
 def _recipe(kind: type[Strict], parts: Sequence[Any], what: str, places: Mapping[str, str]) -> Layer:
-    """A stage's recipe from paths and keys, unchecked, each key with the line that it was written on."""
+    """A stage's recipe from paths and keys, unchecked, with the line of each key."""
     layers = []
     for n, part in enumerate(parts):
         if isinstance(part, str):
@@ -111,11 +111,11 @@ def _add_point(plan: Plan, point: Point, budget: float | None) -> None:
     try:
         training = resolve(TrainConfig, layers=[plan.base, *point.layers], flags={"output": str(folder)})
         config, spec = training.config, training.config.algorithm.spec()
-        paid = any(part.name.partition(":")[0] == "judge" for part in config.reward)  # from the run's account
+        billed = any(part.name.partition(":")[0] == "judge" for part in config.reward)  # to the run
         if config.guide is not None and spec.needs_guide:
             check_guide(config.guide, spec)
             remote = describe(config.guide).remote
-            paid = paid or remote
+            billed = billed or remote
             if remote and budget is not None:
                 guide = make_live_guide(config.guide.model_copy(update={"mode": "replay"}), seed=config.seed)
                 with closing(guide):
@@ -128,7 +128,7 @@ def _add_point(plan: Plan, point: Point, budget: float | None) -> None:
         ("train", "-c", str(plan.output / BASE), *sets, "-o", str(folder)),
         folder,
         lambda: status_of(folder) == "done",
-        paid,
+        billed,
         config.budget.max_cost_usd,
         config.max_steps,
     )
@@ -139,7 +139,7 @@ def _add_point(plan: Plan, point: Point, budget: float | None) -> None:
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """A section's keys one by one: sections are merged, and ``--set`` takes a mapping of nulls for a template."""
+    """The keys of a section one by one: sections are merged, and ``--set`` takes a mapping of nulls for a template."""
     if isinstance(value, dict) and value:
         for name, below in value.items():
             yield from _leaves(f"{key}.{name}", below)
@@ -165,11 +165,11 @@ def _evaluation(plan: Plan, output: Path, kind: str, what: str) -> Step:
     wanted = {key.partition(".")[0] for key in eval_config.FREE_ON_RESUME} - {"budget"}
 
     def is_done() -> bool:
-        """Whether it is there, and with the metrics that are wanted now."""
+        """Whether the evaluation is finished, with the metrics of the current config."""
         stored = output / "config.resolved.json"
         if status_of(output) != "done" or not stored.is_file():
             return False
-        try:  # keys that an older rlgf did not have stand at their defaults
+        try:  # keys that an older rlgf did not have are at their defaults
             before = EvalConfig.model_validate(read_json(stored)["values"])
         except ValidationError:
             return False
@@ -180,20 +180,20 @@ def _evaluation(plan: Plan, output: Path, kind: str, what: str) -> Step:
 
 
 def _check_inputs(plan: Plan) -> None:
-    """Every data file that a step will read is there."""
-    named: dict[str, None] = {}
+    """Raise UserError for a data file of a step that does not exist."""
+    paths: dict[str, None] = {}
     for training in plan.trainings.values():
-        named.update(dict.fromkeys(filter(None, (training.config.data, training.config.eval.data))))
+        paths.update(dict.fromkeys(filter(None, (training.config.data, training.config.eval.data))))
     for evaluation in plan.evaluations.values():
-        named.update(dict.fromkeys(filter(None, (evaluation.config.data,))))
-    for path in named:
+        paths.update(dict.fromkeys(filter(None, (evaluation.config.data,))))
+    for path in paths:
         if not Path(path).is_file():
             raise UserError("no such file", where=path, hint="paths are relative to where rlgf runs")
 
 
 def _baselines(wanted: Sequence[str], systems: Sequence[str], places: Mapping[str, str]) -> list[str]:
-    """The systems that baselines name; upper and lower case are one where that is enough to tell them."""
-    found: dict[str, None] = {}
+    """The systems that baselines name; case is ignored where the name is still unique."""
+    chosen: dict[str, None] = {}
     for n, name in enumerate(wanted):
         alike = [name] if name in systems else [s for s in systems if s.casefold() == name.casefold()]
         if len(alike) != 1:
@@ -202,5 +202,5 @@ def _baselines(wanted: Sequence[str], systems: Sequence[str], places: Mapping[st
                 where=places.get(f"baselines.{n}") or places.get("baselines"),
                 hint=f"the systems are: {'; '.join(systems)}",
             )
-        found[alike[0]] = None
-    return list(found)
+        chosen[alike[0]] = None
+    return list(chosen)

@@ -1,4 +1,4 @@
-"""The table of a sweep: from comparisons, one per baseline, to Markdown, CSV and HTML."""
+"""The table of a sweep, from one comparison per baseline, as Markdown, CSV and HTML."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _DASH = "–"
 _CSV_OF_BASELINE = ("value", "low", "high", "p_bootstrap", "p_randomisation", "p_holm")
@@ -15,7 +15,7 @@ _CSV_OF_BASELINE = ("value", "low", "high", "p_bootstrap", "p_randomisation", "p
 
 @dataclass(frozen=True)
 class Entry:
-    """One system's figure: mean over seeds, its interval, ``against[baseline]`` the difference of ``rlgf compare``."""
+    """One system's figure: mean over seeds, interval, and ``against[baseline]``, the difference of ``rlgf compare``."""
 
     value: float
     low: float | None
@@ -25,7 +25,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Row:
-    """A system: how many of its ``planned`` runs are evaluated, and why each other one is missing."""
+    """A system: ``seeds`` of its ``planned`` runs are evaluated; ``missing`` has the reason for each other one."""
 
     system: str
     seeds: int
@@ -36,8 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """``sizes[figure]`` is how many examples it is a mean of; ``level`` that of the intervals; ``remarks`` what
-    ``rlgf compare`` says of its tests."""
+    """``sizes[figure]``: its examples; ``level``: of the intervals; ``remarks``: notes of ``rlgf compare``."""
 
     rows: Sequence[Row]
     sizes: Mapping[str, int]
@@ -60,29 +59,30 @@ def build(
     """The table of all systems, those without a figure included.
 
     ``comparisons[base]`` is the JSON of ``rlgf compare`` with that base; values and intervals are those of the first.
-    ``systems[label]`` is how many runs are planned, and why each missing one is missing. Baselines without a comparison
-    are named all the same.
+    ``systems[label]``: the number of planned runs, and the reason for each missing one. Baselines without a comparison
+    have a column too.
     """
     first = next(iter(comparisons.values()))
-    found: dict[str, dict[str, Entry]] = {label: {} for label in systems}
+    entries: dict[str, dict[str, Entry]] = {label: {} for label in systems}
     seeds: dict[str, int] = dict.fromkeys(systems, 0)
-    for figure, told in first["figures"].items():
-        for row in told["rows"]:
+    for figure, compared in first["figures"].items():
+        for row in compared["rows"]:
             label = row["system"]
             against = {base: _difference(other, figure, label) for base, other in comparisons.items()}
-            found[label][figure] = Entry(row["value"], row["low"], row["high"], against)
+            entries[label][figure] = Entry(row["value"], row["low"], row["high"], against)
             seeds[label] = row["seeds"]
     rows = [
-        Row(label, seeds[label], planned, tuple(missing), found[label]) for label, (planned, missing) in systems.items()
+        Row(label, seeds[label], planned, tuple(missing), entries[label])
+        for label, (planned, missing) in systems.items()
     ]
-    sizes = {figure: told["n"] for figure, told in first["figures"].items()}
-    remarks = dict.fromkeys(note for told in comparisons.values() for note in told["tests"]["notes"])
+    sizes = {figure: compared["n"] for figure, compared in first["figures"].items()}
+    remarks = dict.fromkeys(note for comparison in comparisons.values() for note in comparison["tests"]["notes"])
     return Table(rows, sizes, list(baselines), level, list(remarks))
 
 
 def _difference(comparison: Mapping[str, Any], figure: str, label: str) -> Mapping[str, Any] | None:
-    told = comparison["figures"].get(figure, {"rows": []})
-    return next((row.get("difference") for row in told["rows"] if row["system"] == label), None)
+    rows = comparison["figures"].get(figure, {"rows": []})["rows"]
+    return next((row.get("difference") for row in rows if row["system"] == label), None)
 
 
 def columns(table: Table) -> list[str]:
@@ -91,14 +91,14 @@ def columns(table: Table) -> list[str]:
 
 
 def cells(table: Table, row: Row) -> list[str]:
-    """A row's text, without any mark-up."""
+    """The texts of a row, without mark-up."""
     seeds = f"{row.seeds} of {row.planned}" if row.seeds < row.planned else str(row.seeds)
-    found = [row.system, seeds]
+    texts = [row.system, seeds]
     for figure in table.figures:
         entry = row.entries.get(figure)
-        found.append("missing" if entry is None else shown(entry))
-        found += [_p(table, row, entry, base) for base in table.baselines]
-    return found
+        texts.append("missing" if entry is None else shown(entry))
+        texts += [_p(table, row, entry, base) for base in table.baselines]
+    return texts
 
 
 def shown(entry: Entry) -> str:
@@ -112,31 +112,34 @@ def _p(table: Table, row: Row, entry: Entry | None, base: str) -> str:
     """The corrected p-value; a dash where a system is its own baseline or the figure has none."""
     if row.system == base:
         return _DASH
-    if entry is None or not _is_there(table, base):
+    if entry is None or not any(other.system == base and other.entries for other in table.rows):
         return "missing"
     difference = entry.against.get(base)
     p = None if difference is None else difference.get("p_holm")
     return _DASH if p is None else "<0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
-def _is_there(table: Table, system: str) -> bool:
-    return any(row.system == system and row.entries for row in table.rows)
+class Highest(NamedTuple):
+    """The system with the highest mean of a figure, and the others whose intervals overlap with its interval."""
+
+    system: str
+    near: list[str]
 
 
-def highest(table: Table) -> dict[str, tuple[str, list[str]]]:
-    """Per figure the system with the highest mean, and the others whose interval reaches into its interval."""
-    found: dict[str, tuple[str, list[str]]] = {}
+def highest(table: Table) -> dict[str, Highest]:
+    """The highest system of each figure."""
+    best: dict[str, Highest] = {}
     for figure in table.figures:
-        there = [(row.system, row.entries[figure]) for row in table.rows if figure in row.entries]
-        best, top = max(there, key=lambda pair: pair[1].value)
+        entries = {row.system: row.entries[figure] for row in table.rows if figure in row.entries}
+        system, top = max(entries.items(), key=lambda pair: pair[1].value)
         low = top.value if top.low is None else top.low
-        near = [s for s, e in there if s != best and (e.value if e.high is None else e.high) >= low]
-        found[figure] = (best, near)
-    return found
+        near = [s for s, e in entries.items() if s != system and (e.value if e.high is None else e.high) >= low]
+        best[figure] = Highest(system, near)
+    return best
 
 
 def notes(table: Table) -> list[str]:
-    """What must be known to read the table."""
+    """The notes below the table."""
     level = f"{100 * table.level:g}%"
     sizes = ", ".join(f"{figure} n = {n}" for figure, n in table.sizes.items())
     lines = [f"Mean over seeds with its {level} interval; {sizes}."]
@@ -154,7 +157,7 @@ def notes(table: Table) -> list[str]:
 
 
 def to_markdown(table: Table) -> str:
-    """A table that can be pasted, with its notes below it."""
+    """The table as Markdown, with its notes below it."""
 
     def line(parts: Sequence[str]) -> str:
         return "| " + " | ".join(_escaped(part) for part in parts) + " |"
@@ -171,14 +174,14 @@ def _escaped(text: str) -> str:
 
 
 def marked(table: Table, row: Row) -> Iterator[tuple[str, bool]]:
-    """A row's cells, each with whether it is the highest mean of its column."""
+    """The texts of a row, and whether each is the highest mean of its column."""
     best = {figure: system for figure, (system, _) in highest(table).items()}
     for head, text in zip(columns(table), cells(table, row), strict=True):
         yield text, best.get(head) == row.system
 
 
 def to_csv(table: Table) -> str:
-    """One line per system and figure, numbers in full; empty where there is none, with the reason in ``missing``."""
+    """One line per system and figure with unrounded numbers; an unknown one is empty, the reason is in ``missing``."""
     heads = ["system", "seeds", "planned", "figure", "n", "value", "low", "high"]
     heads += [f"{name} vs {base}" for base in table.baselines for name in _CSV_OF_BASELINE]
     stream = io.StringIO()
@@ -196,7 +199,7 @@ def to_csv(table: Table) -> str:
 
 
 def to_html(table: Table, title: str) -> str:
-    """One page that needs nothing else, light or dark as the reader's system is."""
+    """One self-contained page, light or dark as the reader's system is."""
     import jinja2
 
     source = Path(__file__).with_name("table.html").read_text(encoding="utf-8")

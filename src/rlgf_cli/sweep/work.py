@@ -1,6 +1,6 @@
-"""The runs of a sweep as processes of their own: started, watched, interrupted, and what is to be said of each.
+"""The processes of a sweep's runs: start, supervision, interruption, and the state of each.
 
-Stages meet on disk alone, so a run's ``run.json`` decides what is left to do, and one run's crash is its own.
+Stages exchange data only on disk: a run's ``run.json`` decides what is left to do, and a crash concerns one run alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,25 +25,25 @@ from rlgf_cli.artifacts.rundir import now
 from rlgf_cli.ledger.shared_budget import SharedBudget
 
 RLGF = [sys.executable, "-m", "rlgf_cli"]
-"""What every command begins with: the rlgf of this interpreter."""
+"""The beginning of every command: the rlgf of this interpreter."""
 POLL_S = 0.1
 _KILL_S = 60.0
-"""How long interrupted runs have to save themselves when the sweep itself must end."""
+"""Seconds that interrupted runs have to save when the sweep itself must end."""
 
 State = Literal["waiting", "running", "done", "failed", "stopped", "interrupted"]
 
 
 def status_of(folder: Path) -> str | None:
-    """How a run folder's run ended (``run.json``), None where there is none."""
+    """The status in a run folder's ``run.json``; None without one."""
     run_json = folder / "run.json"
     return read_json(run_json).get("status") if run_json.is_file() else None
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a cell: its words behind ``rlgf``, the run folder it makes, and whether that is all there.
+    """One command of a cell: its arguments for ``rlgf``, its run folder, and whether it is done.
 
-    ``billed``: a guide or judge costs money, ``cap`` dollars at most by its own config. ``iterations``: of a training.
+    ``billed``: a guide or judge costs money, at most ``cap`` dollars by its own config. ``iterations``: of a training.
     """
 
     words: tuple[str, ...]
@@ -59,7 +59,7 @@ class Step:
 
 @dataclass
 class Cell:
-    """One run of the table: a system with one seed. ``runs``: ids of its runs, for the guide's books."""
+    """One run of the table: a system with one seed. ``runs``: the ids of its runs in the spend ledger."""
 
     system: str
     seed: int | None
@@ -79,7 +79,7 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """The folder of its evaluation, which is its last step."""
+        """The folder of its last step, the evaluation."""
         return self.steps[-1].folder
 
     @property
@@ -90,18 +90,18 @@ class Cell:
         return next((step for step in self.steps if not step.is_done()), None)
 
     def iterations_done(self) -> int:
-        """Iterations of its training that are written down."""
+        """The iterations of its training that have a row."""
         return sum(step.iterations if step.is_done() else rows(step.folder) for step in self.steps if step.iterations)
 
 
 def rows(folder: Path) -> int:
-    """How many rows a training run has written."""
+    """The number of rows that a training run has written."""
     metrics = folder / "metrics.jsonl"
     return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
 
 
 class Child:
-    """A running command of a cell, with all that it says at the end of the cell's log."""
+    """A running command of a cell; its output is appended to the cell's log."""
 
     def __init__(self, cell: Cell, step: Step, more: Sequence[str], environment: Mapping[str, str]) -> None:
         self.cell, self.step, self.interrupts = cell, step, 0
@@ -112,7 +112,7 @@ class Child:
             log.write(f"$ {shlex.join(['rlgf', *words])}\n".encode())
             log.flush()
             self._from = log.tell()
-            # a session of its own: Ctrl-C reaches the sweep, and through it each run once
+            # a session of its own: Ctrl-C reaches the sweep alone, which interrupts each run once
             self.process = subprocess.Popen(
                 [*RLGF, *words],
                 stdin=subprocess.DEVNULL,
@@ -128,19 +128,19 @@ class Child:
             self.process.send_signal(signal.SIGINT)
 
     def error_message(self) -> str:
-        """The first line of its error; the last line that it said where it ended without one."""
+        """The first line of its error; the last line of its output where it ended without one."""
         with self.cell.log.open("rb") as log:
             log.seek(self._from)
-            said = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
         kinds = ("error: ", "stopped: ", "interrupted: ")
-        found = next((line for line in said if line.startswith(kinds)), said[-1] if said else "it said nothing")
+        message = next((line for line in lines if line.startswith(kinds)), lines[-1] if lines else "it said nothing")
         code = self.process.returncode
         killed = f"killed by {signal.Signals(-code).name}; " if code is not None and code < 0 else ""
-        return killed + found.removeprefix("error: ").removeprefix("stopped: ")
+        return killed + message.removeprefix("error: ").removeprefix("stopped: ")
 
 
 def environment(jobs: int) -> dict[str, str]:
-    """What the runs are started with: several of them share the cores, unless the user has said how."""
+    """The environment of the runs: ``jobs`` at once share the cores, unless OMP_NUM_THREADS is set."""
     given = dict(os.environ)
     if jobs > 1:
         given.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
@@ -148,19 +148,19 @@ def environment(jobs: int) -> dict[str, str]:
 
 
 def foreign_processes(folders: Iterable[Path]) -> dict[Path, psutil.Process]:
-    """Processes that write to these folders and are not ours: what a killed sweep left running."""
+    """The processes of an earlier, killed sweep that still write to these folders."""
     wanted = {str(folder): folder for folder in folders}
     here = str(Path.cwd())
-    found: dict[Path, psutil.Process] = {}
+    processes: dict[Path, psutil.Process] = {}
     for process in psutil.process_iter():
         try:
             words = process.cmdline()
             output = next((words[n + 1] for n, word in enumerate(words[:-1]) if word == "-o"), None)
             if output in wanted and process.cwd() == here and process.status() != psutil.STATUS_ZOMBIE:
-                found[wanted[output]] = process
+                processes[wanted[output]] = process
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return found
+    return processes
 
 
 def run_cells(
@@ -174,8 +174,8 @@ def run_cells(
 ) -> None:
     """Run the cells' steps, ``jobs`` at once, until all are done or have failed, or ``stop`` is set.
 
-    ``changed`` is told of every cell whose state changes, ``tick`` ten times a second of those at work. A cell that a
-    share of the budget stopped is tried again when the others have left it more. However this ends, no child is left.
+    ``changed`` is called with every cell whose state changes, ``tick`` ten times a second with the running ones. A cell
+    that its share of the budget stopped is tried again when the others have left more. No child outlives this function.
     """
     queue = deque(cell for cell in cells if cell.state != "done")
     shared = environment(jobs)
@@ -239,14 +239,14 @@ def run_cells(
 
 
 def record_run_id(cell: Cell, step: Step) -> None:
-    """Remember a run's id as long as it is there: what it was charged counts, whatever becomes of its folder."""
+    """Record a run's id while its folder exists: its charges count even if the folder is removed."""
     run_json = step.folder / "run.json"
     if run_json.is_file():
         cell.runs.add(read_json(run_json)["run_id"])
 
 
 def _end(children: Sequence[Child]) -> None:
-    """Interrupt what still runs, which happens where the sweep itself is stopped at once, and wait for it."""
+    """Interrupt the children that still run, as after an error in the sweep itself, and wait for them."""
     for child in children:
         child.interrupt()
     until = time.monotonic() + _KILL_S
@@ -259,11 +259,8 @@ def _end(children: Sequence[Child]) -> None:
 
 
 def summary(cells: Sequence[Cell]) -> dict[str, int]:
-    """How many cells are in which state."""
-    counts: dict[str, int] = {}
-    for cell in cells:
-        counts[cell.state] = counts.get(cell.state, 0) + 1
-    return counts
+    """The number of cells in each state."""
+    return dict(Counter(cell.state for cell in cells))
 
 
 def as_json(cell: Cell) -> dict[str, Any]:
