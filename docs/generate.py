@@ -24,7 +24,7 @@ from rlgf_cli.algorithms.base import Algorithm, Mixture
 from rlgf_cli.checks.invariants import INVARIANTS
 from rlgf_cli.cli.commands import COMMANDS
 from rlgf_cli.config.flags import flags_of
-from rlgf_cli.config.loader import field_model
+from rlgf_cli.config.keys import field_model
 from rlgf_cli.evolve.iterations import ROW
 from rlgf_cli.protocols import ColumnMap, Guide, Metric, Reward, Scorer, Task
 from rlgf_cli.runs.alarms import ALARMS

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from conftest import guide_rows, toy_examples, write_rows
-from rlgf_cli.config.loader import read_layer, resolve
+from rlgf_cli.config.loader import resolve
+from rlgf_cli.config.recipes import read_layer
 from rlgf_cli.config.sweep import SweepConfig
 from rlgf_cli.sweep import work
 from rlgf_cli.sweep.plan import make_plan
@@ -129,7 +130,8 @@ def test_print_config(sweep):
 
 def test_a_point_is_trained_with_the_config_that_was_checked(sweep, tmp_path):
     """What the command of a point resolves to is what was checked: base.yaml and --set say the same as the grid."""
-    from rlgf_cli.config.loader import as_yaml, resolve
+    from rlgf_cli.config.loader import resolve
+    from rlgf_cli.config.recipes import as_yaml
     from rlgf_cli.config.sweep import SweepConfig
     from rlgf_cli.config.train import TrainConfig
     from rlgf_cli.sweep.plan import make_plan

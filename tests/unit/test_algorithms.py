@@ -16,7 +16,8 @@ from algorithms import NAMES, spec_of
 from rlgf_cli import noise
 from rlgf_cli.algorithms.catalog import Algorithm
 from rlgf_cli.algorithms.spec import AlgorithmSpec, Author, Regime
-from rlgf_cli.config.loader import Layer, resolve
+from rlgf_cli.config.loader import resolve
+from rlgf_cli.config.recipes import Layer
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example, Score

@@ -11,7 +11,8 @@ import pytest
 
 import rlgf_cli.config
 from rlgf_cli.config.common import StageConfig
-from rlgf_cli.config.loader import all_keys, resolve
+from rlgf_cli.config.keys import all_keys
+from rlgf_cli.config.loader import resolve
 from rlgf_cli.errors import UserError
 from rlgf_cli.section import Strict
 

@@ -8,9 +8,10 @@ import pytest
 import yaml
 from pydantic import Field, model_validator
 
-from rlgf_cli.cli.request import print_config
+from rlgf_cli.cli.invocation import print_config
 from rlgf_cli.config.common import LoraConfig, ModelConfig, OptimConfig, Parts, StageConfig, TextConfig
-from rlgf_cli.config.loader import all_keys, resolve
+from rlgf_cli.config.keys import all_keys
+from rlgf_cli.config.loader import resolve
 from rlgf_cli.errors import UserError
 from rlgf_cli.section import Strict
 

@@ -11,21 +11,21 @@ from test_docs import generator
 
 from rlgf_cli.algorithms.catalog import Algorithm
 from rlgf_cli.algorithms.spec import Regime
-from rlgf_cli.cli import commands, request
+from rlgf_cli.cli import commands, invocation
 from rlgf_cli.cli.commands import COMMANDS, load
 from rlgf_cli.cli.options import OPTIONS, option_of
 from rlgf_cli.config.flags import flagged_keys, flags_of, is_option
-from rlgf_cli.config.loader import all_keys, field_model
+from rlgf_cli.config.keys import all_keys, field_model
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.section import Flag, Strict
 
-ROWS: dict[str, list[dict[str, Any]]] = json.loads(request.FLAGS.read_text(encoding="utf-8"))
+ROWS: dict[str, list[dict[str, Any]]] = json.loads(invocation.FLAGS.read_text(encoding="utf-8"))
 STAGES: dict[str, type[Strict]] = generator().STAGES
 KEYS = [(command, row) for command, rows in ROWS.items() for row in rows if "key" in row]
 
 
 def test_the_file_that_the_help_reads_is_fresh() -> None:
-    assert request.FLAGS.read_text(encoding="utf-8") == generator().flags(), "stale: run `make docs`"
+    assert invocation.FLAGS.read_text(encoding="utf-8") == generator().flags(), "stale: run `make docs`"
     assert set(ROWS) == {name for name, target in COMMANDS.items() if target.config}
 
 
@@ -77,7 +77,7 @@ def test_every_option_is_used_and_none_is_a_config_key() -> None:
 
 @pytest.mark.parametrize(("command", "row"), KEYS, ids=[f"{command} {row['key']}" for command, row in KEYS])
 def test_a_flag_gives_its_key_a_value(command: str, row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[request.Request] = []
+    given: list[invocation.Invocation] = []
     monkeypatch.setattr(commands.importlib, "import_module", lambda name: _Recorder(given))
     value: Any = {"str": "a", "int": 3, "float": 0.5, "bool": True}[row["type"]]
     for name in row.get("names", ["--"]):
@@ -95,11 +95,11 @@ def test_a_flag_gives_its_key_a_value(command: str, row: dict[str, Any], monkeyp
 class _Recorder:
     """A module whose commands keep what they are asked for."""
 
-    def __init__(self, given: list[request.Request]) -> None:
+    def __init__(self, given: list[invocation.Invocation]) -> None:
         self.given = given
 
     def __getattr__(self, name: str) -> Any:
-        def command(asked: request.Request) -> None:
+        def command(asked: invocation.Invocation) -> None:
             """Record."""
             self.given.append(asked)
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlgf_cli.config.loader import Layer, as_set, as_yaml, read_layer, resolve
+from rlgf_cli.config.loader import resolve
+from rlgf_cli.config.recipes import Layer, as_set, as_yaml, read_layer
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.section import Strict

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rlgf_cli.cli.request import Request
+from rlgf_cli.cli.invocation import Invocation
 
 
-def collect_guide(request: Request) -> None:
+def collect_guide(invocation: Invocation) -> None:
     """Buy a guide's text once and keep it: prompts in, one JSONL line per text out.
 
     Lines are written as they arrive; --resume asks only for what is missing, and what any run has bought comes
@@ -19,9 +19,9 @@ def collect_guide(request: Request) -> None:
       --data train.jsonl -o guide.jsonl --resume
     ```
     """
-    resolved, existing = request.resolve(), request.existing
+    resolved, existing = invocation.resolve(), invocation.existing
     from rlgf_cli.stages import collect_guide as stage
 
-    request.estimate(stage.dry_run, resolved)
+    invocation.estimate(stage.dry_run, resolved)
     done = stage.run(resolved, existing=existing)
-    request.print({"path": str(done.path), **done.summary, "spend": done.spend}, done.path)
+    invocation.print({"path": str(done.path), **done.summary, "spend": done.spend}, done.path)

@@ -116,7 +116,7 @@ def load(name: str) -> Any:
     )
     command = getattr(importlib.import_module(f"rlgf_cli.cli.{module}"), function)
     if config is not None:
-        from rlgf_cli.cli.request import with_flags
+        from rlgf_cli.cli.invocation import with_flags
 
         command = with_flags(name, config, command)
     single.command(name, cls=Command)(command)

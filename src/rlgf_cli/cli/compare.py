@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rlgf_cli import console
+from rlgf_cli.cli.invocation import Invocation
 from rlgf_cli.cli.numbers import interval, number, p_value, percent, stars
-from rlgf_cli.cli.request import Request
 from rlgf_cli.errors import UserError
 
 if TYPE_CHECKING:
     from rlgf_cli.stages.compare import Comparison
 
 
-def compare(request: Request) -> None:
+def compare(invocation: Invocation) -> None:
     """Compare evaluations.
 
     Each system is compared with the first on the same prompts: values, differences, their intervals, and p-values
@@ -28,17 +28,17 @@ def compare(request: Request) -> None:
     rlgf compare runs/sft runs/ppo runs/ppopp --json -o comparison.json
     ```
     """
-    if len(request.keys.get("systems", ())) == 1:
+    if len(invocation.keys.get("systems", ())) == 1:
         raise UserError("one system alone cannot be compared", hint="rlgf compare BASE OTHER [MORE ...]")
-    if request.options["markdown"] and request.as_json:
+    if invocation.options["markdown"] and invocation.as_json:
         raise UserError("--markdown and --json exclude each other", hint="-o FILE writes the JSON besides")
-    resolved, existing = request.resolve(), request.existing
+    resolved, existing = invocation.resolve(), invocation.existing
     from rlgf_cli.stages import compare as stage
 
     comparison = stage.run(resolved, existing=existing)
-    if request.as_json:
+    if invocation.as_json:
         console.result_json(comparison.to_json())
-    elif request.options["markdown"]:
+    elif invocation.options["markdown"]:
         _print_markdown(comparison)
     else:
         _print_tables(comparison)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rlgf_cli import console
-from rlgf_cli.cli.request import Request
+from rlgf_cli.cli.invocation import Invocation
 from rlgf_cli.errors import RlgfError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _LONGEST = 160
 
 
-def doctor(request: Request) -> None:
+def doctor(invocation: Invocation) -> None:
     """Check what you would train with: model, data, reward and guide.
 
     Flags and recipes are those of `rlgf train`. The policy writes a text per prompt, and the truths of step 0 are held
@@ -28,11 +28,11 @@ def doctor(request: Request) -> None:
     rlgf doctor --guide gpt-3.5 --model runs/sft --data train.jsonl -L 5 --max-new-tokens 48 --json
     ```
     """
-    resolved = request.resolve()
+    resolved = invocation.resolve()
     from rlgf_cli.stages import doctor as stage
 
     diagnosis = stage.run(resolved)
-    if request.as_json:
+    if invocation.as_json:
         console.result_json(diagnosis.to_json())
     else:
         _show(diagnosis)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rlgf_cli import console
+from rlgf_cli.cli.invocation import Invocation
 from rlgf_cli.cli.numbers import interval, number, percent
-from rlgf_cli.cli.request import Request
 
 if TYPE_CHECKING:
     from rlgf_cli.stages.eval import EvalResult
 
 
-def evaluate(request: Request) -> None:
+def evaluate(invocation: Invocation) -> None:
     """Score a model or predictions.
 
     Figures come with their intervals; what they are made of is kept for each example.
@@ -23,11 +23,11 @@ def evaluate(request: Request) -> None:
     rlgf eval --predictions guide.jsonl --data test.jsonl -o runs/guide/eval
     ```
     """
-    resolved, existing = request.resolve(), request.existing
+    resolved, existing = invocation.resolve(), invocation.existing
     from rlgf_cli.stages import eval as stage
 
     done = stage.run(resolved, existing=existing)
-    if request.as_json:
+    if invocation.as_json:
         console.result_json(done.scores)
     else:
         console.result(_table(done))

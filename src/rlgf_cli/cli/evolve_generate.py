@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rlgf_cli import console
-from rlgf_cli.cli.request import Request
+from rlgf_cli.cli.invocation import Invocation
 
 
-def evolve_generate(request: Request) -> None:
+def evolve_generate(invocation: Invocation) -> None:
     """Evolve seed instructions into a new set, with the guide's answers.
 
     A policy chooses how the guide rewrites each seed, step by step. What breaks a rule, or is no news, is left out and
@@ -21,14 +21,14 @@ def evolve_generate(request: Request) -> None:
     rlgf sft --model gpt2 --data runs/evolved/instructions.jsonl -o runs/sft
     ```
     """
-    resolved, existing = request.resolve(), request.existing
+    resolved, existing = invocation.resolve(), invocation.existing
     from rlgf_cli.stages import evolve_generate as stage
 
-    request.estimate(stage.dry_run, resolved)
+    invocation.estimate(stage.dry_run, resolved)
     done = stage.run(resolved, existing=existing)
-    if not request.as_json:
+    if not invocation.as_json:
         _log_summary(done.summary, resolved.config.answers)
-    request.print({"path": str(done.folder), **done.summary, "spend": done.spend}, done.folder)
+    invocation.print({"path": str(done.folder), **done.summary, "spend": done.spend}, done.folder)
 
 
 def _log_summary(summary: dict[str, Any], answers: bool) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlgf_cli import console
+from rlgf_cli.cli.invocation import Invocation
 from rlgf_cli.cli.numbers import interval, number, percent
-from rlgf_cli.cli.request import Request
 
 
-def evolve_stats(request: Request) -> None:
+def evolve_stats(invocation: Invocation) -> None:
     """Measure a set of instructions, or compare two.
 
     Diversity (distinct n-grams, self-BLEU, spread, Vendi score, clusters), length and complexity, and of a folder of
@@ -24,11 +24,11 @@ def evolve_stats(request: Request) -> None:
     rlgf evolve stats runs/evolved data/seeds.jsonl --json
     ```
     """
-    resolved, existing = request.resolve(), request.existing
+    resolved, existing = invocation.resolve(), invocation.existing
     from rlgf_cli.stages import evolve_stats as stage
 
     result = stage.run(resolved, existing=existing)
-    if request.as_json:
+    if invocation.as_json:
         console.result_json(result.stats)
         return
     _print(result.stats)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rlgf_cli.cli.request import Request
+from rlgf_cli.cli.invocation import Invocation
 
 
-def evolve_train(request: Request) -> None:
+def evolve_train(invocation: Invocation) -> None:
     """Learn which operation to evolve an instruction by next.
 
     A guide rewrites instructions by the chosen operation; what is new and sound is kept and rewarded. The policy is
@@ -19,9 +19,9 @@ def evolve_train(request: Request) -> None:
       --base-url http://127.0.0.1:8000/v1 --encoder encoders/minilm -o runs/policy
     ```
     """
-    resolved, existing = request.resolve(), request.existing
+    resolved, existing = invocation.resolve(), invocation.existing
     from rlgf_cli.stages import evolve_train as stage
 
-    request.estimate(stage.dry_run, resolved)
+    invocation.estimate(stage.dry_run, resolved)
     done = stage.run(resolved, existing=existing)
-    request.print({"path": str(done.folder), **done.summary, "spend": done.spend}, done.folder)
+    invocation.print({"path": str(done.folder), **done.summary, "spend": done.spend}, done.folder)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from rlgf_cli import console
-from rlgf_cli.cli.request import Request
+from rlgf_cli.cli.invocation import Invocation
 
 
-def generate(request: Request) -> None:
+def generate(invocation: Invocation) -> None:
     """Generate text from a checkpoint.
 
     ```
@@ -15,7 +15,7 @@ def generate(request: Request) -> None:
     rlgf generate --model runs/sft --data val.jsonl -n 4 --top-p 0.9 | head
     ```
     """
-    resolved, existing = request.resolve(), request.existing
+    resolved, existing = invocation.resolve(), invocation.existing
     from rlgf_cli.artifacts.jsonl import dump_line
     from rlgf_cli.stages import generate as stage
 
@@ -24,5 +24,5 @@ def generate(request: Request) -> None:
         console.result(str(result.path))
         return
     for record in result.records:
-        as_text = resolved.config.prompt is not None and not request.as_json
+        as_text = resolved.config.prompt is not None and not invocation.as_json
         console.result(record.prediction if as_text else dump_line(record).rstrip("\n"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rlgf_cli import console
-from rlgf_cli.cli.request import Request
+from rlgf_cli.cli.invocation import Invocation
 
 
-def make_negatives(request: Request) -> None:
+def make_negatives(invocation: Invocation) -> None:
     """Make bad texts of many kinds from good ones, to train a reward model on.
 
     ```
@@ -17,13 +17,13 @@ def make_negatives(request: Request) -> None:
     rlgf make-negatives --data train.jsonl --samples sft_texts.jsonl -o neg.jsonl
     ```
     """
-    resolved, existing = request.resolve(), request.existing
+    resolved, existing = invocation.resolve(), invocation.existing
     from rlgf_cli.stages import make_negatives as stage
 
     done = stage.run(resolved, existing=existing)
-    if not request.as_json:
+    if not invocation.as_json:
         _log_summary(done.summary)
-    request.print({"path": str(done.path), **done.summary}, done.path)
+    invocation.print({"path": str(done.path), **done.summary}, done.path)
 
 
 def _log_summary(summary: dict[str, Any]) -> None:

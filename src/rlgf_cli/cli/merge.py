@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from rlgf_cli import console
-from rlgf_cli.cli.request import Request
+from rlgf_cli.cli.invocation import Invocation
 
 
-def merge(request: Request) -> None:
+def merge(invocation: Invocation) -> None:
     """Merge LoRA into plain weights.
 
     ```
@@ -15,7 +15,7 @@ def merge(request: Request) -> None:
     rlgf merge --model runs/sft-lora -o runs/sft-merged --overwrite
     ```
     """
-    resolved, existing = request.resolve(), request.existing
+    resolved, existing = invocation.resolve(), invocation.existing
     from rlgf_cli.stages import merge as stage
 
     console.result(str(stage.run(resolved, existing=existing)))

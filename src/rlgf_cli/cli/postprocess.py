@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from rlgf_cli import console
-from rlgf_cli.cli.request import Request
+from rlgf_cli.cli.invocation import Invocation
 
 
-def postprocess(request: Request) -> None:
+def postprocess(invocation: Invocation) -> None:
     """Mend texts by rules: cut loops, unfinished sentences and what follows an end mark.
 
     ```
@@ -15,11 +15,11 @@ def postprocess(request: Request) -> None:
     rlgf postprocess texts.jsonl --max-words 40 -o mended.jsonl
     ```
     """
-    resolved, existing = request.resolve(), request.existing
+    resolved, existing = invocation.resolve(), invocation.existing
     from rlgf_cli.stages import postprocess as stage
 
     done = stage.run(resolved, existing=existing)
-    if not request.as_json:
+    if not invocation.as_json:
         by_rule = ", ".join(f"{name} {n}" for name, n in done.summary["rules"].items())
         console.log(f"{done.summary['changed']} of {done.summary['records']} texts changed ({by_rule})")
-    request.print({"path": str(done.path), **done.summary}, done.path)
+    invocation.print({"path": str(done.path), **done.summary}, done.path)

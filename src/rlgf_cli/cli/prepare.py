@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlgf_cli import console
-from rlgf_cli.cli.request import Request
+from rlgf_cli.cli.invocation import Invocation
 from rlgf_cli.errors import UserError, did_you_mean
 
 _SHOWN_BAD_LINES = 20
@@ -15,7 +15,7 @@ _MAP_KEYS = ("id", "prompt", "references", "meta")
 _NEXT_MAP_KEY = re.compile(r",(?=\s*[A-Za-z_][\w.]*\s*=)")
 
 
-def prepare(request: Request) -> None:
+def prepare(invocation: Invocation) -> None:
     """Turn a hub dataset or local files into checked JSONL splits.
 
     ```
@@ -25,26 +25,26 @@ def prepare(request: Request) -> None:
     rlgf prepare --check data/posts/train.jsonl guide.jsonl
     ```
     """
-    files = request.options["files"] or []
-    if request.options["check"]:
-        _check(files, request.options["kind"])
+    files = invocation.options["files"] or []
+    if invocation.options["check"]:
+        _check(files, invocation.options["kind"])
         return
     if files:
         hint = "give data as --dataset FILE; --check FILE checks a JSONL file"
         raise UserError(f"a file without a flag: {files[0]}", hint=hint)
     for key in ("splits", "fractions"):
-        if key in request.keys:
-            request.keys[key] = _pairs(request.keys[key], f"--{key}")
-    request.keys.update(_mapping(request.options["map"] or []))
-    resolved, existing = request.resolve(), request.existing
+        if key in invocation.keys:
+            invocation.keys[key] = _pairs(invocation.keys[key], f"--{key}")
+    invocation.keys.update(_mapping(invocation.options["map"] or []))
+    resolved, existing = invocation.resolve(), invocation.existing
     from rlgf_cli.stages import prepare as stage
 
     prepared = stage.run(resolved, existing=existing)
-    if not request.as_json:
+    if not invocation.as_json:
         names = list(dict.fromkeys(name for counts in prepared.splits.values() for name in counts))
         rows = [[name, *(str(counts.get(n, 0)) for n in names)] for name, counts in prepared.splits.items()]
         console.log(console.table(["split", *names], rows))
-    request.print(prepared.to_json(), prepared.path)
+    invocation.print(prepared.to_json(), prepared.path)
 
 
 def _pairs(text: str, flag: str) -> dict[str, str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rlgf_cli.cli.request import Request
+from rlgf_cli.cli.invocation import Invocation
 
 
-def report(request: Request) -> None:
+def report(invocation: Invocation) -> None:
     """Show runs and evaluations on one HTML page.
 
     Learning curves, evaluations with their intervals, texts side by side, who wrote which words, spend and
@@ -18,8 +18,8 @@ def report(request: Request) -> None:
     rlgf report PPO++=runs/a PPO++=runs/b PPO++=runs/c --comparison comparison.json -o seeds.html
     ```
     """
-    resolved = request.resolve()
+    resolved = invocation.resolve()
     from rlgf_cli.stages import report as stage
 
     made = stage.run(resolved)
-    request.print({"path": str(made.path), "plots": [str(path) for path in made.plots]}, made.path)
+    invocation.print({"path": str(made.path), "plots": [str(path) for path in made.plots]}, made.path)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rlgf_cli.cli.request import Request
+from rlgf_cli.cli.invocation import Invocation
 
 
-def sft(request: Request) -> None:
+def sft(invocation: Invocation) -> None:
     """Fine-tune a model on prompts and references, or on a guide's texts.
 
     ```
@@ -15,8 +15,8 @@ def sft(request: Request) -> None:
     rlgf sft --model runs/sft --data train.jsonl --guide guide.jsonl -o runs/clone
     ```
     """
-    resolved, existing = request.resolve(), request.existing
+    resolved, existing = invocation.resolve(), invocation.existing
     from rlgf_cli.stages import sft as stage
 
     done = stage.run(resolved, existing=existing)
-    request.print({"path": str(done.folder), **done.summary}, done.folder)
+    invocation.print({"path": str(done.folder), **done.summary}, done.folder)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rlgf_cli import console
-from rlgf_cli.cli.request import Request, shown
+from rlgf_cli.cli.invocation import Invocation, shown
 
 
-def sweep(request: Request) -> None:
+def sweep(invocation: Invocation) -> None:
     """Train a grid of runs and compare them.
 
     One YAML says what is varied; every point is trained, evaluated, and a row of the table.
@@ -19,15 +19,15 @@ def sweep(request: Request) -> None:
     rlgf sweep recipes/demo/sweep.yaml -o runs/sweep --resume
     ```
     """
-    request.options["config"] = [*(request.options["recipes"] or []), *(request.options["config"] or [])]
-    resolved, existing = request.resolve(), request.existing
+    invocation.options["config"] = [*(invocation.options["recipes"] or []), *(invocation.options["config"] or [])]
+    resolved, existing = invocation.resolve(), invocation.existing
     from rlgf_cli.stages import sweep as stage
 
-    if request.options["dry_run"]:
-        _print_plan(stage.dry_run(resolved), request.as_json)
+    if invocation.options["dry_run"]:
+        _print_plan(stage.dry_run(resolved), invocation.as_json)
         return
-    done = stage.table(resolved) if request.options["table"] else stage.run(resolved, existing=existing)
-    if request.as_json:
+    done = stage.table(resolved) if invocation.options["table"] else stage.run(resolved, existing=existing)
+    if invocation.as_json:
         console.result_json(done.to_json())
     elif done.markdown is not None:
         console.result(done.markdown.rstrip())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from rlgf_cli.cli.request import Request
+from rlgf_cli.cli.invocation import Invocation
 
 
-def train(request: Request) -> None:
+def train(invocation: Invocation) -> None:
     """Train a policy with reinforcement learning, alone or with a guide.
 
     Examples:
@@ -18,14 +18,14 @@ def train(request: Request) -> None:
     rlgf train -c recipes/demo/train.yaml --alg aggrevated --guide hf:runs/guide --seed 1 -o runs/aggrevated
     ```
     """
-    resolved, existing = request.resolve(), request.existing
-    processes, accelerate_config = resolved.config.parallel.num_processes, request.options["accelerate_config"]
+    resolved, existing = invocation.resolve(), invocation.existing
+    processes, accelerate_config = resolved.config.parallel.num_processes, invocation.options["accelerate_config"]
     from rlgf_cli.cli import launch
 
-    if not request.options["dry_run"] and launch.wanted(processes, accelerate_config):
+    if not invocation.options["dry_run"] and launch.wanted(processes, accelerate_config):
         raise typer.Exit(launch.launch(processes, accelerate_config))
     from rlgf_cli.stages import train as stage
 
-    request.estimate(stage.dry_run, resolved)
-    done = stage.run(resolved, existing=existing, profile=request.options["profile"])
-    request.print({"output": str(done.folder), **done.summary}, done.folder)
+    invocation.estimate(stage.dry_run, resolved)
+    done = stage.run(resolved, existing=existing, profile=invocation.options["profile"])
+    invocation.print({"output": str(done.folder), **done.summary}, done.folder)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rlgf_cli.cli.request import Request
+from rlgf_cli.cli.invocation import Invocation
 
 
-def train_reward(request: Request) -> None:
+def train_reward(invocation: Invocation) -> None:
     """Train a classifier or a reward model.
 
     ```
@@ -14,8 +14,8 @@ def train_reward(request: Request) -> None:
     rlgf train-reward --objective pairwise --model gpt2 --data pairs.jsonl -o runs/rm
     ```
     """
-    resolved, existing = request.resolve(), request.existing
+    resolved, existing = invocation.resolve(), invocation.existing
     from rlgf_cli.stages import train_reward as stage
 
     done = stage.run(resolved, existing=existing)
-    request.print({"path": str(done.folder), **done.summary}, done.folder)
+    invocation.print({"path": str(done.folder), **done.summary}, done.folder)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from rlgf_cli.config.loader import field_model
+from rlgf_cli.config.keys import field_model
 from rlgf_cli.section import Argument, Flag, Strict
 
 

@@ -1,4 +1,4 @@
-"""From recipe files, ``--set`` and flags to one checked config that knows where every value came from.
+"""The way from recipe files, ``--set`` and flags to one checked config that knows where every value came from.
 
 Precedence: flag > ``--set`` > later ``--config`` > earlier ``--config`` > defaults. A ``null``,
 ``false`` or ``0`` that was given counts as given.
@@ -6,36 +6,21 @@ Precedence: flag > ``--set`` > later ``--config`` > earlier ``--config`` > defau
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from rlgf_cli.config.common import as_parts
+from rlgf_cli.config.keys import all_keys, field_model, nested, section_at, spelled, upwards
+from rlgf_cli.config.recipes import Layer, place_of, read_layer, scalar
 from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.section import Refused, Strict
 
 C = TypeVar("C", bound=Strict)
-_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
-_SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
 _FLAG = "flag"
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Values of one source, unchecked. ``places``: dotted key -> ``file:line``; a key without one is of ``source``."""
-
-    values: dict[str, Any]
-    source: str
-    places: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -55,8 +40,7 @@ class Resolved(Generic[C]):
         return {"values": values, "origins": {key: self._origin(key) for key in _leaves(values)}}
 
     def _origin(self, key: str) -> str:
-        found = next((self.origins[k] for k in _upwards(key) if k in self.origins), None)
-        return found or "default"
+        return next((self.origins[k] for k in upwards(key) if k in self.origins), None) or "default"
 
 
 def resolve(
@@ -80,14 +64,14 @@ def resolve(
         if not equals or not key.strip():
             hint = "for example --set optim.learning_rate=1e-5"
             raise UserError(f"--set {text!r} is not key=value", hint=hint)
-        merged.add(_tree(_spell(kind, key.strip()), _scalar(raw)), f"--set {text}")
+        merged.add(nested(spelled(kind, key.strip()), scalar(raw)), f"--set {text}")
     for key, value in (flags or {}).items():
         if value is not None:
-            merged.add(_tree(key, value), _FLAG)
+            merged.add(nested(key, value), _FLAG)
     try:
         return Resolved(kind.model_validate(merged.values), merged.origins, merged.places)
     except ValidationError as error:
-        raise _letter(kind, error, merged) from None
+        raise _user_error(kind, error, merged) from None
 
 
 def merge(kind: type[Strict], layers: Sequence[Layer], source: str) -> Layer:
@@ -100,19 +84,8 @@ def merge(kind: type[Strict], layers: Sequence[Layer], source: str) -> Layer:
 
 def one_key(kind: type[Strict], dotted: str, value: Any, place: str) -> Layer:
     """A layer that holds one key."""
-    dotted = _spell(kind, dotted)
-    return Layer(_tree(dotted, value), place, dict.fromkeys(_upwards(dotted), place))
-
-
-def as_set(dotted: str, value: Any) -> str:
-    """``key=value`` as ``--set`` reads it back."""
-    plain = isinstance(value, str) and _scalar(value) == value
-    return f"{dotted}={value if plain else json.dumps(value, ensure_ascii=False)}"
-
-
-def as_yaml(values: Mapping[str, Any]) -> str:
-    """Values as a file that :func:`read_layer` reads back."""
-    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    dotted = spelled(kind, dotted)
+    return Layer(nested(dotted, value), place, dict.fromkeys(upwards(dotted), place))
 
 
 class _Merged:
@@ -134,7 +107,7 @@ class _Merged:
         tree = _expand_shorthand(self.kind, tree)
         self._merge(self.values, tree, "", source)
         for key in _leaves(tree):
-            self.origins[key] = self.places[key] = _place_of(key, places or {}, source)
+            self.origins[key] = self.places[key] = place_of(key, places or {}, source)
 
     def _merge(self, base: dict[str, Any], update: Mapping[str, Any], prefix: str, source: str) -> None:
         for name, value in update.items():
@@ -160,136 +133,6 @@ def _is_places(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(str(k).isdigit() for k in value)
 
 
-def _tree(dotted: str, value: Any) -> dict[str, Any]:
-    for part in reversed(dotted.split(".")):
-        value = {part: value}
-    return value
-
-
-def _spell(kind: type[Strict], dotted: str) -> str:
-    """``optim.learning-rate`` is ``optim.learning_rate``; names below an open mapping stay as they are."""
-    spelled: list[str] = []
-    model: type[Strict] | None = kind
-    for part in dotted.split("."):
-        if model is not None and not part.isdigit():
-            part = part.replace("-", "_")
-            model = field_model(model, part)[0]
-        spelled.append(part)
-    return ".".join(spelled)
-
-
-def read_layer(file: str | Path) -> Layer:
-    """The mapping in a YAML file and the line of every dotted key."""
-    path = Path(file)
-    if not path.is_file():
-        raise UserError("no such config file", where=str(path))
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        node = yaml.compose(text, Loader=_Loader)
-        tree = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"not YAML: {error.problem}", where=f"{path}:{line}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"not YAML: {error}".splitlines()[0], where=str(path)) from None
-    if tree is None:
-        return Layer({}, str(file))
-    if not isinstance(tree, dict):
-        raise UserError("a config file holds keys and values at its top", where=f"{path}:1")
-    lines: dict[str, int] = {}
-    _note_lines(node, "", lines, path)
-    places = {key: f"{file}:{line}" for key, line in lines.items()}
-    return Layer(_fill_variables(tree, str(file), places, ""), str(file), places)
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads ``1e-5`` as a number, as everyone who writes it means, and a date as text."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes the texts which ``_Loader`` would read as numbers."""
-
-
-_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
-
-
-def _scalar(raw: str) -> Any:
-    """The value of ``--set key=raw``, as YAML reads it; ``{prompt}`` is a template and no mapping."""
-    try:
-        value = yaml.load(raw, Loader=_Loader)
-    except yaml.YAMLError:
-        return raw
-    is_template = isinstance(value, dict) and bool(value) and all(v is None for v in value.values())
-    return raw if is_template else value
-
-
-def _note_lines(node: Any, prefix: str, lines: dict[str, int], path: Path) -> None:
-    if isinstance(node, yaml.MappingNode):
-        for key_node, value_node in node.value:
-            key = f"{prefix}{key_node.value}"
-            if key in lines:
-                raise UserError(
-                    f"the key {key!r} is here twice (first on line {lines[key]})",
-                    where=f"{path}:{key_node.start_mark.line + 1}",
-                )
-            lines[key] = key_node.start_mark.line + 1
-            _note_lines(value_node, f"{key}.", lines, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for i, item in enumerate(node.value):
-            lines[f"{prefix}{i}"] = item.start_mark.line + 1
-            _note_lines(item, f"{prefix}{i}.", lines, path)
-
-
-def _fill_variables(value: Any, file: str, places: Mapping[str, str], key: str) -> Any:
-    """``${NAME}`` and ``${NAME:-default}`` in strings come from the environment."""
-    if isinstance(value, dict):
-        return {k: _fill_variables(v, file, places, f"{key}.{k}".strip(".")) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_fill_variables(v, file, places, f"{key}.{i}".strip(".")) for i, v in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def fill(match: re.Match[str]) -> str:
-        if _SECRET.search(match[1]):
-            raise UserError(
-                f"${{{match[1]}}} would write a secret into the run's files",
-                where=_place_of(key, places, file),
-                hint="leave it out: keys are read from the environment where they are used",
-            )
-        found = os.environ.get(match[1], match[2])
-        if found is None:
-            raise UserError(
-                f"the environment variable {match[1]} is not set",
-                where=_place_of(key, places, file),
-                hint=f"export {match[1]}=..., or give the value as a flag",
-            )
-        return found
-
-    return _VARIABLE.sub(fill, value)
-
-
-def _place_of(key: str, places: Mapping[str, str], source: str) -> str:
-    return next((places[k] for k in _upwards(key) if k in places), source)
-
-
-def _upwards(key: str) -> Iterator[str]:
-    """The key, then its sections from the inside out: ``a.b.c``, ``a.b``, ``a``."""
-    while key:
-        yield key
-        key = key.rpartition(".")[0]
-
-
 def _leaves(tree: Any, prefix: str = "") -> list[str]:
     """The dotted keys of all values. A list is one value, unless it holds sections."""
     if isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
@@ -297,23 +140,6 @@ def _leaves(tree: Any, prefix: str = "") -> list[str]:
     if isinstance(tree, dict) and tree:
         return [key for k, v in tree.items() for key in _leaves(v, f"{prefix}{k}.")]
     return [prefix[:-1]] if prefix else []
-
-
-def field_model(kind: type[Strict], name: str) -> tuple[type[Strict] | None, bool]:
-    """The config section that a field holds (``X``, ``X | None``, ``list[X]``), and whether it is a list."""
-    fields = kind.section_fields()
-    return _section(fields[name].annotation, False) if name in fields else (None, False)
-
-
-def _section(annotation: Any, in_list: bool) -> tuple[type[Strict] | None, bool]:
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return (annotation, in_list) if issubclass(annotation, Strict) else (None, False)
-    origin = typing.get_origin(annotation)
-    if origin in (list, typing.Union, types.UnionType, typing.Annotated):
-        for option in typing.get_args(annotation):
-            if (found := _section(option, in_list or origin is list))[0] is not None:
-                return found
-    return None, False
 
 
 def _expand_shorthand(kind: type[Strict], tree: dict[str, Any]) -> dict[str, Any]:
@@ -333,16 +159,16 @@ def _expand_shorthand(kind: type[Strict], tree: dict[str, Any]) -> dict[str, Any
     return expanded
 
 
-def _letter(kind: type[Strict], error: ValidationError, merged: _Merged) -> UserError:
+def _user_error(kind: type[Strict], error: ValidationError, merged: _Merged) -> UserError:
     """The first validation error as a UserError with its place and a suggestion."""
     errors = error.errors()
     # an unknown key before a missing one: a misspelt key is both
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     loc = _real_keys(first["loc"], merged.values, whole=first["type"] in ("extra_forbidden", "missing"))
     key = ".".join(loc)
-    where = next((merged.places[k] for k in _upwards(key) if k in merged.places), None)
+    where = next((merged.places[k] for k in upwards(key) if k in merged.places), None)
     where = None if where == _FLAG else where
-    section = _section_at(kind, loc[:-1])
+    section = section_at(kind, loc[:-1])
     if first["type"] == "extra_forbidden":
         hint = did_you_mean(loc[-1], section.section_fields() if section else [])
         elsewhere = [k for k in all_keys(kind) if k.rpartition(".")[2] == loc[-1]]
@@ -379,21 +205,3 @@ def _real_keys(loc: Sequence[str | int], values: Any, *, whole: bool) -> list[st
             continue
         keys.append(str(part))
     return keys
-
-
-def _section_at(kind: type[Strict], loc: Sequence[str]) -> type[Strict] | None:
-    section: type[Strict] | None = kind
-    for part in loc:
-        if section is not None and not part.isdigit():
-            section = field_model(section, part)[0]
-    return section
-
-
-def all_keys(kind: type[Strict], prefix: str = "") -> list[str]:
-    """Every dotted key of a config, sections left out; a list of sections counts as place 0."""
-    found = []
-    for name in kind.section_fields():
-        inner, in_list = field_model(kind, name)
-        key = f"{prefix}{name}"
-        found += all_keys(inner, f"{key}.0." if in_list else f"{key}.") if inner is not None else [key]
-    return found

@@ -14,7 +14,8 @@ from rlgf_cli.artifacts.jsonl import atomic_text, read_json, write_json
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
 from rlgf_cli.artifacts.resume import refuse_used
 from rlgf_cli.artifacts.rundir import Existing, RunDir
-from rlgf_cli.config.loader import Layer, Resolved, as_yaml
+from rlgf_cli.config.loader import Resolved
+from rlgf_cli.config.recipes import Layer, as_yaml
 from rlgf_cli.config.sweep import SweepConfig
 from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
 from rlgf_cli.ledger.leases import is_dead, this_process

@@ -11,7 +11,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlgf_cli.algorithms.base import Algorithm, parameters_of
-from rlgf_cli.config.loader import Layer, all_keys, field_model, merge, one_key
+from rlgf_cli.config.keys import all_keys, field_model
+from rlgf_cli.config.loader import merge, one_key
+from rlgf_cli.config.recipes import Layer
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.noise import short_hash

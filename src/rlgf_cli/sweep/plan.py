@@ -16,7 +16,8 @@ from rlgf_cli.config import eval as eval_config
 from rlgf_cli.config import train as train_config
 from rlgf_cli.config.eval import EvalConfig
 from rlgf_cli.config.guide import BudgetConfig
-from rlgf_cli.config.loader import Layer, Resolved, as_set, merge, read_layer, resolve
+from rlgf_cli.config.loader import Resolved, merge, resolve
+from rlgf_cli.config.recipes import Layer, as_set, read_layer
 from rlgf_cli.config.sweep import SweepConfig
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError

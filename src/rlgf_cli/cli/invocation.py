@@ -26,7 +26,7 @@ _TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 
 
 @dataclass
-class Request:
+class Invocation:
     """What a command line gave. ``keys``: dotted config key -> value; ``options``: flag without dashes -> value."""
 
     config: str
@@ -86,7 +86,7 @@ def shown(value: Any) -> str:
     return "unknown" if value is None else str(value)
 
 
-def with_flags(command: str, config: str, function: Callable[[Request], None]) -> Callable[..., None]:
+def with_flags(command: str, config: str, function: Callable[[Invocation], None]) -> Callable[..., None]:
     """A command's function with the signature that typer makes the command's flags from."""
     keys: dict[str, str] = {}
     parameters = []
@@ -101,7 +101,7 @@ def with_flags(command: str, config: str, function: Callable[[Request], None]) -
     @functools.wraps(function)
     def run(**values: Any) -> None:
         given = {key: values[name] for name, key in keys.items() if values[name] not in (None, [])}
-        function(Request(config, given, {name: value for name, value in values.items() if name not in keys}))
+        function(Invocation(config, given, {name: value for name, value in values.items() if name not in keys}))
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
