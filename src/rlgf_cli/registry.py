@@ -127,16 +127,16 @@ _BASES: dict[str, Any] = {"rewards": Reward, "metrics": Metric, "tasks": Task}
 
 def entries(kind: str) -> dict[str, Entry]:
     """All names of a kind: builtins and entry points of installed packages."""
-    found = dict(BUILTIN[kind])
+    known = dict(BUILTIN[kind])
     for point in metadata.entry_points(group=f"rlgf.{kind}"):
-        if point.name in found:
+        if point.name in known:
             raise UserError(
                 f"the name {point.name!r} is taken twice among the {kind}",
                 where=point.value,
                 hint="uninstall one of the packages, or have its author choose another name",
             )
-        found[point.name] = Entry(point.value, f"from {point.dist.name if point.dist else 'an installed package'}")
-    return found
+        known[point.name] = Entry(point.value, f"from {point.dist.name if point.dist else 'an installed package'}")
+    return known
 
 
 def load(kind: str, name: str) -> Any:
@@ -209,7 +209,7 @@ def _build(kind: str, spec: str, params: Mapping[str, Any], offered: Mapping[str
 
 
 def missing_package(error: ImportError, what: str) -> Exception:
-    """The letter about a package that ``what`` needs and cannot be imported; a defect of our own stays as it is."""
+    """A UserError for a package that ``what`` needs and that cannot be imported; our own import errors as they are."""
     package = (error.name or "").partition(".")[0]
     if package in ("", "rlgf_cli"):
         return error

@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "sweep": BOTTOM | {"guides", "ledger"},
     "console": {"errors"},
     "stages": BOTTOM | MIDDLE | AROUND | {"console"},
-    "cli": BOTTOM | MIDDLE | {"stages", "console"},
+    "cli": BOTTOM | {"models", "guides", "stages", "console"},
 }
 """Which part may import which. A part may always import itself, but stages only their common ``stages.session``."""
 SESSION = "rlgf_cli.stages.session"

@@ -1,1 +1,1 @@
-"""Algorithms are data: who rolls in, who rolls out, whose tokens learn, how credit is estimated, and when."""
+"""Algorithms as data: who rolls in, who rolls out, whose tokens learn, how advantages are estimated, and when."""

@@ -1,7 +1,7 @@
-"""What an algorithm is, as data, and which combinations are refused and why.
+"""The data types of an algorithm (Regime, Schedule, AlgorithmSpec), and which combinations are refused and why.
 
-A regime says who writes an episode and what is learned from it. A schedule says which regime an iteration uses. No code
-below this asks for an algorithm's name.
+A regime defines who writes an episode and which of its tokens learn. A schedule defines which regime an iteration uses.
+No code below this depends on an algorithm's name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Regime(RollIn, Cut, Restart, Group, _Data):
     ``roll_in`` writes a prefix with probability ``rollin_prob``; ``roll_out`` finishes the text. Policy-gradient
     estimators learn on the policy's tokens, ``likelihood`` on the guide's. The fields of ``Cut`` matter where the
     policy rolls in, those of ``Restart`` where the guide does, ``group_size`` for the group estimators.
-    ``mc_samples``: texts that ``guide_mc`` asks of the guide on either side of the action at the cut.
+    ``mc_samples``: texts that ``guide_mc`` requests from the guide on either side of the action at the cut.
     """
 
     roll_in: Literal["none", "policy", "guide"] = "none"
@@ -51,7 +51,7 @@ class Regime(RollIn, Cut, Restart, Group, _Data):
 
     @property
     def guide_calls(self) -> int:
-        """Texts that an episode with a guide's text asks for, at most."""
+        """The most texts that an episode requests from the guide."""
         return 2 * self.mc_samples if self.estimator == "guide_mc" else int(self.needs_guide)
 
     @property

@@ -1,4 +1,4 @@
-"""``rlgf``: the global flags, the way into a command, and what every error looks like."""
+"""The program ``rlgf``: its global flags, how it calls a command, and how it prints an error."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Forbid the model and data hub.")] = False,
 ) -> None:
-    """``main`` has taken ``--debug`` and ``--offline`` out already; here they are named for the help."""
+    """Declares ``--debug`` and ``--offline`` for the help; ``main`` has removed them from the arguments before."""
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Entry point: global flags, one-line errors, exit codes (see errors.py). Always raises SystemExit."""
-    arguments, found = _take_global(list(sys.argv[1:] if argv is None else argv))
-    debug = "--debug" in found or bool(os.environ.get("RLGF_DEBUG"))
-    if "--offline" in found:
+    arguments, flags = _take_global(list(sys.argv[1:] if argv is None else argv))
+    debug = "--debug" in flags or bool(os.environ.get("RLGF_DEBUG"))
+    if "--offline" in flags:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not debug:  # what libraries tell each other of their next version is nothing that a user could mend
+    if not debug:  # a user can do nothing about what libraries will change in their next versions
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|datasets)\b")
     code = _guarded(arguments, debug)
     if "RLGF_EXIT_CODE" in os.environ:
@@ -70,11 +70,11 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def _guarded(arguments: list[str], debug: bool) -> int:
-    """The exit code of a command line; its errors are told."""
+    """Run a command line, print its error if there is one, and return the exit code."""
     try:
         return _call(arguments)
     except console.OutputClosed:
-        return 0  # `rlgf ... | head`: whoever read has read enough
+        return 0  # `rlgf ... | head`: the reader has closed the pipe
     except (KeyboardInterrupt, typer.Abort):
         console.log("interrupted")
         return 130
@@ -83,9 +83,9 @@ def _guarded(arguments: list[str], debug: bool) -> int:
             traceback.print_exc()
         if _is_usage_error(error):
             return _usage(error)
-        letter = _as_letter(error)
-        console.render_error(letter)
-        return letter.exit_code
+        shown = _as_rlgf_error(error)
+        console.render_error(shown)
+        return shown.exit_code
 
 
 def _call(arguments: list[str]) -> int:
@@ -106,27 +106,27 @@ def _call(arguments: list[str]) -> int:
 def _take_global(raw: list[str]) -> tuple[list[str], set[str]]:
     """The arguments without ``--debug`` and ``--offline``, wherever before a ``--`` they stand."""
     end = raw.index("--") if "--" in raw else len(raw)
-    found = {argument for argument in raw[:end] if argument in ("--debug", "--offline")}
-    return [argument for argument in raw[:end] if argument not in found] + raw[end:], found
+    flags = {argument for argument in raw[:end] if argument in ("--debug", "--offline")}
+    return [argument for argument in raw[:end] if argument not in flags] + raw[end:], flags
 
 
-def _as_letter(error: Exception) -> RlgfError:
-    """Every error as one that can be shown: those of the file system are the user's to fix."""
+def _as_rlgf_error(error: Exception) -> RlgfError:
+    """An error of any kind as one with a message and a hint; the user can fix those of the file system."""
     if isinstance(error, RlgfError):
         return error
     where = str(error.filename) if isinstance(error, OSError) and error.filename else None
     if is_disk_full(error):
         hint = "free some space and run it again; nothing half written was left behind"
-        letter: RlgfError = UserError("no space left on the disk", where=where, hint=hint)
+        shown: RlgfError = UserError("no space left on the disk", where=where, hint=hint)
     elif isinstance(error, OSError) and error.errno in _REFUSED:
-        letter = UserError((error.strerror or str(error)).lower(), where=where, hint="choose another path")
+        shown = UserError((error.strerror or str(error)).lower(), where=where, hint="choose another path")
     else:
-        letter = RlgfError(
+        shown = RlgfError(
             f"{type(error).__name__}: {error}",
             hint="this is not an error that rlgf knows; --debug shows where it came from",
         )
-    letter.shared = getattr(error, "shared", False)
-    return letter
+    shown.shared = getattr(error, "shared", False)
+    return shown
 
 
 def _is_usage_error(error: Exception) -> bool:
@@ -135,7 +135,7 @@ def _is_usage_error(error: Exception) -> bool:
 
 
 def _usage(error: Exception) -> int:
-    """Say what is wrong with the command line. ``rlgf`` alone prints the help, which needs no words."""
+    """Print what is wrong with the command line. ``rlgf`` alone prints the help and no error."""
     if type(error).__name__ != "NoArgsIsHelpError":
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "rlgf"

@@ -1,4 +1,4 @@
-"""``rlgf cache``."""
+"""The command ``rlgf cache``."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def cache(
         console.result(", ".join(f"{name}: {count}" for name, count in done.items()))
 
 
-def _stats(found: dict, as_json: bool) -> None:
+def _stats(stats: dict, as_json: bool) -> None:
     if as_json:
-        console.result_json(found)
+        console.result_json(stats)
         return
-    console.result(f"{found['path']} ({found['bytes'] / 1e6:.1f} MB)")
+    console.result(f"{stats['path']} ({stats['bytes'] / 1e6:.1f} MB)")
     header = ["guide", "texts", "tokens in", "tokens out", "USD", "first", "last"]
     keys = ["guide", "texts", "prompt_tokens", "completion_tokens", "cost_usd", "first", "last"]
-    rows = [["-" if row[key] is None else str(row[key]) for key in keys] for row in found["guides"]]
+    rows = [["-" if row[key] is None else str(row[key]) for key in keys] for row in stats["guides"]]
     if rows:
         console.result(console.table(header, rows))

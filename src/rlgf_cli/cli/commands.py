@@ -1,4 +1,4 @@
-"""Which module holds which command, imported when it is called: ``rlgf --help`` imports none of them."""
+"""The commands and their modules, which are imported when a command is called: ``rlgf --help`` imports none of them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ COMMANDS: dict[str, Target] = {
     "eval": Target("eval:evaluate", "Score a model or predictions.", "eval:EvalConfig"),
     "postprocess": Target(
         "postprocess:postprocess",
-        "Mend texts by rules: cut loops, unfinished sentences and what follows an end mark.",
+        "Repair texts by rules: cut loops, unfinished sentences and what follows an end mark.",
         "postprocess:PostprocessConfig",
     ),
     "compare": Target("compare:compare", "Compare evaluations.", "compare:CompareConfig"),
@@ -78,21 +78,20 @@ COMMANDS: dict[str, Target] = {
 two words is a command of a family."""
 
 FAMILIES = {"evolve": "Let a policy and a guide evolve instruction data."}
-"""The first words that several commands share, and what those are for."""
+"""The first words that several commands share, with a summary of those commands."""
 
 
 SETTINGS: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
     "token_normalize_func": lambda token: token.replace("_", "-"),  # --learning_rate is --learning-rate
 }
-"""What holds for ``rlgf`` and for every command."""
+"""Settings of ``rlgf`` and of every command."""
 
 
 class Command(TyperCommand):
-    """A command whose interruptions reach the caller.
+    """A command that raises interruptions to its caller.
 
-    The frame that typer puts around a command takes both for itself: Ctrl-C without a word, and a broken pipe
-    as if stdout had been closed, whichever pipe it was.
+    Typer handles both itself: it ends on Ctrl-C without a message, and takes every broken pipe for a closed stdout.
     """
 
     def invoke(self, ctx: Any) -> Any:
@@ -124,7 +123,7 @@ def load(name: str) -> Any:
 
 
 class LazyGroup(TyperGroup):
-    """A group that lists its commands by their summaries and imports only the one that is asked for."""
+    """A group that lists its commands with their summaries and imports only the one that is called."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -145,7 +144,7 @@ class LazyGroup(TyperGroup):
 
 
 def family(word: str) -> LazyGroup:
-    """``rlgf evolve``: a group of its own."""
+    """The group of the commands that begin with ``word``, such as ``rlgf evolve``."""
     kind = type("Family", (LazyGroup,), {"family": word})
     more = f"rlgf {word} COMMAND --help lists a command's flags and shows examples."
     return kind(name=word, help=FAMILIES[word], epilog=more, no_args_is_help=True, context_settings=SETTINGS)

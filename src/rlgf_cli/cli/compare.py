@@ -55,7 +55,7 @@ def _print_tables(comparison: Comparison) -> None:
 
 
 def _print_markdown(comparison: Comparison) -> None:
-    """All figures in one table, each named in its first row, and a line below that says what the numbers are."""
+    """Print all figures in one table, each named in its first row, with an explanation of the numbers below."""
     rows = []
     for name, figure in comparison.figures.items():
         for i, row in enumerate(figure["rows"]):
@@ -82,7 +82,7 @@ def _cells(comparison: Comparison, row: dict[str, Any]) -> list[str]:
         return [*cells, "", "", "", "", ""]
     tests = comparison.tests
     p, adjusted = difference[f"p_{tests['test']}"], difference["p_holm"]
-    # of p-values by resampling, the smallest says only that no resample went so far
+    # the smallest p-value of a resampling test only means that no resample was as extreme
     smallest = tests["smallest_p"] if max(row["seeds"], _base_seeds(comparison)) == 1 else 0.0
     return [
         *cells,

@@ -18,9 +18,9 @@ _LONGEST = 160
 def doctor(invocation: Invocation) -> None:
     """Check what you would train with: model, data, reward and guide.
 
-    Flags and recipes are those of `rlgf train`. The policy writes a text per prompt, and the truths of step 0 are held
-    against it; a live guide is asked for a text per prompt and, where it can, to go on from the middle of it. Exit code
-    1 where a truth is broken that training relies on.
+    Flags and recipes are those of `rlgf train`. The policy writes a text per prompt, on which the invariants of step 0
+    are checked; a live guide is asked for a text per prompt and, where it can, for a continuation of half of it. Exit
+    code 1 where an invariant is broken that training relies on.
 
     ```
     rlgf doctor --model runs/sft --data train.jsonl --reward rouge

@@ -1,4 +1,4 @@
-"""``rlgf env``."""
+"""The command ``rlgf env``."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def env(as_json: AsJson = False) -> None:
     rlgf env > environment.txt
     ```
     """
-    found = _collect()
+    collected = _collect()
     if as_json:
-        console.result_json(found)
+        console.result_json(collected)
         return
-    for title, entries in found.items():
+    for title, entries in collected.items():
         console.result(f"{title}:")
         for name, value in entries.items():
             console.result(f"  {name}: {value}")
@@ -67,16 +67,16 @@ def _collect() -> dict[str, dict[str, Any]]:
 def _devices() -> dict[str, Any]:
     import torch
 
-    found: dict[str, Any] = {"torch threads": torch.get_num_threads()}
+    devices: dict[str, Any] = {"torch threads": torch.get_num_threads()}
     for i in range(torch.cuda.device_count()):
         memory = torch.cuda.get_device_properties(i).total_memory / 2**30
-        found[f"cuda:{i}"] = f"{torch.cuda.get_device_name(i)}, {memory:.0f} GiB"
+        devices[f"cuda:{i}"] = f"{torch.cuda.get_device_name(i)}, {memory:.0f} GiB"
     if torch.backends.mps.is_available():
-        found["mps"] = "available"
+        devices["mps"] = "available"
     from rlgf_cli.models.device import pick_device
 
-    found["device auto"] = str(pick_device("auto"))
-    return found
+    devices["device auto"] = str(pick_device("auto"))
+    return devices
 
 
 def _without_password(value: str) -> str:

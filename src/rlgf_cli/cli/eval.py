@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def evaluate(invocation: Invocation) -> None:
     """Score a model or predictions.
 
-    Figures come with their intervals; what they are made of is kept for each example.
+    Figures come with their intervals; the values of each example are saved, too.
 
     ```
     rlgf eval --model runs/sft --data test.jsonl --metrics rouge,bleu,bertscore
@@ -31,7 +31,7 @@ def evaluate(invocation: Invocation) -> None:
         console.result_json(done.scores)
     else:
         console.result(_table(done))
-    _notes(done)
+    _log_counts(done)
 
 
 def _table(done: EvalResult) -> str:
@@ -42,8 +42,8 @@ def _table(done: EvalResult) -> str:
     return console.table(["metric", "value", f"{percent(done.scores['interval']['level'])} interval", "n"], rows)
 
 
-def _notes(done: EvalResult) -> None:
-    """What was counted, for the person who reads the numbers."""
+def _log_counts(done: EvalResult) -> None:
+    """Log the counts of texts that were skipped or are unusual, and the output folder."""
     counts: dict[str, Any] = {key: n for key, n in done.scores["counts"].items() if n}
     skipped = {f"{name}.skipped": e["n_skipped"] for name, e in done.scores["metrics"].items() if e["n_skipped"]}
     console.log(", ".join(f"{key} {n}" for key, n in {**counts, **skipped}.items()))

@@ -32,7 +32,7 @@ def evolve_generate(invocation: Invocation) -> None:
 
 
 def _log_summary(summary: dict[str, Any], answers: bool) -> None:
-    """What was kept and what was not, for the person who watches."""
+    """Log how many rewrites were kept, and why others, and answers, were rejected."""
     rows = [[name, str(n["asked"]), str(n["kept"])] for name, n in summary["operations"].items()]
     console.log(console.table(["operation", "asked", "kept"], rows))
     for what in ("rejected", "answers_rejected"):

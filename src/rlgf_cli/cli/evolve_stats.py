@@ -37,8 +37,8 @@ def evolve_stats(invocation: Invocation) -> None:
 
 
 def _print(stats: Mapping[str, Any]) -> None:
-    for found in stats["sets"]:
-        _print_set(found)
+    for measured in stats["sets"]:
+        _print_set(measured)
         console.result()
     if (comparison := stats["comparison"]) is not None:
         _print_comparison(comparison)
@@ -46,18 +46,18 @@ def _print(stats: Mapping[str, Any]) -> None:
     console.result(f"space: {stats['space']}; clusters from cosine {stats['cosine']:g}")
 
 
-def _print_set(found: Mapping[str, Any]) -> None:
-    left_out = f"; {found['wordless']} without a word left out" if found["wordless"] else ""
-    console.result(f"{found['path']}: {found['texts']} texts from {found['seeds']} seeds{left_out}")
-    for note in found["notes"]:
+def _print_set(measured: Mapping[str, Any]) -> None:
+    left_out = f"; {measured['wordless']} without a word left out" if measured["wordless"] else ""
+    console.result(f"{measured['path']}: {measured['texts']} texts from {measured['seeds']} seeds{left_out}")
+    for note in measured["notes"]:
         console.result(f"  {note}")
-    rows = [[name, number(value)] for name, value in found["figures"].items()]
-    if (rewrites := found["rewrites"]) is not None:
+    rows = [[name, number(value)] for name, value in measured["figures"].items()]
+    if (rewrites := measured["rewrites"]) is not None:
         for name in ("kept_share", "novelty", "queries_per_kept", "cost_usd"):
             rows.append([name, number(rewrites[name])])
     console.result(console.table(["figure", "all texts"], rows))
-    if found["by_step"] is not None:
-        _print_steps(found["by_step"])
+    if measured["by_step"] is not None:
+        _print_steps(measured["by_step"])
     if rewrites is not None:
         outcomes = ", ".join(f"{name} {count}" for name, count in rewrites["outcomes"].items())
         unpriced = f"; {rewrites['unpriced']} without a price" if rewrites["unpriced"] else ""
@@ -65,7 +65,7 @@ def _print_set(found: Mapping[str, Any]) -> None:
 
 
 def _print_steps(rows: Sequence[Mapping[str, Any]]) -> None:
-    """What is unknown of every step has no column."""
+    """Print a table of the steps, without the figures that no step has."""
     names = ("texts", "words", "sentences", "conjunctions", "type_token_ratio")
     of_rewrites = ("rewrites", "kept_share", "novelty", "queries_per_kept", "cost_usd")
     shown = [name for name in (*names, *of_rewrites) if any(row.get(name) is not None for row in rows)]

@@ -1,4 +1,4 @@
-"""From a command line to what its command is asked for: config keys, options, and the resolved config."""
+"""One call of a command: the config keys and options that the command line gave, and the config that they make."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 
 @dataclass
 class Invocation:
-    """What a command line gave. ``keys``: dotted config key -> value; ``options``: flag without dashes -> value."""
+    """The values of a command line. ``keys``: dotted config key -> value; ``options``: flag without dashes -> value."""
 
     config: str
     keys: dict[str, Any]

@@ -1,7 +1,7 @@
-"""``--num-processes N``: the same command in several processes of this machine, or through ``accelerate launch``.
+"""``--num-processes N``: run the command line in several processes of this machine, or through ``accelerate launch``.
 
-The processes are started here rather than by ``torchrun``, which ends every run that does not end in 0 with a
-traceback and exit code 1: here their exit code and what they say are the user's.
+The processes are not started by ``torchrun``, because it ends every failed run with a traceback and exit code 1. Here
+the user sees the messages and the exit code of the processes.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from typing import Any
 from rlgf_cli.errors import UserError
 
 EXIT_CODE = "RLGF_EXIT_CODE"
-"""Names the file in which the main process leaves its exit code for a launcher that has its own."""
+"""Environment variable: the file to which the main process writes its exit code for a launcher that returns another."""
 BY_ACCELERATE = "ACCELERATE_MIXED_PRECISION"
-"""``accelerate launch`` sets it in every process that it starts."""
+"""Environment variable that ``accelerate launch`` sets in every process that it starts."""
 _GRACE_S = 20.0
-"""How long the others have to end by themselves when one process has failed."""
+"""Seconds that the other processes have to end by themselves after one has failed."""
 
 
 def wanted(count: int | None, accelerate_config: Path | None) -> bool:
-    """Whether this process is the one that starts the others."""
+    """Whether this process has to start others."""
     if "WORLD_SIZE" in os.environ or EXIT_CODE in os.environ or BY_ACCELERATE in os.environ:
         return False
     return accelerate_config is not None or (count or 1) > 1
 
 
 def launch(count: int | None, accelerate_config: Path | None) -> int:
-    """Run the command line of this process in others; the exit code that is all of theirs."""
+    """Run the command line of this process in others, and return their common exit code."""
     arguments = ["-m", "rlgf_cli", *sys.argv[1:]]
     if accelerate_config is None:
         return _wait(_start(arguments, count or 1))
@@ -47,16 +47,16 @@ def launch(count: int | None, accelerate_config: Path | None) -> int:
     command += ["--num_processes", str(count)] if count else []
     folder = Path(tempfile.mkdtemp(prefix="rlgf-"))
     try:
-        told = folder / "exit_code"
-        environment = {**os.environ, EXIT_CODE: str(told)}
+        exit_code = folder / "exit_code"
+        environment = {**os.environ, EXIT_CODE: str(exit_code)}
         code = _wait([subprocess.Popen([*command, *arguments], env=environment, start_new_session=True)])
-        return int(told.read_text()) if told.is_file() else code
+        return int(exit_code.read_text()) if exit_code.is_file() else code
     finally:
         shutil.rmtree(folder)
 
 
 def leave_exit_code(code: int) -> None:
-    """Tell a launcher with an exit code of its own what the main process's was."""
+    """Write the main process's exit code to the file that a launcher has named for it."""
     if EXIT_CODE in os.environ and os.environ.get("RANK", "0") == "0":
         Path(os.environ[EXIT_CODE]).write_text(str(code), encoding="utf-8")
 
@@ -76,7 +76,7 @@ def _start(arguments: list[str], count: int) -> list[subprocess.Popen[Any]]:
     if "OMP_NUM_THREADS" not in os.environ:
         common["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
     return [
-        # a session of its own: Ctrl-C reaches the launcher, and through it each process once
+        # a session of its own: Ctrl-C reaches the launcher, which forwards it to each process once
         subprocess.Popen(
             [sys.executable, *arguments],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -87,8 +87,8 @@ def _start(arguments: list[str], count: int) -> list[subprocess.Popen[Any]]:
 
 
 def _wait(processes: list[subprocess.Popen[Any]]) -> int:
-    """Wait for all, hand signals on, and do not leave any behind that wait for one that is gone."""
-    with _handing_on(processes):
+    """Wait for all processes, forward signals to them, and stop those that would wait for one that has failed."""
+    with _forwarding_signals(processes):
         first = 0
         failed_at: float | None = None
         while any(process.poll() is None for process in processes):
@@ -104,7 +104,7 @@ def _wait(processes: list[subprocess.Popen[Any]]) -> int:
 
 
 @contextmanager
-def _handing_on(processes: list[subprocess.Popen[Any]]) -> Iterator[None]:
+def _forwarding_signals(processes: list[subprocess.Popen[Any]]) -> Iterator[None]:
     kinds = [signal.SIGINT, signal.SIGTERM]
     before = {kind: signal.signal(kind, lambda number, _: _signal(processes, number)) for kind in kinds}
     try:

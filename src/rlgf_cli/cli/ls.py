@@ -1,4 +1,4 @@
-"""``rlgf ls``."""
+"""The command ``rlgf ls``."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def ls(
     rlgf ls guides --json
     ```
     """
-    found = _summaries(kind)
+    summaries = _summaries(kind)
     if as_json:
-        console.result_json(found)
+        console.result_json(summaries)
         return
-    width = max(map(len, found), default=0)
-    for name, summary in found.items():
+    width = max(map(len, summaries), default=0)
+    for name, summary in summaries.items():
         console.result(f"{name:<{width}}  {summary}".rstrip())
 
 
@@ -50,7 +50,7 @@ def _summaries(kind: Kind) -> dict[str, str]:
         return {name: algorithm.summary() for name, algorithm in Algorithm.named.items()}
     from rlgf_cli import registry
 
-    found = {name: entry.summary for name, entry in registry.entries(kind.value).items()}
+    summaries = {name: entry.summary for name, entry in registry.entries(kind.value).items()}
     if kind is Kind.guides:
         from rlgf_cli.guides.openai import presets as aliases
 
@@ -58,5 +58,5 @@ def _summaries(kind: Kind) -> dict[str, str]:
             prices = (alias.usd_per_million_input, alias.usd_per_million_output)
             price = f", ${prices[0]:g} in and ${prices[1]:g} out per million tokens" if None not in prices else ""
             noted = f" (noted {alias.noted})" if alias.noted and price else ""
-            found[name] = f"openai:{alias.model}{price}{noted}"
-    return found
+            summaries[name] = f"openai:{alias.model}{price}{noted}"
+    return summaries

@@ -27,7 +27,7 @@ def make_negatives(invocation: Invocation) -> None:
 
 
 def _log_summary(summary: dict[str, Any]) -> None:
-    """What was made and what was dropped, for the person who watches."""
+    """Log how many texts of each kind were made, and what was left out."""
     names = dict.fromkeys([*summary["made"], *summary["not_applicable"], *summary["equal_to_reference"]])
     rows = [
         [name, *(str(summary[what].get(name, 0)) for what in ("made", "not_applicable", "equal_to_reference"))]

@@ -1,4 +1,4 @@
-"""How means, intervals and p-values look in the tables."""
+"""The formats of means, intervals and p-values in tables."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def percent(share: float) -> str:
 
 
 def p_value(p: float | None, smallest: float) -> str:
-    """Four decimals; ``<0.0001`` for ``smallest`` and below, which is as far as the resamples can tell."""
+    """Four decimals; ``<0.0001`` for ``smallest`` and below: the resamples cannot show a smaller one."""
     if p is None:
         return "-"
     if p < 1 and p <= smallest * (1 + 1e-9):
-        unit = 10.0 ** (math.floor(math.log10(smallest)) - 1)  # two digits, rounded up: what is said must hold
+        unit = 10.0 ** (math.floor(math.log10(smallest)) - 1)  # two digits, rounded up, so that the bound holds
         return f"<{math.ceil(smallest / unit) * unit:.2g}"
     return "<0.0001" if p < 0.00005 else f"{p:.4f}"
 

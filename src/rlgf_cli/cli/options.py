@@ -1,4 +1,4 @@
-"""The options of the commands that are no config keys, each declared once."""
+"""The options of commands that are not config keys, each declared once."""
 
 from __future__ import annotations
 

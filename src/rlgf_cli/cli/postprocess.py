@@ -7,12 +7,12 @@ from rlgf_cli.cli.invocation import Invocation
 
 
 def postprocess(invocation: Invocation) -> None:
-    """Mend texts by rules: cut loops, unfinished sentences and what follows an end mark.
+    """Repair texts by rules: cut loops, unfinished sentences and what follows an end mark.
 
     ```
-    rlgf postprocess runs/sft/eval/predictions.jsonl -o mended.jsonl
-    rlgf postprocess texts.jsonl --rules repetition,unfinished -o mended.jsonl
-    rlgf postprocess texts.jsonl --max-words 40 -o mended.jsonl
+    rlgf postprocess runs/sft/eval/predictions.jsonl -o repaired.jsonl
+    rlgf postprocess texts.jsonl --rules repetition,unfinished -o repaired.jsonl
+    rlgf postprocess texts.jsonl --max-words 40 -o repaired.jsonl
     ```
     """
     resolved, existing = invocation.resolve(), invocation.existing

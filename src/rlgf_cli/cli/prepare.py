@@ -84,12 +84,12 @@ def _check(files: list[Path], kind: str | None) -> None:
     if kind is not None and kind not in KINDS:
         raise UserError(f"unknown kind {kind!r}", hint=did_you_mean(kind, KINDS))
     checked = [check(path, kind) for path in files]
-    errors = [error for found in checked for error in found.errors]
-    for found in checked:
-        console.result(f"{found.path}: {found.kind}, {found.records} good, {len(found.errors)} bad")
+    errors = [error for file in checked for error in file.errors]
+    for file in checked:
+        console.result(f"{file.path}: {file.kind}, {file.records} good, {len(file.errors)} bad")
     for error in errors[:_SHOWN_BAD_LINES]:
         console.log(str(error))
     if len(errors) > _SHOWN_BAD_LINES:
         console.log(f"... and {len(errors) - _SHOWN_BAD_LINES} more")
     if errors:
-        raise UserError(f"{len(errors)} bad lines", hint="mend them, or let rlgf prepare --drop-bad leave them out")
+        raise UserError(f"{len(errors)} bad lines", hint="correct them, or let rlgf prepare --drop-bad leave them out")

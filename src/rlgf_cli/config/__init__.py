@@ -1,1 +1,1 @@
-"""Configs: one pydantic model per stage (unknown keys are refused) and the loader that merges the sources."""
+"""Configs: one pydantic model per command, which refuses unknown keys, and the loader that merges the sources."""

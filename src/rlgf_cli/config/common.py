@@ -1,4 +1,4 @@
-"""What the stages' configs share. Every field is a config key; a test holds that each is read by code."""
+"""Sections and field types that several configs share. Every field is a config key; a test holds that code reads it."""
 
 from __future__ import annotations
 

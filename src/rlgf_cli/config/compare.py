@@ -1,4 +1,4 @@
-"""``rlgf compare``: the config."""
+"""The config of ``rlgf compare``."""
 
 from __future__ import annotations
 

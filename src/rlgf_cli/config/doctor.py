@@ -13,10 +13,10 @@ from rlgf_cli.section import Flag
 
 
 class DoctorConfig(TrainConfig):
-    """Examine what `rlgf train` would use: every key of a training recipe is taken, and those below.
+    """Check what `rlgf train` would use: every key of a training recipe is taken, and those below.
 
-    ``prompts``: how many prompts the policy writes for and a live guide is asked about (one text each and, where it
-    can continue, one continuation; ``budget`` caps that). ``reward`` and ``guide`` may be left out where the algorithm
+    ``prompts``: for how many prompts the policy and a live guide write (the guide one text each and, where it can
+    continue, one continuation; ``budget`` caps that). ``reward`` and ``guide`` may be left out where the algorithm
     needs none; ``output`` is not used, for nothing is written.
     """
 

@@ -1,4 +1,4 @@
-"""``rlgf eval``: the config."""
+"""The config of ``rlgf eval``."""
 
 from __future__ import annotations
 

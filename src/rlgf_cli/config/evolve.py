@@ -1,4 +1,4 @@
-"""What ``rlgf evolve train`` and ``rlgf evolve generate`` share."""
+"""The keys that the configs of ``rlgf evolve train`` and ``rlgf evolve generate`` share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlgf_cli.section import Flag, Strict
 class NoveltyConfig(Strict):
     """What counts as new. ``encoder``: a folder or hub name of a text encoder; null goes by words and pairs of words.
 
-    The novelty of a rewrite is 1 - the cosine to the nearest instruction that is there, seeds among them; below
+    The novelty of a rewrite is 1 - the cosine to the nearest instruction so far, seeds included; below
     ``least`` it is a duplicate.
     """
 
@@ -32,7 +32,7 @@ class LimitsConfig(Strict):
 class EvolveConfig(StageConfig):
     """``data`` holds the seed instructions: the prompts of JSONL records. ``operations`` is a YAML file of ways to
     rewrite; null: the built-in six. A chain takes ``steps`` steps from its seed; ``batch_size`` chains go side by side.
-    ``max_new_tokens`` is for a rewrite. ``reviewer`` is a guide that says whether a rewrite asks for something else.
+    ``max_new_tokens`` is for a rewrite. ``reviewer`` is a guide that judges whether a rewrite asks for something else.
     ``budget`` holds for guide and reviewer together.
     """
 
@@ -53,6 +53,6 @@ class EvolveConfig(StageConfig):
 FREE_WHILE_EVOLVING = {
     "budget.max_cost_usd",
     "budget.max_calls",
-    *(f"{who}.{key}" for who in ("guide", "reviewer") for key in TRANSPORT),
+    *(f"{section}.{key}" for section in ("guide", "reviewer") for key in TRANSPORT),
 }
-"""Keys that may differ when a run is resumed: they do not change what is kept."""
+"""Keys that may differ when a run is resumed: they do not change which rewrites are kept."""

@@ -23,9 +23,9 @@ class MinHashConfig(Strict):
 
 class EvolveGenerateConfig(EvolveConfig):
     """``policy`` leads the guide: ``random``, ``round-robin``, ``paper``, or the folder of ``rlgf evolve train``. Every
-    seed is visited ``passes`` times. ``answers``: the guide is asked to answer what was kept, in ``max_answer_tokens``
-    at most; ``answer_template`` holds ``{instruction}`` (null: the instruction as it is). ``minhash`` says what a near
-    copy is.
+    seed is visited ``passes`` times. ``answers``: the guide answers the rewrites that were kept, in
+    ``max_answer_tokens`` at most; ``answer_template`` holds ``{instruction}`` (null: the instruction as it is).
+    ``minhash`` says what a near copy is.
     """
 
     panels: ClassVar[Mapping[str, str]] = {

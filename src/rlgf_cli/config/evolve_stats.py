@@ -1,4 +1,4 @@
-"""``rlgf evolve stats``: the config."""
+"""The config of ``rlgf evolve stats``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DrawsConfig(Strict):
 class EvolveStatsConfig(Strict):
     """``sets``: one or two folders of ``rlgf evolve generate``, or JSONL files of prompts; two are compared.
 
-    ``encoder`` is a folder or hub name of a text encoder, whose space spread, Vendi score and clusters are measured in;
+    ``encoder`` is a folder or hub name of a text encoder, in whose space spread, Vendi score and clusters are measured;
     null: words and pairs of words. Texts are of one cluster from the cosine ``cosine`` on; null: 0.5 with an encoder,
     0.3 without. ``output`` is a folder for stats.json and plots; null: nothing is written. ``seed`` decides the draws,
     and the order in which texts are taken for clusters.

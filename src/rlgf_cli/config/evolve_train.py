@@ -13,7 +13,7 @@ from rlgf_cli.section import Flag, Strict
 
 
 class EvolveRewardConfig(Strict):
-    """A kept rewrite earns ``novelty`` times its novelty, and ``different`` where the reviewer found it different; one
+    """A kept rewrite earns ``novelty`` times its novelty, and ``different`` where the reviewer calls it different; one
     that was not kept earns -``penalty``.
     """
 
@@ -40,10 +40,10 @@ class EvolvePPOConfig(Strict):
 
 
 class EvolveTrainConfig(EvolveConfig):
-    """``policy``: ``learned``, or a baseline, which walks the same world and learns nothing. Each of the
+    """``policy``: ``learned``, or a baseline, which acts in the same environment and learns nothing. Each of the
     ``iterations`` leads ``batch_size`` chains from their seeds through ``steps`` steps and then learns from them.
-    What was kept counts as there for the novelty of what follows, until ``memory`` later rewrites were kept: about as
-    many as the set that the policy is meant for will hold. ``save_every``: iterations between checkpoints, of which the
+    Novelty is measured against the last ``memory`` rewrites that were kept: about as many as the set that the policy is
+    meant for will hold. ``save_every``: iterations between checkpoints, of which the
     newest ``save_total_limit`` stay (null: all).
     """
 

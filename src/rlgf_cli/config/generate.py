@@ -1,4 +1,4 @@
-"""Config of ``rlgf generate``."""
+"""The config of ``rlgf generate``."""
 
 from __future__ import annotations
 

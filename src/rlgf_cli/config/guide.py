@@ -18,7 +18,7 @@ CONTINUE_TEMPLATE = (
     "Write only what comes next, and do not repeat what is there.\n\n"
     "{prefix}"
 )
-"""How a chat model is asked to finish a text that somebody else began."""
+"""The prompt that makes a chat model continue a text that another author began."""
 
 Mode = Literal["live", "record", "replay"]
 TRANSPORT = {
@@ -41,7 +41,7 @@ TRANSPORT = {
     "batch_price",
     "licence",
 }
-"""Keys that decide how the guide is asked, not what it writes: they may differ when a run is resumed."""
+"""Keys that decide how requests are sent, not which texts the guide writes: they may differ when a run is resumed."""
 
 
 class GuideSampling(Strict):
@@ -71,31 +71,31 @@ class GuideSampling(Strict):
 
 
 class GuideConfig(Strict):
-    """A guide and how to ask it.
+    """A guide and how texts are requested from it.
 
     ``name`` is a recorded ``FILE.jsonl``, a local checkpoint ``hf:PATH``, a model behind an OpenAI-compatible
     endpoint ``openai:MODEL``, or an alias such as ``gpt-3.5`` (``rlgf ls guides``).
 
-    ``mode``: ``live`` asks every time; ``record`` takes what the cache holds and keeps what is bought (the
-    default for endpoints); ``replay`` answers from the cache alone and stops at the first text that is not
+    ``mode``: ``live`` requests every text; ``record`` takes texts from the cache and stores new ones there (the
+    default for endpoints); ``replay`` takes texts from the cache alone and stops at the first one that is not
     there. Local checkpoints are ``live`` by default.
 
     ``api``: ``chat`` or ``completion``; for ``hf:`` and ``vllm:`` ``chat`` is the tokenizer's chat template and
-    null what is stored with the checkpoint. ``prompt_template`` holds ``{prompt}``; null is the prompt as it is
+    null the template stored with the checkpoint. ``prompt_template`` holds ``{prompt}``; null is the prompt as it is
     (``hf:``: the checkpoint's template). ``system``, ``continuation`` and ``continue_template`` are for chat APIs.
     ``continuation`` says how a chat model is given a partial text: ``template`` puts it into
-    ``continue_template``, where ``{prompt}`` is what ``prompt_template`` made and ``{prefix}`` the partial text
+    ``continue_template``, where ``{prompt}`` is the filled ``prompt_template`` and ``{prefix}`` the partial text
     (null: the guide only writes whole texts); ``prefill`` begins the assistant's own message with it, which
-    only some servers take. ``clean`` says which answers of a chat API lose chatter, quotes and a repeated
-    prefix.
+    only some servers take. ``clean`` selects the answers of a chat API from which chatter, quotes and a repeated
+    prefix are removed.
 
-    ``accept_models`` are names that the server may report besides the one asked for; an answer by another
-    model is refused. ``timeout_s`` is for one attempt, of which there are ``max_retries`` + 1 within
-    ``deadline_s``; a 429 is not counted. When the endpoint is down the guide waits, and gives up after
-    ``outage_limit_s``. ``requests_per_minute`` and ``tokens_per_minute`` are limits besides those that the
-    server tells; ``batch_poll_s`` is how often a batch is asked after. ``context_length`` and the prices (US
-    dollars per million tokens) win over the alias's; ``batch_price`` is the share of the price that a batch
-    costs, ``licence`` a note on the terms of the guide's texts, kept with them.
+    ``accept_models`` are names that the server may report besides the one asked for; an answer from another model is
+    refused. ``timeout_s`` is for one attempt, of which there are ``max_retries`` + 1 within ``deadline_s``; a 429 is
+    not counted. When the endpoint is down the guide waits, and gives up after ``outage_limit_s``.
+    ``requests_per_minute`` and ``tokens_per_minute`` are limits in addition to those that the server reports;
+    ``batch_poll_s`` is the time between requests for a batch's state. ``context_length`` and the prices (US dollars per
+    million tokens) win over the alias's; ``batch_price`` is the share of the price that a batch costs, ``licence`` a
+    note on the terms of the guide's texts, kept with them.
     """
 
     scalar_key: ClassVar[str | None] = "name"

@@ -129,7 +129,7 @@ class _Merged:
 
 
 def _is_places(value: Any) -> bool:
-    """Whether a mapping speaks of places in a list, as ``--set rewards.0.weight=2`` does."""
+    """Whether a mapping addresses places in a list, as ``--set reward.0.weight=2`` does."""
     return isinstance(value, dict) and bool(value) and all(str(k).isdigit() for k in value)
 
 

@@ -1,4 +1,4 @@
-"""Config of ``rlgf make-negatives``."""
+"""The config of ``rlgf make-negatives``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Config of ``rlgf merge``."""
+"""The config of ``rlgf merge``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Config of ``rlgf postprocess``."""
+"""The config of ``rlgf postprocess``."""
 
 from __future__ import annotations
 

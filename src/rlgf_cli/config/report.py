@@ -1,4 +1,4 @@
-"""``rlgf report``: the config."""
+"""The config of ``rlgf report``."""
 
 from __future__ import annotations
 

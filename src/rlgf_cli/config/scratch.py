@@ -1,4 +1,4 @@
-"""A small model from scratch, described in a YAML file: ``--model small.yaml``."""
+"""The YAML file that describes a small model from scratch (``--model small.yaml``)."""
 
 from __future__ import annotations
 

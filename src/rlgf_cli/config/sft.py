@@ -1,4 +1,4 @@
-"""Config of ``rlgf sft``."""
+"""The config of ``rlgf sft``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the configs of supervised stages (``sft``, ``train-reward``) share."""
+"""The keys that the configs of ``rlgf sft`` and ``rlgf train-reward`` share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``rlgf sweep``: the config."""
+"""The config of ``rlgf sweep``."""
 
 from __future__ import annotations
 

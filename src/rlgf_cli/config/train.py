@@ -1,4 +1,4 @@
-"""``rlgf train``: the config."""
+"""The config of ``rlgf train``."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ AdvantageScale = Literal["auto", "none", "running", "batch", "group"]
 
 
 class PPOConfig(Strict):
-    """Credit and losses. See docs/algorithms.md for each formula and each default.
+    """Advantages and losses. See docs/algorithms.md for each formula and each default.
 
     ``advantage_scale``: what advantages are divided by; ``auto``: the group's standard deviation for grpo, nothing for
     rloo, else the standard deviation of the scores of the run so far. ``critic_min_explained``: the share of the
@@ -136,10 +136,10 @@ class PPOConfig(Strict):
 
 
 class KLConfig(Strict):
-    """The charge for leaving the reference, on the policy's tokens.
+    """The penalty for divergence from the ref model, on the policy's tokens.
 
     ``where``: ``loss``: loss += coef * the mean of ``estimator`` per token; ``reward``: reward_t -= coef * (log pi -
-    log pi_ref); ``log``: measured and not charged. With coef 0 there is no reference, unless ``where`` is ``log``.
+    log pi_ref); ``log``: measured and not charged. With coef 0 there is no ref model, unless ``where`` is ``log``.
     ``adaptive`` moves the coefficient towards ``target`` (nats per episode).
     """
 
@@ -173,10 +173,10 @@ class EvalConfig(Strict):
 
 
 class WatchConfig(Strict):
-    """A second figure of the held-out texts, which nobody trains on (docs/lastmile.md).
+    """A second figure of the held-out texts, which is not trained on (docs/lastmile.md).
 
     ``name``: a reward, or a metric and, where it has several, the ``figure``. Where the score rises and the figure
-    falls for ``patience`` evaluations in a row, that is said; with ``stop`` it ends the run, whose model is then the
+    falls for ``patience`` evaluations in a row, training warns; with ``stop`` it ends, and the run's model is then the
     one with the best watched figure.
     """
 
@@ -206,10 +206,10 @@ class ParallelConfig(Strict):
 class TrainConfig(StageConfig):
     """Reinforcement learning with or without a guide.
 
-    ``step0``: what a truth that is broken before the first update does (see docs/doctor.md). ``reward_workers``:
-    processes in which each Python function of the reward scores, one text at a time; 0: in the training's own.
-    ``save_best``: with ``eval.data``, keep the policy with the best held-out score in ``<output>/best``, and with
-    ``watch`` the one with the best watched figure in ``<output>/best_watched``.
+    ``step0``: what happens where an invariant is broken before the first update (see docs/doctor.md).
+    ``reward_workers``: processes in which each Python function of the reward scores, one text at a time; 0: in the
+    training's own. ``save_best``: with ``eval.data``, keep the policy with the best held-out score in
+    ``<output>/best``, and with ``watch`` the one with the best watched figure in ``<output>/best_watched``.
     """
 
     reward_needed: ClassVar[bool] = True
@@ -308,7 +308,7 @@ class TrainConfig(StageConfig):
         return self
 
     def _check_scale(self, spec: AlgorithmSpec) -> None:
-        """Refuse divisors that an estimator has no use for, and a KL that would be divided with the score."""
+        """Refuse divisors that do not fit an estimator, and a KL that would be divided together with the score."""
         scale, where = self.ppo.advantage_scale, self.kl.where
         fitting = {"group_mean": ("auto", "group", "none"), "leave_one_out": ("auto", "none"), "likelihood": (scale,)}
         for estimator in dict.fromkeys(regime.estimator for regime in spec.regimes):

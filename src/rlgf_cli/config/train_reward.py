@@ -1,4 +1,4 @@
-"""Config of ``rlgf train-reward``."""
+"""The config of ``rlgf train-reward``."""
 
 from __future__ import annotations
 
