@@ -62,3 +62,18 @@ def train_json(run_cli: Any, out: Path, *arguments: object) -> tuple[Any, dict[s
     shown = run_cli("train-reward", *arguments, "-o", out, "--json")
     assert shown.exit_code == 0, shown.stderr
     return shown, json.loads(shown.stdout), json.loads((out / "evaluation.json").read_text())
+
+
+def large_classifier(folder: Path, architecture: str, texts: list[str], labels: list[str]) -> tuple[Any, Any]:
+    """A model whose random weights are larger than usual, so that a mistake changes its loss, and its tokenizer."""
+    import torch
+
+    from rlgf_cli.config.scratch import read_scratch
+    from rlgf_cli.models import scratch
+
+    described = read_scratch(describe(folder, architecture))
+    model, tokenizer = scratch.build_classifier(described, name="x", texts=texts, labels=labels, seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10 if parameter.dim() > 1 else 1)
+    return model.eval(), tokenizer

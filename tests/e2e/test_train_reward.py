@@ -12,11 +12,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from conftest import write_rows
-from reward_tasks import FAST, describe, negatives, pairs, review, reviews, train_json
+from reward_tasks import FAST, describe, large_classifier, negatives, pairs, review, reviews, train_json
 from rlgf_cli.config.loader import resolve
-from rlgf_cli.config.scratch import read_scratch
 from rlgf_cli.config.train_reward import TrainRewardConfig
-from rlgf_cli.models import scratch
 from rlgf_cli.protocols import Example
 from rlgf_cli.scorers.classifier import ClassifierReward
 from rlgf_cli.stages import train_reward
@@ -55,13 +53,9 @@ def test_the_first_loss_is_that_of_the_texts_one_by_one(tmp_path: Path, architec
     """Padding and labels out of order would show. The weights are larger than fresh ones, so that they do."""
     data = write_rows(tmp_path / "train.jsonl", reviews(30))
     held_out = write_rows(tmp_path / "val.jsonl", reviews(4, seed=1))
-    described = read_scratch(describe(tmp_path, architecture))
     texts = [row["text"] for row in reviews(30)]
-    model, tokenizer = scratch.build_classifier(described, name="x", texts=texts, labels=["0", "1"], seed=0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(10 if parameter.dim() > 1 else 1)
-    train_reward._save(tmp_path / "start", model.eval(), tokenizer)
+    model, tokenizer = large_classifier(tmp_path, architecture, texts, ["0", "1"])
+    train_reward._save(tmp_path / "start", model, tokenizer)
     flags = {"model": str(tmp_path / "start"), "data": str(data), "eval_data": str(held_out), "max_steps": 1}
     flags |= {"output": str(tmp_path / "clf"), "batch_size": 30, "logging_steps": 1, "model.device": "cpu"}
     train_reward.run(resolve(TrainRewardConfig, flags=flags))

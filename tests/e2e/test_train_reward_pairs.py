@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 
 from conftest import write_rows
-from reward_tasks import FAST, describe, negatives, pairs, reviews, train_json
+from reward_tasks import FAST, describe, large_classifier, negatives, pairs, reviews, train_json
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.config.scratch import read_scratch
 from rlgf_cli.config.train_reward import TrainRewardConfig
@@ -75,14 +75,10 @@ def test_the_first_loss_is_that_of_the_pairs_one_by_one(tmp_path: Path, architec
     rows = pairs(30)
     data = write_rows(tmp_path / "train.jsonl", rows)
     held_out = write_rows(tmp_path / "val.jsonl", pairs(4, seed=1))
-    described = read_scratch(describe(tmp_path, architecture))
     texts = [text for row in rows for text in (row["prompt"], row["chosen"], row["rejected"])]
-    model, tokenizer = scratch.build_classifier(described, name="x", texts=texts, labels=["reward"], seed=0)
+    model, tokenizer = large_classifier(tmp_path, architecture, texts, ["reward"])
     classification.set_labels(model.config, ["reward"])
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(10 if parameter.dim() > 1 else 1)
-    train_reward._save(tmp_path / "start", model.eval(), tokenizer)
+    train_reward._save(tmp_path / "start", model, tokenizer)
     flags = {"model": str(tmp_path / "start"), "data": str(data), "eval_data": str(held_out), "max_steps": 1}
     flags |= {"output": str(tmp_path / "rm"), "batch_size": 30, "logging_steps": 1, "model.device": "cpu"}
     flags |= {"objective": "pairwise", "center_rewards_coefficient": 0.5}

@@ -58,11 +58,8 @@ def generate_texts(
             uniforms=draws,
             eos_ids=loaded.eos_ids,
             pad_id=loaded.pad_id,
-            temperature=decoding.temperature,
-            top_k=decoding.top_k,
-            top_p=decoding.top_p,
             min_new_tokens=lengths.min_new_tokens,
-            batch_size=decoding.batch_size,
+            **decoding.model_dump(include={"temperature", "top_k", "top_p", "batch_size"}),
             dtype=loaded.dtype,
             on_batch=None if on_rows is None else lambda batch, _: on_rows(len(batch)),
         )

@@ -61,11 +61,8 @@ class Sampling:
         return cls(
             max_new_tokens=lengths.max_new_tokens,
             min_new_tokens=lengths.min_new_tokens,
-            temperature=rollout.temperature,
-            top_k=rollout.top_k,
-            top_p=rollout.top_p,
             ban_control=rollout.ban_control_tokens,
-            batch_size=rollout.batch_size,
+            **rollout.model_dump(include={"temperature", "top_k", "top_p", "batch_size"}),
         )
 
 
