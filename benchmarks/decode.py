@@ -1,10 +1,10 @@
-"""Whether a compiled forward pass over a static cache would write faster than the decode loop as it is.
+"""Speed of a compiled forward pass over a static cache against the decode loop.
 
     python benchmarks/decode.py [--vocabulary 8192] [--device cpu] [--runs 5]
 
-32 prompts of 32 tokens and 32 greedy tokens each, GPT-2 of 4 layers x 256, random weights. Both sides write the same
-tokens, or the comparison stops. CPU seconds on a CPU, wall seconds elsewhere; the first run of each is not counted,
-and the time that compiling took is printed.
+32 prompts of 32 tokens and 32 greedy tokens each, GPT-2 of 4 layers x 256, random weights. Both sides generate the
+same tokens, or the comparison stops. CPU seconds on a CPU, wall seconds elsewhere; the first run of each is not
+counted, and the time that compiling took is printed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Does a learned policy make a more diverse set with as many queries? On the scripted guide of recipes/teams_rl.
+"""Diversity of a learned policy's set at equal numbers of queries, on the scripted guide of recipes/teams_rl.
 
     python benchmarks/evolve.py FOLDER --data alpaca/train.jsonl.gz [--seeds 0 1 2 3 4] [--iterations 40]
     python benchmarks/evolve.py FOLDER --data alpaca/train.jsonl.gz --sweep
@@ -70,7 +70,7 @@ def guide() -> AbstractContextManager[str]:
 
 
 def split(data: Path, folder: Path, seed: int) -> tuple[Path, list[Example]]:
-    """The training seeds, and the held-out ones of a seed."""
+    """The training instructions, and the held-out ones of a random seed."""
     examples = [Example(row["id"], row["prompt"]) for _, row in read_objects(data)]
     train = folder / "train.jsonl"
     if not train.exists():
@@ -80,7 +80,7 @@ def split(data: Path, folder: Path, seed: int) -> tuple[Path, list[Example]]:
 
 
 def train(folder: Path, data: Path, url: str, seed: int, options: Sequence[str]) -> Path:
-    """The policy of a seed."""
+    """Train the policy of a random seed."""
     out = folder / "policy"
     if not (out / "run.json").exists() or read_json(out / "run.json")["status"] != "done":
         config = resolve(
@@ -96,14 +96,14 @@ def train(folder: Path, data: Path, url: str, seed: int, options: Sequence[str])
 
 
 def fresh(url: str, seed: int, held_out: Sequence[Example]) -> Environment:
-    """An environment that holds the held-out seeds and nothing else, as ``rlgf evolve train`` makes it."""
+    """An environment of the held-out seeds alone, as ``rlgf evolve train`` makes it."""
     flags = {"data": "-", "output": "-", "guide": "openai:scripted", "guide.base_url": url, "seed": seed}
     config = resolve(EvolveTrainConfig, flags=flags).config
     return make_environment(config, read_operations(None), held_out, weights=RewardWeights())
 
 
 def walked(url: str, seed: int, held_out: Sequence[Example], policy: str) -> dict[str, Any]:
-    """What a policy makes of the held-out seeds."""
+    """A policy's rewrites of the held-out seeds."""
     environment = fresh(url, seed, held_out)
     with closing(environment.guide):
         chains = [Chain(example) for example in held_out]
@@ -120,7 +120,7 @@ def walked(url: str, seed: int, held_out: Sequence[Example], policy: str) -> dic
 
 
 class InProcess(Guide):
-    """The scripted guide's answers to the requests of the guide at an endpoint, without the way there and back."""
+    """The scripted guide's answers to requests, without the network."""
 
     def __init__(self, guide: Any, operations: Sequence[Operation]) -> None:
         super().__init__(guide.name, guide.abilities)
@@ -136,7 +136,7 @@ class InProcess(Guide):
 
 
 def ceiling(url: str, seed: int, held_out: Sequence[Example]) -> float:
-    """No order of operations earns more reward per query than this on the first ``SEARCHED`` held-out seeds."""
+    """The highest reward per query of any order of operations on the first ``SEARCHED`` held-out seeds."""
     environment = fresh(url, seed, held_out)
     with closing(environment.guide):
         environment.guide = InProcess(environment.guide, environment.operations)  # type: ignore[assignment]
@@ -149,7 +149,7 @@ def ceiling(url: str, seed: int, held_out: Sequence[Example]) -> float:
 
 
 def _best(environment: Environment, collection: Collection, chain: Chain, left: int) -> list[float]:
-    """The most that the rest of a chain can earn with at most 0, 1, ... STEPS kept breadths. Rejected rewrites are not
+    """The highest reward of the rest of a chain with at most 0, 1, ... STEPS kept breadths. Rejected rewrites are not
     followed: the chain is where it was then, and the operation is rejected again, as the scripted guide's effects
     depend on the state alone."""
     found = [-environment.weights.penalty * left] * (STEPS + 1)
@@ -173,7 +173,7 @@ def paired(differences: Sequence[float]) -> tuple[float, float, float]:
 
 
 def compare(found: Sequence[dict[str, Any]]) -> str:
-    """A row for each policy: its means over seeds, and what the learned one has over it."""
+    """A row for each policy: its means over seeds, and the learned policy's difference to it."""
     rows = []
     for policy in ("learned", *BASELINES):
         row = [policy]

@@ -1,4 +1,4 @@
-"""Whether the intervals of `rlgf evolve stats SET SET2` hold the true difference as often as they say.
+"""Coverage of the intervals of `rlgf evolve stats SET SET2`.
 
     python benchmarks/evolve_coverage.py                    (some ten minutes of a core)
     python benchmarks/evolve_coverage.py --comparisons 100  (rougher)
@@ -67,8 +67,8 @@ def two_sets(
 
 
 def coverage(models: tuple[Model, Model], seeds: int, paired: bool, comparisons: int, draws: int) -> list[list[str]]:
-    """A row per figure: true difference, how often it was inside, and the intervals' width by that of 1.96 standard
-    deviations of what was found.
+    """A row per figure: true difference, how often it was inside, and the intervals' width relative to 1.96 standard
+    deviations of the estimates.
     """
     values, halves = {}, {}
     for k in range(comparisons):

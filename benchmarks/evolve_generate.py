@@ -42,7 +42,7 @@ LIMIT_S = 300
 
 
 def texts() -> tuple[str, list[str]]:
-    """Where the texts are from, and the texts."""
+    """The source of the texts, and the texts."""
     if folder := os.environ.get("RLGF_REAL_DATA"):
         return "Alpaca's prompts", [
             row["prompt"] for _, row in read_objects(Path(folder) / "alpaca" / "train.jsonl.gz")
@@ -60,7 +60,7 @@ def encoder() -> str:
 
 
 def run_child(cache: Path, command: list[str]) -> dict[str, Any]:
-    """What a process of its own measured of itself: ``seconds``, ``cpu``, ``mb``."""
+    """The measurements of a child process: ``seconds``, ``cpu``, ``mb``."""
     variables = {**os.environ, "RLGF_CACHE_DIR": str(cache), "NO_PROXY": "127.0.0.1", "OPENAI_API_KEY": ""}
     done = subprocess.run([sys.executable, "-c", CHILD, *command], capture_output=True, text=True, env=variables)
     if done.returncode:
@@ -81,7 +81,7 @@ class Words:
         return f"Explain {' '.join(words)}."
 
     def say(self, prompt: str, sample: int) -> str:
-        """The rewrite or the answer that is asked for."""
+        """The requested rewrite or answer."""
         found = asked(prompt)
         if found is None:
             return self.new("answer", prompt)
@@ -94,7 +94,7 @@ class Words:
 
 
 def fill(cache: Path, made: Words, command: list[str]) -> None:
-    """Run the command in record mode, with texts in the place of the endpoint's."""
+    """Run the command in record mode, with these texts instead of an endpoint's."""
 
     def submit(self: LiveGuide, request: GuideRequest, key: bytes | None) -> Future[Text | Failure]:
         said = made.say(request.example.prompt, request.sample_index)

@@ -1,4 +1,4 @@
-"""How many queries a learned policy needs for a set as diverse as that of evolving everything at random.
+"""Queries of a learned policy for a set as diverse as that of evolving everything at random.
 
     python benchmarks/evolve_queries.py FOLDER --data alpaca/train.jsonl.gz [--seeds 0 1 2 3 4]
 
@@ -98,7 +98,7 @@ class Curve:
         self.vectors = NgramSpace().embed([row.text for row in kept])
 
     def at(self, figure: str, rows: int) -> float:
-        """A figure of what was kept of the first ``rows`` rewrites."""
+        """A figure of the kept rewrites among the first ``rows``."""
         kept = int(self.kept[rows - 1])
         return FIGURES[figure](self.vectors[:kept]) if kept else 0.0
 

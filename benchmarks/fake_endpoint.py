@@ -1,4 +1,4 @@
-"""A chat endpoint that costs next to nothing: what a benchmark against it measures is the client.
+"""A chat endpoint with almost no cost of its own, so that a benchmark against it measures the client.
 
     python benchmarks/fake_endpoint.py [--port 0] [--latency 0.2] [--limit 64] [--model m-0613]
 

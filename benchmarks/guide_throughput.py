@@ -1,4 +1,4 @@
-"""How fast and in how much memory ``rlgf collect-guide`` works, next to the least that could do the same.
+"""Speed and memory of ``rlgf collect-guide`` against a minimal program with the same result.
 
     python benchmarks/guide_throughput.py [--parts calls,replay,memory] [--requests 6400] [--cached 200000] ...
 
@@ -59,14 +59,14 @@ Row = list[str]
 
 
 class Report:
-    """The rows of the table, and the targets that were missed."""
+    """The rows of the table, and the missed targets."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.missed: list[str] = []
 
     def add(self, what: str, ours: float, other: float, target: float, unit: str, *, most: bool = False) -> None:
-        """``most``: the target is the most that passes, not the least."""
+        """``most``: the target is an upper limit, not a lower one."""
         sign = "<" if most else ">="
         self.rows.append(
             [what, f"{ours:,.0f} {unit}", f"{other:,.0f} {unit}", f"{ours / other:.2f}", f"{sign} {target:,.0f}"]
@@ -135,7 +135,7 @@ def collect(cache: Path, data: Path, out: Path, *more: str) -> subprocess.Popen[
 
 
 def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What a process of :func:`collect` measured of itself."""
+    """The measurements of a process of :func:`collect`."""
     out, err = process.communicate()
     if process.returncode:
         sys.exit(f"collect-guide failed:\n{err}")

@@ -1,4 +1,4 @@
-"""How long ``rlgf --help`` and every command's help take, against the help of an empty typer program.
+"""Time of ``rlgf --help`` and of every command's help, against the help of an empty typer program.
 
     python benchmarks/help_time.py [--runs 15] [--limit 1.5]
 

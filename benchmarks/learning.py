@@ -1,4 +1,4 @@
-"""What each way to learn reaches on a task whose levels are known exactly (tests/learning.py), over several seeds.
+"""Score of each algorithm on a task whose exact levels are known (tests/learning.py), over several seeds.
 
     python benchmarks/learning.py                              AggreVaTeD's variants, five seeds
     python benchmarks/learning.py --systems catalogue          every algorithm of the catalogue

@@ -37,7 +37,7 @@ Columns = list[list[float]]
 
 
 def real_texts() -> tuple[str, list[str]]:
-    """Where the texts are from, and the texts."""
+    """The source of the texts, and the texts."""
     if folder := os.environ.get("RLGF_REAL_DATA"):
         examples = read_examples(Path(folder) / "dialogsum" / "train.jsonl.gz")
         return "DialogSum's summaries", [example.references[0] for example in examples]

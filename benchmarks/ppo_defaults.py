@@ -1,4 +1,4 @@
-"""Candidates for PPO's defaults, each on tasks that punish another weakness. docs/results.md has the table.
+"""Candidates for PPO's defaults, on tasks that each test another weakness. docs/results.md has the table.
 
     python benchmarks/ppo_defaults.py [FOLDER] [--tasks flat levels demo imdb] [--seeds 0 1 2] [--candidates NAME ...]
 
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def known(folder: Path, task: str, name: str, seed: int) -> dict[str, float]:
-    """The figures of one cell, from FOLDER/cells where they are there."""
+    """The figures of one cell, from FOLDER/cells where they are stored."""
     cell = folder / "cells" / f"{task}_{name.replace(' ', '-').replace('/', '-')}_{seed}.json"
     if not cell.exists():
         cell.parent.mkdir(parents=True, exist_ok=True)

@@ -44,19 +44,19 @@ def arms(steps: int) -> Arms:
 
 
 def rlgf(*words: object, shown: bool = False) -> None:
-    """Run a command; what it says beside its result goes to stderr."""
+    """Run a command; its messages go to stderr."""
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **os.environ}
     out = None if shown else sys.stderr
     subprocess.run([sys.executable, "-m", "rlgf_cli", *map(str, words)], check=True, env=environment, stdout=out)
 
 
 def made(folder: Path) -> bool:
-    """Whether a stage's product is there: the weights at a run's root are written last."""
+    """Whether a stage is finished: the weights at a run's root are written last."""
     return (folder / "model.safetensors").exists()
 
 
 def train(folder: Path, seed: int, compared: Arms, prompts: int) -> None:
-    """Everything of one seed."""
+    """Train and evaluate everything for one seed."""
     data, own = folder / "data", folder / f"seed_{seed}"
     again = ("--seed", seed, "--resume")
     for name in ("start", "guide"):

@@ -1,4 +1,4 @@
-"""What the tests of `rlgf compare` promise, in simulations whose truth is known (docs/significance.md).
+"""Error rates and coverage of the tests of `rlgf compare`, in simulations with a known truth (docs/significance.md).
 
     python benchmarks/significance.py                        all parts (some ten minutes of a core)
     python benchmarks/significance.py --parts null,power     some of them: null, power, sacrebleu, seeds, pairs

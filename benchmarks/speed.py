@@ -48,7 +48,7 @@ SIDES: dict[str, tuple[tuple[str, Case], tuple[str, Case]]] = {
 
 
 def environment(folder: Path) -> Path:
-    """The peer's interpreter; its environment is made where there is none yet."""
+    """The peer's interpreter; its environment is made if it does not exist."""
     python, done = folder / "bin" / "python", folder / "made"
     if not done.is_file():
         print(f"making {folder}", file=sys.stderr)
@@ -59,11 +59,11 @@ def environment(folder: Path) -> Path:
 
 
 def flops(case: Case) -> dict[str, float]:
-    """Multiplications and additions of the matrix products with weights that an iteration cannot do without.
+    """Multiplications and additions of the matrix products with weights in an iteration.
 
-    2 per weight and token forwards, 4 backwards. The LM head counts where tokens are scored; attention between tokens
-    is left out. Iteration: writing; the policy and the reference (and a separate critic) once over the episodes; the
-    update.
+    2 per weight and token forwards, 4 backwards. The LM head counts where logprobs are computed; attention between
+    tokens is left out. Iteration: generation; the policy and the ref_model (and a separate critic) once over the
+    episodes; the update.
     """
     body, head = 12 * case.layers * case.width**2, case.vocabulary * case.width
     tokens, scored = case.episodes * (case.prompt + case.response), case.episodes * case.response
@@ -109,7 +109,7 @@ class Runs:
 
 
 def check_work(side: str, case: Case, result: dict[str, Any]) -> None:
-    """Stop where a run did other work than was meant: a comparison of it would mean nothing."""
+    """Stop where a run did other work than intended: its comparison would be meaningless."""
     steps = EPOCHS * case.episodes // 16
     tokens = case.episodes * case.response
     # a guide's EOS is not blocked: one text in 8192 / 32 ends early

@@ -25,7 +25,7 @@ PAD, EOS = 0, 1
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of a run; the defaults are workload W1. ``iterations`` are measured after one that is not."""
+    """Sizes of a run; the defaults are workload W1. ``iterations`` are measured after an unmeasured one."""
 
     algorithm: str = "ppo"
     critic: str = "shared"
@@ -123,7 +123,7 @@ class Clock:
         return timed
 
     def lap(self, seconds: float) -> None:
-        """An iteration is over."""
+        """Record the end of an iteration."""
         self.seconds.append(seconds)
         self.parts.append(self._now)
         self._now = {}
@@ -157,7 +157,7 @@ def rate(repeats: int = 40) -> float:
 
 
 def read_case() -> tuple[Case, Path]:
-    """What a side's program is started with: the case as JSON, and the folder with its checkpoint and data."""
+    """The arguments of a side's program: the case as JSON, and the folder with its checkpoint and data."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     return Case(**json.loads(sys.argv[1])), Path(sys.argv[2])
 

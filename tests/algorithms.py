@@ -12,5 +12,5 @@ NAMES = list(Algorithm.named)
 
 
 def spec_of(name: str, parameters: Mapping[str, Any] | None = None) -> AlgorithmSpec:
-    """What ``algorithm: {name: NAME, ...}`` in a recipe stands for."""
+    """The spec of ``algorithm: {name: NAME, ...}`` in a recipe."""
     return Algorithm.model_validate({"name": name, **(parameters or {})}).spec()

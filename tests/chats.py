@@ -1,4 +1,4 @@
-"""Chat templates as models have them, shortened, on a tiny tokenizer and a tiny model."""
+"""Shortened chat templates of real models, on a tiny tokenizer and a tiny model."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def chat_checkpoint(folder: Path, template: str, *, special: bool = True) -> Pat
 
 
 def always_ends(model: Any, token: int) -> None:
-    """Let the model write nothing but one token, wherever it may."""
+    """Make the model generate only one token wherever it is allowed."""
     with torch.no_grad():
         direction = torch.zeros(model.config.n_embd)
         direction[0] = 10.0

@@ -62,7 +62,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def rows(path: Path) -> set[Row]:
-    """What a file holds as a set; no line is there twice."""
+    """The rows of a file as a set; no row is there twice."""
     found = [(row["id"], row["sample_index"], row["completion"]) for row in lines(path)]
     assert len(found) == len(set(found))
     return set(found)
@@ -73,7 +73,7 @@ def spend(path: Path) -> dict[str, Any]:
 
 
 def kill(process: subprocess.Popen[str], server: FakeOpenAI, requests: int, delay_s: float) -> bool:
-    """Kill -9 when ``requests`` have come and some time has passed. Returns whether it was still running."""
+    """Kill -9 after ``requests`` requests and some time. Returns whether the process was still running."""
     deadline = time.monotonic() + 120
     while len(server.requests) < requests and process.poll() is None:
         assert time.monotonic() < deadline

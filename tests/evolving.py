@@ -1,4 +1,4 @@
-"""What the tests of evolving instructions share: a guide that answers from a function, and an environment around it."""
+"""Helpers for tests of evolving instructions: a guide that answers from a function, and an environment with it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Reply = str | Failure | Completion
 
 
 class FunctionGuide(Guide):
-    """Answers from a function of the request, the last request first; remembers what it was asked."""
+    """Answers from a function of the request, the last request first; stores its requests."""
 
     def __init__(self, answer: Callable[[GuideRequest], Reply]) -> None:
         super().__init__("function", GuideAbilities(live=True, continues=False))

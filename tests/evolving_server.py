@@ -1,4 +1,4 @@
-"""A guide that rewrites and answers by rule: what a fake endpoint says to the requests of ``rlgf evolve``."""
+"""A guide that rewrites and answers by rule: a fake endpoint's answers to the requests of ``rlgf evolve``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _operations() -> Sequence[Operation]:
 
 
 def asked(prompt: str) -> tuple[Operation, str] | None:
-    """The operation and the instruction of what is asked for a rewrite; None for another prompt."""
+    """The operation and the instruction of a request for a rewrite; None for another prompt."""
     for operation in _operations():
         before, _, after = operation.prompt.partition(PLACEHOLDER)
         if prompt.startswith(before) and prompt.endswith(after):
@@ -55,7 +55,7 @@ def different(question: str, request: Request) -> str:
 
 
 def guide(rewrite: Rewrite = rewritten, answer: Answer = answered, verdict: Verdict = different) -> Plan:
-    """The plan of a server that is asked for rewrites, answers and verdicts."""
+    """The plan of a server for rewrites, answers and verdicts."""
 
     def plan(n: int, request: Request) -> Reply:
         found = asked(request.prompt)

@@ -1,6 +1,6 @@
 """The Batch API of the fake server: files, batches, and their output.
 
-A batch does its work when it has been polled ``polls`` times; each line is then answered as the plan ``line``
+A batch is processed when it has been polled ``polls`` times; each line is then answered as the plan ``line``
 says, at half the price. What happens to a batch as a whole is ``end``.
 """
 
@@ -42,7 +42,7 @@ class _State:
 
 
 class Batches:
-    """What ``/v1/files`` and ``/v1/batches`` do.
+    """The endpoints ``/v1/files`` and ``/v1/batches``.
 
     ``polls``: how often a batch is asked for before it ends (the last time included). ``line``: the plan of
     the single lines, without which they are answered as the server's own ``plan`` answers; a status other
@@ -149,7 +149,7 @@ class Batches:
         return _ok(shown)
 
     def _poll(self, batch: Batch) -> None:
-        """A step on: validating, in_progress, and at the last poll the end."""
+        """Advance a batch: validating, in_progress, and at the last poll the end."""
         if batch.shown["status"] not in ("validating", "in_progress", "cancelling"):
             return
         batch.polled += 1
@@ -205,7 +205,7 @@ class Batches:
 
 
 def _read(content: bytes, endpoint: str) -> tuple[list[tuple[str, Request]], list[dict[str, Any]]]:
-    """The lines of an input file, and what is wrong with them."""
+    """The lines of an input file, and their errors."""
     lines: list[tuple[str, Request]] = []
     problems: list[dict[str, Any]] = []
     seen: set[str] = set()

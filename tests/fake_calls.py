@@ -1,4 +1,4 @@
-"""What a fake server is asked and replies, its ledger of how each call ended and what it cost, its rate limits."""
+"""Requests and replies of a fake server, its ledger of each call's end and cost, its rate limits."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the server does. ``raw`` replaces the whole body; ``body`` changes top-level keys (None: drop)."""
+    """The server's reaction. ``raw`` replaces the whole body; ``body`` changes top-level keys (None: drop)."""
 
     text: str | None = None
     finish_reason: str | None = "stop"
@@ -65,7 +65,7 @@ WHOLE, FLAWED, UNKNOWN = "whole", "flawed", "unknown"
 
 @dataclass
 class Call:
-    """One time that a request came.
+    """One call.
 
     ``end`` is WHOLE (a text was sent to the last byte), FLAWED (so was the answer, which has a price, but no
     usable text), a status such as "429", or UNKNOWN: nobody but the server can know what it did. ``price`` is
@@ -79,13 +79,13 @@ class Call:
 
     @property
     def charge(self) -> float:
-        """What a careful client books: the price where it was told, else the bound."""
+        """The charge of a careful client: the reported price, else the bound."""
         return self.bound if self.price is None else self.price
 
 
 @dataclass(frozen=True)
 class Asked:
-    """All the times that one request came."""
+    """All calls with one request."""
 
     request: Request
     calls: list[Call] = field(default_factory=list)
@@ -96,7 +96,7 @@ class Asked:
 
 
 class Ledger:
-    """What was asked and what it came to. ``prices``: US dollars per million tokens of input and output."""
+    """Every call with its end and cost. ``prices``: US dollars per million tokens of input and output."""
 
     def __init__(self, prices: tuple[float, float] = (0.0, 0.0)) -> None:
         self.prices = prices
@@ -104,7 +104,7 @@ class Ledger:
         self._lock = threading.Lock()
 
     def open(self, request: Request, discount: float = 1.0) -> Call:
-        """Note that a request came; until it is closed its end is unknown."""
+        """Record a call; until it is closed its end is unknown."""
         texts = [m["content"] for m in request.body["messages"]] if request.chat else [request.body["prompt"]]
         tokens = sum(len(text.encode()) + 16 for text in texts)
         call = Call(discount * self._cost(tokens, request.limit))
@@ -113,7 +113,7 @@ class Ledger:
         return call
 
     def close(self, call: Call, status: int, answer: object, related: bool = True, discount: float = 1.0) -> None:
-        """Note the end of a call whose last byte was sent. ``related``: the reported model is the one asked for."""
+        """Record the end of a call whose last byte was sent. ``related``: the reported model is the one asked for."""
         if status != 200:
             call.end, call.price = str(status), 0.0
         elif isinstance(answer, dict):
@@ -152,7 +152,7 @@ class Ledger:
 
 
 class Limits:
-    """Requests and tokens per minute, told in the headers of every answer and, with ``enforce``, kept."""
+    """Requests and tokens per minute, stated in the headers of every answer and, with ``enforce``, enforced."""
 
     def __init__(
         self, requests: int | None = None, tokens: int | None = None, *, minute_s: float = 60.0, enforce: bool = False
@@ -165,7 +165,7 @@ class Limits:
         self._lock = threading.Lock()
 
     def take(self, tokens: int) -> tuple[float, dict[str, str]]:
-        """Seconds until the request may come again (0: it is let in), and the headers."""
+        """Seconds until the request may be sent again (0: it is accepted), and the headers."""
         with self._lock:
             now = time.monotonic()
             for name, size in self._sizes.items():

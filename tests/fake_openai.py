@@ -1,6 +1,6 @@
-"""A small OpenAI-like server on 127.0.0.1 that does what the test's plan says, and counts what it was asked.
+"""A small OpenAI-like server on 127.0.0.1 that follows a test's plan and counts its requests.
 
-A plan is a function ``(n, request) -> Reply``: ``n`` counts requests from 0, ``request`` is what came.
+A plan is a function ``(n, request) -> Reply``: ``n`` counts requests from 0, ``request`` is the request.
 Without a plan every request is answered with a text made from its prompt and seed, so that equal requests
 get equal texts. ``Reply`` can also misbehave: another status, a raw body, a delay, a dropped connection;
 :func:`misbehaviour` plans that by seed, :func:`lengths` plans texts of seeded lengths.
@@ -171,7 +171,7 @@ class FakeOpenAI:
         self._thread.join()
 
     def enter(self, request: Request) -> int:
-        """Note a request; returns its number."""
+        """Record a request; returns its number."""
         with self._lock:
             self.requests.append(request)
             self.in_flight += 1
@@ -183,7 +183,7 @@ class FakeOpenAI:
             self.in_flight -= 1
 
     def body(self, request: Request, reply: Reply) -> dict[str, Any]:
-        """The JSON of an answer. A text is cut at the number of words that was asked for, unless it was planned."""
+        """The JSON of an answer. A text is cut at the requested number of words, unless it was planned."""
         if reply.status != 200:
             return {"error": reply.error or {"message": f"planned status {reply.status}", "code": None, "type": "x"}}
         words = (text_for(request) if reply.text is None else reply.text).split(" ")
@@ -288,7 +288,7 @@ def _handler(server: FakeOpenAI) -> type[BaseHTTPRequestHandler]:
             return not reply.claimed_length
 
         def log_message(self, *_: object) -> None:
-            """Nothing on stderr: tests look at it."""
+            """Write nothing to stderr, which tests read."""
 
     return Handler
 

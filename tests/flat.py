@@ -1,6 +1,6 @@
 """A task without anything to learn: every text scores ``mean`` +- 0.1, whatever it says.
 
-Whoever learns from it should stay where it is. A value head that starts far from the mean score, with lambda below 1,
+A learner should not change. A value head that starts far from the mean score, with lambda below 1,
 makes the advantage a function of the position instead, with EOS on top (or at the bottom, for negative scores): lengths
 collapse (VC-PPO, arXiv 2503.01491).
 """
@@ -63,7 +63,7 @@ def prompts(loaded: Loaded) -> list[Encoded]:
 
 
 def mean_length(loaded: Loaded, texts: int = 1000) -> float:
-    """Of texts that the policy writes; the same draws every time."""
+    """Mean length of texts that the policy generates, with the same draws every time."""
     generator = RolloutGenerator(loaded, Sampling(max_new_tokens=LIMIT, batch_size=500), 1)
     asked = prompts(loaded) * (texts // len(PROMPTS))
     return fmean(e.length for e in generator.generate(Regime(), asked, 0, 1.0))

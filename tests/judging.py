@@ -1,4 +1,4 @@
-"""Judges made of rules: what a fake endpoint answers to the questions of ``judge``."""
+"""Judges by rule: a fake endpoint's answers to the requests of ``judge``."""
 
 from __future__ import annotations
 

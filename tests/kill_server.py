@@ -37,7 +37,7 @@ def preload() -> None:
 
 
 def watch_a_save(what_saves: str, events: Path | None, kill_at: int | None) -> None:
-    """See what the save does: calls that Python's auditing tells of, writes of tensors, and the middle of them."""
+    """Watch a save: calls that Python's auditing reports, writes of tensors, and the middle of them."""
     import safetensors.torch
 
     from rlgf_cli.artifacts import disk

@@ -1,4 +1,4 @@
-"""A task so small that what every algorithm can learn is known exactly.
+"""A task so small that the best score of every algorithm is known exactly.
 
 A response is two words and an end. After "left" one of four words is right, which one depends on the prompt, and the
 text scores 0.7; after "right" another one is, and the text scores 1. The guide mostly goes left and mostly finishes

@@ -1,7 +1,7 @@
-"""A server that nobody here wrote: ``transformers serve`` with a tiny chat model, on 127.0.0.1.
+"""A third-party server: ``transformers serve`` with a tiny chat model, on 127.0.0.1.
 
 The model is a Llama of 60 thousand parameters that has learned the toy sentences for a few seconds, so that its
-texts end by themselves and go on where a prefix stops. Nothing is downloaded.
+texts end by themselves and continue a prefix. Nothing is downloaded.
 
 ``python tests/real_server.py FOLDER`` makes such a model and serves it until Ctrl-C.
 """
@@ -115,7 +115,7 @@ class RealServer:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def asked(self) -> list[Asked]:
-        """Every POST that was answered so far, as the server itself wrote it down."""
+        """Every POST answered so far, from the server's access log."""
         return [Asked(path, int(status)) for path, status in re.findall(r'"POST (\S+) HTTP/[\d.]+" (\d+)', self.log)]
 
     def post(self, path: str, **body: Any) -> tuple[int, Any]:
@@ -183,7 +183,7 @@ def guarded(command: list[str]) -> list[str]:
 
 
 def _environment(scratch: Path) -> dict[str, str]:
-    """This process's environment, without what could lead out of this machine, and with an empty model cache."""
+    """This process's environment without variables that lead out of this machine, and with an empty model cache."""
     ours = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "HF_", "TRANSFORMERS_"))}
     return {
         **ours,
@@ -199,7 +199,7 @@ def _environment(scratch: Path) -> dict[str, str]:
 
 
 def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
-    """The URL from the log, once the server has said that it runs there."""
+    """The URL from the log, once the server reports that it runs."""
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline:
         ended = process.poll()

@@ -1,4 +1,4 @@
-"""Run folders in the real format, without a training: what the tests of ``rlgf report`` are shown."""
+"""Run folders in the real format, without training, for tests of ``rlgf report``."""
 
 from __future__ import annotations
 

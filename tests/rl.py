@@ -1,4 +1,4 @@
-"""What the tests of the training engine share: scripted authors, loaded tiny models, and short ways to them."""
+"""Helpers for tests of training: scripted authors, loaded tiny models, and what is built from them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Answer = tuple[str, FinishReason]
 
 
 class ScriptedGuide(Guide):
-    """Answers from a function of the request, and remembers what it was asked."""
+    """Answers from a function of the request; stores its requests."""
 
     def __init__(self, answer: Answer | Callable[[GuideRequest], Answer], *, live: bool = True) -> None:
         super().__init__("scripted", GuideAbilities(live=live, continues=live))
@@ -76,7 +76,7 @@ def generator_for(loaded: Loaded, guide: Any = None, *, seed: int = 0, **changes
 
 
 class ScriptedPolicy:
-    """In the place of ``sample``: every prompt's response is the same given ids, as far as the limit lets it."""
+    """Replaces ``sample``: every prompt's response is the same given ids, up to the limit."""
 
     def __init__(self, ids: Sequence[int], eos_id: int) -> None:
         self.ids, self.eos_id = list(ids), eos_id
@@ -93,7 +93,7 @@ class ScriptedPolicy:
 
 
 def chi_square(observed: Sequence[int]) -> float:
-    """Of counts that should be equal."""
+    """The chi-square statistic of counts that should be equal."""
     expected = sum(observed) / len(observed)
     return sum((o - expected) ** 2 / expected for o in observed)
 
@@ -138,7 +138,7 @@ def of_responses(loaded: Loaded) -> torch.Tensor:
 
 
 def actor_critic(loaded: Loaded, critics: Sequence[str] = ("policy",), *, mode: str = "shared") -> ActorCritic:
-    """With value heads that are not zero, so that a wrong position shows in their values."""
+    """An ActorCritic whose value heads are not zero, so that a wrong position changes their values."""
     model = ActorCritic(loaded, critics, mode=mode, with_ref_model=True)
     torch.manual_seed(5)
     with torch.no_grad():
@@ -168,7 +168,7 @@ def step_data(
     kl_coef: float = 0.1,
     rows_at_once: int = 4,
 ) -> StepData:
-    """What the update gets, scores by the length of the text where there are none yet."""
+    """The update's data; episodes without a score get one by their length."""
     for e in episodes:
         e.score = e.score or Score(len(e.text) / 10)
     batch = build_batch(episodes, regime, critics, model.loaded)
@@ -261,7 +261,7 @@ def caught_if(injected: bool, *more: type[Exception]) -> Iterator[None]:
 
 
 def guide() -> ScriptedGuide:
-    """One that goes on from anything, with another text for every prompt."""
+    """A guide that continues any prefix, with another text for every prompt."""
     return ScriptedGuide(lambda request: (f" {request.example.prompt} it .", "stop"))
 
 

@@ -1,4 +1,4 @@
-"""Reading what runs of ``rlgf train`` left, and comparing two of them: every point, and the mean of the residuals.
+"""Reading the files of ``rlgf train`` runs, and comparing two runs: every point, and the mean of the residuals.
 
 A point-by-point tolerance lets a small drift pass that all points share; their mean does not.
 """

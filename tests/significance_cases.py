@@ -1,4 +1,4 @@
-"""Simulated comparisons whose truth is known, and BLEU from rows, for the tests of significance and their benchmark."""
+"""Simulated comparisons with a known truth, and BLEU from rows, for the tests of significance and their benchmark."""
 
 from __future__ import annotations
 

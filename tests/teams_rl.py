@@ -41,7 +41,7 @@ def seeds(count: int) -> list[Example]:
 
 
 def says(request: GuideRequest) -> str:
-    """What the scripted guide answers to a request; its index is the seed."""
+    """The scripted guide's answer to a request, whose index is the seed."""
     return scripted_server.text_for(request.example.prompt, request.sample_index, BUILTIN)
 
 
