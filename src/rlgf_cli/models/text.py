@@ -266,11 +266,11 @@ class _InsideWord:
     def ids(self, text: str) -> list[int]:
         shown = _normalised(self.tokenizer, text)
         words = self.tokenizer.pre_tokenizer.pre_tokenize_str(shown)
-        if words and words[0][1][0] == 0 and (first := self._pieces(words[0][0])):
+        if words and words[0][1][0] == 0 and (first := self._word_pieces(words[0][0])):
             return [*first, *self._plain(shown[words[0][1][1] :])]
         return self._plain(text)
 
-    def _pieces(self, word: str) -> list[int]:
+    def _word_pieces(self, word: str) -> list[int]:
         """Ids of a word's pieces; none where they do not cover the word."""
         longest = max(map(len, self.inside), default=0)
         ids: list[int] = []
