@@ -129,7 +129,7 @@ class InProcess(Guide):
     def complete(self, requests: Sequence[GuideRequest]) -> list[Completion]:
         completions = []
         for request in requests:
-            seed = self._guide.wording.body(request)["seed"]
+            seed = self._guide.builder.body(request)["seed"]
             text = scripted_server.text_for(request.example.prompt, seed, self._operations)
             completions.append(Completion(text, "stop", "scripted"))
         return completions

@@ -35,8 +35,8 @@ from rlgf_cli.cli.app import main as rlgf
 from rlgf_cli.console import table
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.openai.guide import OpenAIGuide
-from rlgf_cli.ledger.store import Text
-from rlgf_cli.protocols import Failure, GuideRequest
+from rlgf_cli.ledger.store import StoredText
+from rlgf_cli.protocols import Completion, Failure, GuideRequest
 
 LIMIT_S = 300
 
@@ -96,13 +96,15 @@ class Words:
 def fill(cache: Path, made: Words, command: list[str]) -> None:
     """Run the command in record mode, with these texts instead of an endpoint's."""
 
-    def submit(self: LiveGuide, request: GuideRequest, key: bytes | None) -> Future[Text | Failure]:
-        said = made.say(request.example.prompt, request.sample_index)
-        kept = Text(self.name, self.request_json(request), said, "stop", "m", len(request.example.prompt), 60, 40, 0)
+    def submit(self: LiveGuide, request: GuideRequest, key: bytes | None) -> Future[Completion | Failure]:
+        text = made.say(request.example.prompt, request.sample_index)
+        usage = {"prompt_tokens": 60, "completion_tokens": 40}
+        completion = Completion(text, "stop", "m", usage, nano_usd=0)
+        size = len(request.example.prompt)
         assert key is not None
-        self.store.put([(key, kept)])
-        answered: Future[Text | Failure] = Future()
-        answered.set_result(kept)
+        self.store.put([(key, StoredText.of(self.name, self.request_json(request), size, completion))])
+        answered: Future[Completion | Failure] = Future()
+        answered.set_result(completion)
         return answered
 
     os.environ["RLGF_CACHE_DIR"] = str(cache)

@@ -160,7 +160,7 @@ def fill_cache(cache: Path, count: int) -> None:
     """Put an answer for each of the first ``count`` prompts into a cache."""
     from rlgf_cli.config.guide import GuideConfig
     from rlgf_cli.guides.make import make_live_guide
-    from rlgf_cli.ledger.store import FILE, Store, Text
+    from rlgf_cli.ledger.store import FILE, Store, StoredText
     from rlgf_cli.protocols import Example, GuideRequest
 
     config = GuideConfig(name="openai:m", base_url=NOWHERE, mode="replay")
@@ -172,7 +172,7 @@ def fill_cache(cache: Path, count: int) -> None:
             texts = []
             for n in range(start, min(count, start + 5000)):
                 request = GuideRequest(Example(f"p{n}", prompt(n)), sample_index=0, max_new_tokens=64)
-                text = Text(
+                text = StoredText(
                     guide="openai:m", request=guide.request_json(request), text=f"the cat sits in tree {n} .",
                     finish_reason="stop", model="m-0613", prompt_bytes=70, prompt_tokens=12, completion_tokens=8,
                 )  # fmt: skip

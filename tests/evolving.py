@@ -41,7 +41,7 @@ class FunctionGuide(Guide):
         for index, request in reversed(list(enumerate(requests))):
             self.asked.append(request)
             reply = self._answer(request)
-            outcome = Completion(reply, "stop", "function", cost_usd=0.25) if isinstance(reply, str) else reply
+            outcome = Completion(reply, "stop", "function", nano_usd=250_000_000) if isinstance(reply, str) else reply
             yield Answer(index, request, outcome)
 
 

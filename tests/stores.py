@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rlgf_cli.ledger.store import Text
+from rlgf_cli.ledger.store import StoredText
 
 
-def text(words: str = "hello", guide: str = "g", **changes: object) -> Text:
+def text(words: str = "hello", guide: str = "g", **changes: object) -> StoredText:
     fields = {"request": "{}", "finish_reason": "stop", "model": "m", "prompt_bytes": 3, **changes}
-    return Text(guide=guide, text=words, **fields)  # type: ignore[arg-type]
+    return StoredText(guide=guide, text=words, **fields)  # type: ignore[arg-type]
 
 
 def key(number: int) -> bytes:

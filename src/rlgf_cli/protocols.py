@@ -48,17 +48,19 @@ class Example:
 class Completion:
     """What a guide wrote after ``prompt + prefix``: the continuation only, never the prefix again.
 
-    ``model`` is the model as the server reported it. ``usage`` counts tokens (``prompt_tokens``,
-    ``completion_tokens``) where they are known. ``created`` is when it was written (UTC, ISO 8601), ``repaired``
-    what was repaired in it, and ``raw`` the text as it came, where that differs. ``cached``: nothing was asked
-    or paid for it now; ``cost_usd`` is what it cost when it was bought.
+    ``model`` is the model as the server reported it; empty: it reported none. ``usage`` counts tokens
+    (``prompt_tokens``, ``completion_tokens``) where they are known. ``nano_usd`` is the price at which the text was
+    bought, in billionths of a US dollar; None: not known. ``seconds`` is how long the guide took, ``created`` when the
+    text was written (UTC, ISO 8601). ``repaired`` names the repairs of the text, and ``raw`` is the text before them.
+    ``cached``: the text is from the cache, and nothing was paid for it now.
     """
 
     text: str
     finish_reason: FinishReason
     model: str
     usage: Mapping[str, int] = field(default_factory=dict)
-    cost_usd: float | None = None
+    nano_usd: int | None = None
+    seconds: float | None = None
     created: str = ""
     repaired: tuple[str, ...] = ()
     raw: str | None = None
@@ -85,11 +87,14 @@ class Failure:
     """A request that brought no text.
 
     ``kind`` is what failures are counted by; ``message`` holds no key; ``final``: asking again would not help.
+    ``model`` and ``usage`` are those of an answer without a usable text, where the server sent them.
     """
 
     kind: str
     message: str
     final: bool = False
+    model: str = ""
+    usage: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def refused(self) -> bool:

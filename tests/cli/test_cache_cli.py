@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 
 from conftest import Result
-from rlgf_cli.ledger.store import Store, Text
+from rlgf_cli.ledger.store import Store, StoredText
 
 DAY = 86400
 Run = Callable[..., Result]
 
 
-def fill(count: int = 6) -> dict[bytes, Text]:
+def fill(count: int = 6) -> dict[bytes, StoredText]:
     """Half of the texts of one guide, half of another; the n-th is n days old."""
     now = int(time.time())
     texts = {
-        bytes([n]) * 32: Text(
+        bytes([n]) * 32: StoredText(
             guide="gpt-x" if n % 2 else "openai:m",
             request=json.dumps({"prompt": f"prompt {n} 🐈", "max_tokens": 5, "sample_index": 0}, ensure_ascii=False),
             text=f"text\n{n} é",
@@ -42,7 +42,7 @@ def fill(count: int = 6) -> dict[bytes, Text]:
     return texts
 
 
-def kept() -> dict[bytes, Text]:
+def kept() -> dict[bytes, StoredText]:
     with closing(Store.default()) as store:
         return dict(store.each())
 
@@ -155,7 +155,7 @@ def test_prune(run_cli: Run, flags: list[object], left: set[int]) -> None:
 
 def test_the_file_shrinks(run_cli: Run, guide_cache: Path) -> None:
     with closing(Store.default()) as store:
-        store.put((n.to_bytes(32, "big"), Text("g", "{}", "x" * 3000, "stop", "m", 1)) for n in range(500))
+        store.put((n.to_bytes(32, "big"), StoredText("g", "{}", "x" * 3000, "stop", "m", 1)) for n in range(500))
     size = (guide_cache / "guide.sqlite").stat().st_size
     assert run_cli("cache", "prune", "--guide", "g").exit_code == 0
     assert (guide_cache / "guide.sqlite").stat().st_size < size / 10

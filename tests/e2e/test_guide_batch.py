@@ -313,8 +313,8 @@ def test_an_answer_that_is_lost_orders_nothing_twice(
     assert_complete_and_paid_once(server, out)
 
 
-@pytest.mark.slow  # it looks for its order six times
-def test_an_order_that_never_gets_an_answer_is_found_by_the_next_run(
+@pytest.mark.slow  # it looks for its batch six times
+def test_a_batch_job_that_never_gets_an_answer_is_found_by_the_next_run(
     server: FakeOpenAI, files: tuple[Path, Path]
 ) -> None:
     data, out = files
@@ -336,7 +336,7 @@ import os, signal, sys
 from rlgf_cli.cli.app import main
 from rlgf_cli.guides.openai import batch
 from rlgf_cli.ledger import meter as budget
-from rlgf_cli.ledger import batches as orders
+from rlgf_cli.ledger import batch_jobs
 from rlgf_cli.ledger import store
 
 def dies(owner, name, after):
@@ -349,20 +349,20 @@ def dies(owner, name, after):
 
 moment = os.environ.pop("MOMENT")
 {
-    "the order is noted, nothing sent": lambda: dies(batch._Batches, "_send", False),
+    "the job is recorded, nothing sent": lambda: dies(batch._Batches, "_send", False),
     "the file is there, no batch": lambda: dies(batch._Batches, "_create", False),
-    "the server has it, its id is not noted": lambda: dies(orders.Orders, "taken", False),
-    "its id is noted": lambda: dies(orders.Orders, "taken", True),
-    "before the texts are kept": lambda: dies(store.Store, "put", False),
-    "the texts are kept, not settled": lambda: dies(store.Store, "put", True),
+    "the server has it, its id is not recorded": lambda: dies(batch_jobs.BatchJobs, "confirm", False),
+    "its id is recorded": lambda: dies(batch_jobs.BatchJobs, "confirm", True),
+    "before the texts are stored": lambda: dies(store.Store, "put", False),
+    "the texts are stored, not settled": lambda: dies(store.Store, "put", True),
     "settled, not ended": lambda: dies(budget.Meter, "settle", True),
-    "ended, nothing written": lambda: dies(orders.Orders, "end", True),
+    "ended, nothing written": lambda: dies(batch_jobs.BatchJobs, "end", True),
 }[moment]()
 main(sys.argv[1:])
 """
 MOMENTS = [
-    "the order is noted, nothing sent", "the file is there, no batch", "the server has it, its id is not noted",
-    "its id is noted", "before the texts are kept", "the texts are kept, not settled", "settled, not ended",
+    "the job is recorded, nothing sent", "the file is there, no batch", "the server has it, its id is not recorded",
+    "its id is recorded", "before the texts are stored", "the texts are stored, not settled", "settled, not ended",
     "ended, nothing written",
 ]  # fmt: skip
 

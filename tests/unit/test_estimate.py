@@ -17,7 +17,7 @@ from fake_openai import FakeOpenAI, Reply, lengths
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.guides.openai.estimate import Plan, estimate, lines
 from rlgf_cli.guides.openai.guide import OpenAIGuide
-from rlgf_cli.ledger.store import Store, Text
+from rlgf_cli.ledger.store import Store, StoredText
 from rlgf_cli.protocols import Example, GuideRequest
 
 FAR = "https://api.example.com/v1"
@@ -104,7 +104,10 @@ def test_no_price_no_dollars() -> None:
 def history(guide_name: str, draws: list[tuple[int, int]], seconds: float | None = None) -> None:
     with closing(Store.default()) as store:
         store.put(
-            (i.to_bytes(32, "big"), Text(guide_name, "{}", "x", "stop", "m", size, size // 4, tokens, seconds=seconds))
+            (
+                i.to_bytes(32, "big"),
+                StoredText(guide_name, "{}", "x", "stop", "m", size, size // 4, tokens, seconds=seconds),
+            )
             for i, (size, tokens) in enumerate(draws)
         )
 

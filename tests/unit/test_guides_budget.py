@@ -1,4 +1,4 @@
-"""The books: what a run is charged, and the batches that it has ordered."""
+"""The account: a run's charges, and its batch jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from rlgf_cli.config.guide import BudgetConfig
-from rlgf_cli.ledger.batches import Orders
+from rlgf_cli.ledger.batch_jobs import BatchJobs
 from rlgf_cli.ledger.meter import NANO, Meter, Totals
 from rlgf_cli.ledger.store import FILE, Store
 from stores import key, text
@@ -24,7 +24,7 @@ def account(store: Store, run: str = "run", nano: int | None = None, calls: int 
 AMOUNTS = st.integers(0, 40)
 
 
-class Books(RuleBasedStateMachine):
+class Accounts(RuleBasedStateMachine):
     """Any order of calls by two stores of one file: the account is the sum of what stands, and no cap is passed."""
 
     open_calls: Bundle[tuple[int, int, int]] = Bundle("open_calls")
@@ -114,7 +114,7 @@ class Books(RuleBasedStateMachine):
             self.folder.cleanup()
 
 
-TestBooks = Books.TestCase
+TestAccounts = Accounts.TestCase
 
 
 def test_a_settled_call_keeps_its_texts_in_the_same_transaction(store: Store) -> None:
@@ -174,25 +174,25 @@ def test_a_guide_without_a_price_is_never_said_to_cost_nothing() -> None:
 # batches
 
 
-def test_an_order_is_charged_and_noted_at_once_or_not_at_all(store: Store, store_path: Path) -> None:
+def test_a_batch_job_is_charged_and_recorded_at_once_or_not_at_all(store: Store, store_path: Path) -> None:
     asked = [(key(i), f'{{"n": {i}}}', 10 + i) for i in range(3)]
     meter = account(store, nano=100, calls=3)
-    orders = Orders(meter)
-    assert not Orders(account(store, nano=99)).place("b1", 100, asked, 60)
-    assert not Orders(account(store, calls=2)).place("b1", 100, asked, 60)
-    assert orders.open() == [] and meter.totals() == Totals()
+    jobs = BatchJobs(meter)
+    assert not BatchJobs(account(store, nano=99)).place("b1", 100, asked, 60)
+    assert not BatchJobs(account(store, calls=2)).place("b1", 100, asked, 60)
+    assert jobs.open() == [] and meter.totals() == Totals()
     assert store.claim([key(0)], 60)[1] == {key(0)}  # and nothing is leased
-    assert orders.place("b1", 100, asked, 60)
-    ((id_, server_id, call, requests),) = orders.open()
+    assert jobs.place("b1", 100, asked, 60)
+    ((id_, server_id, call, requests),) = jobs.open()
     assert (id_, server_id, requests) == ("b1", None, 3)
     assert meter.totals() == Totals(calls=3, nano_usd=100, unknown=3)
-    assert Orders(account(store, "another")).open() == []
-    orders.taken("b1", "server-1")
-    assert orders.open()[0][1] == "server-1"
-    assert orders.asked("b1", [key(1), key(7)]) == {key(1): ('{"n": 1}', 11)}
+    assert BatchJobs(account(store, "another")).open() == []
+    jobs.confirm("b1", "server-1")
+    assert jobs.open()[0][1] == "server-1"
+    assert jobs.requests("b1", [key(1), key(7)]) == {key(1): ('{"n": 1}', 11)}
     with closing(Store(store_path)) as other:
         assert other.claim([key(0), key(1)], 60) == ({}, set())
     meter.refund(call, calls=3)
-    orders.end("b1")
-    assert orders.open() == [] and meter.totals() == Totals()
+    jobs.end("b1")
+    assert jobs.open() == [] and meter.totals() == Totals()
     assert store.claim([key(0), key(1), key(2)], 60)[1] == {key(0), key(1), key(2)}

@@ -14,7 +14,6 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.hf import HFGuide
 from rlgf_cli.guides.make import make_live_guide
-from rlgf_cli.ledger.store import Text
 from rlgf_cli.protocols import Completion, Example, GuideRequest
 
 EXAMPLES = [Example(f"e{i}", prompt) for i, prompt in enumerate(["cat sees garden", "dog", "the queen calls it"])]
@@ -43,7 +42,7 @@ def test_texts_do_not_depend_on_batch_or_order(any_model: Path) -> None:
     for request, text in zip(requests, together, strict=True):
         assert 1 <= text.usage["completion_tokens"] <= request.max_new_tokens
         assert text.finish_reason == "stop" or text.usage["completion_tokens"] == request.max_new_tokens
-        assert text.cost_usd is None and text.model == str(any_model)
+        assert text.nano_usd is None and text.model == str(any_model)
 
 
 def test_samples_differ_and_seeds_repeat(tiny_gpt2: Path) -> None:
@@ -156,12 +155,11 @@ def test_settings_change_with_the_weights(tiny_gpt2: Path, tiny_llama: Path) -> 
 
 def test_a_space_that_the_guide_s_tokenizer_drops_is_not_written_twice(tiny_gpt2: Path) -> None:
     """A prefix of a byte-level policy may end with a space; T5's tokenizer drops it and begins a word with its own."""
-    kept = {"guide": "g", "request": "{}", "finish_reason": "stop", "model": "m", "prompt_bytes": 1}
     for tokenizer, expected in ((trained_t5(), "sees"), (None, " sees")):
         with closing(make_live_guide(GuideConfig(name=f"hf:{tiny_gpt2}"), seed=0)) as guide:
             assert isinstance(guide, HFGuide)
             guide.tokenizer = tokenizer or guide.tokenizer
             behind = [GuideRequest(Example("e", "p"), prefix) for prefix in ("the dog ", "the dog", "")]
-            texts = [guide.read(request, Text(text=" sees", **kept)) for request in behind]  # type: ignore[arg-type]
+            texts = [guide.clean(request, Completion(" sees", "stop", "m")) for request in behind]
         assert [t.text for t in texts] == [expected, " sees", " sees"]
         assert texts[0].repaired == (() if expected[0] == " " else ("space_removed",))

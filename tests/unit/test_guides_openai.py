@@ -75,7 +75,7 @@ def test_a_chat_request(server: FakeOpenAI) -> None:
     assert answer.text.startswith("answer ") and answer.finish_reason == "stop"
     assert answer.model == "m-0613"
     assert answer.usage == {"prompt_tokens": 5, "completion_tokens": 2}
-    assert answer.cost_usd is None
+    assert answer.nano_usd is None
 
 
 def test_a_completion_request_goes_on_from_prompt_and_prefix(server: FakeOpenAI) -> None:
@@ -143,9 +143,9 @@ def test_prices_come_from_the_alias(server: FakeOpenAI) -> None:
     with closing(guide_for(server, name="gpt-3.5")) as guide:
         (answer,) = guide.complete([request("cat tree")])
     assert server.requests[0].body["model"] == "gpt-3.5-turbo"
-    assert answer.cost_usd == pytest.approx((2 * 0.5 + 2 * 1.5) / 1e6)
+    assert answer.nano_usd == (2 * 500 + 2 * 1500)
     unpriced = outcome(Reply(body={"usage": None}), name="gpt-3.5")
-    assert isinstance(unpriced, Completion) and unpriced.cost_usd is None and unpriced.usage == {}
+    assert isinstance(unpriced, Completion) and unpriced.nano_usd is None and unpriced.usage == {}
 
 
 def test_a_text_ends_before_the_stop_text_whatever_the_server_leaves_in() -> None:
@@ -305,7 +305,7 @@ def test_closing_does_not_wait_for_a_server_that_hangs() -> None:
         guide = guide_for(server)
         answers = guide.stream([request()] * 2)
         started = time.monotonic()
-        future = guide._loop.submit(guide._ask(request(), None))
+        future = guide.connection.submit(guide._request(request(), None))
         answers.close()
         guide.close()
         assert time.monotonic() - started < 1.5

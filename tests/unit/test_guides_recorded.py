@@ -75,7 +75,7 @@ def test_samples_come_by_index_and_wrap_around(tmp_path: Path) -> None:
     drawn = guide.complete([GuideRequest(example, sample_index=i) for i in (0, 1, 2, 3, 7)])
     assert [completion.text for completion in drawn] == ["zero", "one", "two", "zero", "one"]
     assert [completion.finish_reason for completion in drawn[:3]] == ["stop", "stop", "length"]
-    assert {completion.cost_usd for completion in drawn} == {0.0}
+    assert {completion.nano_usd for completion in drawn} == {0}
 
 
 def test_continuations_are_no_whole_texts(tmp_path: Path) -> None:

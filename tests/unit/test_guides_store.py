@@ -23,7 +23,7 @@ import pytest
 from rlgf_cli.config.guide import BudgetConfig
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.ledger.meter import NANO, Meter, Totals
-from rlgf_cli.ledger.store import Store, Text, is_dead, this_process
+from rlgf_cli.ledger.store import Store, StoredText, is_dead, this_process
 from stores import key, text
 
 
@@ -207,7 +207,7 @@ def test_a_lock_that_does_not_go_is_no_damage(store: Store, store_path: Path) ->
 
 
 def test_an_error_in_a_transaction_takes_all_of_it_back(store: Store) -> None:
-    def texts() -> Iterator[tuple[bytes, Text]]:
+    def texts() -> Iterator[tuple[bytes, StoredText]]:
         yield key(1), text()
         raise OSError("the source broke")
 
@@ -232,12 +232,13 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from rlgf_cli.errors import RlgfError
-from rlgf_cli.ledger.store import Store, Text
+from rlgf_cli.ledger.store import Store, StoredText
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = Store(Path(sys.argv[1]))
 def texts(start, size):
-    return [(i.to_bytes(32, "big"), Text("g", "{}", "x" * size, "stop", "m", 3)) for i in range(start, start + 20)]
+    text = StoredText("g", "{}", "x" * size, "stop", "m", 3)
+    return [(i.to_bytes(32, "big"), text) for i in range(start, start + 20)]
 store.put(texts(0, 10))
 now = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, now[1]))
@@ -301,12 +302,12 @@ WRITER = """
 import sys
 from pathlib import Path
 from rlgf_cli.ledger.meter import Meter
-from rlgf_cli.ledger.store import Store, Text
+from rlgf_cli.ledger.store import Store, StoredText
 
 meter = Meter(Store(Path(sys.argv[1])), "run")
 for n in range(10**9):
     call = meter.reserve(3)
-    texts = [((n * 5 + i).to_bytes(32, "big"), Text("g", "{}", "x" * 200, "stop", "m", 3)) for i in range(5)]
+    texts = [((n * 5 + i).to_bytes(32, "big"), StoredText("g", "{}", "x" * 200, "stop", "m", 3)) for i in range(5)]
     meter.settle(call, 2, {}, texts)
     print(n, flush=True)
 """

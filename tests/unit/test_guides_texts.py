@@ -1,4 +1,4 @@
-"""Templates, stop texts, and the mending of a chat model's continuation."""
+"""Templates, stop texts, and the repair of a chat model's continuation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from rlgf_cli.guides.cleanup import cut_at_stop, fill, mend, mend_continuation, without_chatter
+from rlgf_cli.guides.cleanup import clean_continuation, clean_text, cut_at_stop, fill, without_chatter
 
 
 def test_templates_are_filled_at_once() -> None:
@@ -29,7 +29,7 @@ def test_stop_texts(text: str, stops: list[str], expected: tuple[str, bool]) -> 
 
 
 @pytest.mark.parametrize(
-    ("prefix", "text", "mended", "repairs"),
+    ("prefix", "text", "repaired", "repairs"),
     [
         # a word follows a word: the space that chat models drop
         ("the dog", "runs home.", " runs home.", {"space_added": 1}),
@@ -64,9 +64,9 @@ def test_stop_texts(text: str, stops: list[str], expected: tuple[str, bool]) -> 
         ("he", "said: go\nLet me know if you need more!", " said: go", {"chatter_removed": 1, "space_added": 1}),
     ],
 )
-def test_continuations_are_mended_and_counted(prefix: str, text: str, mended: str, repairs: dict[str, int]) -> None:
+def test_continuations_are_repaired_and_counted(prefix: str, text: str, repaired: str, repairs: dict[str, int]) -> None:
     counts: Counter[str] = Counter()
-    assert mend_continuation(prefix, text, counts) == mended
+    assert clean_continuation(prefix, text, counts) == repaired
     assert counts == repairs
 
 
@@ -79,7 +79,7 @@ def test_chatter_alone_is_an_answer() -> None:
 
 def test_whole_answers_are_cleaned_where_asked_for() -> None:
     text = 'Sure, here you go:\n"The dog runs." STOP more'
-    plain = mend(text, prefix="", stops=["STOP"], finish="length", chat=True, clean=False)
+    plain = clean_text(text, prefix="", stops=["STOP"], finish="length", chat=True, chatter=False)
     assert plain == ('Sure, here you go:\n"The dog runs."', "stop", ("cut_at_stop",))
-    clean = mend(text, prefix="", stops=["STOP"], finish="length", chat=True, clean=True)
+    clean = clean_text(text, prefix="", stops=["STOP"], finish="length", chat=True, chatter=True)
     assert clean == ("The dog runs.", "stop", ("chatter_removed", "cut_at_stop", "quotes_removed"))

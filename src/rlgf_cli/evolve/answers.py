@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rlgf_cli.evolve.environment import KEPT, UNANSWERED, ask
 from rlgf_cli.evolve.operations import PLACEHOLDER
 from rlgf_cli.evolve.rules import Limits, broken_by_answer
+from rlgf_cli.ledger.meter import usd
 from rlgf_cli.protocols import Completion, Example, Failure, Guide, GuideRequest
 
 
@@ -41,4 +42,4 @@ def _checked(instruction: str, completion: Completion | Failure, limits: Limits)
         return InstructionAnswer("refusal" if completion.refused else UNANSWERED, "", None)
     text = completion.text.strip()
     rule = broken_by_answer(text, completion.finish_reason, instruction=instruction, limits=limits)
-    return InstructionAnswer(rule or KEPT, text, completion.cost_usd)
+    return InstructionAnswer(rule or KEPT, text, usd(completion.nano_usd))

@@ -20,6 +20,7 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.evolve.answers import InstructionAnswer
 from rlgf_cli.evolve.environment import KEPT, Chain
 from rlgf_cli.evolve.operations import Operation
+from rlgf_cli.ledger.meter import nano_usd, usd
 from rlgf_cli.protocols import Example
 
 INSTRUCTIONS, STEPS = "instructions.jsonl", "steps.jsonl"
@@ -130,7 +131,7 @@ class Tally:
             self.in_set += is_in_set(row)
             self.verdicts += row.queries - 1 - (row.answer is not None)
             for amount in (row.cost_usd, row.answer_cost_usd):
-                self.nano_usd += round((amount or 0) * 1e9)
+                self.nano_usd += nano_usd(amount or 0)
                 self.priced += amount is not None
 
     def summary(self, operations: Sequence[Operation]) -> dict[str, Any]:
@@ -147,7 +148,7 @@ class Tally:
             "verdicts": self.verdicts,
             "queries": queries,
             "queries_per_instruction": round(queries / self.in_set, 4) if self.in_set else None,
-            "cost_usd": round(self.nano_usd / 1e9, 9) if self.priced else None,
+            "cost_usd": round(usd(self.nano_usd), 9) if self.priced else None,
             "operations": {o.name: {"asked": self.requested[o.name], "kept": self.kept[o.name]} for o in operations},
         }
 

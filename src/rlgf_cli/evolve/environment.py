@@ -18,6 +18,7 @@ from rlgf_cli.errors import RlgfError
 from rlgf_cli.evolve.novelty import Collection, Space
 from rlgf_cli.evolve.operations import Operation
 from rlgf_cli.evolve.rules import Limits, broken_by_rewrite
+from rlgf_cli.ledger.meter import usd
 from rlgf_cli.protocols import Completion, Example, Failure, Guide, GuideRequest
 
 KEPT = "kept"
@@ -152,7 +153,7 @@ class Environment:
                 different=different,
                 reward=self._reward(outcome, novelty, different),
                 queries=1 + (i in verdicts),
-                cost_usd=completion.cost_usd if isinstance(completion, Completion) else None,
+                cost_usd=usd(completion.nano_usd) if isinstance(completion, Completion) else None,
             )
             chain.steps.append(step)
 

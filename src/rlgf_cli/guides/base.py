@@ -1,83 +1,194 @@
-"""What every guide that answers new requests has in common: what is in the cache is not asked for again."""
+"""LiveGuide: guides with a cache and an account. A text that the cache holds is not asked for again."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
+import queue
 import threading
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from datetime import datetime, timezone
 from typing import Any
 
 from rlgf_cli.config.guide import BudgetConfig, GuideConfig
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.guides.stream import LOOK_AHEAD, Stream
-from rlgf_cli.ledger.meter import NANO, Meter
-from rlgf_cli.ledger.store import Store, Text
-from rlgf_cli.protocols import Answer, Completion, Failure, Guide, GuideAbilities, GuideRequest
+from rlgf_cli.ledger.meter import Meter
+from rlgf_cli.ledger.store import Store, StoredText
+from rlgf_cli.protocols import Answer, Completion, Failure, Guide, GuideRequest
+
+LOOK_AHEAD = 512
+"""Requests that are looked up at once while all of them are in the cache."""
+_POLL_S = 0.25
+_REPORT_S = 10.0
+"""How often the user is told that a stream only waits for texts which somebody else requested."""
+_WAITING = 1000
+"""Requests that may wait for another process's text while others are submitted."""
+
+Outcome = Completion | Failure
+Pending = tuple[int, GuideRequest, bytes]
+"""A request of a stream with its index and its cache key (empty in mode ``live``)."""
 
 
 class LiveGuide(Guide):
     """A guide that writes new text, with a cache and an account: the base class of the builtin kinds.
 
-    A kind says what a text is decided by (:meth:`identity`), asks (:meth:`submit`, :meth:`work`) and mends what
-    came (:meth:`read`); cache, leases and modes are here. ``counts`` says what had to be mended in the answers so
-    far.
+    A kind declares what a text depends on (:meth:`identity`, :meth:`request_fields`), sends requests (:meth:`submit`,
+    :meth:`work`) and repairs completions (:meth:`clean`). Cache, leases, modes and the account are here.
     """
 
     lease_s = 3600.0
+    has_price = True
 
     def __init__(self, config: GuideConfig, *, seed: int) -> None:
         super().__init__(config.name, self.describe(config))
         self.mode = config.mode or self.default_mode
         self.settings = {**config.settings(), "seed": seed}
         self.licence = config.licence
-        self._opened: Store | None = None
+        self._store: Store | None = None
         self._meter: Meter | None = None
+        self._shared = False
         self._identity: Any = None
         self._lock = threading.Lock()
 
-    # what a kind says
-
-    @classmethod
-    @abstractmethod
-    def describe(cls, config: GuideConfig) -> GuideAbilities:
-        """What such a guide can do, without loading a model or calling a server. Raises UserError."""
+    # what a kind declares
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What decides a text besides the request, as JSON: guide, model, sampling."""
+        """What a text depends on besides the request, as JSON: guide, model, sampling."""
 
     @abstractmethod
-    def asked(self, request: GuideRequest) -> dict[str, Any]:
-        """The part of the request that decides the text, as JSON: kept with it, and part of its key."""
+    def request_fields(self, request: GuideRequest) -> dict[str, Any]:
+        """The part of the request that a text depends on, as JSON: stored with the text, and part of its key."""
 
     @abstractmethod
-    def submit(self, request: GuideRequest, key: bytes | None) -> Future[Text | Failure]:
-        """Ask. The text is charged to :attr:`meter` and, under a key, kept in its store by the one transaction.
+    def submit(self, request: GuideRequest, key: bytes | None) -> Future[Outcome]:
+        """Send a request. The completion, before any repair, is charged to :attr:`meter` and, under a key, stored by
+        the same transaction.
 
-        An error in the future is one that no later request could survive: a wrong key, a spent budget.
+        An exception in the future is one that no later request could survive: a wrong key, a spent budget.
         """
 
     def work(self) -> None:
-        """Let a local guide write what was submitted."""
+        """Let a local guide write the texts that were submitted."""
 
     @abstractmethod
-    def read(self, request: GuideRequest, text: Text) -> Completion:
-        """The completion that an answer stands for; what had to be mended is counted."""
+    def clean(self, request: GuideRequest, completion: Completion) -> Completion:
+        """The completion with its text repaired, and ``repaired`` set to the kinds of repairs."""
 
-    def close(self) -> None:
-        """Give back connections, threads and the store."""
-        if self._opened is not None:
-            self._opened.close()
+    # requests
 
-    # cache and books
+    def complete(self, requests: Sequence[GuideRequest]) -> list[Completion]:
+        completions, failures = self._all(requests)
+        if failures:
+            raise self._error(failures, len(requests))
+        return [completion for completion in completions if completion is not None]
+
+    def attempt(self, requests: Sequence[GuideRequest]) -> list[Completion | None]:
+        """As :meth:`complete`, with None for a text that the guide refused to write, and for a few other failures.
+
+        Raises RlgfError where more than half of the requests failed in another way.
+        """
+        completions, failures = self._all(requests)
+        broken = [(answer, failure) for answer, failure in failures if not failure.refused]
+        if 2 * len(broken) > len(requests):
+            raise self._error(broken, len(requests))
+        return completions
+
+    def stream(self, requests: Iterable[GuideRequest]) -> Generator[Answer, None, None]:
+        """Answers as they arrive, in any order; a request that fails alone is answered with a :class:`Failure`.
+
+        Requests are drawn only as fast as they can be answered. An error that no later request could survive is
+        raised once the requests in flight are answered.
+        """
+        with Stream(self, requests) as running:
+            yield from running
+
+    def stored(self, requests: Iterable[GuideRequest]) -> Generator[Answer, None, None]:
+        source = enumerate(requests)
+        while window := list(itertools.islice(source, LOOK_AHEAD)):
+            texts = self._lookup([request for _, request in window])
+            for (index, request), text in zip(window, texts, strict=True):
+                if text is None:
+                    yield Answer(index, request, Failure("not_answered", "the batch brought no text", final=True))
+                else:
+                    yield Answer(index, request, self.cleaned(request, text.completion(), cached=True))
+
+    def _all(self, requests: Sequence[GuideRequest]) -> tuple[list[Completion | None], list[tuple[Answer, Failure]]]:
+        completions: list[Completion | None] = [None] * len(requests)
+        failures = []
+        for answer in self.stream(requests):
+            if isinstance(answer.outcome, Failure):
+                failures.append((answer, answer.outcome))
+            else:
+                completions[answer.index] = answer.outcome
+        return completions, failures
+
+    def _error(self, failures: list[tuple[Answer, Failure]], requests: int) -> RlgfError:
+        answer, failure = min(failures, key=lambda pair: pair[0].index)  # they arrive in any order
+        return RlgfError(
+            f"the guide {self.name} failed {len(failures)} of {requests} requests; "
+            f"the first, for {answer.request.example.id!r}: {failure.message}"
+        )
+
+    def cleaned(self, request: GuideRequest, completion: Completion, *, cached: bool) -> Completion:
+        """:meth:`clean`, counted. ``cached``: the completion is from the cache."""
+        clean = self.clean(request, completion)
+        with self._lock:
+            self.counts.update(clean.repaired)
+            self.models[completion.model] += 1
+            self.meter.cached += cached
+        return replace(clean, raw=completion.text if clean.repaired else None, cached=cached)
+
+    def missed(self, request: GuideRequest) -> UserError:
+        """The error of a replay for a text that the cache does not hold."""
+        begun = f" going on from {request.prefix[-40:]!r}" if request.prefix else ""
+        return UserError(
+            f"the cache has no text of {self.name} for {request.example.id!r}, sample {request.sample_index}{begun} "
+            f"(at most {request.max_new_tokens} tokens), and replay asks nobody",
+            where=str(self.store.path),
+            hint="record it first: --guide-mode record; RLGF_CACHE_DIR says which cache is read",
+        )
+
+    # cache
+
+    @property
+    def store(self) -> Store:
+        """The cache's file; in memory where the guide neither reads nor stores texts there, and has no price."""
+        if self._store is None:
+            local = self.mode == "live" and self.default_mode == "live" and not self._shared
+            self._store = Store() if local else Store.default(make=self.mode != "replay")
+        return self._store
+
+    def key(self, request: GuideRequest) -> bytes:
+        """SHA-256 of all that the text depends on, its sample index among it."""
+        if self._identity is None:
+            self._identity = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode())
+        digest = self._identity.copy()
+        digest.update(self.request_json(request).encode())
+        return digest.digest()
+
+    def request_json(self, request: GuideRequest) -> str:
+        """``request_fields`` as text: the same text is hashed and stored."""
+        return json.dumps(self.request_fields(request), ensure_ascii=False)
+
+    def cached(self, requests: Sequence[GuideRequest]) -> list[bool]:
+        return [text is not None for text in self._lookup(requests)]
+
+    def _lookup(self, requests: Sequence[GuideRequest]) -> list[StoredText | None]:
+        keys = [self.key(request) for request in requests]
+        texts = self.store.texts(keys)
+        return [texts.get(key) for key in keys]
+
+    def history(self) -> list[tuple[int, int | None, int | None, float | None]]:
+        return self.store.samples(self.name)
+
+    # account
 
     def check_budget(self, budget: BudgetConfig) -> None:
         """Refuse a cap in US dollars where no price is known. Raises UserError."""
@@ -95,28 +206,11 @@ class LiveGuide(Guide):
         *,
         shared: bool = False,
     ) -> None:
-        self._shared = self._shared or shared
+        self._shared = self._shared or shared  # an account of several guides or processes cannot be in memory
         self.check_budget(budget or BudgetConfig())
         self._meter = Meter(self.store, run, budget)
         if spend:
             self._meter.at_least(spend)
-
-    has_price = True
-    _shared = False  # then the account cannot be in memory
-
-    def spend(self) -> dict[str, Any]:
-        return self.meter.to_json()
-
-    def add_cached(self, texts: int) -> None:
-        self.meter.cached += texts
-
-    @property
-    def store(self) -> Store:
-        """The cache; a guide that neither reads nor keeps texts there, and has no price, has books in memory."""
-        if self._opened is None:
-            local = self.mode == "live" and self.default_mode == "live" and not self._shared
-            self._opened = Store() if local else Store.default(make=self.mode != "replay")
-        return self._opened
 
     @property
     def meter(self) -> Meter:
@@ -124,115 +218,180 @@ class LiveGuide(Guide):
             self._meter = Meter(self.store, f"no run {uuid.uuid4().hex}")
         return self._meter
 
-    def key(self, request: GuideRequest) -> bytes:
-        """SHA-256 of all that decides the text, its sample index among it."""
-        if self._identity is None:
-            self._identity = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode())
-        digest = self._identity.copy()
-        digest.update(self.request_json(request).encode())
-        return digest.digest()
+    def spend(self) -> dict[str, Any]:
+        return self.meter.to_json()
 
-    def request_json(self, request: GuideRequest) -> str:
-        """``asked`` as text: what is hashed is what is kept."""
-        return json.dumps(self.asked(request), ensure_ascii=False)
+    def add_cached(self, texts: int) -> None:
+        self.meter.cached += texts
 
-    def cached(self, requests: Sequence[GuideRequest]) -> list[bool]:
-        return [text is not None for text in self._lookup(requests)]
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
 
-    def _lookup(self, requests: Sequence[GuideRequest]) -> list[Text | None]:
-        keys = [self.key(request) for request in requests]
-        texts = self.store.texts(keys)
-        return [texts.get(key) for key in keys]
 
-    def history(self) -> list[tuple[int, int | None, int | None, float | None]]:
-        return self.store.samples(self.name)
+class Stream:
+    """One pass over requests: looked up in the cache, claimed, submitted, answered.
 
-    def stored(self, requests: Iterable[GuideRequest]) -> Generator[Answer, None, None]:
-        source = enumerate(requests)
-        while window := list(itertools.islice(source, LOOK_AHEAD)):
-            texts = self._lookup([request for _, request in window])
-            for (index, request), text in zip(window, texts, strict=True):
-                if text is None:
-                    yield Answer(index, request, Failure("not_answered", "the batch brought no text", final=True))
-                else:
-                    yield Answer(index, request, self.completion(request, text, cached=True))
+    A text in the cache is the answer at once. A request that another process or this stream itself has submitted
+    already waits for that one's completion. The rest is claimed and submitted.
+    """
 
-    # asking
+    def __init__(self, guide: LiveGuide, requests: Iterable[GuideRequest]) -> None:
+        self._guide = guide
+        self._source = enumerate(requests)
+        self._done: queue.SimpleQueue[tuple[Pending, Future[Outcome]]] = queue.SimpleQueue()
+        self._in_flight: dict[bytes | int, Future[Outcome]] = {}
+        self._misses: deque[Pending] = deque()
+        self._waiting: dict[bytes, list[Pending]] = {}  # submitted already: by another process, or by this stream
+        self._claimed: set[bytes] = set()
+        self._fatal: RlgfError | None = None
+        self._polled = 0.0
+        self._renewed = self._reported = time.monotonic()
 
-    def stream(self, requests: Iterable[GuideRequest]) -> Generator[Answer, None, None]:
-        """Answers as they arrive, in any order. Requests are drawn only as fast as they can be answered.
+    def __enter__(self) -> Stream:
+        return self
 
-        A request that fails is answered with a :class:`Failure`; what no later request could survive is raised,
-        after the answers that were on their way have been given.
-        """
-        with Stream(self, requests) as running:
-            yield from running
+    def __exit__(self, *_: object) -> None:
+        for future in self._in_flight.values():
+            future.cancel()
+        if self._claimed:
+            self._guide.store.release(self._claimed)
 
-    def complete(self, requests: Sequence[GuideRequest]) -> list[Completion]:
-        """One completion per request, in order. Raises RlgfError where one failed."""
-        found, failures = self._all(requests)
-        if failures:
-            raise self._failed(failures, len(requests))
-        return [completion for completion in found if completion is not None]
+    def __iter__(self) -> Iterator[Answer]:
+        while True:
+            if self._fatal is None:
+                yield from self._fill()
+            if not self._in_flight and (self._fatal is not None or not self._waiting):
+                break
+            self._guide.work()
+            self._renew()
+            yield from self._take()
+            if self._waiting and self._fatal is None:
+                yield from self._poll()
+        if self._fatal is not None:
+            raise self._fatal
 
-    def attempt(self, requests: Sequence[GuideRequest]) -> list[Completion | None]:
-        """As :meth:`complete`, with None for a text that the guide would not write, and for a few other failures.
+    def _fill(self) -> Iterator[Answer]:
+        """Draw requests until as many are in flight as the guide takes; those in the cache are answered at once."""
+        room, ahead = self._guide.abilities.at_once, self._guide.abilities.at_once
+        while (free := room - len(self._in_flight)) > 0 and len(self._waiting) < _WAITING:
+            if not self._misses:
+                window = list(itertools.islice(self._source, free if ahead <= room else ahead))
+                if not window:
+                    return
+                hits = yield from self._look_up(window)
+                ahead = min(LOOK_AHEAD, 2 * max(ahead, 16)) if hits == len(window) else room
+                continue
+            yield from self._claim([self._misses.popleft() for _ in range(min(free, len(self._misses)))])
 
-        Raises RlgfError where more than half of the requests failed in another way.
-        """
-        found, failures = self._all(requests)
-        broken = [a for a in failures if isinstance(a.outcome, Failure) and not a.outcome.refused]
-        if 2 * len(broken) > len(requests):
-            raise self._failed(broken, len(requests))
-        return found
-
-    def _all(self, requests: Sequence[GuideRequest]) -> tuple[list[Completion | None], list[Answer]]:
-        found: list[Completion | None] = [None] * len(requests)
-        failures: list[Answer] = []
-        for answer in self.stream(requests):
-            if isinstance(answer.outcome, Failure):
-                failures.append(answer)
+    def _look_up(self, window: list[tuple[int, GuideRequest]]) -> Generator[Answer, None, int]:
+        guide = self._guide
+        if guide.mode == "live":
+            self._misses.extend((index, request, b"") for index, request in window)
+            return 0
+        keyed = [(index, request, guide.key(request)) for index, request in window]
+        texts = guide.store.texts([key for _, _, key in keyed])
+        for pending in keyed:
+            if (text := texts.get(pending[2])) is not None:
+                yield self._answer(pending, text.completion(), cached=True)
+            elif guide.mode == "replay":
+                raise guide.missed(pending[1])
             else:
-                found[answer.index] = answer.outcome
-        return found, failures
+                self._misses.append(pending)
+        return len(texts)
 
-    def _failed(self, failures: list[Answer], asked: int) -> RlgfError:
-        first = min(failures, key=lambda answer: answer.index)  # they come in any order
-        assert isinstance(first.outcome, Failure)
-        return RlgfError(
-            f"the guide {self.name} failed {len(failures)} of {asked} requests; "
-            f"the first, for {first.request.example.id!r}: {first.outcome.message}"
-        )
+    def _claim(self, batch: list[Pending]) -> Iterator[Answer]:
+        """Submit the requests that nobody has submitted yet; the others wait."""
+        guide = self._guide
+        if guide.mode == "live":
+            for pending in batch:
+                self._submit(pending, None)
+            return
+        fresh: dict[bytes, Pending] = {}
+        for pending in batch:
+            key = pending[2]
+            if key in fresh or key in self._claimed or key in self._waiting:
+                self._waiting.setdefault(key, []).append(pending)
+            else:
+                fresh[key] = pending
+        texts, ours = guide.store.claim(list(fresh), guide.lease_s) if fresh else ({}, set())
+        self._claimed |= ours
+        for key, pending in fresh.items():
+            if key in texts:
+                yield self._answer(pending, texts[key].completion(), cached=True)
+            elif key in ours:
+                self._submit(pending, key)
+            else:
+                self._waiting.setdefault(key, []).insert(0, pending)
 
-    def completion(self, request: GuideRequest, text: Text, *, cached: bool) -> Completion:
-        """:meth:`read`, with what the store knows of the text."""
-        completion = self.read(request, text)
-        with self._lock:
-            self.counts.update(completion.repaired)
-            self.models[text.model] += 1
-            self.meter.cached += cached
-        usage = {"prompt_tokens": text.prompt_tokens, "completion_tokens": text.completion_tokens}
-        return replace(
-            completion,
-            model=text.model,
-            usage={name: count for name, count in usage.items() if count is not None},
-            cost_usd=None if text.nano_usd is None else text.nano_usd / NANO,
-            created=_iso(text.created),
-            raw=text.text if completion.repaired else None,
-            cached=cached,
-        )
+    def _submit(self, pending: Pending, key: bytes | None) -> None:
+        future = self._guide.submit(pending[1], key)
+        self._in_flight[key if key is not None else pending[0]] = future
+        future.add_done_callback(lambda done: self._done.put((pending, done)))
 
-    def missed(self, request: GuideRequest) -> UserError:
-        """The error of a replay for a text that the cache does not hold."""
-        begun = f" going on from {request.prefix[-40:]!r}" if request.prefix else ""
-        return UserError(
-            f"the cache has no text of {self.name} for {request.example.id!r}, sample {request.sample_index}{begun} "
-            f"(at most {request.max_new_tokens} tokens), and replay asks nobody",
-            where=str(self.store.path),
-            hint="record it first: --guide-mode record; RLGF_CACHE_DIR says which cache is read",
-        )
+    def _take(self) -> Iterator[Answer]:
+        """Wait for a request in flight, then take all that are done."""
+        wait = True
+        while True:
+            try:
+                done = self._done.get(block=wait, timeout=_POLL_S if self._waiting else self._guide.lease_s / 3)
+            except queue.Empty:
+                return
+            wait = False
+            yield from self._settle(*done)
 
+    def _settle(self, pending: Pending, future: Future[Outcome]) -> Iterator[Answer]:
+        """Answer all requests that an outcome is for."""
+        index, _, key = pending
+        self._in_flight.pop(key if self._guide.mode != "live" else index)
+        self._claimed.discard(key)  # a text that is stored ends its lease
+        try:
+            outcome = future.result()
+        except RlgfError as error:
+            self._release(key)
+            self._fatal = self._fatal or error  # no new requests; those in flight may be charged, so they are awaited
+            return
+        if isinstance(outcome, Failure):
+            self._release(key)
+        yield self._answer(pending, outcome)
+        for waiting in self._waiting.pop(key, []):
+            yield self._answer(waiting, outcome, cached=True)
 
-def _iso(created: int) -> str:
-    moment = datetime.fromtimestamp(created or time.time(), timezone.utc)
-    return moment.isoformat(timespec="seconds")
+    def _answer(self, pending: Pending, outcome: Outcome, *, cached: bool = False) -> Answer:
+        index, request, _ = pending
+        if isinstance(outcome, Completion):
+            outcome = self._guide.cleaned(request, outcome, cached=cached)
+        return Answer(index, request, outcome)
+
+    def _renew(self) -> None:
+        """Renew the leases of requests that wait for a rate limit, or for a server that is down."""
+        now = time.monotonic()
+        if self._claimed and now - self._renewed > self._guide.lease_s / 3:
+            self._guide.store.renew(self._claimed, self._guide.lease_s)
+            self._renewed = now
+
+    def _release(self, key: bytes) -> None:
+        if key:
+            self._guide.store.release([key])
+
+    def _poll(self) -> Iterator[Answer]:
+        """See whether other processes have stored, or have given up, the texts that this stream waits for."""
+        foreign = [key for key in self._waiting if key not in self._claimed]
+        if not foreign or time.monotonic() - self._polled < _POLL_S:
+            return
+        texts, ours = self._guide.store.claim(foreign, self._guide.lease_s)
+        self._polled = time.monotonic()
+        if not (texts or ours) and self._polled - self._reported > _REPORT_S:
+            self._reported = self._polled
+            self._guide.notify(f"waiting for {len(foreign)} texts that another process, or a batch, has asked for")
+        self._claimed |= ours
+        for key in foreign:
+            pending = self._waiting[key]
+            if key in texts:
+                del self._waiting[key]
+                for waiting in pending:
+                    yield self._answer(waiting, texts[key].completion(), cached=True)
+            elif key in ours:
+                self._submit(pending.pop(0), key)
+                if not pending:
+                    del self._waiting[key]

@@ -1,4 +1,4 @@
-"""Text around a guide's answer: templates, stop texts, and what chat models put around a continuation."""
+"""Templates around a guide's prompt, and repairs of its text: stop texts, chatter, quotes, a repeated prefix."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def cut_at_stop(text: str, stops: list[str]) -> tuple[str, bool]:
     return (text[: min(places)], True) if places else (text, False)
 
 
-def mend(
-    text: str, *, prefix: str, stops: list[str], finish: FinishReason, chat: bool, clean: bool
+def clean_text(
+    text: str, *, prefix: str, stops: list[str], finish: FinishReason, chat: bool, chatter: bool
 ) -> tuple[str, FinishReason, tuple[str, ...]]:
-    """An answer of an API as the text behind ``prefix``: ``(text, finish reason, what was mended)``.
+    """The text of an API as the continuation of ``prefix``: ``(text, finish reason, kinds of repairs)``.
 
-    Text from a stop text on is cut off, and white space around a whole text. ``clean``: what chat models put
-    around an answer goes too.
+    The text is cut at the first stop text, and white space around a whole text is removed. ``chatter``: what chat
+    models put around an answer is removed too.
     """
     done: Counter[str] = Counter()
     text, stopped = cut_at_stop(text, stops)
@@ -53,19 +53,19 @@ def mend(
         done["cut_at_stop"] += 1
         finish = "stop"
     if not prefix:
-        text = without_chatter(text.strip(), done) if clean else text.strip()
+        text = without_chatter(text.strip(), done) if chatter else text.strip()
     elif not chat:
         text = text.rstrip()
-    elif clean:
-        text = mend_continuation(prefix, text, done)
+    elif chatter:
+        text = clean_continuation(prefix, text, done)
     else:
         text = text.rstrip()
     return text, finish, tuple(sorted(done))
 
 
 def without_chatter(text: str, counts: Counter[str]) -> str:
-    """``text`` without what a chat model says about its answer: an announcement before it, an offer behind it,
-    quotes around it. Counted as ``chatter_removed`` and ``quotes_removed``."""
+    """``text`` without a chat model's remarks on its answer: an announcement before it, an offer behind it, quotes
+    around it. Counted as ``chatter_removed`` and ``quotes_removed``."""
     bare = _AFTERWORD.sub("", _FOREWORD.sub("", text, count=1)).strip()
     if bare and bare != text:
         counts["chatter_removed"] += 1
@@ -76,8 +76,8 @@ def without_chatter(text: str, counts: Counter[str]) -> str:
     return bare
 
 
-def mend_continuation(prefix: str, text: str, counts: Counter[str]) -> str:
-    """What a chat model wrote to go on from ``prefix``, made to fit behind it.
+def clean_continuation(prefix: str, text: str, counts: Counter[str]) -> str:
+    """A chat model's continuation of ``prefix``, repaired so that it fits behind the prefix.
 
     Chat models talk about their answer, quote it, repeat the prefix, and drop the space in front. Each repair is
     counted: ``chatter_removed``, ``quotes_removed``, ``prefix_removed``, ``space_added``.

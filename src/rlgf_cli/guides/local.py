@@ -1,4 +1,4 @@
-"""What guides have in common whose model runs in this process."""
+"""LocalGuide: guides whose model runs in this process."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from rlgf_cli.artifacts.rundir import now, parent_of
 from rlgf_cli.config.common import TextConfig
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.guides.base import LiveGuide
+from rlgf_cli.guides.base import LiveGuide, Outcome
 from rlgf_cli.guides.cleanup import cut_at_stop
-from rlgf_cli.ledger.store import Text
-from rlgf_cli.protocols import Completion, Failure, GuideAbilities, GuideRequest
+from rlgf_cli.ledger.store import StoredText
+from rlgf_cli.protocols import Completion, GuideAbilities, GuideRequest
 
 if TYPE_CHECKING:
     from rlgf_cli.models.text import TextFormat
 
+_USAGE = ("prompt_tokens", "completion_tokens")
+
 
 class LocalGuide(LiveGuide):
-    """Requests gather until a batch is full, and are written together. Texts cost nothing; calls are counted."""
+    """The texts of a batch of requests are written together. They cost nothing; calls are counted."""
 
     kind: str
     tokenizer: Any
@@ -30,12 +34,10 @@ class LocalGuide(LiveGuide):
 
     def __init__(self, config: GuideConfig, *, seed: int) -> None:
         super().__init__(config, seed=seed)
-        from rlgf_cli.artifacts.rundir import parent_of
-
         self.path = config.name.partition(":")[2]
         self._seed = seed
         self._config = config
-        self._pending: list[tuple[GuideRequest, bytes | None, Future[Text | Failure]]] = []
+        self._pending: list[tuple[GuideRequest, bytes | None, Future[Outcome]]] = []
         self.settings["weights_sha256"] = (parent_of(self.path) or {}).get("sha256")
 
     @classmethod
@@ -52,7 +54,7 @@ class LocalGuide(LiveGuide):
     def identity(self) -> dict[str, Any]:
         return {"kind": self.kind, **self.settings}
 
-    def asked(self, request: GuideRequest) -> dict[str, Any]:
+    def request_fields(self, request: GuideRequest) -> dict[str, Any]:
         return {
             "id": request.example.id,  # the noise is drawn for it
             "prompt": request.example.prompt,
@@ -61,8 +63,8 @@ class LocalGuide(LiveGuide):
             "sample_index": request.sample_index,
         }
 
-    def submit(self, request: GuideRequest, key: bytes | None) -> Future[Text | Failure]:
-        future: Future[Text | Failure] = Future()
+    def submit(self, request: GuideRequest, key: bytes | None) -> Future[Outcome]:
+        future: Future[Outcome] = Future()
         self._pending.append((request, key, future))
         return future
 
@@ -78,35 +80,26 @@ class LocalGuide(LiveGuide):
         if not pending:
             return
         began = time.monotonic()
-        texts = self._write([request for request, _, _ in pending])
+        completions = self._write([request for request, _, _ in pending])
         seconds = round((time.monotonic() - began) / len(pending), 3)
-        for (request, key, future), call, text in zip(pending, calls, texts, strict=True):
-            kept = Text(
-                guide=self.name,
-                request=self.request_json(request),
-                text=text.text,
-                finish_reason=text.finish_reason,
-                model=text.model,
-                prompt_bytes=len(request.example.prompt.encode()) + len(request.prefix.encode()),
-                prompt_tokens=text.usage.get("prompt_tokens"),
-                completion_tokens=text.usage.get("completion_tokens"),
-                nano_usd=None,
-                seconds=seconds,
-                created=int(time.time()),
-            )
-            self.meter.settle(call, 0, text.usage, [(key, kept)] if key is not None else [])
-            future.set_result(kept)
+        for (request, key, future), call, written in zip(pending, calls, completions, strict=True):
+            usage = {name: written.usage[name] for name in _USAGE if name in written.usage}
+            completion = replace(written, usage=usage, seconds=seconds, created=now())
+            stored = StoredText.of(self.name, self.request_json(request), self.prompt_bytes(request), completion)
+            self.meter.settle(call, 0, usage, [(key, stored)] if key is not None else [])
+            future.set_result(completion)
 
-    def read(self, request: GuideRequest, text: Text) -> Completion:
-        mended = []
-        written, stopped = cut_at_stop(text.text, self._config.sampling.stop)
+    def clean(self, request: GuideRequest, completion: Completion) -> Completion:
+        repaired = []
+        text, stopped = cut_at_stop(completion.text, self._config.sampling.stop)
         if stopped:
-            mended.append("cut_at_stop")
-            written = written.rstrip()
-        if written[:1].isspace() and self._space_was_lost(request.prefix):
-            mended.append("space_removed")
-            written = written[1:]
-        return Completion(written, "stop" if stopped else text.finish_reason, text.model, repaired=tuple(mended))
+            repaired.append("cut_at_stop")
+            text = text.rstrip()
+        if text[:1].isspace() and self._space_was_lost(request.prefix):
+            repaired.append("space_removed")
+            text = text[1:]
+        finish = "stop" if stopped else completion.finish_reason
+        return replace(completion, text=text, finish_reason=finish, repaired=tuple(repaired))
 
     def _space_was_lost(self, prefix: str) -> bool:
         """Whether the prefix ends with a space that the guide's tokenizer dropped, so that it wrote one again."""
@@ -117,7 +110,7 @@ class LocalGuide(LiveGuide):
 
 
 def text_config(config: GuideConfig) -> TextConfig | None:
-    """What the guide's config says over the text format that is stored with the checkpoint."""
+    """What the guide's config changes in the text format that is stored with the checkpoint."""
     if config.api == "chat" and config.prompt_template is not None:
         raise UserError(
             "a local guide takes api: chat (the tokenizer's chat template) or a prompt_template, not both",

@@ -1,4 +1,4 @@
-"""A guide that was asked before: its texts in a guide.jsonl."""
+"""RecordedGuide: the texts of a guide in a guide.jsonl."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class RecordedGuide(Guide):
         if not record.completion.strip():
             self.counts["empty"] += 1
             return
-        # Nothing is paid for a text that is read from a file.
-        text = Completion(record.completion, record.finish_reason, record.model, record.usage, cost_usd=0.0)
+        # a text that is read from a file costs nothing
+        text = Completion(record.completion, record.finish_reason, record.model, record.usage, nano_usd=0)
         self._by_prompt.setdefault(key, []).append((record.sample_index, record.id, text))
 
     def samples(self, example: Example) -> list[Completion]:
@@ -80,7 +80,7 @@ class RecordedGuide(Guide):
 
     def complete(self, requests: Sequence[GuideRequest]) -> list[Completion]:
         """Sample ``sample_index`` modulo the number of texts that the prompt has."""
-        found = []
+        completions = []
         for request in requests:
             if request.prefix:
                 raise UserError(
@@ -91,5 +91,5 @@ class RecordedGuide(Guide):
             texts = self.samples(request.example)
             if not texts:
                 raise RlgfError(f"the guide has no text for the prompt {request.example.id!r}", where=self.name)
-            found.append(texts[request.sample_index % len(texts)])
-        return found
+            completions.append(texts[request.sample_index % len(texts)])
+        return completions

@@ -1,4 +1,8 @@
-"""A hard cap on what a run may ask of its guide: charged before each call, put right after it."""
+"""The account of a run: each call is charged before it is sent, within hard caps, and settled after it.
+
+Money is counted in whole billionths of a US dollar (``nano_usd``): sums of whole numbers do not drift. Configs, JSON
+and messages have US dollars, which :func:`nano_usd` and :func:`usd` convert.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,31 @@ import math
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 from rlgf_cli.config.guide import BudgetConfig
 from rlgf_cli.errors import StoppedEarly
-from rlgf_cli.ledger.store import Store, Text
+from rlgf_cli.ledger.store import Store, StoredText
 
 NANO = 1_000_000_000
 
 
 def nano_usd(dollars: float) -> int:
-    """Billionths of a US dollar: sums of whole numbers do not drift."""
+    """US dollars as whole billionths."""
     return round(dollars * NANO)
 
 
+@overload
+def usd(nano_usd: float) -> float: ...
+@overload
+def usd(nano_usd: None) -> None: ...
+def usd(nano_usd: float | None) -> float | None:
+    """Billionths of a US dollar as US dollars; None stays None."""
+    return None if nano_usd is None else nano_usd / NANO
+
+
 class BudgetSpent(StoppedEarly):
-    """A cap was reached; what was bought is kept."""
+    """A cap is reached. The texts that were bought are in the cache."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +51,11 @@ class Totals:
 
 
 class Meter:
-    """One run's account in the store's books.
+    """One run's account, in the tables ``runs`` and ``calls`` of the store.
 
-    Amounts are billionths of a US dollar. The charge for a call is made before it is sent, in one transaction
-    with the check of the caps, so no number of calls or processes can go over them. A call whose outcome is
-    never known stays charged at its upper bound.
+    Amounts are billionths of a US dollar. The charge for a call is made before it is sent, in one transaction with the
+    check of the caps, so no number of calls or processes can exceed them. A call whose outcome is never known stays
+    charged at its upper bound. ``cached`` counts this process's texts from the cache.
     """
 
     def __init__(self, store: Store, run: str, budget: BudgetConfig | None = None) -> None:
@@ -54,21 +67,21 @@ class Meter:
         self.cached = 0
 
     def at_least(self, spend: Mapping[str, Any]) -> None:
-        """Take over what the manifest of an earlier session of this run says, should its cache be gone."""
-        told = (spend.get("calls") or 0, nano_usd(spend.get("charged_usd") or 0.0), spend.get("unpriced") or 0)
+        """Take over the spend in the manifest of an earlier session of this run, should its cache be gone."""
+        reported = (spend.get("calls") or 0, nano_usd(spend.get("charged_usd") or 0.0), spend.get("unpriced") or 0)
         with self.store.writing() as db:
             self._open(db)
             db.execute(
                 "UPDATE runs SET calls = max(calls, ?), nano_usd = max(nano_usd, ?), unpriced = max(unpriced, ?) "
                 "WHERE run = ?",
-                (*told, self.run),
+                (*reported, self.run),
             )
 
     def _open(self, db: sqlite3.Connection) -> None:
         db.execute("INSERT OR IGNORE INTO runs VALUES (?, 0, 0, 0, 0, 0, 0)", (self.run,))
 
     def reserve(self, amount: int, calls: int = 1) -> int | None:
-        """Charge calls with what they can cost at most. Returns the reservation; None where a cap leaves no room.
+        """Charge calls at their upper bound. Returns the reservation; None where a cap leaves no room.
 
         The charge stands until :meth:`settle` or :meth:`refund`, whatever becomes of this process.
         """
@@ -94,12 +107,12 @@ class Meter:
         call: int,
         amount: int | None,
         usage: Mapping[str, int],
-        texts: Iterable[tuple[bytes, Text]] = (),
+        texts: Iterable[tuple[bytes, StoredText]] = (),
         *,
         calls: int = 1,
         answered: int | None = None,
     ) -> None:
-        """Put the real price (None: none is known) in the place of a reservation and keep the texts, in one
+        """Replace a reservation by the real price (None: none is known) and store the texts, in one
         transaction. ``answered`` of the reserved ``calls`` were answered; the others were not made."""
         answered = calls if answered is None else answered
         with self.store.writing() as db:
@@ -119,10 +132,10 @@ class Meter:
                     self.run,
                 ),
             )
-            self.store.keep(db, texts)
+            self.store.put_in(db, texts)
 
     def refund(self, call: int, calls: int = 1) -> None:
-        """Take a reservation back: the server refused the call, or never saw it."""
+        """Take a reservation back: the server refused the call, or never received it."""
         with self.store.writing() as db:
             if (reserved := self._end(db, call)) is not None:
                 db.execute(
@@ -131,13 +144,13 @@ class Meter:
                 )
 
     def _end(self, db: sqlite3.Connection, call: int) -> int | None:
-        """The amount of a reservation of this run that ends here; None where it has ended before."""
+        """End a reservation of this run; its amount, or None where it has ended before."""
         row = db.execute("SELECT nano_usd FROM calls WHERE id = ? AND run = ?", (call, self.run)).fetchone()
         db.execute("DELETE FROM calls WHERE id = ? AND run = ?", (call, self.run))
         return row[0] if row is not None else None
 
     def totals(self) -> Totals:
-        """What the run was charged so far."""
+        """The run's charges so far."""
         with self.store.reading() as db:
             row = db.execute(
                 "SELECT calls, nano_usd, unknown, unpriced, prompt_tokens, completion_tokens FROM runs WHERE run = ?",
@@ -146,7 +159,7 @@ class Meter:
         return Totals(*row) if row else Totals()
 
     def room(self) -> tuple[float, float]:
-        """What the caps still leave: an amount and a number of calls; infinite where there is no cap."""
+        """The room that the caps leave: an amount and a number of calls; infinite where there is no cap."""
         totals, calls = self.totals(), self.budget.max_calls
         left = math.inf if self._max_nano_usd is None else self._max_nano_usd - totals.nano_usd
         return left, math.inf if calls is None else calls - totals.calls
@@ -156,7 +169,7 @@ class Meter:
         totals = self.totals()
         caps = []
         if self.budget.max_cost_usd is not None:
-            caps.append(f"{totals.nano_usd / NANO:.4f} of {self.budget.max_cost_usd:g} USD")
+            caps.append(f"{usd(totals.nano_usd):.4f} of {self.budget.max_cost_usd:g} USD")
         if self.budget.max_calls is not None:
             caps.append(f"{totals.calls} of {self.budget.max_calls} calls")
         return BudgetSpent(
@@ -176,7 +189,7 @@ class Meter:
             "calls": totals.calls,
             "cached": self.cached,
             "usage": {"prompt_tokens": totals.prompt_tokens, "completion_tokens": totals.completion_tokens},
-            "charged_usd": round(totals.nano_usd / NANO, 9) if priced else None,
+            "charged_usd": round(usd(totals.nano_usd), 9) if priced else None,
             "unknown_outcome": totals.unknown,
             "unpriced": totals.unpriced,
         }

@@ -12,7 +12,7 @@ from typing import Any
 
 from rlgf_cli.artifacts.rundir import Manifest
 from rlgf_cli.config.guide import BudgetConfig
-from rlgf_cli.ledger.meter import NANO, Meter
+from rlgf_cli.ledger.meter import Meter, usd
 from rlgf_cli.ledger.store import Store
 from rlgf_cli.protocols import Guide
 
@@ -63,4 +63,4 @@ def charged_usd(runs: Collection[str]) -> float:
     if not runs:
         return 0.0
     with closing(Store.default(make=False)) as store:
-        return sum(Meter(store, run).totals().nano_usd for run in runs) / NANO
+        return usd(sum(Meter(store, run).totals().nano_usd for run in runs))

@@ -1,8 +1,8 @@
-"""The store of all guide texts that were paid for: one SQLite file, which holds the books of what was paid too.
+"""The store: one SQLite file with all texts that were bought, leases, and the tables of accounts and batch jobs.
 
-Texts are found by a hash of everything that decides them, so all stages and experiments share them. Processes
-share the file (WAL); a request that is under way is claimed with a lease, so that no other process pays for it
-too. Every transaction is whole after a kill.
+A text is texts by a hash of everything that it depends on, so all stages and experiments share the texts. Processes
+share the file (WAL); a request in flight is claimed with a lease, so that no other process pays for it too. Every
+transaction is whole after a kill.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.ledger.leases import is_dead, this_process
-from rlgf_cli.protocols import FinishReason
+from rlgf_cli.protocols import Completion, FinishReason
 
 FILE = "guide.sqlite"
 VERSION = 1
@@ -64,11 +65,11 @@ _HINTS = {
 _INSERT = f"INSERT OR IGNORE INTO texts ({_COLUMNS}) VALUES ({', '.join('?' * 12)})"
 
 
-class Text(NamedTuple):
-    """A guide's answer as it came, before anything is mended in it.
+class StoredText(NamedTuple):
+    """A completion in the store, before any repair, with the request that it answers.
 
-    ``nano_usd`` is its price in billionths of a US dollar (None: not known), ``seconds`` how long the guide took,
-    ``created`` Unix time, ``prompt_bytes`` the size of what was asked in UTF-8.
+    ``request`` is the request's JSON and ``prompt_bytes`` its size in UTF-8; ``nano_usd`` the price in billionths of a
+    US dollar (None: not known), ``seconds`` how long the guide took, ``created`` Unix time.
     """
 
     guide: str
@@ -83,6 +84,35 @@ class Text(NamedTuple):
     seconds: float | None = None
     created: int = 0
 
+    @classmethod
+    def of(cls, guide: str, request: str, prompt_bytes: int, completion: Completion) -> StoredText:
+        usage, created = completion.usage, completion.created
+        return cls(
+            guide=guide,
+            request=request,
+            text=completion.text,
+            finish_reason=completion.finish_reason,
+            model=completion.model,
+            prompt_bytes=prompt_bytes,
+            prompt_tokens=usage.get("prompt_tokens"),
+            completion_tokens=usage.get("completion_tokens"),
+            nano_usd=completion.nano_usd,
+            seconds=completion.seconds,
+            created=int(datetime.fromisoformat(created).timestamp()) if created else int(time.time()),
+        )
+
+    def completion(self) -> Completion:
+        usage = {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
+        return Completion(
+            self.text,
+            self.finish_reason,
+            self.model,
+            {name: count for name, count in usage.items() if count is not None},
+            nano_usd=self.nano_usd,
+            seconds=self.seconds,
+            created=datetime.fromtimestamp(self.created, timezone.utc).isoformat(timespec="seconds"),
+        )
+
 
 def folder() -> Path:
     """Where the store lies: ``RLGF_CACHE_DIR``, else ``~/.cache/rlgf``."""
@@ -91,9 +121,9 @@ def folder() -> Path:
 
 
 class Store:
-    """The file, opened. ``path`` None keeps the books in memory, for guides that cost nothing.
+    """The open file. With ``path`` None all tables are in memory, for guides that cost nothing.
 
-    ``make`` False makes no file: where there is none, the store is empty, and nothing that it is told stays.
+    ``make`` False makes no file: where there is none, the store is empty and in memory.
     """
 
     def __init__(self, path: Path | None = None, *, make: bool = True) -> None:
@@ -169,29 +199,29 @@ class Store:
 
     # texts and leases
 
-    def texts(self, keys: Sequence[bytes]) -> dict[bytes, Text]:
-        """Those of the texts that are there."""
+    def texts(self, keys: Sequence[bytes]) -> dict[bytes, StoredText]:
+        """The stored texts among the keys."""
         with self.reading() as db:
             return self._texts(db, keys)
 
-    def _texts(self, db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, Text]:
-        found = {}
+    def _texts(self, db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, StoredText]:
+        texts = {}
         for start in range(0, len(keys), _AT_ONCE):
             part = keys[start : start + _AT_ONCE]
             marks = ",".join("?" * len(part))
             for row in db.execute(f"SELECT {_COLUMNS} FROM texts WHERE key IN ({marks})", part):
-                found[row[0]] = Text(*row[1:])
-        return found
+                texts[row[0]] = StoredText(*row[1:])
+        return texts
 
-    def claim(self, keys: Sequence[bytes], seconds: float) -> tuple[dict[bytes, Text], set[bytes]]:
-        """Claim what nobody asks for: ``(texts that came meanwhile, keys that are now ours to ask)``.
+    def claim(self, keys: Sequence[bytes], seconds: float) -> tuple[dict[bytes, StoredText], set[bytes]]:
+        """Claim the keys that nobody has requested: ``(texts that are stored by now, keys that are now leased to us)``.
 
-        What is in neither is asked for by somebody else, whose lease is good.
+        A key in neither is leased to another process or batch.
         """
         now = time.time()
         with self.writing() as db:
-            found = self._texts(db, keys)
-            ours = {key for key in keys if key not in found}
+            texts = self._texts(db, keys)
+            ours = {key for key in keys if key not in texts}
             dead: dict[str, bool] = {}
             for key in list(ours):
                 row = db.execute("SELECT owner, until FROM leases WHERE key = ?", (key,)).fetchone()
@@ -204,10 +234,10 @@ class Store:
             db.executemany(
                 "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", [(key, self.owner, now + seconds) for key in ours]
             )
-        return found, ours
+        return texts, ours
 
     def renew(self, keys: Iterable[bytes], seconds: float) -> None:
-        """Hold leases of this process for longer: what they are for still waits for its turn."""
+        """Prolong leases of this process."""
         until = time.time() + seconds
         with self.writing() as db:
             db.executemany(
@@ -219,19 +249,19 @@ class Store:
         with self.writing() as db:
             db.executemany("DELETE FROM leases WHERE key = ? AND owner = ?", [(key, self.owner) for key in keys])
 
-    def put(self, texts: Iterable[tuple[bytes, Text]]) -> None:
-        """Keep texts, and end their leases."""
+    def put(self, texts: Iterable[tuple[bytes, StoredText]]) -> None:
+        """Store texts, and end their leases."""
         with self.writing() as db:
-            self.keep(db, texts)
+            self.put_in(db, texts)
 
-    def keep(self, db: sqlite3.Connection, texts: Iterable[tuple[bytes, Text]]) -> None:
+    def put_in(self, db: sqlite3.Connection, texts: Iterable[tuple[bytes, StoredText]]) -> None:
         """As :meth:`put`, in a transaction that goes on."""
         now = int(time.time())
         for key, text in texts:
             db.execute(_INSERT, (key, *text[:-1], text.created or now))
             db.execute("DELETE FROM leases WHERE key = ?", (key,))
 
-    # looking after it
+    # maintenance
 
     def samples(self, guide: str, limit: int = 1000) -> list[tuple[int, int | None, int | None, float | None]]:
         """``(prompt bytes, prompt tokens, completion tokens, seconds)`` of a guide's newest texts."""
@@ -243,7 +273,7 @@ class Store:
             ).fetchall()
 
     def summary(self) -> list[dict[str, Any]]:
-        """Per guide: texts, tokens, what they cost, first and last day."""
+        """Per guide: texts, tokens, price, first and last day."""
         with self.reading() as db:
             rows = db.execute(
                 "SELECT guide, count(*), sum(prompt_tokens), sum(completion_tokens), sum(nano_usd), min(created), "
@@ -253,11 +283,11 @@ class Store:
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def count(self) -> int:
-        """How many texts there are."""
+        """The number of texts."""
         with self.reading() as db:
             return db.execute("SELECT count(*) FROM texts").fetchone()[0]
 
-    def each(self, guide: str | None = None) -> Iterator[tuple[bytes, Text]]:
+    def each(self, guide: str | None = None) -> Iterator[tuple[bytes, StoredText]]:
         """All texts, by key, a few at a time."""
         last = b""
         while True:
@@ -268,7 +298,7 @@ class Store:
                 ).fetchall()
             if not rows:
                 return
-            yield from ((row[0], Text(*row[1:])) for row in rows)
+            yield from ((row[0], StoredText(*row[1:])) for row in rows)
             last = rows[-1][0]
 
     def prune(self, *, before: int | None = None, guide: str | None = None) -> int:

@@ -71,9 +71,7 @@ def generate_texts(
         text = whole.removeprefix(before) if start else whole
         usage = {"prompt_tokens": len(prompt) + len(start), "completion_tokens": len(row.ids)}
         usage["control_tokens"] = sum(i in control for i in row.ids)
-        completions.append(
-            Completion(text.rstrip(), "stop" if row.finished else "length", loaded.name, usage=usage, cost_usd=None)
-        )
+        completions.append(Completion(text.rstrip(), "stop" if row.finished else "length", loaded.name, usage=usage))
     return completions
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from rlgf_cli.artifacts.jsonl import parse_record, read_objects, write_jsonl
 from rlgf_cli.artifacts.records import SCHEMA_VERSION, CachedTextRecord
 from rlgf_cli.errors import UserError
-from rlgf_cli.ledger.meter import NANO
-from rlgf_cli.ledger.store import FILE, Store, Text, folder
+from rlgf_cli.ledger.meter import usd
+from rlgf_cli.ledger.store import FILE, Store, StoredText, folder
 
 _WINDOW = 500
 """Texts that are stored in one transaction."""
@@ -38,8 +38,8 @@ def stats() -> dict[str, Any]:
         assert store.path is not None
         guides = []
         for row in store.summary():
-            cost = row.pop("nano_usd")
-            row["cost_usd"] = None if cost is None else round(cost / NANO, 6)
+            cost = usd(row.pop("nano_usd"))
+            row["cost_usd"] = None if cost is None else round(cost, 6)
             for key in ("first", "last"):
                 row[key] = datetime.fromtimestamp(row[key], timezone.utc).date().isoformat()
             guides.append(row)
@@ -56,7 +56,7 @@ def export(output: str, *, guide: str | None = None) -> int:
         return write_jsonl(path, (_line(key, text) for key, text in store.each(guide)))
 
 
-def _line(key: bytes, text: Text) -> dict[str, Any]:
+def _line(key: bytes, text: StoredText) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "key": key.hex(), **text._asdict(), "request": json.loads(text.request)}
 
 
@@ -74,7 +74,7 @@ def import_(path: str) -> tuple[int, int]:
         return total, store.count() - before
 
 
-def _read(path: str) -> Iterator[tuple[bytes, Text]]:
+def _read(path: str) -> Iterator[tuple[bytes, StoredText]]:
     for number, value in read_objects(path):
         where = f"{path}:{number}"
         record = parse_record(CachedTextRecord, value, where)
@@ -88,7 +88,7 @@ def _read(path: str) -> Iterator[tuple[bytes, Text]]:
         if any(abs(count or 0) > _LARGEST for count in counts) or record.created > _LATEST:
             raise UserError("a number is larger than any that rlgf writes", where=where)
         request = json.dumps(record.request, ensure_ascii=False)
-        yield bytes.fromhex(record.key), Text(**{**fields, "request": request})
+        yield bytes.fromhex(record.key), StoredText(**{**fields, "request": request})
 
 
 def prune(*, older_than_days: float | None = None, guide: str | None = None) -> int:

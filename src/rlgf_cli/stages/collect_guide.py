@@ -27,6 +27,7 @@ from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import Interrupted, RlgfError, UserError
 from rlgf_cli.guides.make import make_live_guide
 from rlgf_cli.guides.openai.estimate import Plan, estimate, lines
+from rlgf_cli.ledger.meter import usd
 from rlgf_cli.protocols import Answer, Completion, Example, Failure, Guide, GuideRequest
 from rlgf_cli.stages.session import FileResult, StageSession
 
@@ -346,7 +347,7 @@ def guide_record(request: GuideRequest, text: Completion, guide: Guide, sampling
         guide=guide.name,
         sampling=sampling,
         usage=dict(text.usage),
-        cost_usd=text.cost_usd,
+        cost_usd=usd(text.nano_usd),
         cached=text.cached,
         created=text.created,
         mended=list(text.repaired),

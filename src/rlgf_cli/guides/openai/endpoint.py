@@ -1,4 +1,4 @@
-"""Where an endpoint is, what it costs, and the key to it."""
+"""An endpoint: its address, its price, its API key, and the connection to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from rlgf_cli.config.guide import Api, GuideConfig, base_url_problem
-from rlgf_cli.errors import UserError, did_you_mean
+from rlgf_cli.errors import RlgfError, UserError, did_you_mean
 from rlgf_cli.guides.openai import presets as aliases
 from rlgf_cli.guides.openai.presets import Alias
 from rlgf_cli.ledger.meter import NANO
@@ -25,7 +25,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where requests go. ``alias`` has price, context length and terms, where they are known."""
+    """The address of a model. ``alias`` has its price, context length and terms, where they are known."""
 
     model: str
     api: Api
@@ -33,16 +33,16 @@ class Endpoint:
     alias: Alias | None
 
     @property
-    def per_token(self) -> tuple[float, float] | None:
-        """Price in billionths of a US dollar per token in and out; None where none is known."""
+    def nano_usd_per_token(self) -> tuple[float, float] | None:
+        """Price per token in and out, in billionths of a US dollar; None where none is known."""
         alias = self.alias
         if alias is None or alias.usd_per_million_input is None or alias.usd_per_million_output is None:
             return None
         return alias.usd_per_million_input * NANO / 1e6, alias.usd_per_million_output * NANO / 1e6
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> int | None:
-        """The price of an answer in billionths of a US dollar; None where none is known."""
-        if (per := self.per_token) is None:
+        """The price of an answer, in billionths of a US dollar; None where none is known."""
+        if (per := self.nano_usd_per_token) is None:
             return None
         return round(prompt_tokens * per[0] + completion_tokens * per[1])
 
@@ -115,10 +115,23 @@ def same_model(asked: str, reported: str) -> bool:
     return not rest or (rest != reported and _VERSION.fullmatch(rest) is not None)
 
 
-class LoopThread:
-    """An event loop in a thread of its own, so that connections outlive a single call."""
+class Connection:
+    """The ``openai`` client of an endpoint, in an event loop of its own thread, so that connections outlive a call.
 
-    def __init__(self) -> None:
+    ``errors`` is the ``openai`` module, for its exceptions; ``create`` sends a request and gives the raw response.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, timeout_s: float) -> None:
+        self._key = api_key(endpoint.base_url)
+        import openai
+
+        self._base_url = endpoint.base_url
+        self.errors = openai
+        self.client = openai.AsyncOpenAI(
+            api_key=self._key, base_url=endpoint.base_url, timeout=timeout_s, max_retries=0
+        )
+        completions = self.client.completions if endpoint.api == "completion" else self.client.chat.completions
+        self.create: Any = completions.with_raw_response.create
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rlgf-guide", daemon=True)
         self._thread.start()
@@ -126,16 +139,36 @@ class LoopThread:
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def close(self, last: Coroutine[Any, Any, None]) -> None:
-        """Cancel what is under way, run ``last``, and end the thread."""
-        self.submit(self._wind_down(last)).result()
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine of the client's, and wait for it; the server's errors are raised as RlgfError."""
+        try:
+            return self.submit(work).result()
+        except self.errors.APIError as error:
+            raise RlgfError(
+                f"{self._base_url}: {self.first_line(error)}", hint="run the same command with --resume"
+            ) from None
+
+    def first_line(self, error: BaseException) -> str:
+        """The first line of an error's message, without the key, which servers like to quote."""
+        text = str(error)
+        body = getattr(error, "body", None)
+        if isinstance(body, dict) and not body.get("message") and body.get("detail"):
+            text = f"{text} - {body['detail']}"  # FastAPI's shape of an error, not OpenAI's
+        if len(self._key) >= 8:  # a placeholder is too short to be searched for
+            text = text.replace(self._key, "***")
+        lines = text.strip().splitlines()
+        return lines[0][:200] if lines else type(error).__name__
+
+    def close(self) -> None:
+        """Cancel the requests in flight, close the client, and end the thread."""
+        self.submit(self._wind_down()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    async def _wind_down(self, last: Coroutine[Any, Any, None]) -> None:
+    async def _wind_down(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        await last
+        await self.client.close()

@@ -1,4 +1,4 @@
-"""What a collection will ask and cost, said before a call is made."""
+"""Estimates of the tokens, the price and the time of requests, before any is sent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, pvariance
 from typing import Any
 
-from rlgf_cli.ledger.meter import NANO
+from rlgf_cli.ledger.meter import usd
 from rlgf_cli.protocols import Guide, GuideRequest
 
 _ENOUGH = 20
@@ -70,8 +70,8 @@ def estimate(guide: Guide, plan: Plan) -> dict[str, Any]:
     }
     if (each := guide.nano_usd_per_token) is not None:
         per = [(guide.batch_price if plan.batch else 1.0) * price for price in each]
-        found["usd"] = [round((p * per[0] + c * per[1]) / NANO, 6) for p, c in zip(prompt, completion, strict=True)]
-        found["at_most_usd"] = round((plan.prompt_bytes * per[0] + plan.limit_tokens * per[1]) / NANO, 6)
+        found["usd"] = [round(usd(p * per[0] + c * per[1]), 6) for p, c in zip(prompt, completion, strict=True)]
+        found["at_most_usd"] = round(usd(plan.prompt_bytes * per[0] + plan.limit_tokens * per[1]), 6)
     if guide.abilities.remote and not plan.batch:
         took = [row[3] for row in history if row[3]]
         tokens = tuple(p + c for p, c in zip(prompt, completion, strict=True))

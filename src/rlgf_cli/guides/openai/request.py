@@ -1,4 +1,4 @@
-"""What an endpoint is asked: the request's text, its sampling, and the seed that goes with it."""
+"""Requests to an endpoint: prompt or messages, sampling, and seed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _PER_MESSAGE = 16
 
 
 @dataclass(frozen=True)
-class Wording:
-    """How requests to an endpoint are put. ``seed`` is the run's."""
+class RequestBuilder:
+    """Makes the bodies of requests to an endpoint. ``seed`` is the run's."""
 
     endpoint: Endpoint
     config: GuideConfig
     seed: int
 
     def identity(self) -> dict[str, Any]:
-        """What decides a text besides the request."""
+        """What a text depends on besides the request."""
         sampling = self.config.sampling
         return {
             "kind": "openai",
@@ -42,11 +42,11 @@ class Wording:
             "prefill": self.config.continuation == "prefill",
         }
 
-    def asked(self, request: GuideRequest) -> dict[str, Any]:
-        """The part of the request that decides the text."""
-        return {**self.text(request), "max_tokens": request.max_new_tokens, "sample_index": request.sample_index}
+    def fields(self, request: GuideRequest) -> dict[str, Any]:
+        """The part of the request that a text depends on."""
+        return {**self.prompt(request), "max_tokens": request.max_new_tokens, "sample_index": request.sample_index}
 
-    def text(self, request: GuideRequest) -> dict[str, Any]:
+    def prompt(self, request: GuideRequest) -> dict[str, Any]:
         """``prompt`` or ``messages``, as they are sent."""
         config = self.config
         text = request.example.prompt
@@ -65,13 +65,13 @@ class Wording:
         return {"messages": messages}
 
     def body(self, request: GuideRequest) -> dict[str, Any]:
-        """All of a request but its limit, whose name depends on the server. ``extra_body`` is not OpenAI's."""
+        """The body without its token limit, whose name depends on the server. ``extra_body``: not OpenAI's keys."""
         sampling = self.config.sampling
         body: dict[str, Any] = {
             "model": self.endpoint.model,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            **self.text(request),
+            **self.prompt(request),
         }
         extra: dict[str, Any] = {}
         if sampling.stop:
@@ -83,13 +83,8 @@ class Wording:
         if extra:
             body["extra_body"] = extra
         if sampling.send_seed:
-            body["seed"] = request_seed(self.seed, as_json(self.asked(request)))
+            body["seed"] = request_seed(self.seed, json.dumps(self.fields(request), ensure_ascii=False))
         return body
-
-
-def as_json(asked: Mapping[str, Any]) -> str:
-    """What is hashed and kept of a request."""
-    return json.dumps(asked, ensure_ascii=False)
 
 
 def request_seed(seed: int, request: str) -> int:
@@ -98,11 +93,11 @@ def request_seed(seed: int, request: str) -> int:
 
 
 def prompt_bytes(body: Mapping[str, Any]) -> int:
-    """Bytes of what is asked, with what its messages need besides: more than it can have tokens."""
+    """Bytes of the prompt, with an allowance for each message: more than it can have tokens."""
     texts = [body["prompt"]] if "prompt" in body else [message["content"] for message in body["messages"]]
     return sum(len(text.encode("utf-8", "surrogatepass")) + _PER_MESSAGE for text in texts)
 
 
 def likely_tokens(request: GuideRequest, body: Mapping[str, Any]) -> float:
-    """What a rate limit in tokens is likely to count, before the answer is there."""
+    """Tokens that a rate limit is likely to count for a request, before the answer is there."""
     return prompt_bytes(body) / 4 + request.max_new_tokens

@@ -1,49 +1,40 @@
-"""What an OpenAI-compatible server sent: nothing in it is taken for granted."""
+"""Reads the responses of an OpenAI-compatible server; nothing in them is taken for granted."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 from rlgf_cli.config.guide import Api
-from rlgf_cli.protocols import Failure, FinishReason
+from rlgf_cli.protocols import Completion, Failure, FinishReason
 
 _NO_COUNT = 10**10
-"""From here on a number of tokens is none."""
+"""Larger numbers are no counts of tokens."""
 _FINISH: dict[Any, FinishReason] = {"stop": "stop", "length": "length"}
 
 
-@dataclass(frozen=True)
-class Reply:
-    """A body that was read: ``found`` is the text with the reason why it ended, or what is wrong with the body.
+def read_response(content: bytes | Mapping[str, Any], api: Api) -> Completion | Failure:
+    """The completion in a body, given as bytes or as the value of its JSON; a failure where there is no usable text.
 
-    ``usage`` has the token counts that the server gave, ``model`` the name that it reported.
+    Both have the model that the server reported and the token counts that it gave.
     """
-
-    found: tuple[str, FinishReason] | Failure
-    model: str | None = None
-    usage: dict[str, int] = field(default_factory=dict)
-
-
-def read_reply(content: bytes | Mapping[str, Any], api: Api) -> Reply:
-    """The reply in a body, given as bytes or as what its JSON holds."""
     body: Any = content
     if isinstance(content, bytes):
         try:
             body = json.loads(content)
         except (ValueError, RecursionError) as error:
-            return Reply(Failure("malformed", f"the answer is not JSON ({str(error)[:80]})"))
+            return Failure("malformed", f"the answer is not JSON ({str(error)[:80]})")
     if not isinstance(body, Mapping):
-        return Reply(Failure("malformed", "the answer is not a JSON object"))
+        return Failure("malformed", "the answer is not a JSON object")
     model = body.get("model")
     # half of a surrogate pair, which JSON can hold, no file can
     name = model.encode("utf-8", "ignore").decode() if isinstance(model, str) else ""
-    return Reply(_choice(body, api), name or None, _usage(body.get("usage")))
+    return replace(_choice(body, api), model=name, usage=_usage(body.get("usage")))
 
 
-def _choice(body: Mapping[str, Any], api: Api) -> tuple[str, FinishReason] | Failure:
+def _choice(body: Mapping[str, Any], api: Api) -> Completion | Failure:
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         return Failure("malformed", "the answer holds no choice")
@@ -63,10 +54,10 @@ def _choice(body: Mapping[str, Any], api: Api) -> tuple[str, FinishReason] | Fai
         return Failure("content_filter" if filtered else "finish_reason", why, final=filtered)
     if not isinstance(text, str):
         return Failure("malformed", "the answer holds no text")
-    return text, _FINISH[reason]
+    return Completion(text, _FINISH[reason], model="")
 
 
 def _usage(usage: Any) -> dict[str, int]:
-    counts = usage if isinstance(usage, dict) else {}
-    found = {name: counts.get(name) for name in ("prompt_tokens", "completion_tokens")}
-    return {name: count for name, count in found.items() if type(count) is int and 0 <= count < _NO_COUNT}
+    given = usage if isinstance(usage, dict) else {}
+    counts = {name: given.get(name) for name in ("prompt_tokens", "completion_tokens")}
+    return {name: count for name, count in counts.items() if type(count) is int and 0 <= count < _NO_COUNT}

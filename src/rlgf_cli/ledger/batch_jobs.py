@@ -1,4 +1,4 @@
-"""Batches that were ordered: noted before the server hears of them, so that a kill between the two loses nothing."""
+"""Batch jobs of a run: recorded before the server receives them, so that a kill between the two loses nothing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import NamedTuple
 from rlgf_cli.ledger.meter import Meter
 
 
-class Order(NamedTuple):
-    """A batch that was not collected yet. ``server_id`` is None until the server has said that it has it; ``call`` is
-    its reservation."""
+class BatchJob(NamedTuple):
+    """A batch that is not collected yet. ``server_id`` is None until the server has confirmed it; ``call`` is its
+    reservation."""
 
     id: str
     server_id: str | None
@@ -19,20 +19,20 @@ class Order(NamedTuple):
     requests: int
 
 
-class Orders:
-    """The open batches of a run, in the file of its meter's store."""
+class BatchJobs:
+    """The open batch jobs of a run, in the file of its meter's store."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter, self._store = meter, meter.store
 
-    def open(self) -> list[Order]:
-        """What is not collected yet."""
+    def open(self) -> list[BatchJob]:
+        """The batches that are not collected yet."""
         with self._store.reading() as db:
             rows = db.execute("SELECT id, server_id, call, requests FROM batches WHERE run = ?", (self._meter.run,))
-            return [Order(*row) for row in rows]
+            return [BatchJob(*row) for row in rows]
 
     def place(self, id_: str, amount: int, requests: Sequence[tuple[bytes, str, int]], seconds: float) -> bool:
-        """Charge and note a batch of ``(key, request, prompt bytes)``, and let it hold their leases.
+        """Charge and record a batch of ``(key, request, prompt bytes)``, and let it hold their leases.
 
         False, and nothing is done, where a cap leaves no room for it.
         """
@@ -51,12 +51,12 @@ class Orders:
             )
             return True
 
-    def taken(self, id_: str, server_id: str) -> None:
-        """The server has a batch, under an id of its own."""
+    def confirm(self, id_: str, server_id: str) -> None:
+        """Record the id that the server has given to a batch."""
         with self._store.writing() as db:
             db.execute("UPDATE batches SET server_id = ? WHERE id = ?", (server_id, id_))
 
-    def asked(self, id_: str, keys: Sequence[bytes]) -> dict[bytes, tuple[str, int]]:
+    def requests(self, id_: str, keys: Sequence[bytes]) -> dict[bytes, tuple[str, int]]:
         """``(request, prompt bytes)`` of a batch's keys."""
         query = "SELECT request, prompt_bytes FROM batched WHERE key = ? AND batch = ?"
         with self._store.reading() as db:
@@ -64,7 +64,7 @@ class Orders:
         return {key: row for key, row in rows.items() if row is not None}
 
     def end(self, id_: str) -> None:
-        """A batch is collected or given up: its leases are free."""
+        """Forget a batch that is collected or given up, and release its leases."""
         with self._store.writing() as db:
             db.execute("DELETE FROM leases WHERE owner = ?", (f"batch:{id_}",))
             db.execute("DELETE FROM batched WHERE batch = ?", (id_,))
