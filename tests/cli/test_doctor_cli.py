@@ -10,7 +10,7 @@ import pytest
 
 from conftest import make_tokenizer, toy_examples, write_rows
 from fake_openai import FakeOpenAI, Reply, Request
-from rlgf_cli.checks.guide_probe import Exam
+from rlgf_cli.checks.guide_probe import GuideProbe
 from rlgf_cli.models.text import TextFormat
 from rlgf_cli.protocols import Check
 from rlgf_cli.stages import doctor as stage
@@ -324,8 +324,8 @@ def test_print_config_asks_nobody(doctor) -> None:
 
 
 def test_a_check_of_ones_own_is_one_more_function(doctor, tmp_path: Path, monkeypatch) -> None:
-    def brief(exam: Exam) -> Check | None:
-        return Check("own.brief", "fail", f"{len(exam.texts)} texts", "few are enough", "none")
+    def brief(probe: GuideProbe) -> Check | None:
+        return Check("own.brief", "fail", f"{len(probe.texts)} texts", "few are enough", "none")
 
     monkeypatch.setattr(stage, "CHECKS", [*stage.CHECKS, brief])
     done = doctor(recorded(tmp_path / "guide.jsonl"))

@@ -18,9 +18,9 @@ from rlgf_cli.guides.openai.rate_limits import (
     BURST_S,
     LONGEST_WAIT_S,
     OUTAGE_AFTER,
-    Gate,
     Outage,
     Pace,
+    RateLimiter,
     back_off,
     duration,
 )
@@ -90,10 +90,10 @@ def play(clock: Clock, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(clock.run(work()))
 
 
-def gate(**changes: Any) -> tuple[Gate, list[str]]:
+def limiter(**changes: Any) -> tuple[RateLimiter, list[str]]:
     said: list[str] = []
     options = {"requests_per_minute": None, "tokens_per_minute": None, "outage_limit": 300.0, **changes}
-    return Gate(notify=said.append, **options), said
+    return RateLimiter(notify=said.append, **options), said
 
 
 # what headers say
@@ -206,7 +206,7 @@ def test_a_limit_that_is_learned_and_the_user_s_own(clock: Clock) -> None:
 
 
 def test_the_gate_learns_from_headers(clock: Clock) -> None:
-    door, _ = gate(requests_per_minute=50)
+    door, _ = limiter(requests_per_minute=50)
     door.answered({"x-ratelimit-limit-requests": "100", "x-ratelimit-limit-tokens": "9000"})
     assert (door.requests.rate, door.tokens.rate) == (50, 9000)
     door.limited({"x-ratelimit-limit-requests": "20", "x-ratelimit-limit-tokens": "none"})
@@ -217,7 +217,7 @@ def test_the_gate_learns_from_headers(clock: Clock) -> None:
 
 
 def test_requests_come_no_faster_than_the_rates(clock: Clock) -> None:
-    door, _ = gate(requests_per_minute=60, tokens_per_minute=6000)  # one a second, 100 tokens a second
+    door, _ = limiter(requests_per_minute=60, tokens_per_minute=6000)  # one a second, 100 tokens a second
     came: list[float] = []
 
     async def ask(tokens: float) -> None:
@@ -233,7 +233,7 @@ def test_requests_come_no_faster_than_the_rates(clock: Clock) -> None:
 
 
 def test_nothing_left_until_a_time_that_the_server_tells(clock: Clock) -> None:
-    door, _ = gate()
+    door, _ = limiter()
     door.answered({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "12s"})
     door.answered({"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "40s"})  # some are left
 
@@ -255,7 +255,7 @@ def test_nothing_left_until_a_time_that_the_server_tells(clock: Clock) -> None:
 
 
 def test_a_429_closes_for_all_until_the_server_says(clock: Clock) -> None:
-    door, _ = gate()
+    door, _ = limiter()
     came: list[float] = []
 
     async def ask() -> None:
@@ -272,7 +272,7 @@ def test_a_429_closes_for_all_until_the_server_says(clock: Clock) -> None:
 
 
 def test_429s_without_a_time_wait_longer_each_time_and_a_burst_counts_once(clock: Clock) -> None:
-    door, _ = gate()
+    door, _ = limiter()
     waits = []
     for _ in range(9):
         burst = [door.limited({}) for _ in range(6)]
@@ -286,7 +286,7 @@ def test_429s_without_a_time_wait_longer_each_time_and_a_burst_counts_once(clock
 
 def test_at_once_is_not_taken_at_its_word(clock: Clock) -> None:
     """A server that refuses, and says to come back at once, is not asked in a loop."""
-    door, _ = gate()
+    door, _ = limiter()
     for headers in ({"retry-after": "0"}, {"retry-after": formatdate(NOW - 60, usegmt=True)}):
         assert door.limited(headers) >= 0.5
         clock.now = door._closed_until
@@ -294,7 +294,7 @@ def test_at_once_is_not_taken_at_its_word(clock: Clock) -> None:
 
 
 def test_a_429_counts_further_where_its_headers_tell_of_a_reset(clock: Clock) -> None:
-    door, _ = gate()
+    door, _ = limiter()
     headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1s"}
     assert door.limited(headers) == 0.5
     clock.now = door._closed_until
@@ -302,7 +302,7 @@ def test_a_429_counts_further_where_its_headers_tell_of_a_reset(clock: Clock) ->
 
 
 def test_a_wait_longer_than_an_outage_may_last_is_one(clock: Clock) -> None:
-    door, _ = gate(outage_limit=300.0)
+    door, _ = limiter(outage_limit=300.0)
 
     async def work() -> None:
         door.limited({"retry-after": "299"})
@@ -318,7 +318,7 @@ def test_a_wait_longer_than_an_outage_may_last_is_one(clock: Clock) -> None:
 
 
 def test_a_short_wait_is_none_however_soon_the_user_gives_up(clock: Clock) -> None:
-    door, _ = gate(outage_limit=0.0)
+    door, _ = limiter(outage_limit=0.0)
 
     async def work() -> None:
         door.limited({"retry-after": "20"})
@@ -332,7 +332,7 @@ def test_a_short_wait_is_none_however_soon_the_user_gives_up(clock: Clock) -> No
 
 
 def test_failures_in_a_row_open_the_breaker_and_one_answer_closes_it(clock: Clock) -> None:
-    door, said = gate()
+    door, said = limiter()
     for _ in range(OUTAGE_AFTER - 1):
         assert door.failed("status 503")  # the request is to blame
     door.answered({})
@@ -350,7 +350,7 @@ def test_failures_in_a_row_open_the_breaker_and_one_answer_closes_it(clock: Cloc
 
 def test_failures_of_what_was_sent_before_the_last_answer_are_no_outage(clock: Clock) -> None:
     """Two hundred requests under way, of which some fail, are a server with faults and not one that is down."""
-    closing, said = gate(outage_limit=60.0)
+    closing, said = limiter(outage_limit=60.0)
     sent = clock.now
     clock.now += 1.0
     closing.answered({})
@@ -364,7 +364,7 @@ def test_failures_of_what_was_sent_before_the_last_answer_are_no_outage(clock: C
 
 
 def test_failures_that_do_not_count_are_no_outage(clock: Clock) -> None:
-    door, _ = gate()
+    door, _ = limiter()
     for _ in range(5 * OUTAGE_AFTER):
         assert door.failed("status 500", counts=False)
     assert not door.down
@@ -372,7 +372,7 @@ def test_failures_that_do_not_count_are_no_outage(clock: Clock) -> None:
 
 @pytest.mark.parametrize("ends", ["answered", "limited"])
 def test_one_at_a_time_tries_and_all_go_on_when_it_is_up(clock: Clock, ends: str) -> None:
-    door, _ = gate()
+    door, _ = limiter()
     trying = most = 0
     probes: list[float] = []
     through = 0
@@ -409,7 +409,7 @@ def test_one_at_a_time_tries_and_all_go_on_when_it_is_up(clock: Clock, ends: str
 
 def test_what_was_on_its_way_when_it_went_down_makes_nobody_else_try(clock: Clock) -> None:
     """Sixty-four requests fail one after the other: still one at a time tries, and soon."""
-    door, _ = gate()
+    door, _ = limiter()
     trying = most = 0
     first = 0.0
 
@@ -441,7 +441,7 @@ def test_what_was_on_its_way_when_it_went_down_makes_nobody_else_try(clock: Cloc
 
 
 def test_a_try_that_is_cancelled_leaves_room_for_another(clock: Clock) -> None:
-    door, _ = gate()
+    door, _ = limiter()
 
     async def work() -> None:
         for _ in range(OUTAGE_AFTER):
@@ -460,7 +460,7 @@ def test_a_try_that_is_cancelled_leaves_room_for_another(clock: Clock) -> None:
 
 @pytest.mark.parametrize("limit", [0.0, 30.0, 300.0])
 def test_all_are_given_up_after_the_limit(clock: Clock, limit: float) -> None:
-    door, _ = gate(outage_limit=limit)
+    door, _ = limiter(outage_limit=limit)
     given_up: list[float] = []
 
     async def ask() -> None:
@@ -485,7 +485,7 @@ def test_all_are_given_up_after_the_limit(clock: Clock, limit: float) -> None:
 
 def test_an_outage_begins_when_it_is_noticed_not_with_a_failure_of_an_hour_ago(clock: Clock) -> None:
     """In training nobody is asked for a while: an old failure is no hour of outage."""
-    door, _ = gate(outage_limit=300.0)
+    door, _ = limiter(outage_limit=300.0)
     door.failed("a single one")
     clock.now += 3600
 
@@ -505,7 +505,7 @@ def test_no_test_here_takes_time() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limits, "time", clock)
         patch.setattr(limits, "asyncio", _Asyncio(clock))
-        door, _ = gate(requests_per_minute=1)
+        door, _ = limiter(requests_per_minute=1)
 
         async def work() -> None:
             for _ in range(10):

@@ -1,6 +1,6 @@
-"""What a guide's texts say of training with it: each check looks at one thing of an :class:`~.exam.Exam`.
+"""Checks of a guide's texts, as a :class:`~.guide_probe.GuideProbe` has collected them, for training with that guide.
 
-A check that fails breaks something that training relies on; a warning is worth knowing and stops nothing.
+A failed check breaks something that training relies on; a warning stops nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from rlgf_cli.checks.guide_probe import Exam
+from rlgf_cli.checks.guide_probe import GuideProbe
 from rlgf_cli.models.token_boundaries import BoundaryAudit, tokenizer_loss
 from rlgf_cli.protocols import Check, CheckStatus
 
@@ -24,18 +24,18 @@ _REPAIRS = {
 }
 
 
-def answers(exam: Exam) -> Check:
+def answers(probe: GuideProbe) -> Check:
     """Whether the guide has a text for every prompt."""
-    prompts, missing = len(exam.examples), exam.failed.total()
-    numbers: dict[str, Any] = {"prompts": prompts, "texts": len(exam.texts), "asked": exam.asked}
-    numbers["failed"] = dict(exam.failed)
+    prompts, missing = len(probe.examples), probe.failed.total()
+    numbers: dict[str, Any] = {"prompts": prompts, "texts": len(probe.texts), "asked": probe.requests}
+    numbers["failed"] = dict(probe.failed)
     status: CheckStatus = "ok"
-    finding, remedy = f"{len(exam.texts)} texts for {prompts} prompts", ""
-    if not exam.guide.abilities.live:
+    finding, remedy = f"{len(probe.texts)} texts for {prompts} prompts", ""
+    if not probe.guide.abilities.live:
         explanation = "a prompt without a text is trained on without the guide"
-        numbers["id_mismatch"] = mismatched = exam.guide.counts["id_mismatch"]
+        numbers["id_mismatch"] = mismatched = probe.guide.counts["id_mismatch"]
         if missing:
-            status = "warn" if exam.texts else "fail"
+            status = "warn" if probe.texts else "fail"
             other = f"; {mismatched} have their id in the file with another prompt" if mismatched else ""
             finding = f"{missing} of {prompts} prompts have no text in the file{other}"
             remedy = "run collect-guide on this data; texts are joined to prompts by id and prompt"
@@ -46,39 +46,39 @@ def answers(exam: Exam) -> Check:
         )
         if missing:
             status = "fail"
-            kinds = ", ".join(f"{kind}: {count}" for kind, count in exam.failed.most_common())
-            finding = f"{missing} of {exam.asked} requests failed ({kinds}); the first said: {exam.said}"
-            remedy = "mend what the message says; with the cache, the same command asks only for what is missing"
+            kinds = ", ".join(f"{kind}: {count}" for kind, count in probe.failed.most_common())
+            finding = f"{missing} of {probe.requests} requests failed ({kinds}); the first: {probe.first_error}"
+            remedy = "correct what the message names; with the cache, the same command asks only for what is missing"
     return Check("guide.answers", status, finding, explanation, remedy, numbers)
 
 
-def endings(exam: Exam) -> Check | None:
-    """How the texts end, which decides about their EOS."""
-    texts = exam.texts
+def endings(probe: GuideProbe) -> Check | None:
+    """How the texts end: by themselves, with an EOS, or at the limit, without one."""
+    texts = probe.texts
     if not texts:
         return None
     stops = sum(text.ends for text in texts)
     cut = len(texts) - stops
     mostly_cut = 2 * cut > len(texts)
-    spelled = f"; {exam.spelled} answers spelled their ending, which is left out" if exam.spelled else ""
+    spelled = f"; {probe.spelled} answers spelled their ending, which is left out" if probe.spelled else ""
     return Check(
         "guide.endings",
         "warn" if mostly_cut else "ok",
         f"{stops} of {len(texts)} texts ended by themselves (stop), {cut} ran out of tokens (length){spelled}",
         "a text that stopped gets an EOS, a text that was cut gets none: what never ends teaches no ending",
         "a higher --max-new-tokens, or a prompt_template that asks for shorter texts" if mostly_cut else "",
-        {"stop": stops, "length": cut, **({"spelled": exam.spelled} if exam.spelled else {})},
+        {"stop": stops, "length": cut, **({"spelled": probe.spelled} if probe.spelled else {})},
     )
 
 
-def empty(exam: Exam) -> Check | None:
-    """Texts with nothing in them."""
-    if not exam.texts and exam.guide.abilities.live:
+def empty(probe: GuideProbe) -> Check | None:
+    """Empty texts."""
+    if not probe.texts and probe.guide.abilities.live:
         return None
-    if not exam.guide.abilities.live:
-        count, of = exam.guide.counts["empty"], "texts of the file are empty"
+    if not probe.guide.abilities.live:
+        count, of = probe.guide.counts["empty"], "texts of the file are empty"
     else:
-        count, of = sum(not text.ids for text in exam.texts), f"of {len(exam.texts)} texts are empty"
+        count, of = sum(not text.ids for text in probe.texts), f"of {len(probe.texts)} texts are empty"
     return Check(
         "guide.empty",
         "warn" if count else "ok",
@@ -91,12 +91,12 @@ def empty(exam: Exam) -> Check | None:
     )
 
 
-def lengths(exam: Exam) -> Check | None:
+def lengths(probe: GuideProbe) -> Check | None:
     """Tokens per text, in the policy's tokens."""
-    if not exam.written:
+    if not probe.written:
         return None
-    limit = exam.limit
-    sizes = [text.length for text in exam.written]
+    limit = probe.limit
+    sizes = [text.length for text in probe.written]
     over, short = sum(size > limit for size in sizes), sum(size < 2 for size in sizes)
     numbers = {"min": min(sizes), "median": median(sizes), "max": max(sizes), "over": over, "short": short}
     return Check(
@@ -114,14 +114,14 @@ def lengths(exam: Exam) -> Check | None:
     )
 
 
-def round_trip(exam: Exam) -> Check | None:
-    """Whether a text is the same after it was the policy's tokens."""
-    if not exam.written:
+def round_trip(probe: GuideProbe) -> Check | None:
+    """Whether a text survives the policy's tokenizer: encoded and decoded, it is the same."""
+    if not probe.written:
         return None
-    text, tokenizer = exam.loaded.text, exam.loaded.tokenizer
+    text, tokenizer = probe.loaded.text, probe.loaded.tokenizer
     reasons: Counter[str] = Counter()
     samples = []
-    for written in exam.written:
+    for written in probe.written:
         whole = written.completion.text
         why = tokenizer_loss(text, tokenizer, whole)
         reasons[why] += 1
@@ -139,7 +139,7 @@ def round_trip(exam: Exam) -> Check | None:
     return Check(
         "tokens.round_trip",
         "warn" if grave else "ok",
-        f"{exact} of {len(exam.written)} texts are read back to the letter" + (f"; lost: {lost}" if lost else ""),
+        f"{exact} of {len(probe.written)} texts are read back to the letter" + (f"; lost: {lost}" if lost else ""),
         "what the policy's tokenizer loses, the policy can never write, and the reward never sees",
         "a policy with a byte-level vocabulary loses nothing; or have the guide write plain text" if grave else "",
         {"exact": exact, "lost": dict(reasons)},
@@ -147,24 +147,24 @@ def round_trip(exam: Exam) -> Check | None:
     )
 
 
-def cuts(exam: Exam) -> Check | None:
-    """Whether a text that two authors share says what one would have written."""
-    if not exam.cuts.boundaries:
+def cuts(probe: GuideProbe) -> Check | None:
+    """Whether a text cut into two authors' tokens decodes to the same text."""
+    if not probe.cuts.boundaries:
         return None
-    return _boundaries("tokens.cuts", "cuts of the guide's texts", exam.cuts)
+    return _boundaries("tokens.cuts", "cuts of the guide's texts", probe.cuts)
 
 
-def stability(exam: Exam) -> Check | None:
-    """How many cuts stay where they are drawn."""
-    report = exam.cuts.to_json()
-    if not exam.cuts.boundaries:
+def stability(probe: GuideProbe) -> Check | None:
+    """The share of cuts that stay where they are drawn."""
+    report = probe.cuts.to_json()
+    if not probe.cuts.boundaries:
         return None
     keys = ("stable", "moved", "moved_tokens_mean", "moved_tokens_max")
     far = f"; the others go on by {report['moved_tokens_mean']:.2g} tokens, {report['moved_tokens_max']} at most"
     return Check(
         "tokens.stability",
         "ok",
-        f"{100 * report['stable']:.3g}% of the cuts are where {'a word' if exam.whole_words else 'a character'} ends"
+        f"{100 * report['stable']:.3g}% of the cuts are where {'a word' if probe.whole_words else 'a character'} ends"
         + (far if report["moved"] else ""),
         "a policy that rolls in goes on to the end of the word (of the character, with the guide's own tokens), "
         "and all tokens of it are one action",
@@ -172,35 +172,35 @@ def stability(exam: Exam) -> Check | None:
     )
 
 
-def continuations(exam: Exam) -> Check | None:
-    """What had to be repaired where the guide went on from a prefix."""
-    found = exam.continuations
-    if not found:
+def continuations(probe: GuideProbe) -> Check | None:
+    """The repairs of the guide's continuations of a prefix."""
+    texts = probe.continuations
+    if not texts:
         return None
-    mended: Counter[str] = Counter(kind for c in found for kind in c.completion.repaired)
-    blank = sum(not c.completion.text.strip() for c in found)
-    parts = [f"{words}: {mended[kind]}" for kind, words in _REPAIRS.items() if mended[kind]]
+    repaired: Counter[str] = Counter(kind for c in texts for kind in c.completion.repaired)
+    blank = sum(not c.completion.text.strip() for c in texts)
+    parts = [f"{words}: {repaired[kind]}" for kind, words in _REPAIRS.items() if repaired[kind]]
     parts += [f"empty: {blank}"] * bool(blank)
-    odd = blank or any(mended[kind] for kind in ("prefix_removed", "quotes_removed", "chatter_removed"))
+    odd = blank or any(repaired[kind] for kind in ("prefix_removed", "quotes_removed", "chatter_removed"))
     samples = []
-    for one in sorted(found, key=lambda c: not c.completion.repaired)[:_SAMPLES]:
+    for one in sorted(texts, key=lambda c: not c.completion.repaired)[:_SAMPLES]:
         text, raw = one.completion.text, one.completion.raw
         samples.append({"prefix": one.prefix, "came": text if raw is None else raw, "used": text})
     return Check(
         "guide.continuations",
         "warn" if odd else "ok",
-        f"{len(found)} texts continued from a prefix; " + (", ".join(parts) or "nothing had to be repaired"),
+        f"{len(texts)} texts continued from a prefix; " + (", ".join(parts) or "nothing had to be repaired"),
         "chat models talk around an answer; what is removed is guessed from the text, so look at the samples",
         "continuation: prefill where the server takes it, api: completion, or another continue_template" if odd else "",
-        {"continued": len(found), "mended": dict(mended), "empty": blank},
+        {"continued": len(texts), "mended": dict(repaired), "empty": blank},
         samples,
     )
 
 
-def continued_boundaries(exam: Exam) -> Check | None:
+def continued_boundaries(probe: GuideProbe) -> Check | None:
     """The guide's real continuations behind the policy's tokens."""
     audit = BoundaryAudit()
-    for continuation in exam.continuations:
+    for continuation in probe.continuations:
         audit.add(continuation.boundary)
     return _boundaries("tokens.continuations", "continuations", audit) if audit.boundaries else None
 
@@ -231,7 +231,7 @@ def _boundaries(name: str, what: str, audit: BoundaryAudit) -> Check:
     )
 
 
-CHECKS: list[Callable[[Exam], Check | None]] = [
+CHECKS: list[Callable[[GuideProbe], Check | None]] = [
     answers,
     endings,
     empty,
@@ -242,4 +242,4 @@ CHECKS: list[Callable[[Exam], Check | None]] = [
     continuations,
     continued_boundaries,
 ]
-"""In the order in which they are shown. None: there was nothing to look at."""
+"""In the order in which they are shown. A check returns None where there is no text to check."""

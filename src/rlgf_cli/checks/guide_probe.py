@@ -1,4 +1,4 @@
-"""A guide looked at on a few prompts: its texts, and what it writes behind prefixes, in a policy's tokens."""
+"""GuideProbe: a guide's texts for a few prompts, and its continuations of prefixes, in a policy's tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Text:
 
     @property
     def ends(self) -> bool:
-        """Whether it gets an EOS."""
+        """Whether the text gets an EOS."""
         return self.completion.finish_reason == "stop"
 
     @property
@@ -37,7 +37,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What the guide wrote behind a prefix that ends at a boundary, and the two as tokens."""
+    """The guide's continuation of a prefix that ends at a token boundary, and both as tokens."""
 
     prefix: str
     completion: Completion
@@ -45,11 +45,12 @@ class Continuation:
 
 
 @dataclass
-class Exam:
-    """What there is to look at, once :meth:`ask` or :meth:`read` has been called.
+class GuideProbe:
+    """The texts that are checked, once :meth:`request_texts` or :meth:`read_texts` has been called.
 
-    ``limit``: new tokens of a whole response. ``asked`` counts requests (of a recorded guide: prompts) and ``failed``
-    those without a text, by kind; ``said`` is what the first failure said. ``on_answer`` is called for each.
+    ``limit``: new tokens of a whole response. ``requests`` counts requests (of a recorded guide: prompts), ``failed``
+    those without a text, by kind; ``first_error`` is the message of the first failure. ``on_answer`` is called for
+    each answer.
     """
 
     examples: Sequence[Example]
@@ -58,17 +59,17 @@ class Exam:
     limit: int
     seed: int
     on_answer: Callable[[], object] = lambda: None
-    asked: int = 0
+    requests: int = 0
     spelled: int = 0
     """Answers that spelled EOS or the end of a turn at their end."""
     failed: Counter[str] = field(default_factory=Counter)
-    said: str = ""
+    first_error: str = ""
     texts: list[Text] = field(default_factory=list)
     continuations: list[Continuation] = field(default_factory=list)
 
     @property
     def written(self) -> list[Text]:
-        """The texts that hold something."""
+        """The texts that are not empty."""
         return [text for text in self.texts if text.ids]
 
     @property
@@ -93,25 +94,25 @@ class Exam:
         loaded, whole = self.loaded, text.completion.text
         return cut_in_tokens(loaded.text, loaded.tokenizer, whole, n, whole_words=self.whole_words)
 
-    def read(self, guide: Guide) -> None:
-        """All texts that a recorded guide has for the prompts."""
+    def read_texts(self, guide: Guide) -> None:
+        """Read all texts that a recorded guide has for the prompts."""
         for example in self.examples:
-            found = [self._as_trained(completion) for completion in guide.samples(example)]
-            self.asked += 1
-            if not found:
+            completions = [self._as_trained(completion) for completion in guide.samples(example)]
+            self.requests += 1
+            if not completions:
                 self.failed["no text in the file"] += 1
-            self.texts += [self._text(example, completion) for completion in found]
+            self.texts += [self._text(example, completion) for completion in completions]
 
-    def ask(self, guide: Guide) -> None:
-        """One text per prompt; and each cut where training might cut it, for the guide to go on, if it can."""
+    def request_texts(self, guide: Guide) -> None:
+        """One text per prompt and, if the guide can, a continuation of each from a place where training may cut it."""
         requests = [GuideRequest(example, max_new_tokens=self.limit) for example in self.examples]
-        for request, completion in zip(requests, self._answers(guide, requests), strict=True):
+        for request, completion in zip(requests, self._completions(guide, requests), strict=True):
             if completion is not None:
                 self.texts.append(self._text(request.example, completion))
         if guide.abilities.continues:
-            self._ask_to_continue(guide)
+            self._request_continuations(guide)
 
-    def _ask_to_continue(self, guide: Guide) -> None:
+    def _request_continuations(self, guide: Guide) -> None:
         loaded = self.loaded
         requests, prefixes = [], []
         for text in self.written:
@@ -125,24 +126,24 @@ class Exam:
             if boundary.second and room > 0 and prefix.strip():
                 requests.append(GuideRequest(text.example, prefix, max_new_tokens=room))
                 prefixes.append(boundary.first)
-        for request, first, completion in zip(requests, prefixes, self._answers(guide, requests), strict=True):
+        for request, first, completion in zip(requests, prefixes, self._completions(guide, requests), strict=True):
             if completion is not None:
                 boundary = append_text(loaded.text, loaded.tokenizer, first, completion.text)
                 self.continuations.append(Continuation(request.prefix, completion, boundary))
 
-    def _answers(self, guide: Guide, requests: Sequence[GuideRequest]) -> list[Completion | None]:
+    def _completions(self, guide: Guide, requests: Sequence[GuideRequest]) -> list[Completion | None]:
         """In the order of the requests; failures are counted and None."""
-        found: list[Completion | None] = [None] * len(requests)
-        self.asked += len(requests)
+        completions: list[Completion | None] = [None] * len(requests)
+        self.requests += len(requests)
         with contextlib.closing(guide.stream(requests)) as answers:
             for answer in answers:
                 if isinstance(answer.outcome, Failure):
                     self.failed[answer.outcome.kind] += 1
-                    self.said = self.said or answer.outcome.message
+                    self.first_error = self.first_error or answer.outcome.message
                 else:
-                    found[answer.index] = self._as_trained(answer.outcome)
+                    completions[answer.index] = self._as_trained(answer.outcome)
                 self.on_answer()
-        return found
+        return completions
 
     def _text(self, example: Example, completion: Completion) -> Text:
         loaded = self.loaded
@@ -150,9 +151,9 @@ class Exam:
         return Text(example, completion, ids)
 
     def _as_trained(self, completion: Completion) -> Completion:
-        """An answer as training takes it: without an ending that it spells, which is an EOS then."""
-        words = self.loaded.text.without_ending(self.loaded.tokenizer, completion.text)
-        if words == completion.text:
+        """A completion as training uses it: an ending that the text spells is removed, and becomes an EOS."""
+        text = self.loaded.text.without_ending(self.loaded.tokenizer, completion.text)
+        if text == completion.text:
             return completion
         self.spelled += 1
-        return replace(completion, text=words, finish_reason="stop")
+        return replace(completion, text=text, finish_reason="stop")

@@ -1,1 +1,1 @@
-"""Guides: recorded text, a local checkpoint, or an endpoint. ``make`` turns a config into one of them."""
+"""Guides: recorded texts, local checkpoints, and endpoints. ``make`` creates one from a config."""

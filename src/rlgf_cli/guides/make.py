@@ -1,7 +1,7 @@
-"""From a guide's config to the guide.
+"""Creates the guide that a config names.
 
-What stands before the colon of the name chooses the kind: ``hf:PATH``, ``openai:MODEL``, or a kind that
-another package registers under the entry-point group ``rlgf.guides`` (a subclass of
+The part of the name before the colon is the kind: ``hf:PATH``, ``openai:MODEL``, or a kind that another package
+registers under the entry-point group ``rlgf.guides`` (a subclass of
 ``protocols.Guide``). A name without a kind is a recorded file or an alias.
 """
 
@@ -56,7 +56,7 @@ def describe(config: GuideConfig) -> GuideAbilities:
 
 
 def check_guide(config: GuideConfig, spec: AlgorithmSpec) -> None:
-    """Hold the guide's abilities against what the algorithm asks of it; no model is loaded, no server called."""
+    """Refuse a guide that lacks an ability that the algorithm needs; no model is loaded, no server called."""
     abilities = describe(config)
     if spec.needs_live_guide and not (abilities.live and abilities.continues):
         why = "only has recorded text" if not abilities.live else "cannot go on from a partial text"
@@ -74,7 +74,7 @@ def make_guide(config: GuideConfig, *, seed: int) -> Guide:
 
 
 def make_live_guide(config: GuideConfig, *, seed: int) -> Guide:
-    """As :func:`make_guide`, for a guide that is asked for new text; a recorded one is refused."""
+    """As :func:`make_guide`, for a guide that must write new text; a recorded one is refused."""
     refuse_recorded(config)
     return _live_kind(kind_of(config.name))(config, seed=seed)
 
@@ -90,7 +90,7 @@ def closing_all(guides: Sequence[Guide | None]) -> Iterator[None]:
 
 
 def refuse_recorded(config: GuideConfig) -> None:
-    """Raise UserError for a guide that has no new text to give; no model is loaded, no server called."""
+    """Raise UserError for a guide that only has recorded texts; no model is loaded, no server called."""
     if not describe(config).live:
         raise UserError(
             "this guide is recorded; it has no new text to give",
@@ -100,11 +100,11 @@ def refuse_recorded(config: GuideConfig) -> None:
 
 
 def _live_kind(kind: str) -> type[Any]:
-    found = registry.load("guides", kind)
-    if not (isinstance(found, type) and issubclass(found, Guide)):
+    loaded = registry.load("guides", kind)
+    if not (isinstance(loaded, type) and issubclass(loaded, Guide)):
         raise UserError(
             f"the guide kind {kind!r} is not a subclass of rlgf_cli.protocols.Guide",
             where=registry.entries("guides")[kind].target,
             hint="tell the author of the package",
         )
-    return found
+    return loaded

@@ -14,12 +14,11 @@ from rlgf_cli.protocols import Completion, Example, Guide, GuideAbilities, Guide
 class RecordedGuide(Guide):
     """The whole texts of a guide.jsonl (``.gz`` too), joined to prompts.
 
-    An example gets the texts under its id where their prompt is its own; else those of any record with the
-    same prompt. An id that stands for another prompt is a mismatch: counted, not used. Empty texts are
-    counted and never handed out, so a prompt that has only empty ones is not covered. Records that continue
-    a prefix are no whole texts and are passed over.
+    An example gets the texts under its id where their prompt is its own; else those of any record with the same prompt.
+    An id with another prompt is a mismatch: counted, not used. Empty texts are counted and not used, so a prompt that
+    has only empty ones is not covered. Records that continue a prefix are not whole texts and are not used.
 
-    ``counts`` has ``empty``, ``with_prefix`` and, for the examples that were asked about, ``id_mismatch``.
+    ``counts`` has ``empty``, ``with_prefix`` and, for the examples that were looked up, ``id_mismatch``.
     """
 
     abilities = GuideAbilities(live=False, continues=False)
@@ -74,7 +73,7 @@ class RecordedGuide(Guide):
         return covered, missing
 
     def unmatched(self, examples: Iterable[Example]) -> int:
-        """How many texts none of the examples gets; equal ones count apart."""
+        """The number of texts that belong to none of the examples; equal ones count apart."""
         used = {id(text) for example in examples for text in self.samples(example)}
         return sum(map(len, self._by_prompt.values())) - len(used)
 

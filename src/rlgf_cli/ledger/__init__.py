@@ -1,1 +1,1 @@
-"""Every cent that is spent, and every text that was bought."""
+"""The accounts of runs, and the store of all texts that were bought."""

@@ -1,4 +1,4 @@
-"""Which process holds a lease, and whether it still can."""
+"""The owners of leases: names of processes, and whether a process has ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run spends on its guides and judges: they charge one account, and the run's manifest says what it came to.
+"""The spend of a run: its guides and judges charge one account, and the run's manifest records the charges.
 
 A stage calls :func:`charge_guides` once its manifest has a run id, :func:`record_spend` however it ends, and
 :func:`spend_of` for what was spent so far. :func:`charged_usd` reads what runs were charged, from the account itself.

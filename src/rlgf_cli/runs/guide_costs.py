@@ -1,4 +1,4 @@
-"""A guide inside ``rlgf train``: what the algorithm asks of it, what that will cost, whose texts were used."""
+"""The guide of a training run: its part of the prompts and of the limits, estimates, spend and provenance."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from rlgf_cli.ledger.spend import spend_of
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Guide, GuideRequest
 
-_LOOKED_AT = 200
-"""Prompts whose length stands for all in an estimate."""
+_SAMPLED = 200
+"""Prompts from whose lengths those of all are estimated."""
 
 
 def share_of(config: GuideConfig, processes: int) -> GuideConfig:
-    """The guide as one of several processes asks it: the limits are the run's, and each process keeps to its part."""
+    """The guide's config for one of several processes: each gets an equal part of the run's limits."""
 
     def part(limit: float | None) -> float | None:
         return None if limit is None else limit / processes
@@ -40,7 +40,7 @@ def share_of(config: GuideConfig, processes: int) -> GuideConfig:
 def covered_prompts(
     prompts: list[Encoded], guide: Guide | None, on_uncovered: str
 ) -> tuple[list[Encoded], frozenset[str] | None]:
-    """Which prompts the guide has text for: all of them for a live guide (None), some for a recorded one."""
+    """The prompts to train on, and the ids of those that a recorded guide has a text for; None for a live guide."""
     if guide is None or guide.abilities.live:
         return prompts, None
     covered = frozenset(p.example.id for p in prompts if guide.samples(p.example))
@@ -55,60 +55,59 @@ def covered_prompts(
     return prompts, covered
 
 
-def spend_row(paid: Sequence[Guide]) -> dict[str, Any]:
-    """What guides elsewhere, the reward's judges among them, were asked and paid so far, for the step's row."""
-    remote = [guide for guide in paid if guide.abilities.remote]
+def spend_row(billed: Sequence[Guide]) -> dict[str, Any]:
+    """Calls and spend of the remote guides so far, the reward's judges among them, for the step's row."""
+    remote = [guide for guide in billed if guide.abilities.remote]
     if not remote:
         return {}
-    spend, mended = spend_of(remote), sum(guide.counts.total() for guide in remote)
-    row = {"guide/calls": spend["calls"], "guide/cached": spend["cached"], "guide/mended": mended}
+    spend, repaired = spend_of(remote), sum(guide.counts.total() for guide in remote)
+    row = {"guide/calls": spend["calls"], "guide/cached": spend["cached"], "guide/mended": repaired}
     return row | ({} if spend["charged_usd"] is None else {"guide/usd": spend["charged_usd"]})
 
 
 def merge_spend(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row of the processes' rows: the books are one for all, what came from the cache and was mended is each's."""
+    """One row of the processes' rows: they share one account, and each counts its own cached and repaired texts."""
     each = ("guide/cached", "guide/mended")
     return {**rows[0], **{name: sum(row[name] for row in rows) for name in each if name in rows[0]}}
 
 
-def provenance(guide: Guide, asked: int, distinct: int) -> dict[str, Any]:
+def provenance(guide: Guide, requests: int, distinct: int) -> dict[str, Any]:
     """The guide's part of a model card."""
-    found: dict[str, Any] = {
+    row: dict[str, Any] = {
         "guide": guide.name.rpartition("/")[2] if "/" in guide.name else guide.name,
-        "texts asked for": asked or None,
+        "texts asked for": requests or None,
         "distinct texts used": distinct,
     }
     if guide.abilities.live:
         spend = guide.spend()
         models = sorted(guide.models) if guide.abilities.remote else []
-        found |= {
+        row |= {
             "models as reported": ", ".join(models) or None,
             "calls charged": spend["calls"] if guide.abilities.remote else None,
             "US dollars charged": spend["charged_usd"] if guide.abilities.remote else None,
             "terms": guide.licence,
         }
-    return found
+    return row
 
 
 def training_estimate(config: TrainConfig) -> dict[str, Any]:
-    """Guide calls, tokens and cost of a training run; no policy is loaded and nobody is asked.
+    """Guide calls, tokens and price of a training run; no policy is loaded and no request is sent.
 
-    A policy that ends by itself needs no guide, and what the cache holds is not asked for again, so the calls are an
-    upper bound.
+    The calls are an upper bound: a policy that ends by itself needs no guide, and cached texts are not requested again.
     """
     spec, calls = config.algorithm.spec(), planned_calls(config)
-    found: dict[str, Any] = {"steps": config.max_steps, "episodes": config.max_steps * config.rollout.episodes}
+    totals: dict[str, Any] = {"steps": config.max_steps, "episodes": config.max_steps * config.rollout.episodes}
     if config.guide is None or not spec.needs_guide:
-        return {**found, "guide_calls": 0}
+        return {**totals, "guide_calls": 0}
     check_guide(config.guide, spec)
     if not describe(config.guide).live:
-        return {**found, "guide_calls": 0}
+        return {**totals, "guide_calls": 0}
     if not describe(config.guide).remote:
-        return {**found, "guide_calls": calls}
+        return {**totals, "guide_calls": calls}
     guide = make_live_guide(config.guide.model_copy(update={"mode": "replay"}), seed=config.seed)
     try:
         sample = Plan()
-        records = itertools.islice(example_records(config.data, limit=config.limit), _LOOKED_AT)
+        records = itertools.islice(example_records(config.data, limit=config.limit), _SAMPLED)
         prefix = "x" * 2 * config.lengths.max_new_tokens if spec.needs_live_guide else ""  # half of it, in letters
         for count, (_, record) in enumerate(records, 1):
             sample.add(guide, GuideRequest(record.to_example(), prefix, 0, config.lengths.max_new_tokens))
@@ -120,13 +119,13 @@ def training_estimate(config: TrainConfig) -> dict[str, Any]:
             limit_tokens=round(sample.limit_tokens * share),
             reference_bytes=sample.reference_bytes,
         )
-        return {**found, "guide_calls": calls, **_without_file(estimate(guide, plan))}
+        return {**totals, "guide_calls": calls, **_without_file(estimate(guide, plan))}
     finally:
         guide.close()
 
 
 def planned_calls(config: TrainConfig) -> int:
-    """Texts that a run asks of its guide, at most; the regimes are those that it will draw."""
+    """The most texts that a run requests of its guide, for the regimes that it will draw."""
     spec = config.algorithm.spec()
     regimes = [
         spec.regime_at(step, noise.uniforms(1, config.seed, "regime", step)[0]) for step in range(config.max_steps)
@@ -135,11 +134,11 @@ def planned_calls(config: TrainConfig) -> int:
 
 
 def _calls(regime: Regime, episodes: int, group_size: int) -> float:
-    """Texts that a step asks of its guide, at most."""
+    """The most texts that a step requests of its guide."""
     if regime.roll_out == "guide":
         return float(episodes * regime.guide_calls)
     return regime.rollin_prob * episodes / group_size if regime.roll_in == "guide" else 0.0
 
 
-def _without_file(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in found.items() if name not in ("in_file", "cached", "to_ask", "requests")}
+def _without_file(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figures.items() if name not in ("in_file", "cached", "to_ask", "requests")}

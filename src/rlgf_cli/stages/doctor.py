@@ -20,7 +20,7 @@ from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
 from rlgf_cli.checks import policy_probe
 from rlgf_cli.checks.guide_checks import CHECKS
-from rlgf_cli.checks.guide_probe import Exam
+from rlgf_cli.checks.guide_probe import GuideProbe
 from rlgf_cli.checks.reward_probe import Texts, examine_reward
 from rlgf_cli.checks.text_checks import cut_texts, ending, prompt_lengths
 from rlgf_cli.config.doctor import DoctorConfig
@@ -93,15 +93,15 @@ def run(resolved: Resolved[DoctorConfig]) -> Diagnosis:
     return Diagnosis(config.model.name, config.guide.name if config.guide else None, config.data, len(few), checks)
 
 
-def _probe_guide(config: DoctorConfig, examples: Sequence[Example], loaded: Loaded, account: str) -> Exam | None:
+def _probe_guide(config: DoctorConfig, examples: Sequence[Example], loaded: Loaded, account: str) -> GuideProbe | None:
     """The guide's texts for the prompts: read from its file, or requested and charged to ``account``."""
     if config.guide is None:
         return None
     guide = make_guide(config.guide, seed=config.seed)
     limit = config.lengths.max_new_tokens
-    probe = Exam(examples, loaded, guide, limit, config.seed)
+    probe = GuideProbe(examples, loaded, guide, limit, config.seed)
     if not guide.abilities.live:
-        probe.read(guide)
+        probe.read_texts(guide)
         return probe
     with contextlib.closing(guide):
         guide.notify = console.warn
@@ -111,7 +111,7 @@ def _probe_guide(config: DoctorConfig, examples: Sequence[Example], loaded: Load
         console.log(f"asking {guide.name} at most {calls} times for {len(examples)} prompts")
         with console.progress("guide", calls) as bar:
             probe.on_answer = bar.update
-            probe.ask(guide)
+            probe.request_texts(guide)
     return probe
 
 
@@ -127,7 +127,7 @@ def _encode_fitting(config: DoctorConfig, loaded: Loaded, examples: Sequence[Exa
 class _ProbedTexts(Guide):
     """A guide that answers with the texts of the probe: the invariants concern a token's author, not the text."""
 
-    def __init__(self, name: str, probe: Exam) -> None:
+    def __init__(self, name: str, probe: GuideProbe) -> None:
         super().__init__(name, GuideAbilities(live=True, continues=True))
         self.texts = {text.example.id: text.completion for text in probe.written}
 
@@ -141,7 +141,7 @@ def _check_policy(
     loaded: Loaded,
     encoded: Sequence[Encoded],
     reward: SumReward | None,
-    guide_probe: Exam | None,
+    guide_probe: GuideProbe | None,
 ) -> list[Check]:
     """Generate episodes with every regime of the algorithm, and check the invariants of step 0 on them."""
     model = ActorCritic(loaded, spec.critics, mode=config.ppo.critic, with_ref_model=needs_ref_model(config))
@@ -190,7 +190,7 @@ def _check_reward(
     reward: SumReward | None,
     episodes: Sequence[Episode],
     encoded: Sequence[Encoded],
-    guide_probe: Exam | None,
+    guide_probe: GuideProbe | None,
     per_step: int,
 ) -> list[Check]:
     if reward is None:

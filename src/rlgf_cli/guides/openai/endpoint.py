@@ -104,14 +104,14 @@ def _is_loopback(host: str) -> bool:
 _VERSION = re.compile(r"[@:].+|[-_]v?\d[\w.-]*|[-_](latest|preview)")
 
 
-def same_model(asked: str, reported: str) -> bool:
-    """Whether a server that reports this name means the model asked for.
+def same_model(requested: str, reported: str) -> bool:
+    """Whether the name that a server reports stands for the requested model.
 
     Folders in front, a revision, a tag or a version behind may differ: ``gpt-4o`` may come as
     ``gpt-4o-2024-08-06``, never as ``gpt-4o-mini``.
     """
-    asked, reported = (name.lower().rstrip("/").rpartition("/")[2] for name in (asked, reported))
-    rest = reported.removeprefix(asked)
+    requested, reported = (name.lower().rstrip("/").rpartition("/")[2] for name in (requested, reported))
+    rest = reported.removeprefix(requested)
     return not rest or (rest != reported and _VERSION.fullmatch(rest) is not None)
 
 

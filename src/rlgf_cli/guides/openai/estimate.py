@@ -12,11 +12,11 @@ from rlgf_cli.ledger.meter import usd
 from rlgf_cli.protocols import Guide, GuideRequest
 
 _ENOUGH = 20
-"""Texts of a guide in the cache from which its own figures are used."""
+"""From this number of cached texts of a guide on, its own figures are used."""
 _BYTES_PER_TOKEN = (2.0, 4.0, 6.0)
-"""Bytes of a prompt per token where nothing is known of the guide: most, expected, least tokens."""
+"""Bytes of a prompt per token of an unknown guide: most, expected, least tokens."""
 _LENGTH_SHARE = (0.05, 0.5, 1.0)
-"""Length of an answer as a share of the limit where nothing is known: least, expected, most."""
+"""Length of an answer of an unknown guide as a share of the limit: least, expected, most."""
 _Z = 1.96
 
 Interval = tuple[float, float, float]
@@ -25,7 +25,7 @@ Interval = tuple[float, float, float]
 
 @dataclass
 class Plan:
-    """What is to be asked, summed over requests as they are looked at."""
+    """Sums over the requests that are planned."""
 
     requests: int = 0
     in_file: int = 0
@@ -40,7 +40,7 @@ class Plan:
         return self.requests - self.in_file - self.cached
 
     def add(self, guide: Guide, request: GuideRequest) -> None:
-        """Count a request that has to be asked."""
+        """Count a request that has to be sent."""
         self.prompt_bytes += guide.prompt_bytes(request)
         self.limit_tokens += request.max_new_tokens
         if len(self.reference_bytes) < 1000:
@@ -50,13 +50,12 @@ class Plan:
 def estimate(guide: Guide, plan: Plan) -> dict[str, Any]:
     """Tokens, US dollars and seconds of a plan, each as ``[low, expected, high]``; None where nothing is known.
 
-    From the guide's own texts in the cache where there are enough of them (95 % intervals, normal
-    approximation); else from the length of the references or of the limit, between bounds that are hardly ever
-    left. ``basis`` says which.
+    The basis is the guide's own texts in the cache where there are enough of them (95 % intervals, normal
+    approximation); else the length of the references or of the limit, between wide bounds. ``basis`` says which.
     """
     history = guide.history()
     prompt, completion, basis = _tokens(plan, [row for row in history if None not in row[:3]])
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "requests": plan.requests,
         "in_file": plan.in_file,
         "cached": plan.cached,
@@ -70,24 +69,24 @@ def estimate(guide: Guide, plan: Plan) -> dict[str, Any]:
     }
     if (each := guide.nano_usd_per_token) is not None:
         per = [(guide.batch_price if plan.batch else 1.0) * price for price in each]
-        found["usd"] = [round(usd(p * per[0] + c * per[1]), 6) for p, c in zip(prompt, completion, strict=True)]
-        found["at_most_usd"] = round(usd(plan.prompt_bytes * per[0] + plan.limit_tokens * per[1]), 6)
+        figures["usd"] = [round(usd(p * per[0] + c * per[1]), 6) for p, c in zip(prompt, completion, strict=True)]
+        figures["at_most_usd"] = round(usd(plan.prompt_bytes * per[0] + plan.limit_tokens * per[1]), 6)
     if guide.abilities.remote and not plan.batch:
         took = [row[3] for row in history if row[3]]
         tokens = tuple(p + c for p, c in zip(prompt, completion, strict=True))
-        found["seconds"] = _seconds(guide, plan.to_ask, tokens, took)
-    return found
+        figures["seconds"] = _seconds(guide, plan.to_ask, tokens, took)
+    return figures
 
 
 def _tokens(plan: Plan, history: Sequence[tuple[Any, ...]]) -> tuple[Interval, Interval, str]:
-    asked, limit = plan.to_ask, plan.limit_tokens
-    if not asked:
+    requests, limit = plan.to_ask, plan.limit_tokens
+    if not requests:
         return (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), "nothing is to be asked"
     if len(history) >= _ENOUGH:
         per_byte = [tokens / size for size, tokens, _, _ in history if size]
         each = [float(completion) for _, _, completion, _ in history]
-        prompt = _interval([ratio * plan.prompt_bytes / asked for ratio in per_byte], asked)
-        low, mid, high = (min(float(limit), value) for value in _interval(each, asked))
+        prompt = _interval([ratio * plan.prompt_bytes / requests for ratio in per_byte], requests)
+        low, mid, high = (min(float(limit), value) for value in _interval(each, requests))
         return prompt, (low, mid, high), f"{len(history)} texts of this guide in the cache"
     prompt = (
         plan.prompt_bytes / _BYTES_PER_TOKEN[2],
@@ -97,30 +96,30 @@ def _tokens(plan: Plan, history: Sequence[tuple[Any, ...]]) -> tuple[Interval, I
     low, mid, high = (limit * share for share in _LENGTH_SHARE)
     basis = "the limit of new tokens"
     if plan.reference_bytes:
-        mid = min(high, asked * fmean(plan.reference_bytes) / _BYTES_PER_TOKEN[1])
+        mid = min(high, requests * fmean(plan.reference_bytes) / _BYTES_PER_TOKEN[1])
         low, basis = min(low, mid / 2), "the length of the references"
     return prompt, (low, mid, high), f"{basis}; the cache has too few texts of this guide"
 
 
-def _interval(each: Sequence[float], asked: int) -> Interval:
-    """The sum over ``asked`` new draws, given a sample of them: prediction interval."""
+def _interval(each: Sequence[float], draws: int) -> Interval:
+    """The prediction interval of the sum over ``draws`` new draws, given a sample of them."""
     mean = fmean(each)
-    spread = _Z * math.sqrt(pvariance(each) * asked * (1 + asked / len(each)))
-    return max(0.0, asked * mean - spread), asked * mean, asked * mean + spread
+    spread = _Z * math.sqrt(pvariance(each) * draws * (1 + draws / len(each)))
+    return max(0.0, draws * mean - spread), draws * mean, draws * mean + spread
 
 
-def _seconds(guide: Guide, asked: int, tokens: tuple[float, ...], took: list[float]) -> list[float] | None:
-    """Time at the known limits: what takes longest of rates and round trips."""
+def _seconds(guide: Guide, requests: int, tokens: tuple[float, ...], took: list[float]) -> list[float] | None:
+    """The time at the known limits: the longest of those of the rates and of the round trips."""
     requests_rate, tokens_rate = guide.rates()
     bounds = [0.0, 0.0, 0.0]
     known = False
     if requests_rate:
-        known, bounds = True, [asked * 60 / requests_rate] * 3
+        known, bounds = True, [requests * 60 / requests_rate] * 3
     if tokens_rate:
         known, bounds = True, [max(b, t * 60 / tokens_rate) for b, t in zip(bounds, tokens, strict=True)]
     if len(took) >= _ENOUGH:
         known = True
-        trips = _interval(took, asked)
+        trips = _interval(took, requests)
         bounds = [max(b, t / guide.abilities.at_once) for b, t in zip(bounds, trips, strict=True)]
     return [round(b, 1) for b in bounds] if known else None
 
@@ -129,20 +128,21 @@ def _whole(interval: Interval) -> list[int]:
     return [round(value) for value in interval]
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """The estimate for a person."""
+def lines(figures: dict[str, Any]) -> list[str]:
+    """The estimate as lines for the user."""
     text = [
-        f"{found['requests']} texts wanted: {found['in_file']} in the file, {found['cached']} in the cache, "
-        f"{found['to_ask']} to ask",
-        f"tokens in {_span(found['prompt_tokens'])}, out {_span(found['completion_tokens'])} (from {found['basis']})",
+        f"{figures['requests']} texts wanted: {figures['in_file']} in the file, {figures['cached']} in the cache, "
+        f"{figures['to_ask']} to ask",
+        f"tokens in {_span(figures['prompt_tokens'])}, out {_span(figures['completion_tokens'])} "
+        f"(from {figures['basis']})",
     ]
-    if found["usd"] is not None:
-        text.append(f"cost {_span(found['usd'], ' USD')}, at most {found['at_most_usd']:g} USD without retries")
+    if figures["usd"] is not None:
+        text.append(f"cost {_span(figures['usd'], ' USD')}, at most {figures['at_most_usd']:g} USD without retries")
     else:
         text.append("cost unknown: no price is known for this guide (guide.usd_per_million_input and _output)")
-    if found["seconds"] is not None:
-        text.append(f"time {_span(found['seconds'], ' s')} at the known rates")
-    elif found["to_ask"]:
+    if figures["seconds"] is not None:
+        text.append(f"time {_span(figures['seconds'], ' s')} at the known rates")
+    elif figures["to_ask"]:
         text.append("time unknown: no call of this guide was timed yet (--rpm and --tpm give its limits), or a batch")
     return text
 

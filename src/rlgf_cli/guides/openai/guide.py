@@ -16,7 +16,7 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.guides.base import LiveGuide, Outcome
 from rlgf_cli.guides.cleanup import clean_text
 from rlgf_cli.guides.openai.endpoint import OPENAI_URL, Connection, endpoint_of, same_model
-from rlgf_cli.guides.openai.rate_limits import Gate, back_off, retry_after
+from rlgf_cli.guides.openai.rate_limits import RateLimiter, back_off, retry_after
 from rlgf_cli.guides.openai.request import RequestBuilder, likely_tokens, prompt_bytes
 from rlgf_cli.guides.openai.response import read_response
 from rlgf_cli.ledger.batch_jobs import BatchJobs
@@ -79,7 +79,7 @@ class OpenAIGuide(LiveGuide):
 
     def _connect(self) -> None:
         self._connection = Connection(self.endpoint, timeout_s=self._config.timeout_s)
-        self._gate = Gate(
+        self._limiter = RateLimiter(
             requests_per_minute=self._config.requests_per_minute,
             tokens_per_minute=self._config.tokens_per_minute,
             outage_limit=self._config.outage_limit_s,
@@ -150,7 +150,7 @@ class OpenAIGuide(LiveGuide):
     def rates(self) -> tuple[float | None, float | None]:
         if self._connection is None:
             return self._config.requests_per_minute, self._config.tokens_per_minute
-        return self._gate.requests.rate, self._gate.tokens.rate
+        return self._limiter.requests.rate, self._limiter.tokens.rate
 
     def check_batch(self) -> None:
         if self.mode != "record":
@@ -182,7 +182,7 @@ class OpenAIGuide(LiveGuide):
         retries, spent = 0, 0.0
         async with self._room:
             while True:
-                probing = await self._gate.enter(likely_tokens(request, self.builder.prompt(request)))
+                probing = await self._limiter.enter(likely_tokens(request, self.builder.prompt(request)))
                 began = time.monotonic()
                 try:
                     return await self._attempt(request, key, first=not retries)
@@ -190,7 +190,7 @@ class OpenAIGuide(LiveGuide):
                     failed, failure = error, error.failure
                 finally:
                     if probing:
-                        self._gate.left()
+                        self._limiter.left()
                 retries += failed.blame
                 if failure.final or retries > config.max_retries:
                     return failure
@@ -199,7 +199,7 @@ class OpenAIGuide(LiveGuide):
                 if spent > config.deadline_s:
                     why = f"no answer within guide.deadline_s ({config.deadline_s:g} s); the last: {failure.message}"
                     return Failure(failure.kind, why)
-                if not self._gate.down:  # the gate does the waiting for a server that is down
+                if not self._limiter.down:  # the limiter does the waiting for a server that is down
                     await asyncio.sleep(wait)
 
     async def _attempt(self, request: GuideRequest, key: bytes | None, *, first: bool) -> Completion:
@@ -218,7 +218,7 @@ class OpenAIGuide(LiveGuide):
         outcome = read_response(response.content, self.endpoint.api)
         usage = outcome.usage
         known = len(usage) == 2
-        self._gate.answered(response.headers, likely_tokens(request, body) - sum(usage.values()) if known else 0.0)
+        self._limiter.answered(response.headers, likely_tokens(request, body) - sum(usage.values()) if known else 0.0)
         # an answer is charged at its price, usable or not; without usage at the bound
         amount = self.endpoint.cost(**usage) if known else None if price is None else reserved
         if amount is not None and price:
@@ -246,7 +246,7 @@ class OpenAIGuide(LiveGuide):
 
     async def _send(self, body: dict[str, Any], limit: int, call: int, *, first: bool) -> Any:
         """The server's response. Raises _Failed where there is none, with the charge refunded if nothing was sent."""
-        connection, gate, timeout_s = self.connection, self._gate, self._config.timeout_s
+        connection, limiter, timeout_s = self.connection, self._limiter, self._config.timeout_s
         errors, limit_key, began = connection.errors, self.limit_key, time.monotonic()
         try:
             return await asyncio.wait_for(connection.create(**body, **{limit_key: limit}), timeout_s)
@@ -261,23 +261,23 @@ class OpenAIGuide(LiveGuide):
             else:
                 cause = f" ({connection.first_line(error.__cause__)})" if error.__cause__ else ""
                 kind, why = "connection", f"no answer from {self.endpoint.base_url}{cause}"
-            raise _Failed(Failure(kind, why), blame=gate.failed(why, sent=began)) from None
+            raise _Failed(Failure(kind, why), blame=limiter.failed(why, sent=began)) from None
         except errors.APIError as error:
             why = f"the answer cannot be read ({connection.first_line(error)})"
             raise _Failed(Failure("malformed", why)) from None
 
     def _refused(self, error: openai.APIStatusError, limit_key: str, *, first: bool, sent: float) -> _Failed:
         """The failure that a status means; raises UserError where no other request could fare better."""
-        status, why, gate = error.status_code, self.connection.first_line(error), self._gate
+        status, why, limiter = error.status_code, self.connection.first_line(error), self._limiter
         failure = Failure("server" if status >= 500 else "refused", f"status {status}: {why}")
         if status == 429 and error.code != "insufficient_quota":
-            wait = gate.limited(error.response.headers)
+            wait = limiter.limited(error.response.headers)
             return _Failed(Failure("rate_limit", f"status 429: {why}"), blame=False, wait=wait)
         if status >= 500:
             # a request that one prompt breaks (500 each time) is no outage, however often it is tried
-            blame = gate.failed(failure.message, counts=first or status != 500, sent=sent)
+            blame = limiter.failed(failure.message, counts=first or status != 500, sent=sent)
             return _Failed(failure, blame=blame, wait=retry_after(error.response.headers))
-        gate.answered(error.response.headers)
+        limiter.answered(error.response.headers)
         if status in (408, 409):
             return _Failed(failure)
         if status == 400 and limit_key == "max_tokens" and "max_completion_tokens" in why:

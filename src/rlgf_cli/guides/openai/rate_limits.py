@@ -1,4 +1,4 @@
-"""How fast an endpoint is asked: rate limits, back-off, and what to do while it is down. Times are in seconds."""
+"""Rate limits, back-off, and the handling of outages of an endpoint. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from rlgf_cli.errors import StoppedEarly
 
 BURST_S = 2.0
-"""What may be asked at once, as seconds of the rate."""
+"""Requests that may be sent at once, as seconds of the rate."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 OUTAGE_AFTER = 10
 """Failures in a row, of any requests, after which the endpoint counts as down."""
@@ -49,8 +49,8 @@ def duration(text: str) -> float | None:
 class Pace:
     """One limit: ``rate`` units a minute (None: unlimited).
 
-    The user's own allows a burst of two seconds' worth. Of one that the server tells, a minute's worth may be used
-    at once: it counts itself, and says when nothing is left.
+    The user's own limit allows a burst of two seconds' worth. Of a limit that the server reports, a minute's worth may
+    be used at once: the server counts itself, and reports when nothing is left.
     """
 
     def __init__(self, rate: float | None) -> None:
@@ -59,14 +59,14 @@ class Pace:
         self._burst = BURST_S
         self._due = 0.0
 
-    def learn(self, told: float) -> None:
-        """Take over the limit that the server tells, unless the user's own is lower."""
-        if told > 0:
-            lower = self._own is None or told < self._own
-            self.rate, self._burst = (told, 60.0) if lower else (self._own, BURST_S)
+    def learn(self, reported: float) -> None:
+        """Take over the limit that the server reports, unless the user's own is lower."""
+        if reported > 0:
+            lower = self._own is None or reported < self._own
+            self.rate, self._burst = (reported, 60.0) if lower else (self._own, BURST_S)
 
     def take(self, units: float) -> float:
-        """Book units; returns how long to wait before they may be used."""
+        """Reserve units; returns how long to wait before they may be used."""
         if self.rate is None:
             return 0.0
         now = time.monotonic()
@@ -76,18 +76,18 @@ class Pace:
         return max(0.0, wait)
 
     def give_back(self, units: float) -> None:
-        """Units that were booked and not used."""
+        """Give back units that were reserved and not used."""
         if self.rate is not None:
             self._due -= units * 60.0 / self.rate
 
 
-class Gate:
-    """What every request passes before it is sent, and hears of the outcome: lives in one event loop.
+class RateLimiter:
+    """Delays the requests to an endpoint, and learns from their outcomes; used in one event loop.
 
-    A 429 closes it for everybody until the server says, or for a time that doubles. After
-    :data:`OUTAGE_AFTER` failures in a row the endpoint counts as down: one request at a time tries, all others
-    wait, and after ``outage_limit`` seconds all are given up with :class:`Outage`. So they are where the server
-    asks to wait for longer than that, and than :data:`LONGEST_WAIT_S`.
+    After a 429 no request is sent until the time that the server gives, or for a time that doubles. After
+    :data:`OUTAGE_AFTER` failures in a row the endpoint counts as down: one request at a time probes it, all others
+    wait, and after ``outage_limit`` seconds all end with :class:`Outage`. They also do where the server asks to wait
+    for longer than that and than :data:`LONGEST_WAIT_S`.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Gate:
         self.down = False
 
     async def enter(self, tokens: float) -> bool:
-        """Wait until a request may be sent. Returns whether it is the one that tries a server that is down.
+        """Wait until a request may be sent. Returns whether it is the one that probes a server that is down.
 
         Raises Outage where the server has been down for too long.
         """
@@ -150,17 +150,17 @@ class Gate:
             )
 
     def answered(self, headers: Mapping[str, str], unused_tokens: float = 0.0) -> None:
-        """The server is up and answered; its headers may tell its limits."""
+        """Note an answer; its headers may report the server's limits."""
         self._up()
         self._limited = 0
         self.tokens.give_back(unused_tokens)
         self._learn(headers)
 
     def limited(self, headers: Mapping[str, str]) -> float:
-        """A 429: nothing is sent until the time that the server gives, or for a while. Returns the wait."""
+        """Note a 429: nothing is sent until the time that the server gives, or for a while. Returns the wait."""
         self._up()
-        told = retry_after(headers)
-        wait = told or back_off(self._limited)  # "at once" is what a server says that has just refused
+        requested = retry_after(headers)
+        wait = requested or back_off(self._limited)  # zero, just after a refusal, is not taken at its word
         # several 429s of one burst are one event: only what is sent after the wait counts further
         if time.monotonic() >= self._closed_until:
             self._limited += 1
@@ -169,11 +169,10 @@ class Gate:
         return wait
 
     def failed(self, why: str, *, counts: bool = True, sent: float | None = None) -> bool:
-        """A 5xx, a timeout or a broken connection; ``counts``: it may be the sign of an outage.
+        """Note a 5xx, a timeout or a broken connection; ``counts``: it may be the sign of an outage.
 
-        What was sent (by the monotonic clock) before the last answer came says nothing of the server's state
-        since: many requests under way would make an outage of a few failures. Returns whether the request is to
-        blame: not in an outage.
+        A request that was ``sent`` (by the monotonic clock) before the last answer does not count: with many requests
+        in flight, a few failures would look like an outage. Returns whether the request is to blame: not in an outage.
         """
         counts = counts and (sent is None or sent >= self._heard)
         self._last_failure = why
@@ -186,7 +185,7 @@ class Gate:
         return not self.down
 
     def left(self) -> None:
-        """The request that tried has ended: somebody else may try."""
+        """Note that the probing request has ended: another one may probe."""
         self._probing = False
         self._probes += self.down
 
@@ -208,7 +207,7 @@ class Gate:
 
 
 class Outage(StoppedEarly):
-    """The endpoint was down for longer than the user wants to wait."""
+    """The endpoint was down for longer than ``guide.outage_limit_s``."""
 
 
 def _number(text: str | None) -> float | None:
