@@ -139,6 +139,20 @@ def test_arrows_go_down_only(sources):
     assert forbidden_arrows(sources) == []
 
 
+def test_other_rooms_know_the_contract_of_guides_and_no_kind(sources):
+    """Outside guides/ a guide is a ``protocols.Guide``; ``make`` creates it. Recorded texts are read as such by sft."""
+    kinds = {f"rlgf_cli.guides.{name}" for name in ("base", "local", "hf", "vllm", "openai.guide", "openai.batch")}
+    known = {
+        f"{module} -> {kind}"
+        for module, source in sources.items()
+        if part_of(module) != "guides"
+        for target in imports(source, module)
+        for kind in kinds
+        if target == kind or target.startswith(f"{kind}.")
+    }
+    assert known == set()
+
+
 def test_the_picture_has_no_circle():
     left = {part: {p for p in below if p in ALLOWED} for part, below in ALLOWED.items()}
     while left:

@@ -15,18 +15,20 @@ import tempfile
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rlgf_cli.errors import Interrupted, RlgfError
-from rlgf_cli.guides.openai.guide import OpenAIGuide
+from rlgf_cli.guides.openai.endpoint import Connection, Endpoint
 from rlgf_cli.guides.openai.rate_limits import back_off
+from rlgf_cli.guides.openai.request import RequestBuilder
 from rlgf_cli.guides.openai.response import read_response
 from rlgf_cli.ledger.batch_jobs import BatchJob, BatchJobs
-from rlgf_cli.ledger.store import StoredText
-from rlgf_cli.protocols import Failure, GuideRequest
+from rlgf_cli.ledger.meter import Meter
+from rlgf_cli.ledger.store import Store, StoredText
+from rlgf_cli.protocols import Completion, Failure, GuideRequest
 
 LARGEST = 10_000
 """Requests in a batch: servers take more, but queue only so many tokens."""
@@ -41,7 +43,33 @@ _SHOWN = 3
 Item = tuple[bytes, GuideRequest]
 
 
-def run(guide: OpenAIGuide, requests: Iterator[GuideRequest], stop: threading.Event) -> None:
+class EndpointGuide(Protocol):
+    """The members of an endpoint's guide that a batch uses."""
+
+    name: str
+    endpoint: Endpoint
+    builder: RequestBuilder
+    limit_key: str
+    has_price: bool
+    batch_price: float
+    batch_poll_s: float
+    lease_s: float
+    notify: Callable[[str], None]
+
+    @property
+    def connection(self) -> Connection: ...
+    @property
+    def store(self) -> Store: ...
+    @property
+    def meter(self) -> Meter: ...
+    def key(self, request: GuideRequest) -> bytes: ...
+    def request_json(self, request: GuideRequest) -> str: ...
+    def prompt_bytes(self, request: GuideRequest) -> int: ...
+    def max_price(self, request: GuideRequest) -> int | None: ...
+    def accept(self, outcome: Completion | Failure, *, price_share: float) -> Completion | Failure: ...
+
+
+def run(guide: EndpointGuide, requests: Iterator[GuideRequest], stop: threading.Event) -> None:
     """Have a batch answer what the cache does not hold, and wait for it.
 
     Raises BudgetSpent where a cap leaves no room, Interrupted where ``stop`` is set:
@@ -56,7 +84,7 @@ def run(guide: OpenAIGuide, requests: Iterator[GuideRequest], stop: threading.Ev
 
 
 class _Batches:
-    def __init__(self, guide: OpenAIGuide) -> None:
+    def __init__(self, guide: EndpointGuide) -> None:
         self._guide = guide
         self._store, self._jobs = guide.store, BatchJobs(guide.meter)
         self._connection = guide.connection

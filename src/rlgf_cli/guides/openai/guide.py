@@ -15,6 +15,7 @@ from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.base import LiveGuide, Outcome
 from rlgf_cli.guides.cleanup import clean_text
+from rlgf_cli.guides.openai import batch
 from rlgf_cli.guides.openai.endpoint import OPENAI_URL, Connection, endpoint_of, same_model
 from rlgf_cli.guides.openai.rate_limits import RateLimiter, back_off, retry_after
 from rlgf_cli.guides.openai.request import RequestBuilder, likely_tokens, prompt_bytes
@@ -157,8 +158,6 @@ class OpenAIGuide(LiveGuide):
             raise UserError(f"--batch hands its texts over through the cache, and guide.mode is {self.mode}")
 
     def run_batch(self, requests: Iterator[GuideRequest], stop: threading.Event) -> None:
-        from rlgf_cli.guides.openai import batch
-
         self.check_batch()
         batch.run(self, requests, stop)
 
