@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from conftest import Result, toy_examples, write_rows
-from rlgf_cli.checks import reward_probe as reward_exam
+from rlgf_cli.checks import reward_probe
 from rlgf_cli.checks.invariants import INVARIANTS
 from rlgf_cli.functional.logprobs import process_logits
 from rlgf_cli.models import generate
@@ -196,7 +196,7 @@ def test_a_reward_that_gives_no_number_for_an_empty_text(doctor: Doctor, tiny_gp
 
 
 def test_a_slow_reward_is_worth_a_warning(doctor: Doctor, tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reward_exam, "_SLOW", 0.0)
+    monkeypatch.setattr(reward_probe, "_SLOW", 0.0)
     found = checks(doctor(tiny_gpt2, "--json"))["reward.time"]
     assert found["status"] == "warn" and found["numbers"]["seconds_per_step"] == pytest.approx(
         128 * found["numbers"]["seconds_per_text"]

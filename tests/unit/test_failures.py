@@ -11,9 +11,9 @@ from rlgf_cli import noise, registry
 from rlgf_cli.config.make_negatives import RULE_MADE
 from rlgf_cli.failures import rules, sentences
 from rlgf_cli.failures.kinds import Case, Corpus, repetition, shuffled_sentences, swapped_facts
-from rlgf_cli.failures.make import Spoiler, Tally, spoil
-from rlgf_cli.failures.mend import MENDS, mend
-from rlgf_cli.failures.rules import Written, flags
+from rlgf_cli.failures.make import Tally, WeightedKind, make_failures
+from rlgf_cli.failures.repair import REPAIRS, repair
+from rlgf_cli.failures.rules import Response, flags
 from rlgf_cli.protocols import Example
 from rlgf_cli.scorers.rouge import AdjustedRouge, length_factor
 
@@ -36,7 +36,7 @@ EXAMPLES = [
     Example("d", "One word?", ("Yes.",)),
 ]
 CORPUS = Corpus(EXAMPLES)
-KINDS = [Spoiler(name, registry.load("failures", name)) for name in RULE_MADE]
+KINDS = [WeightedKind(name, registry.load("failures", name)) for name in RULE_MADE]
 
 texts = st.text(alphabet=st.sampled_from("abc .!?\n\"'éß漢。"), max_size=80)
 
@@ -123,18 +123,18 @@ class TestKinds:
     def test_the_rule_for_a_kind_finds_it_and_spares_the_good_text(self, kind, rule):
         example = EXAMPLES[0]
         count = len(example.references[0].split())
-        assert flags(Written(example.prompt, example.references[0], count)) == []
+        assert flags(Response(example.prompt, example.references[0], count)) == []
         for seed in range(20):
             case = Case(example, example.references[0], Corpus(EXAMPLES[:3]))
             text = registry.load("failures", kind)(case, noise.generator(seed))
-            assert rule in flags(Written(example.prompt, text, count)), text
+            assert rule in flags(Response(example.prompt, text, count)), text
 
     def test_copied_input_stands_in_the_prompt(self):
         example = EXAMPLES[0]
         case = Case(example, example.references[0], CORPUS)
         found = [registry.load("failures", "copied_input")(case, noise.generator(seed)) for seed in range(30)]
         assert all(text.rstrip(".!?,") in PROMPT for text in found)
-        assert any("copied" in flags(Written(PROMPT, text, 16)) for text in found)
+        assert any("copied" in flags(Response(PROMPT, text, 16)) for text in found)
 
     def test_the_end_mark_does_not_give_a_kind_away(self):
         case = Case(EXAMPLES[0], EXAMPLES[0].references[0], CORPUS)
@@ -156,14 +156,14 @@ class TestKinds:
     def test_a_loop_is_a_loop_at_any_length(self, count, seed):
         good = " ".join(f"w{i}" for i in range(count)) + "."
         text = repetition(Case(EXAMPLES[0], good, CORPUS), noise.generator(seed))
-        assert rules.loops(Written("", text))
+        assert rules.loops(Response("", text))
 
 
 class TestSpoil:
     def rows(self, examples=EXAMPLES, **changed):
         tally = Tally()
         settings = {"per_reference": 2, "seed": 0, "tally": tally, **changed}
-        return list(spoil(examples, KINDS, **settings)), tally
+        return list(make_failures(examples, KINDS, **settings)), tally
 
     def test_never_a_reference_always_text_and_as_many_as_asked(self):
         rows, tally = self.rows(per_reference=4)
@@ -184,29 +184,29 @@ class TestSpoil:
 
     def test_a_kind_that_gives_the_reference_is_dropped_and_counted(self):
         tally = Tally()
-        same = Spoiler("same", lambda case, rng: f" {case.good} ")
-        assert list(spoil(EXAMPLES, [same], per_reference=1, seed=0, tally=tally)) == []
+        same = WeightedKind("same", lambda case, rng: f" {case.good} ")
+        assert list(make_failures(EXAMPLES, [same], per_reference=1, seed=0, tally=tally)) == []
         assert tally.equal_to_reference["same"] == 4 and not tally.made
 
     def test_weights_are_proportions(self):
         many = [Example(str(i), PROMPT, EXAMPLES[0].references) for i in range(600)]
-        heavy = [Spoiler("x", lambda case, rng: "x y z", 3.0), Spoiler("y", lambda case, rng: "u v w", 1.0)]
+        heavy = [WeightedKind("x", lambda case, rng: "x y z", 3.0), WeightedKind("y", lambda case, rng: "u v w", 1.0)]
         tally = Tally()
-        assert len(list(spoil(many, heavy, per_reference=1, seed=0, tally=tally))) == 600
+        assert len(list(make_failures(many, heavy, per_reference=1, seed=0, tally=tally))) == 600
         assert 0.69 < tally.made["x"] / 600 < 0.81
 
 
 class TestMend:
     @given(texts, st.integers(1, 10))
     def test_mending_only_takes_away_and_a_second_time_changes_nothing(self, text, limit):
-        names = list(MENDS)
-        once, changed = mend(text, names, limit)
+        names = list(REPAIRS)
+        once, changed = repair(text, names, limit)
         assert len(once) <= len(text)
         assert bool(changed) == (once != text)
         assert bool(once.strip()) == bool(text.strip())
         for name in names:
-            mended = MENDS[name](text, limit)
-            assert MENDS[name](mended, limit) == mended, name
+            mended = REPAIRS[name](text, limit)
+            assert REPAIRS[name](mended, limit) == mended, name
 
     @pytest.mark.parametrize(
         ("rule", "text", "mended"),
@@ -222,12 +222,12 @@ class TestMend:
         ],
     )
     def test_each_rule(self, rule, text, mended):
-        assert mend(text, [rule], 5) == (mended, [rule] if mended != text else [])
+        assert repair(text, [rule], 5) == (mended, [rule] if mended != text else [])
 
     def test_the_order_is_the_one_given(self):
         text = "It ends. It ends. It ends. And then it"
-        assert mend(text, ["repetition", "unfinished"])[1] == ["repetition"]
-        assert mend(text, ["unfinished", "repetition"])[1] == ["unfinished", "repetition"]
+        assert repair(text, ["repetition", "unfinished"])[1] == ["repetition"]
+        assert repair(text, ["unfinished", "repetition"])[1] == ["unfinished", "repetition"]
 
 
 class TestAdjustedRouge:

@@ -1,4 +1,4 @@
-"""A reward looked at before anything is trained on it: on the policy's texts, the guide's, references, and nothing."""
+"""Checks of a reward before training: on the policy's texts, the guide's, the references and the empty text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SLOW = 30.0
 """Seconds of a training step above which the reward's time is worth a warning."""
 
 
-def examine_reward(reward: Reward, texts: Mapping[str, Texts], *, per_step: int) -> list[Check]:
+def probe_reward(reward: Reward, texts: Mapping[str, Texts], *, per_step: int) -> list[Check]:
     """``texts``: who wrote -> (example, text) pairs, the policy's under "policy". ``per_step``: texts of a step.
 
     A reward that raises, or gives what is no finite number, fails its first check, and there are no others.
@@ -28,9 +28,9 @@ def examine_reward(reward: Reward, texts: Mapping[str, Texts], *, per_step: int)
         again = _score(reward, given["policy"][::-1])[::-1]
         seconds = (time.perf_counter() - started) / len(again)
     except RlgfError as error:
-        return [Check("reward.scores", "fail", error.message, means, error.hint or "mend what the message says")]
-    by_author = {author: fmean(found) for author, found in scores.items()}
-    everything = [value for found in scores.values() for value in found]
+        return [Check("reward.scores", "fail", error.message, means, error.hint or "repair what the message names")]
+    by_author = {author: fmean(values) for author, values in scores.items()}
+    everything = [value for values in scores.values() for value in values]
     shown = ", ".join(f"{author} {mean:.4g}" for author, mean in by_author.items())
     finding = f"{len(everything)} texts scored {min(everything):.4g} to {max(everything):.4g}; mean by author: {shown}"
     return [
@@ -48,11 +48,11 @@ def _score(reward: Reward, pairs: Texts) -> list[float]:
 
 def _of_the_text(given: Mapping[str, Texts], scores: Mapping[str, Sequence[float]]) -> Check:
     """For one prompt, different texts must be able to score differently."""
-    found: dict[str, dict[str, float]] = {}
+    by_prompt: dict[str, dict[str, float]] = {}
     for author, pairs in given.items():
         for (example, text), value in zip(pairs, scores[author], strict=True):
-            found.setdefault(example.id, {})[text] = value
-    compared = [by_text for by_text in found.values() if len(by_text) > 1]
+            by_prompt.setdefault(example.id, {})[text] = value
+    compared = [by_text for by_text in by_prompt.values() if len(by_text) > 1]
     telling = sum(len(set(by_text.values())) > 1 for by_text in compared)
     blind = bool(compared) and not telling
     return Check(
@@ -83,7 +83,7 @@ def _repeatable(values: Sequence[float], again: Sequence[float]) -> Check:
     return Check(
         "reward.repeatable",
         "warn" if moved else "ok",
-        f"{len(values) - moved} of {len(values)} texts score the same when they are asked again in the reverse order",
+        f"{len(values) - moved} of {len(values)} texts score the same when they are scored again in the reverse order",
         "a score that depends on chance, or on the texts that are scored beside it, is noise in every advantage",
         "seed the reward, turn its sampling off, and see that it scores each text alone, in the order given"
         if moved

@@ -1,1 +1,1 @@
-"""What texts do wrong: failures made on purpose, rules that find them, and rules that mend them."""
+"""Failures of texts: kinds that are made on purpose, rules that detect failures, and rules that repair them."""

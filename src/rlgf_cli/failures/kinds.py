@@ -1,9 +1,9 @@
-"""Failures made on purpose: from a prompt and a good text, a bad one of a named kind.
+"""Kinds of failures that are made on purpose: from a prompt and a good text, a bad text of a named kind.
 
-Every kind is one function ``(Case, Generator) -> str | None``; None: it does not apply here (one sentence cannot be
-shuffled). A kind draws all of its randomness from the generator, so that an example's failures depend on the seed
-and the example alone. ``severity`` in (0, 1] says how much is done wrong. Kinds that could be told by their length
-keep the good text's length where they can: a reward model should learn what is wrong, not how long it is.
+Every kind is one function ``(Case, Generator) -> str | None``; None: it does not apply (one sentence cannot be
+shuffled). A kind draws all of its randomness from the generator, so that an example's failures depend on the seed and
+the example alone. ``severity`` in (0, 1] is the share of the text that is damaged. Where possible, a kind keeps the
+good text's length: a reward model should learn what is wrong, not how long the text is.
 
 After Solway, "Reinforcement Learning without Human Feedback for Last Mile Fine-Tuning of Large Language Models"
 (arXiv 2408.16753), which names random tokens, coherent but irrelevant text, shuffled text and repetition. The other
@@ -27,14 +27,14 @@ from rlgf_cli.protocols import Example
 _TRIES = 8
 _NUMBER = re.compile(r"(?<!\w)\d+(?:[.,:]\d+)*(?!\w)")
 _NAME = re.compile(r"#\w+#|\b[^\W\d_a-z][^\W_]*\b")
-"""What may be a name: a tag such as #Person1#, or a word that begins with a capital."""
+"""Candidates for names: a tag such as #Person1#, or a word that begins with a capital."""
 _LOWER = re.compile(r"\b[a-z][^\W_]*\b")
 _PRONOUNS = {"i"}
 _MARKS = ".!?,;:…\"'”’"
 
 
 class Corpus:
-    """What other examples offer: their references and words, the numbers and names in them."""
+    """The texts of the other examples: their references, and the words, numbers and names in them."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self._examples = examples
@@ -48,11 +48,11 @@ class Corpus:
 
     @cached_property
     def numbers(self) -> list[str]:
-        return sorted({found for _, text in self._texts for found in _NUMBER.findall(text)})
+        return sorted({match for _, text in self._texts for match in _NUMBER.findall(text)})
 
     @cached_property
     def names(self) -> list[str]:
-        return sorted({found for _, text in self._texts for found in self.names_in(text)})
+        return sorted({match for _, text in self._texts for match in self.names_in(text)})
 
     @cached_property
     def _common(self) -> set[str]:
@@ -81,7 +81,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt, the good text that is spoilt, the other examples, and how much is done wrong, in (0, 1]."""
+    """An example, the good text to damage, the other examples, and the severity in (0, 1]."""
 
     example: Example
     good: str
@@ -97,10 +97,10 @@ def random_words(case: Case, rng: np.random.Generator) -> str | None:
     """Words of the references in any order, as many as the good text has; severity: the share that is replaced."""
     if len(case.corpus.vocabulary) < 2:
         return None
-    found = list(case.words)
-    for i in _some(len(found), case.severity, rng):
-        found[i] = case.corpus.vocabulary[int(rng.integers(len(case.corpus.vocabulary)))]
-    return _ended(found, case, rng)
+    result = list(case.words)
+    for i in _some(len(result), case.severity, rng):
+        result[i] = case.corpus.vocabulary[int(rng.integers(len(case.corpus.vocabulary)))]
+    return _ended(result, case, rng)
 
 
 def irrelevant(case: Case, rng: np.random.Generator) -> str | None:
@@ -110,14 +110,14 @@ def irrelevant(case: Case, rng: np.random.Generator) -> str | None:
 
 def shuffled_words(case: Case, rng: np.random.Generator) -> str | None:
     """The same words in another order; severity: the share of them that moves."""
-    found = list(case.words)
-    moved = _some(len(found), case.severity, rng, least=2)
+    result = list(case.words)
+    moved = _some(len(result), case.severity, rng, least=2)
     if len(moved) < 2:
         return None
-    values = [found[i] for i in moved]
+    values = [result[i] for i in moved]
     for i, k in zip(moved, rng.permutation(len(moved)), strict=True):
-        found[i] = values[int(k)]
-    return _ended(found, case, rng)
+        result[i] = values[int(k)]
+    return _ended(result, case, rng)
 
 
 def shuffled_sentences(case: Case, rng: np.random.Generator) -> str | None:
@@ -152,12 +152,12 @@ def cut_off(case: Case, rng: np.random.Generator) -> str | None:
     if count < 4:
         return None
     most = max(1, round(0.8 * case.severity * count))
-    kept = count - int(rng.integers(1, min(most, count - 2) + 1))
-    return " ".join(case.words[:kept]).rstrip(_MARKS)
+    length = count - int(rng.integers(1, min(most, count - 2) + 1))
+    return " ".join(case.words[:length]).rstrip(_MARKS)
 
 
 def run_on(case: Case, rng: np.random.Generator) -> str | None:
-    """The good text and then, past its end, what belongs to another example; severity: how much of it."""
+    """The good text, then words of another example's reference; severity: the share of them."""
     other = case.corpus.other(case.example, len(case.words), rng)
     if other is None:
         return None
@@ -166,7 +166,7 @@ def run_on(case: Case, rng: np.random.Generator) -> str | None:
 
 
 def copied_input(case: Case, rng: np.random.Generator) -> str | None:
-    """Words of the prompt as they stand there, about as many as the good text has."""
+    """A run of words of the prompt, about as many as the good text has."""
     given, count = words(case.example.prompt), len(case.words)
     if len(given) < 4:
         return None
@@ -209,15 +209,15 @@ def _another(case: Case, old: str, kind: str, rng: np.random.Generator) -> str |
     return None
 
 
-def _ended(found: list[str], case: Case, rng: np.random.Generator) -> str:
+def _ended(text_words: list[str], case: Case, rng: np.random.Generator) -> str:
     """The words as a text, half of the time with the good text's ending in place of their own."""
-    text = " ".join(found)
+    text = " ".join(text_words)
     if rng.random() < 0.5:
         return text
     return text.rstrip(_MARKS) + case.good[len(case.good.rstrip(_MARKS)) :]
 
 
 def _some(count: int, share: float, rng: np.random.Generator, *, least: int = 1) -> list[int]:
-    """Indices of a share of ``count`` things, at least ``least`` where there are so many, in order."""
+    """Indices of a share of ``count`` items, at least ``least`` where there are so many, in ascending order."""
     size = min(count, max(least, round(share * count)))
     return sorted(int(i) for i in rng.choice(count, size=size, replace=False))

@@ -1,4 +1,4 @@
-"""From examples to labelled texts: which kinds each good text gets, and what is dropped."""
+"""Makes failures of several kinds from the references of examples, and counts those that were dropped."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _TRIES = 4
 
 
 @dataclass(frozen=True)
-class Spoiler:
-    """A kind under its name, its weight among the kinds, and its range of severity."""
+class WeightedKind:
+    """A kind of failure with its name, its weight among the kinds, and its range of severity."""
 
     name: str
     make: Kind
@@ -29,7 +29,7 @@ class Spoiler:
 
 @dataclass
 class Tally:
-    """What was made of each kind, and what was dropped: kinds that do not apply, and texts equal to a reference."""
+    """Counts by kind: texts made, cases that the kind does not apply to, and texts equal to a reference (dropped)."""
 
     made: Counter[str] = field(default_factory=Counter)
     not_applicable: Counter[str] = field(default_factory=Counter)
@@ -39,34 +39,34 @@ class Tally:
         return {name: dict(sorted(counter.items())) for name, counter in vars(self).items()}
 
 
-def spoil(
-    examples: Sequence[Example], spoilers: Sequence[Spoiler], *, per_reference: int, seed: int, tally: Tally
+def make_failures(
+    examples: Sequence[Example], kinds: Sequence[WeightedKind], *, per_reference: int, seed: int, tally: Tally
 ) -> Iterator[tuple[Example, int, str, str, str]]:
     """``(example, index of the reference, good text, kind, bad text)``, ``per_reference`` kinds for each good text.
 
-    Kinds come in an order drawn by their weights; one that does not apply, or gives a reference's own text
-    four times, is counted and the next one takes its place. What an example gets depends on the seed, its id and
-    reference, and the corpus, not on the order of the data.
+    The order of kinds is drawn by their weights. A kind that does not apply, or returns a reference's text four times,
+    is counted and replaced by the next. The result for an example depends on the seed, its id and reference, and the
+    corpus, not on the order of the data.
     """
     corpus = Corpus(examples)
     for example in examples:
         own = {_plain(reference) for reference in example.references}
         for k, good in enumerate(example.references):
             made = 0
-            for spoiler in _order(spoilers, noise.generator(seed, "kinds", example.id, k)):
+            for kind in _order(kinds, noise.generator(seed, "kinds", example.id, k)):
                 if made == per_reference:
                     break
-                text = _spoiled(
-                    spoiler, example, good, corpus, own, noise.generator(seed, spoiler.name, example.id, k), tally
+                text = _failure(
+                    kind, example, good, corpus, own, noise.generator(seed, kind.name, example.id, k), tally
                 )
                 if text is not None:
                     made += 1
-                    tally.made[spoiler.name] += 1
-                    yield example, k, good, spoiler.name, text
+                    tally.made[kind.name] += 1
+                    yield example, k, good, kind.name, text
 
 
-def _spoiled(
-    spoiler: Spoiler,
+def _failure(
+    kind: WeightedKind,
     example: Example,
     good: str,
     corpus: Corpus,
@@ -75,22 +75,22 @@ def _spoiled(
     tally: Tally,
 ) -> str | None:
     for _ in range(_TRIES):
-        text = spoiler.make(Case(example, good, corpus, float(rng.uniform(*spoiler.severity))), rng)
+        text = kind.make(Case(example, good, corpus, float(rng.uniform(*kind.severity))), rng)
         if text is None or not text.strip():
-            tally.not_applicable[spoiler.name] += 1
+            tally.not_applicable[kind.name] += 1
             return None
         if _plain(text) not in own:
             return text
-    tally.equal_to_reference[spoiler.name] += 1
+    tally.equal_to_reference[kind.name] += 1
     return None
 
 
-def _order(spoilers: Sequence[Spoiler], rng: np.random.Generator) -> list[Spoiler]:
+def _order(kinds: Sequence[WeightedKind], rng: np.random.Generator) -> list[WeightedKind]:
     """Drawn without replacement, in proportion to the weights (Efraimidis and Spirakis 2006)."""
-    keys = rng.exponential(size=len(spoilers)) / np.array([spoiler.weight for spoiler in spoilers])
-    return [spoilers[int(i)] for i in np.argsort(keys)]
+    keys = rng.exponential(size=len(kinds)) / np.array([kind.weight for kind in kinds])
+    return [kinds[int(i)] for i in np.argsort(keys)]
 
 
 def _plain(text: str) -> str:
-    """What makes two texts the same one: their words."""
+    """The text with single spaces: texts with equal words are equal."""
     return " ".join(text.split())

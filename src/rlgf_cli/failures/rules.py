@@ -1,7 +1,7 @@
-"""Rules that find failures in a text: each is one function ``Written -> bool``, and says what it goes by.
+"""Rules that detect failures in a text. Each is one function ``Response -> bool``; its docstring states the criterion.
 
-They look at form alone and know nothing of truth: what is flagged is a failure in almost all cases, but most ways to
-be wrong are beyond them.
+The rules look at form alone, not at truth: a flagged text is a failure in almost all cases, but most errors go
+undetected.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from rlgf_cli.protocols import FinishReason
 
 
 @dataclass(frozen=True)
-class Written:
-    """A text, the prompt that it answers, its longest reference in words (None: no reference), and how it ended."""
+class Response:
+    """A text with its prompt, the words of its longest reference (None: no reference), and how it ended."""
 
     prompt: str
     text: str
@@ -34,36 +34,36 @@ LONG_RATIO = 1.5
 REPEATED_SHARE = 0.4
 
 
-def empty(written: Written) -> bool:
+def empty(response: Response) -> bool:
     """No word at all."""
-    return not written.words
+    return not response.words
 
 
-def loops(written: Written) -> bool:
+def loops(response: Response) -> bool:
     """1 to 20 words come three times in a row (a single word four times), or 2 in 5 of its 4-grams came before."""
-    if loop_start(written.words) is not None:
+    if loop_start(response.words) is not None:
         return True
-    grams = [tuple(written.words[i : i + 4]) for i in range(len(written.words) - 3)]
+    grams = [tuple(response.words[i : i + 4]) for i in range(len(response.words) - 3)]
     return len(grams) >= 8 and 1 - len(set(grams)) / len(grams) >= REPEATED_SHARE
 
 
-def unfinished(written: Written) -> bool:
-    """It was cut at the token limit, or does not end in an end mark."""
-    return bool(written.words) and (written.finish_reason == "length" or not is_finished(written.text))
+def unfinished(response: Response) -> bool:
+    """The text was cut at the token limit, or does not end in an end mark."""
+    return bool(response.words) and (response.finish_reason == "length" or not is_finished(response.text))
 
 
-def copied(written: Written) -> bool:
+def copied(response: Response) -> bool:
     """12 words or more, and 4 in 5 of all, are one run of words of the prompt."""
-    run = copied_run(words(written.prompt), written.words)
-    return run >= COPIED_WORDS and run >= COPIED_SHARE * len(written.words)
+    run = copied_run(words(response.prompt), response.words)
+    return run >= COPIED_WORDS and run >= COPIED_SHARE * len(response.words)
 
 
-def overlong(written: Written) -> bool:
+def overlong(response: Response) -> bool:
     """More than 1.5 times as many words as its longest reference."""
-    return written.reference_words is not None and len(written.words) > LONG_RATIO * written.reference_words
+    return response.reference_words is not None and len(response.words) > LONG_RATIO * response.reference_words
 
 
-RULES: dict[str, Callable[[Written], bool]] = {
+RULES: dict[str, Callable[[Response], bool]] = {
     "empty": empty,
     "loops": loops,
     "unfinished": unfinished,
@@ -73,6 +73,6 @@ RULES: dict[str, Callable[[Written], bool]] = {
 """Name -> rule."""
 
 
-def flags(written: Written) -> list[str]:
-    """The names of the rules that the text falls under."""
-    return [name for name, rule in RULES.items() if rule(written)]
+def flags(response: Response) -> list[str]:
+    """The names of the rules that flag the text."""
+    return [name for name, rule in RULES.items() if rule(response)]

@@ -1,4 +1,4 @@
-"""Words, sentences and endings of a plain text. All rules about failures see a text through these."""
+"""Words, sentences and endings of a plain text, as all rules about failures split it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHORT = {
     "mr", "mrs", "ms", "dr", "prof", "st", "jr", "sr", "vs", "e.g", "i.e", "etc", "al", "fig", "eq", "no", "inc", "ltd",
     "u.s", "a.m", "p.m", "dept", "approx", "gen", "rep", "sen", "gov", "cf",
 }  # fmt: skip
-"""What ends in a full stop and ends no sentence (lower case, without it)."""
+"""Abbreviations, whose full stop ends no sentence (lower case, without it)."""
 
 
 def words(text: str) -> list[str]:
@@ -26,24 +26,24 @@ def sentences(text: str) -> list[str]:
     One ends behind ``.``, ``!``, ``?`` or an ellipsis (and closing quotes) before white space, at a line break, and
     behind the full stop of Chinese and Japanese; not behind an abbreviation or a single initial.
     """
-    found: list[str] = []
+    parts: list[str] = []
     start = 0
     for match in _BREAK.finditer(text):
         if match.end() == start or not text[start : match.start()].strip():
             continue
         if "\n" not in match.group() and _is_short(text[start : match.start()]):
             continue
-        found.append(text[start : match.end()])
+        parts.append(text[start : match.end()])
         start = match.end()
     if text[start:].strip():
-        found.append(text[start:])
-    elif found:
-        found[-1] += text[start:]
-    return found
+        parts.append(text[start:])
+    elif parts:
+        parts[-1] += text[start:]
+    return parts
 
 
 def _is_short(sentence: str) -> bool:
-    """Whether what stands before a break is an abbreviation or an initial rather than an end."""
+    """Whether the text before a break ends in an abbreviation or an initial."""
     if not sentence.endswith("."):
         return False
     last = sentence.split()[-1].strip(_CLOSING + "(").removesuffix(".").lower()

@@ -1,8 +1,8 @@
-"""An LLM as judge, asked through the guide layer, and its rating of one text as a reward.
+"""A guide as judge: questions, answers that end in one line, and their verdicts.
 
-The judge is asked as any guide is: what the cache holds is not bought again, ``replay`` asks nobody, and the run's
-budget is a hard cap. What it must end with is one line that is read strictly. An answer that cannot be read, or that
-was cut at its limit, is never turned into a number: the judge is asked again, and told once more how to end.
+The judge goes through the guide layer: cached answers are not billed again, ``replay`` sends no request, and the run's
+budget is a hard cap. The last line of an answer is read strictly. An answer that cannot be read, or that was cut at its
+limit, is never turned into a number: the request is repeated with a reminder of how to end.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from rlgf_cli.protocols import Completion, Example, Failure, Guide, GuideRequest
 from rlgf_cli.scorers.base import shorten
 
 ATTEMPTS = 3
-"""How often a judge is asked for one answer that can be read."""
+"""Requests for one answer that can be read."""
 MAX_NEW_TOKENS = 512
 CRITERION = "It does what the prompt asks for. It is correct, fluent and complete, and adds nothing that is not wanted."
 _REMINDER = "Mind the last line: an answer that does not end as asked is of no use."
 _OWN_WORDS = ("prompt_template", "clean", "continuation", "continue_template")
-"""Keys of a guide that put its question, or mend its answer, in ways that a judge's is not."""
+"""Keys of a guide's section that change its prompt or its text; a judge takes none of them."""
 
 
 class Judge:
-    """A guide that judges. ``spec`` is its name, or stands in the ``guide`` section.
+    """A guide that judges texts. ``spec`` is its name, which the ``guide`` section may hold instead.
 
-    The section is that of ``rlgf collect-guide``, with temperature 0 and no seeds unless it says otherwise.
-    ``ending`` is the last thing that the judge is told: how to end its answer. ``on_rows(n)`` hears of n more answers
-    that could be read or are given up; where ``stop()`` is true nothing more is asked. Failures of the kinds
-    ``given_up`` are taken as refusals are; other ones that pass are raised.
+    The section is that of ``rlgf collect-guide``, with temperature 0 and without seeds by default. ``ending`` ends
+    every question: it states the form of the last line. ``on_rows(n)`` is called when n more answers are read or given
+    up. Where ``stop()`` is true no further request is sent. Failures of the kinds ``given_up`` count as refusals; other
+    ones that may pass are raised.
     """
 
     def __init__(
@@ -53,18 +53,18 @@ class Judge:
 
     @property
     def settings(self) -> str:
-        """Which model judges, and how it answers, for a signature."""
+        """The judging model and its sampling, for a signature."""
         known, sampling = self.guide.settings, self.config.sampling
         weights = known.get("weights_sha256")
         local = self.config.name.rpartition("/")[2]
         name = f"{local},sha256={weights[:12]}" if weights else known.get("model", self.config.name)
-        drawn = sampling.model_dump(exclude={"temperature", "send_seed"}, exclude_defaults=True)
+        changed = sampling.model_dump(exclude={"temperature", "send_seed"}, exclude_defaults=True)
         return f"model={name},temperature={sampling.temperature:g},max_tokens={self.max_new_tokens}" + (
-            f",sampling={short_hash(repr(drawn), 12)}" if drawn else ""
+            f",sampling={short_hash(repr(changed), 12)}" if changed else ""
         )
 
-    def wording(self, template: str) -> str:
-        """A hash of all that the judge is told besides the texts."""
+    def template_hash(self, template: str) -> str:
+        """A hash of all that a question holds besides the texts: system message, template, ending and reminder."""
         return short_hash("\n".join([self.config.system or "", template, self.ending, _REMINDER]), 12)
 
     def ask(
@@ -73,18 +73,18 @@ class Judge:
         read: Callable[[str], Any],
         on_rows: Callable[[int], None],
     ) -> list[Verdict]:
-        """What the judge says to each question, in order; equal questions are asked once.
+        """The judge's verdict on each question, in order; equal questions are sent once.
 
-        ``questions``: the example that each is about, and its text. ``read`` makes a value of an answer, or None where
-        it cannot. Raises RlgfError where the guide failed, so that no figure depends on a server's state, Interrupted
-        where ``stop`` came true, and what the guide raises (a spent budget, a replay of what was never recorded). All
-        answers that came are in the cache.
+        ``questions``: pairs of an example and the text of the question. ``read`` makes a value of an answer, or None
+        where it cannot. Raises RlgfError where the guide failed, so that no figure depends on a server's state;
+        Interrupted where ``stop`` came true; and the guide's own errors (a spent budget, a replay without a recorded
+        text). All answers that arrived are in the cache.
         """
         verdicts: dict[str, Verdict] = {}
         about = {question: example for example, question in questions}
         times = Counter(question for _, question in questions)
         left = list(times)
-        self.guide.check((self._asked(about[q], q) for q in left), self.max_new_tokens)
+        self.guide.check((self._prompt(about[q], q) for q in left), self.max_new_tokens)
         for attempt in range(ATTEMPTS):
             for question, outcome in self._answers(left, about, attempt):
                 value = None if isinstance(outcome, Failure) or outcome.finish_reason != "stop" else read(outcome.text)
@@ -95,22 +95,22 @@ class Judge:
             self.counts["asked_again"] += len(left) if attempt < ATTEMPTS - 1 else 0
         return [verdicts[question] for _, question in questions]
 
-    def _asked(self, about: Example, question: str, *, again: bool = False) -> Example:
-        """The question as the guide gets it. Greedy answers to equal questions are equal: the second time says more."""
+    def _prompt(self, about: Example, question: str, *, again: bool = False) -> Example:
+        """The prompt of a question; a repeated one has a reminder, for greedy answers to equal prompts are equal."""
         reminder = f"\n\n{_REMINDER} {self.ending}" if again else ""
         return Example(about.id, f"{question}\n\n{self.ending}{reminder}")
 
     def _answers(
         self, questions: Sequence[str], about: Mapping[str, Example], attempt: int
     ) -> Iterator[tuple[str, Completion | Failure]]:
-        """Answers as they come. The guide's failures are raised when all others are there, refusals are not."""
+        """Answers as they arrive. Refusals are among them; other failures are raised when all answers are there."""
 
         def requests() -> Iterator[GuideRequest]:
             for question in questions:
                 if self.stop():
                     return
-                asked = self._asked(about[question], question, again=attempt > 0)
-                yield GuideRequest(asked, sample_index=attempt, max_new_tokens=self.max_new_tokens)
+                prompt = self._prompt(about[question], question, again=attempt > 0)
+                yield GuideRequest(prompt, sample_index=attempt, max_new_tokens=self.max_new_tokens)
 
         failures: list[Failure] = []
         with closing(self.guide.stream(requests())) as answers:
@@ -124,32 +124,32 @@ class Judge:
                 yield question, outcome
         if self.stop():
             raise Interrupted(
-                "interrupted; what the judge has said is in the cache", hint="--resume goes on from there"
+                "interrupted; the judge's answers so far are in the cache", hint="--resume goes on from there"
             )
         if failures:
             kinds = ", ".join(f"{kind}: {n}" for kind, n in Counter(f.kind for f in failures).most_common())
             raise RlgfError(
                 f"the judge {self.guide.name} did not answer {len(failures)} of {len(questions)} questions ({kinds}); "
                 f"the first: {failures[0].message}",
-                hint="what it said is in the cache: the same command with --resume asks for the rest",
+                hint="its answers are in the cache: the same command with --resume requests the rest",
             )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a question: the value that was read, None where nothing could be read, and the last answer."""
+    """The value read from the answer to a question (None where none could be read), and the last answer."""
 
     value: Any
     answer: Completion | Failure
 
     @property
     def refused(self) -> bool:
-        """Whether the judge would not answer."""
+        """Whether the judge refused to answer."""
         return isinstance(self.answer, Failure)
 
     @property
-    def said(self) -> str:
-        """The end of the last answer, or why there is none, for a letter."""
+    def excerpt(self) -> str:
+        """The end of the last answer, or why there is none, for error messages."""
         if isinstance(self.answer, Failure):
             return self.answer.message
         cut = "cut at its limit; " if self.answer.finish_reason == "length" else ""
@@ -170,7 +170,10 @@ def check_template(what: str, template: str, criterion: str, needed: Sequence[st
     """Refuse a template without its texts, and a criterion that it has no place for. Raises UserError."""
     for name in needed:
         if f"{{{name}}}" not in template:
-            raise UserError(f"{what}: the template must hold {{{name}}}", hint="it is what the judge is asked about")
+            raise UserError(
+                f"{what}: the template must hold {{{name}}}",
+                hint="the judge compares or rates that text",
+            )
     if criterion != CRITERION and "{criterion}" not in template:
         raise UserError(f"{what}: this template has no place for the criterion", hint="put {criterion} into it")
 
@@ -188,7 +191,7 @@ def _config(what: str, spec: str | None, section: Mapping[str, Any], device: str
     if sampling is None or isinstance(sampling, Mapping):
         given["sampling"] = {"temperature": 0.0, "send_seed": False, **(sampling or {})}
     given.setdefault("device", device)
-    # the words are the judge's own, not those of the checkpoint's task, and nothing in the answer is mended
+    # the prompt is the judge's own, not the template of the checkpoint's task, and the answer is not repaired
     given |= {"clean": "none", "prompt_template": None if given.get("api") == "chat" else "{prompt}"}
     try:
         return GuideConfig.model_validate(given)

@@ -25,14 +25,14 @@ def refuse_target(name: str, target: str | None) -> None:
         raise UserError(f"{name!r} takes nothing behind a colon (given: {target!r})", hint=f"write {name}")
 
 
-def written(references: Sequence[str]) -> list[str]:
-    """The references that are not blank: a blank one says nothing of a text."""
+def nonblank(references: Sequence[str]) -> list[str]:
+    """The references that are not blank: a blank one is no measure of a text."""
     return [reference for reference in references if reference.strip()]
 
 
 def require_references(name: str, examples: Sequence[Example]) -> None:
     """Every example must have a reference that is not blank: a reward cannot skip one."""
-    without = [e.id for e in examples if not written(e.references)]
+    without = [e.id for e in examples if not nonblank(e.references)]
     if without:
         raise UserError(
             f"the reward {name!r} needs references; {len(without)} of {len(examples)} examples have none "
@@ -64,7 +64,7 @@ class ReferenceMetric(Metric):
     """A metric that compares texts with references. Examples without any are skipped; there must be some with."""
 
     def check_set(self, examples: Sequence[Example]) -> None:
-        if not any(written(example.references) for example in examples):
+        if not any(nonblank(example.references) for example in examples):
             raise UserError(
                 f"the metric {self.name!r} needs references, and no example has any",
                 hint='give "references": [...] in the data',
@@ -78,8 +78,8 @@ class ReferenceScorer(ReferenceMetric, Reward):
         require_references(self.name, examples)
 
 
-def written_references(examples: Sequence[Example]) -> tuple[list[list[str]], dict[str, int]]:
+def nonblank_references(examples: Sequence[Example]) -> tuple[list[list[str]], dict[str, int]]:
     """Each example's references that are not blank, and the count of those that are (empty where none is)."""
-    groups = [written(example.references) for example in examples]
+    groups = [nonblank(example.references) for example in examples]
     blank = sum(len(example.references) - len(group) for example, group in zip(examples, groups, strict=True))
     return groups, {"blank_references": blank} if blank else {}

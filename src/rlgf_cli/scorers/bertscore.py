@@ -132,8 +132,8 @@ class BertScore(ReferenceScorer):
         weights = idf if idf is not None else self._equal_weights()
         known = self._encode((text for pair in pairs for text in pair), weights)
         batches = (pairs[at : at + self.batch_size] for at in range(0, len(pairs), self.batch_size))
-        found = torch.cat([self._match(batch, known) for batch in batches])  # [pairs, 3]
-        best = torch.stack([group.amax(0) for group in found.split([len(usable[i]) for i in scored])])
+        scores = torch.cat([self._match(batch, known) for batch in batches])  # [pairs, 3]
+        best = torch.stack([group.amax(0) for group in scores.split([len(usable[i]) for i in scored])])
         if self.baseline is not None:
             best = (best - self.baseline) / (1 - self.baseline)
         for i, row in zip(scored, best.tolist(), strict=True):
@@ -206,7 +206,7 @@ def _check_baseline(name: str, lang: str | None) -> None:
 
 
 def _scorer(name: str, **settings: Any) -> Any:
-    """A BERTScorer; its library's ways to fail become letters."""
+    """A BERTScorer. What its library raises becomes a UserError."""
     from bert_score import BERTScorer
     from transformers import AutoConfig
 

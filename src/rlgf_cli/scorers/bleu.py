@@ -15,7 +15,7 @@ from sacrebleu.metrics.bleu import BLEU
 
 from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.protocols import CorpusFigure, Example, MetricResult, Score
-from rlgf_cli.scorers.base import ReferenceScorer, refuse_target, signature, written, written_references
+from rlgf_cli.scorers.base import ReferenceScorer, nonblank, nonblank_references, refuse_target, signature
 
 DEFAULT_TOKENIZER = "13a"
 _DOWNLOADED = {"spm", "flores101", "flores200", "spBLEU-1K"}
@@ -72,12 +72,12 @@ class Bleu(ReferenceScorer):
 
     def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
         self.check(examples)
-        rows = [self._bleu.sentence_score(t, written(e.references)) for e, t in zip(examples, texts, strict=True)]
+        rows = [self._bleu.sentence_score(t, nonblank(e.references)) for e, t in zip(examples, texts, strict=True)]
         # sacrebleu's rounding gives 100.00000000000004 for an equal text
         return [Score(min(row.score / 100, 1.0), {"brevity_penalty": row.bp}) for row in rows]
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
-        groups, counts = written_references(examples)
+        groups, counts = nonblank_references(examples)
         sentences = [self._bleu.sentence_score(t, g) if g else None for g, t in zip(groups, texts, strict=True)]
         rows = [None if s is None else [s.sys_len, s.ref_len, *s.counts, *s.totals] for s in sentences]
         return MetricResult(

@@ -22,7 +22,7 @@ from rlgf_cli.models import classification
 from rlgf_cli.models.device import pick_device
 from rlgf_cli.models.load import check_checkpoint_name
 from rlgf_cli.protocols import Example, MetricResult
-from rlgf_cli.scorers.base import ReferenceMetric, signature, written_references
+from rlgf_cli.scorers.base import ReferenceMetric, nonblank_references, signature
 from rlgf_cli.scorers.classifier import load_scorer
 
 Pair = tuple[str, str]
@@ -64,7 +64,7 @@ class BleurtMetric(ReferenceMetric):
         )
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
-        groups, counts = written_references(examples)
+        groups, counts = nonblank_references(examples)
         pairs = dict.fromkeys((r, text) for group, text in zip(groups, texts, strict=True) for r in group)
         scores, truncated = self._scores(list(pairs))
         values = [
@@ -81,7 +81,7 @@ class BleurtMetric(ReferenceMetric):
         """Each pair's number, in batches of similar length, and how many pairs were cut."""
         lengths = {pair: len(self.tokenizer(*pair)["input_ids"]) for pair in pairs}
         order = sorted(pairs, key=lambda pair: (lengths[pair], pair))
-        found: dict[Pair, float] = {}
+        scores: dict[Pair, float] = {}
         for at in range(0, len(order), self.batch_size):
             batch = order[at : at + self.batch_size]
             references, texts = map(list, zip(*batch, strict=True))
@@ -94,12 +94,12 @@ class BleurtMetric(ReferenceMetric):
                 return_tensors="pt",
             )
             out = self.model(**encoded.to(self.model.device)).logits[:, 0].float().tolist()
-            found.update(zip(batch, out, strict=True))
-        return found, sum(self.max_tokens is not None and n > self.max_tokens for n in lengths.values())
+            scores.update(zip(batch, out, strict=True))
+        return scores, sum(self.max_tokens is not None and n > self.max_tokens for n in lengths.values())
 
 
 def _refuse_own_type(path: str) -> None:
-    """A letter for checkpoints that transformers has no classes for; what cannot be read is refused when loading."""
+    """Raise UserError for a checkpoint that transformers has no classes for; loading refuses unreadable ones."""
     check_checkpoint_name(path)
     try:
         described, _ = PretrainedConfig.get_config_dict(path)

@@ -46,20 +46,20 @@ def folder(scorer: str) -> Path:
 
 def java(scorer: str) -> str:
     """The path of ``java``; UserError where there is none."""
-    found = shutil.which("java")
-    if found is None:
+    path = shutil.which("java")
+    if path is None:
         raise UserError(
             f"{scorer!r} needs Java, and there is no `java` on the PATH",
             hint="install a Java runtime (8 or later), or choose a metric without it: rouge, bleu, chrf, cider",
         )
-    return found
+    return path
 
 
 def reason(stderr: str) -> str:
     """Why a Java program failed: the first line of its traceback, or the last line that it wrote."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     thrown = (line for line in lines if "Exception" in line or "Error" in line)
-    return next(thrown, lines[-1] if lines else "it said nothing")
+    return next(thrown, lines[-1] if lines else "it wrote no message")
 
 
 def tokenizer(scorer: str, kind: Tokenizer) -> tuple[Tokenize, str]:
@@ -78,14 +78,14 @@ def treebank(text: str, punctuation: frozenset[str]) -> str:
     nltk takes a period for a word of its own at the end of the text only. A text may have several sentences: here
     the period at the end of any word goes, unless the word has another one (``u.s.``).
     """
-    kept = []
+    words = []
     for word in TreebankWordTokenizer().tokenize(" ".join(text.split()), convert_parentheses=True):
         word = word.lower()
         if word.endswith(".") and "." not in word[:-1]:
             word = word[:-1]
         if word and word not in punctuation:
-            kept.append(word)
-    return " ".join(kept)
+            words.append(word)
+    return " ".join(words)
 
 
 def _ptb(command: Sequence[str], texts: Sequence[str], punctuation: frozenset[str]) -> list[str]:
@@ -95,21 +95,25 @@ def _ptb(command: Sequence[str], texts: Sequence[str], punctuation: frozenset[st
     """
     lines = [" ".join(text.split()) for text in texts]
     options = ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-    written = [line for line in lines if line]  # an empty line would shift those behind it where it is the last
-    if not written:
+    filled = [line for line in lines if line]  # an empty line would shift those behind it where it is the last
+    if not filled:
         return lines
     try:
         done = subprocess.run(
-            [*command, *options], input="\n".join(written) + "\n", capture_output=True, encoding="utf-8", timeout=_LIMIT
+            [*command, *options],
+            input="\n".join(filled) + "\n",
+            capture_output=True,
+            encoding="utf-8",
+            timeout=_LIMIT,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RlgfError(f"the Java tokenizer did not run: {error}", hint="leave out tokenizer: ptb") from None
-    found = done.stdout.split("\n")[:-1]
-    if done.returncode or len(found) != len(written):
+    split_lines = done.stdout.split("\n")[:-1]
+    if done.returncode or len(split_lines) != len(filled):
         raise RlgfError(
-            f"the Java tokenizer gave {len(found)} lines for {len(written)} texts and ended with code "
+            f"the Java tokenizer gave {len(split_lines)} lines for {len(filled)} texts and ended with code "
             f"{done.returncode}: {reason(done.stderr)}",
             hint="leave out tokenizer: ptb",
         )
-    split = iter(" ".join(word for word in line.split() if word not in punctuation) for line in found)
+    split = iter(" ".join(word for word in line.split() if word not in punctuation) for line in split_lines)
     return [next(split) if line else "" for line in lines]

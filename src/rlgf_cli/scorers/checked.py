@@ -1,4 +1,4 @@
-"""The gate that every score passes: a broken reward stops the run and is never turned into a number."""
+"""The check that every score passes: a broken reward stops the run and is never turned into a number."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def to_score(value: Any) -> Score:
 def refusal(
     name: str, reason: str, examples: Sequence[Example], texts: Sequence[str], *, where: str | None = None
 ) -> RlgfError:
-    """The letter about a reward that failed: the example where it is known, else the first of the batch."""
+    """The error for a reward that failed: it names the example where that is known, else the first of the batch."""
     example, text = examples[0], texts[0]
     at = f"example {example.id!r}"
     if len(examples) > 1:

@@ -16,7 +16,7 @@ from pydantic import Field
 from sacrebleu.metrics.chrf import CHRF
 
 from rlgf_cli.protocols import CorpusFigure, Example, MetricResult
-from rlgf_cli.scorers.base import ReferenceMetric, refuse_target, signature, written_references
+from rlgf_cli.scorers.base import ReferenceMetric, nonblank_references, refuse_target, signature
 from rlgf_cli.scorers.bleu import sacrebleu_signature
 from rlgf_cli.stats.aggregates import chrf
 
@@ -38,7 +38,7 @@ class ChrfMetric(ReferenceMetric):
         self._chrf = CHRF(word_order=word_order, lowercase=lowercase, whitespace=whitespace)
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
-        groups, counts = written_references(examples)
+        groups, counts = nonblank_references(examples)
         rows = [self._row(group, text) if group else None for group, text in zip(groups, texts, strict=True)]
         return MetricResult(
             {"sentence": [None if row is None else float(chrf(np.array(row))) for row in rows]},

@@ -19,7 +19,7 @@ from rlgf_cli.artifacts.rundir import file_sha256
 from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example, MetricResult, Score
 from rlgf_cli.scorers import captions
-from rlgf_cli.scorers.base import ReferenceScorer, refuse_target, signature, written, written_references
+from rlgf_cli.scorers.base import ReferenceScorer, nonblank, nonblank_references, refuse_target, signature
 
 
 class Cider(ReferenceScorer):
@@ -61,19 +61,19 @@ class Cider(ReferenceScorer):
 
     def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
         self.check(examples)
-        values = self.scores([written(example.references) for example in examples], texts)
+        values = self.scores([nonblank(example.references) for example in examples], texts)
         return [Score(min(value / 10, 1.0)) for value in values]
 
     def check_set(self, examples: Sequence[Example]) -> None:
         super().check_set(examples)
-        if not self.fixed and sum(map(bool, written_references(examples)[0])) < 2:
+        if not self.fixed and sum(map(bool, nonblank_references(examples)[0])) < 2:
             raise UserError(
                 "cider needs references of two examples at least to know what is rare; here is one",
                 hint="evaluate more examples, or give params: {references: train.jsonl}",
             )
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
-        groups, counts = written_references(examples)
+        groups, counts = nonblank_references(examples)
         scored = [(group, text) for group, text in zip(groups, texts, strict=True) if group]
         scores = iter(self.scores([group for group, _ in scored], [text for _, text in scored]))
         values = [next(scores) if group else None for group in groups]
@@ -95,7 +95,7 @@ class Cider(ReferenceScorer):
 
     def _frequencies(self, path: str) -> tuple[Mapping[tuple[str, ...], float], int]:
         """In how many examples' references each n-gram stands, and how many examples those are."""
-        groups = [group for example in read_examples(path) if (group := written(example.references))]
+        groups = [group for example in read_examples(path) if (group := nonblank(example.references))]
         if len(groups) < 2:
             raise UserError(
                 f"cider needs references of two examples at least to know what is rare; here are {len(groups)}",

@@ -34,17 +34,17 @@ def words(text: str) -> list[str]:
 
 def base_forms(word: str) -> set[str]:
     """The word and everything that it may be a regular inflection of (see the module)."""
-    found = {word}
+    forms = {word}
     for ending, restored in (("s", ""), ("es", ""), ("d", ""), ("ies", "y"), ("ied", "y"), ("ing", "e")):
         if word.endswith(ending):
-            found.add(word.removesuffix(ending) + restored)
+            forms.add(word.removesuffix(ending) + restored)
     for ending in ("ed", "ing"):
         if word.endswith(ending):
             stem = word.removesuffix(ending)
-            found.add(stem)
+            forms.add(stem)
             if len(stem) > 2 and stem[-1] == stem[-2] and stem[-1] not in "aeiou":
-                found.add(stem[:-1])
-    return {form for form in found if len(form) >= 2 or form == word}
+                forms.add(stem[:-1])
+    return {form for form in forms if len(form) >= 2 or form == word}
 
 
 def concepts_of(example: Example) -> list[str]:

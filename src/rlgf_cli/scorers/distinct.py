@@ -31,8 +31,8 @@ class DistinctMetric(Metric):
         values: dict[str, list[float | None]] = {}
         whole: dict[str, float] = {}
         for n in ORDERS:
-            grams = [ngrams(found, n) for found in tokens]
-            values[f"{n}"] = [len(set(found)) / len(found) if found else None for found in grams]
+            grams = [ngrams(of_text, n) for of_text in tokens]
+            values[f"{n}"] = [len(set(of_text)) / len(of_text) if of_text else None for of_text in grams]
             if (share := set_distinct(grams)) is not None:
                 whole[f"set_{n}"] = share
         return MetricResult(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.failures import rules
-from rlgf_cli.failures.rules import RULES, Written
+from rlgf_cli.failures.rules import RULES, Response
 from rlgf_cli.failures.sentences import words
 from rlgf_cli.protocols import Example, Metric, MetricResult, Reward, Score
 from rlgf_cli.scorers.base import refuse_target, signature
@@ -18,8 +18,8 @@ _RULE = (
 
 
 class Failures(Reward, Metric):
-    """As a reward: minus the number of failures that are found in a text by rule, or minus their ``share``; each rule
-    is logged, 1 where it found something. As a metric: ``failures.any``, the share of texts that break a rule, and
+    """As a reward: minus the number of rules that flag a text, or minus their ``share``; each rule
+    is logged, 1 where it flags the text. As a metric: ``failures.any``, the share of texts that break a rule, and
     ``failures.RULE``, the share that breaks this one.
 
     ``rules``: those of the reward, all by default. ``unfinished`` goes by the end mark alone: how a model stopped is
@@ -44,27 +44,27 @@ class Failures(Reward, Metric):
 
     def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
         scores = []
-        for written in _written(examples, texts):
-            broken = {name: float(rule(written)) for name, rule in self.rules.items()}
+        for response in _responses(examples, texts):
+            broken = {name: float(rule(response)) for name, rule in self.rules.items()}
             scores.append(Score(-sum(broken.values()) / (len(broken) if self.share else 1), broken))
         return scores
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
-        written = _written(examples, texts)
-        broken = [set(rules.flags(text)) for text in written]
+        responses = _responses(examples, texts)
+        broken = [set(rules.flags(response)) for response in responses]
         values: dict[str, list[float | None]] = {"any": [float(bool(names)) for names in broken]}
         for rule in RULES:
             values[rule] = [
-                None if rule == "overlong" and text.reference_words is None else float(rule in names)
-                for text, names in zip(written, broken, strict=True)
+                None if rule == "overlong" and response.reference_words is None else float(rule in names)
+                for response, names in zip(responses, broken, strict=True)
             ]
         if all(value is None for value in values["overlong"]):
             del values["overlong"]
         return MetricResult(values, signature(self.name, _RULE, examples))
 
 
-def _written(examples: Sequence[Example], texts: Sequence[str]) -> list[Written]:
+def _responses(examples: Sequence[Example], texts: Sequence[str]) -> list[Response]:
     return [
-        Written(e.prompt, text, max((len(words(reference)) for reference in e.references), default=None))
+        Response(e.prompt, text, max((len(words(reference)) for reference in e.references), default=None))
         for e, text in zip(examples, texts, strict=True)
     ]

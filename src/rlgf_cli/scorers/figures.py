@@ -117,20 +117,20 @@ def compute_figures(
     return figures, {figure_name(metric.name, key): n for key, n in result.counts.items()}
 
 
-def _check(figure: Figure, said: str, name: str, examples: Sequence[Example]) -> None:
+def _check(figure: Figure, prefix: str, name: str, examples: Sequence[Example]) -> None:
     if figure.whole is not None:
         value = figure.whole.value if isinstance(figure.whole, BoundedFigure) else figure.whole
         if not math.isfinite(value):
-            raise RlgfError(f"{said} {value} as {name}")
+            raise RlgfError(f"{prefix} {value} as {name}")
         return
     rows = figure.rows
     if len(rows) != len(examples):
-        raise RlgfError(f"{said} {len(rows)} values of {name} for {len(examples)} texts")
+        raise RlgfError(f"{prefix} {len(rows)} values of {name} for {len(examples)} texts")
     for example, row in zip(examples, rows, strict=True):
         if row is not None and not all(map(math.isfinite, row)):
             bad = next(value for value in row if not math.isfinite(value))
-            raise RlgfError(f"{said} {bad} as {name} of example {example.id!r}")
+            raise RlgfError(f"{prefix} {bad} as {name} of example {example.id!r}")
     if all(row is None for row in rows):
         raise UserError(f"no example could be scored with {name}", hint="leave this metric out, or add its input")
     if len({len(row) for row in rows if row is not None}) > 1:
-        raise RlgfError(f"{said} rows of different lengths for {name}")
+        raise RlgfError(f"{prefix} rows of different lengths for {name}")

@@ -108,7 +108,7 @@ class FlaggedMetric(Metric):
 
 
 def _read(path: str) -> tuple[_Evaluation, float]:
-    """What the model's folder says of it, and its threshold."""
+    """The model's evaluation.json, and its threshold."""
     file = Path(path) / EVALUATION
     if not file.is_file():
         raise UserError(
@@ -123,7 +123,7 @@ def _read(path: str) -> tuple[_Evaluation, float]:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         raise UserError(
-            f"it says of no threshold: {place}: {first['msg'].lower()}",
+            f"it holds no threshold that can be read: {place}: {first['msg'].lower()}",
             where=str(file),
             hint=f"{again}: an earlier version of rlgf may have written it",
         ) from None

@@ -1,7 +1,8 @@
-"""An LLM judge's preference between each text and an opponent: the win rate.
+"""An LLM as judge: its rating of a text (reward), and its preference between a text and an opponent (metric).
 
-Judges prefer what stands first, or second (Zheng et al. 2023, section 3.3), so both orders are asked. As there, a text
-wins where both verdicts prefer it and loses where both prefer the opponent; all else is a tie:
+The metric is a win rate. Judges prefer what stands first, or second (Zheng et al. 2023, section 3.3), so both orders
+are asked. As there, a text wins where both verdicts prefer it and loses where both prefer the opponent; all else is a
+tie:
 
     score = 1     both orders prefer the text
             0     both orders prefer the opponent
@@ -80,7 +81,7 @@ _MIRRORED: dict[Winner, Winner] = {"A": "B", "B": "A", "tie": "tie"}
 
 
 class _JudgeScorer(Scorer):
-    """What the two have in common: a judge, and how it is asked."""
+    """What the reward and the metric have in common: the judge, its template and its criterion."""
 
     name = "judge"
     reports_rows = True
@@ -105,7 +106,7 @@ class _JudgeScorer(Scorer):
         )
         self.guides = [self.judge.guide]
         self.settings = (
-            f"{self.judge.settings},template={self.judge.wording(template)},criterion={short_hash(criterion, 12)}"
+            f"{self.judge.settings},template={self.judge.template_hash(template)},criterion={short_hash(criterion, 12)}"
         )
 
     def stop_when(self, stop: Callable[[], bool]) -> None:
@@ -119,8 +120,8 @@ class JudgeReward(_JudgeScorer, Reward):
     """``judge:GUIDE``: a rating from 1 to 10 as ``(rating - 1) / 9``; the part ``rating`` logs it as it was given.
 
     ``guide``: more of the guide's section. ``criterion``: what a good answer is like, in words. ``template`` replaces
-    the question; it holds ``{text}``, and may hold ``{prompt}`` and ``{criterion}``. How to end is told after it. A
-    rating that cannot be read stops the run.
+    the question; it holds ``{text}``, and may hold ``{prompt}`` and ``{criterion}``. The form of the last line follows.
+    A rating that cannot be read stops the run.
     """
 
     kind, needed, ending = "the reward 'judge'", ("text",), RATING_ENDING
@@ -148,7 +149,7 @@ class JudgeReward(_JudgeScorer, Reward):
             if verdict.value is None:
                 tries = "refused to rate" if verdict.refused else f"gave no rating in {ATTEMPTS} answers for"
                 raise RlgfError(
-                    f"the judge {self.judge.guide.name} {tries} the text of example {example.id!r}: {verdict.said}",
+                    f"the judge {self.judge.guide.name} {tries} the text of example {example.id!r}: {verdict.excerpt}",
                     hint="a better judge, another template, or a larger max_new_tokens",
                 )
         return [Score((v.value - 1) / 9, {"rating": float(v.value)}) for v in verdicts]
@@ -158,8 +159,8 @@ class JudgeMetric(_JudgeScorer, ReferenceMetric):
     """``judge:GUIDE``. ``against``: a file with another system's texts, joined by id; else the first reference.
 
     ``guide``: more of the guide's section. ``criterion``: what a good answer is like, in words. ``template`` replaces
-    the question; it holds ``{a}`` and ``{b}``, and may hold ``{prompt}`` and ``{criterion}``. How to end is told after
-    it.
+    the question; it holds ``{a}`` and ``{b}``, and may hold ``{prompt}`` and ``{criterion}``. The form of the last line
+    follows.
     """
 
     kind, needed, ending = "the metric 'judge'", ("a", "b"), ENDING
@@ -206,12 +207,12 @@ class JudgeMetric(_JudgeScorer, ReferenceMetric):
         questions = [
             (e, self._question(e, a=a, b=b)) for e, text, other in faced for a, b in ((text, other), (other, text))
         ]
-        told = 0
+        done = 0
 
         def on_answers(n: int) -> None:
-            nonlocal told
-            self.on_rows((told + n) // 2 - told // 2)  # two answers to a row
-            told += n
+            nonlocal done
+            self.on_rows((done + n) // 2 - done // 2)  # two answers to a row
+            done += n
 
         self.on_rows(len(pairs) - len(faced))
         verdicts = iter(self.judge.ask(questions, read_verdict, on_answers))
@@ -234,14 +235,14 @@ class JudgeMetric(_JudgeScorer, ReferenceMetric):
         if all(score is None for score in scores) and last is not None:
             raise RlgfError(
                 f"the judge {self.judge.guide.name} gave no verdict that could be read, in {ATTEMPTS} answers to each "
-                f"question; the last one: {last.said}",
+                f"question; the last one: {last.excerpt}",
                 hint="a better judge, another template, or a larger max_new_tokens",
             )
-        asked = {key: self.judge.counts[key] - before[key] for key in ("answers", "cached", "asked_again")}
+        requests = {key: self.judge.counts[key] - before[key] for key in ("answers", "cached", "asked_again")}
         return MetricResult(
             {"score": scores, "consistent": consistent},
             signature(self.name, self.settings, examples),
-            {key: n for key, n in {**asked, **counts}.items() if n},
+            {key: n for key, n in {**requests, **counts}.items() if n},
         )
 
     def _opponent(self, example: Example) -> str | None:
@@ -257,7 +258,7 @@ def read_rating(answer: str) -> int | None:
 
 
 def read_verdict(answer: str) -> Winner | None:
-    """What the last line ``Verdict: A|B|tie`` says; None for any other last line."""
+    """The winner in the last line ``Verdict: A|B|tie``; None for any other last line."""
     match = _VERDICT.fullmatch(last_line(answer))
     return match[1] if match else None  # type: ignore[return-value]
 

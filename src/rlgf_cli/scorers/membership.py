@@ -1,4 +1,4 @@
-"""Can it be told from a model's likelihoods which texts it was trained on? A membership-inference attack.
+"""Membership inference: do a model's likelihoods reveal which texts it was trained on?
 
 The evaluated model scores its training examples (the members) and the held-out examples (the non-members): the
 log-probabilities of the reference given the prompt, EOS included, exactly as ``rlgf sft`` trains on it. Two scores
@@ -108,10 +108,10 @@ class MembershipMetric(ReferenceMetric):
                 hint="rlgf eval --model FOLDER instead of --predictions",
             )
         super().check_set(examples)
-        found, overlap = self._non_members(examples)
-        if len(found) < FEWEST:
+        others, overlap = self._non_members(examples)
+        if len(others) < FEWEST:
             raise UserError(
-                f"{len(found)} of {len(examples)} held-out examples have references and are no members ({overlap} "
+                f"{len(others)} of {len(examples)} held-out examples have references and are no members ({overlap} "
                 "stand in the members' file)",
                 where=self.path,
                 hint="--data must be texts that the model was not trained on",
@@ -152,12 +152,12 @@ class MembershipMetric(ReferenceMetric):
 
     def _non_members(self, examples: Sequence[Example]) -> tuple[list[Example], int]:
         """The examples with references of which none stands with this prompt among the members; how many do stand."""
-        written = [example for example in examples if example.references]
-        kept = [example for example in written if self._pairs.isdisjoint(_pairs(example))]
-        return kept, len(written) - len(kept)
+        referenced = [example for example in examples if example.references]
+        others = [example for example in referenced if self._pairs.isdisjoint(_pairs(example))]
+        return others, len(referenced) - len(others)
 
-    def _score(self, encoded: Sequence[Encoded], told: int) -> tuple[dict[str, np.ndarray], list[bool]]:
-        """Both scores of each example, and whether one of its texts was cut. Progress counts up to ``told``."""
+    def _score(self, encoded: Sequence[Encoded], total: int) -> tuple[dict[str, np.ndarray], list[bool]]:
+        """Both scores of each example, and whether one of its texts was cut. Progress counts up to ``total``."""
         from rlgf_cli.models.likelihood import token_logprobs
         from rlgf_cli.models.prompts import encode_target
 
@@ -171,13 +171,13 @@ class MembershipMetric(ReferenceMetric):
                 cut[i] = cut[i] or too_long
         done = 0
 
-        def hear(n: int) -> None:
+        def on_rows(n: int) -> None:
             nonlocal done
             before, done = done, done + n
-            self.on_rows(done * told // len(rows) - before * told // len(rows))
+            self.on_rows(done * total // len(rows) - before * total // len(rows))
 
-        found = token_logprobs(self._model, rows, batch_size=self.batch_size, on_rows=hear)
-        for i, values in zip(owners, found, strict=True):
+        logprobs = token_logprobs(self._model, rows, batch_size=self.batch_size, on_rows=on_rows)
+        for i, values in zip(owners, logprobs, strict=True):
             if not np.isfinite(values).all():  # NaN would be ranked like a number
                 raise RlgfError(
                     f"the log-probability of a token of {encoded[i].example.id!r} is "
@@ -187,8 +187,8 @@ class MembershipMetric(ReferenceMetric):
                 )
         texts = np.bincount(owners)
         return {
-            "loss": np.bincount(owners, [float(values.mean()) for values in found]) / texts,
-            "min_k": np.bincount(owners, [min_k(values, self.k) for values in found]) / texts,
+            "loss": np.bincount(owners, [float(values.mean()) for values in logprobs]) / texts,
+            "min_k": np.bincount(owners, [min_k(values, self.k) for values in logprobs]) / texts,
         }, cut
 
 
@@ -201,7 +201,7 @@ def min_k(logprobs: np.ndarray, k: float) -> float:
 def _figures(key: str, members: np.ndarray, others: np.ndarray) -> dict[str, BoundedFigure]:
     area = ranking.auc(members, others)
     assert area is not None  # neither is empty
-    found = ranking.true_positive_rate(members, others, FALSE_POSITIVE_RATE)
+    rate = ranking.true_positive_rate(members, others, FALSE_POSITIVE_RATE)
     return {
         key: BoundedFigure(
             area,
@@ -210,7 +210,7 @@ def _figures(key: str, members: np.ndarray, others: np.ndarray) -> dict[str, Bou
             len(others),
         ),
         f"{key}_tpr": BoundedFigure(
-            found,
+            rate,
             partial(ranking.true_positive_rate_interval, members, others, FALSE_POSITIVE_RATE),
             "exact (binomial) over members and non-members",
             len(others),

@@ -18,7 +18,7 @@ from typing import IO
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.protocols import Example, MetricResult
 from rlgf_cli.scorers import captions
-from rlgf_cli.scorers.base import ReferenceMetric, refuse_target, signature, written_references
+from rlgf_cli.scorers.base import ReferenceMetric, nonblank_references, refuse_target, signature
 
 _JAR = "meteor-1.5.jar"
 _LIMIT = 300.0
@@ -43,10 +43,10 @@ class MeteorMetric(ReferenceMetric):
             )
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
-        groups, counts = written_references(examples)
+        groups, counts = nonblank_references(examples)
         scored = [(group, text) for group, text in zip(groups, texts, strict=True) if group]
-        found, corpus = self._scores([group for group, _ in scored], [text for _, text in scored])
-        each = iter(found)
+        scores, corpus = self._scores([group for group, _ in scored], [text for _, text in scored])
+        each = iter(scores)
         values = [next(each) if group else None for group in groups]
         settings = f"meteor=1.5,pycocoevalcap={version('pycocoevalcap')},lang=en,norm=yes,references=max"
         return MetricResult(

@@ -44,8 +44,8 @@ class NovelMetric(Metric):
             known = self._known if self._known is not None else _grams(example.prompt)
             tokens = words(text)
             for n in ORDERS:
-                found = ngrams(tokens, n)
-                values[f"{n}"].append(sum(gram not in known for gram in found) / len(found) if found else None)
+                grams = ngrams(tokens, n)
+                values[f"{n}"].append(sum(gram not in known for gram in grams) / len(grams) if grams else None)
         settings = f"words=letters+digits,rule=1,source={self._source}"
         return MetricResult(scored_only(values), signature(self.name, settings, examples))
 

@@ -1,4 +1,4 @@
-"""One number per text from whatever gives numbers: a reward, or one figure of a metric."""
+"""One number per text from a reward, or from one figure of a metric."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def per_text(
     params: Mapping[str, Any] | None = None,
     device: str = "auto",
 ) -> PerText:
-    """What scores texts by ``name``: a reward of that name, else the metric, by its only figure that has a number per
-    text. With ``figure`` it is that figure of the metric.
+    """A function that scores texts by ``name``: a reward of that name, else the metric, by its only figure with a
+    number per text. With ``figure`` it is that figure of the metric.
 
-    Raises UserError where there is no such thing, where it asks a judge, who would not be charged to any run, or where
-    it cannot score ``examples``; a metric is tried on two of them for that. What it gives raises RlgfError for texts
-    that are all skipped.
+    Raises UserError where there is no such reward or metric, where it asks a judge (whose cost no run would be
+    charged), or where it cannot score ``examples``; a metric is tried on two of them. The function raises RlgfError for
+    texts that are all skipped.
     """
     part = PartConfig(name=name, params=dict(params or {}))
     is_reward = registry.is_python_target(name) or name.partition(":")[0] in registry.entries("rewards")
@@ -44,8 +44,8 @@ def per_text(
     _refuse_judges(name, metric)
     metric.check_set(examples)
     some = sorted(examples, key=lambda e: not e.references)[:_TRIED]
-    found, _ = compute_figures(metric, some, [e.references[0] if e.references else e.prompt for e in some])
-    fitting = [key for key, value in found.items() if value.values is not None]
+    figures, _ = compute_figures(metric, some, [e.references[0] if e.references else e.prompt for e in some])
+    fitting = [key for key, value in figures.items() if value.values is not None]
     if figure is None and len(fitting) != 1:
         raise UserError(
             f"the metric {name!r} has {len(fitting)} figures with a number per text",

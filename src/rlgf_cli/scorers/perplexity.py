@@ -75,7 +75,7 @@ class PerplexityMetric(Metric):
         counts: Counter[str] = Counter()
         rows = [self._row(e, text, counts) for e, text in zip(examples, texts, strict=True)]
         logprobs = token_logprobs(self.loaded, rows, batch_size=self.batch_size, on_rows=self.on_rows)
-        statistics = [(-float(found.sum()), float(len(found))) if len(found) else None for found in logprobs]
+        statistics = [(-float(row.sum()), float(len(row))) if len(row) else None for row in logprobs]
         return MetricResult(
             {"nll": [None if row is None else row[0] / row[1] for row in statistics]},
             signature(self.name, self._settings, examples),

@@ -14,7 +14,7 @@ from rlgf_cli.scorers.weighted_sum import make_reward
 
 
 class RewardMetric(Metric):
-    """What the training reward says. Figures: ``reward.total`` (the weighted sum) and ``reward.PART`` for
+    """The training reward. Figures: ``reward.total`` (the weighted sum) and ``reward.PART`` for
     each part's raw score.
     """
 

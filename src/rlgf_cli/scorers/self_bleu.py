@@ -37,14 +37,14 @@ class SelfBleuMetric(Metric):
             raise UserError("the metric 'self_bleu' compares texts, and there is one", hint="leave it out")
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
-        found = counted(texts)
-        written = [i for i, (_, length) in enumerate(found) if length]
+        grams = counted(texts)
+        nonempty = [i for i, (_, length) in enumerate(grams) if length]
         values: list[float | None] = [None] * len(texts)
-        if len(written) > 1:
-            for i, value in zip(written, self_bleu([found[i] for i in written]), strict=True):
+        if len(nonempty) > 1:
+            for i, value in zip(nonempty, self_bleu([grams[i] for i in nonempty]), strict=True):
                 values[i] = value
         settings = f"sacrebleu={version('sacrebleu')},tok=13a,case=mixed,smooth=exp,eff=yes,references=all others"
-        empty = len(texts) - len(written)
+        empty = len(texts) - len(nonempty)
         return MetricResult(
             {"score": values}, signature(self.name, settings, examples), {"empty_texts": empty} if empty else {}
         )

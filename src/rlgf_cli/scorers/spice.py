@@ -18,7 +18,7 @@ from pathlib import Path
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.protocols import Example, MetricResult
 from rlgf_cli.scorers import captions
-from rlgf_cli.scorers.base import ReferenceMetric, refuse_target, signature, written_references
+from rlgf_cli.scorers.base import ReferenceMetric, nonblank_references, refuse_target, signature
 
 _JAR = "spice-1.0.jar"
 _MODELS = ("lib/stanford-corenlp-3.6.0.jar", "lib/stanford-corenlp-3.6.0-models.jar")
@@ -44,14 +44,14 @@ class SpiceMetric(ReferenceMetric):
                 )
 
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
-        groups, counts = written_references(examples)
+        groups, counts = nonblank_references(examples)
         pairs = [
             {"image_id": i, "test": _line(texts[i]), "refs": [_line(reference) for reference in group]}
             for i, group in enumerate(groups)
             if group
         ]
-        found = self._scores(pairs)
-        values = [found.get(i) for i in range(len(texts))]
+        scores = self._scores(pairs)
+        values = [scores.get(i) for i in range(len(texts))]
         settings = f"spice=1.0,corenlp=3.6.0,pycocoevalcap={version('pycocoevalcap')},lang=en,references=union"
         return MetricResult({"score": values}, signature(self.name, settings, examples), counts)
 
@@ -73,14 +73,16 @@ class SpiceMetric(ReferenceMetric):
                         f"SPICE failed with code {done.returncode}: {captions.reason(done.stderr)}",
                         hint="its program was made for Java 8 and takes up to 8 GB of memory",
                     )
-                found = {int(one["image_id"]): float(one["scores"]["All"]["f"]) for one in json.loads(made.read_text())}
+                scores = {
+                    int(one["image_id"]): float(one["scores"]["All"]["f"]) for one in json.loads(made.read_text())
+                }
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise RlgfError(f"SPICE did not run: {error}") from None
             except (ValueError, KeyError, TypeError) as error:
                 raise RlgfError(f"SPICE wrote something else than scores: {type(error).__name__}: {error}") from None
-        if set(found) != {pair["image_id"] for pair in pairs}:
-            raise RlgfError(f"SPICE scored {len(found)} of {len(pairs)} texts")
-        return found
+        if set(scores) != {pair["image_id"] for pair in pairs}:
+            raise RlgfError(f"SPICE scored {len(scores)} of {len(pairs)} texts")
+        return scores
 
 
 def _line(text: str) -> str:

@@ -157,8 +157,8 @@ def make_reward(parts: Parts, *, device: str = "auto", workers: int = 0) -> SumR
 
 def normalisation(part: PartConfig) -> Normalisation | None:
     """What a part's ``shift``, ``scale`` and ``clip`` say; None where they change nothing."""
-    found = Normalisation(part.shift, part.scale, (part.clip[0], part.clip[1]) if part.clip else None)
-    return found if found != Normalisation() else None
+    made = Normalisation(part.shift, part.scale, (part.clip[0], part.clip[1]) if part.clip else None)
+    return made if made != Normalisation() else None
 
 
 def scorer_at(
@@ -179,8 +179,8 @@ def _python(part: PartConfig, workers: int) -> Reward:
 def unique_names(names: Iterable[str]) -> list[str]:
     """The names in order; a repeated one gets ``#2``, ``#3``, ... behind it."""
     seen: dict[str, int] = {}
-    found = []
+    unique = []
     for name in names:
         seen[name] = seen.get(name, 0) + 1
-        found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return found
+        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return unique

@@ -50,14 +50,14 @@ class WorkersReward(Reward):
 
     def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
         begun = Counter({key: len(futures) for key, futures in self._begun.items()})
-        asked = [(example.id, text) for example, text in zip(examples, texts, strict=True)]
+        keys = [(example.id, text) for example, text in zip(examples, texts, strict=True)]
         missing = []
-        for i, key in enumerate(asked):
+        for i, key in enumerate(keys):
             begun[key] -= 1
             if begun[key] < 0:
                 missing.append(i)
         self.prefetch([examples[i] for i in missing], [texts[i] for i in missing])
-        futures = [self._begun[key].popleft() for key in asked]
+        futures = [self._begun[key].popleft() for key in keys]
         self._begun = {key: left for key, left in self._begun.items() if left}
         try:
             return [future.result() for future in futures]

@@ -21,7 +21,7 @@ from rlgf_cli.artifacts.records import SCHEMA_VERSION
 from rlgf_cli.checks import policy_probe
 from rlgf_cli.checks.guide_checks import CHECKS
 from rlgf_cli.checks.guide_probe import GuideProbe
-from rlgf_cli.checks.reward_probe import Texts, examine_reward
+from rlgf_cli.checks.reward_probe import Texts, probe_reward
 from rlgf_cli.checks.text_checks import cut_texts, ending, prompt_lengths
 from rlgf_cli.config.doctor import DoctorConfig
 from rlgf_cli.config.loader import Resolved
@@ -201,4 +201,4 @@ def _check_reward(
         texts["guide"] = [(text.example, text.completion.text) for text in guide_probe.written]
     texts["reference"] = [(e, e.references[0]) for e in examples if e.references]
     texts["empty text"] = [(e, "") for e in examples]
-    return examine_reward(reward, texts, per_step=per_step)
+    return probe_reward(reward, texts, per_step=per_step)

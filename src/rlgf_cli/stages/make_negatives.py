@@ -14,8 +14,8 @@ from rlgf_cli.artifacts.rundir import Existing
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.make_negatives import KindConfig, MakeNegativesConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.failures.make import GOOD, ON_POLICY, Spoiler, Tally, spoil
-from rlgf_cli.failures.rules import Written, flags
+from rlgf_cli.failures.make import GOOD, ON_POLICY, Tally, WeightedKind, make_failures
+from rlgf_cli.failures.rules import Response, flags
 from rlgf_cli.failures.sentences import words
 from rlgf_cli.protocols import Example
 from rlgf_cli.stages.session import FileResult, StageSession
@@ -29,7 +29,7 @@ def run(resolved: Resolved[MakeNegativesConfig], *, existing: Existing = "refuse
     path = Path(config.output)
     refuse_own_input(config.output, config.data, config.samples)
     examples = read_examples(config.data, limit=config.limit)
-    spoilers = _spoilers(config.kinds)
+    kinds = _kinds(config.kinds)
     bare = sum(not example.references for example in examples)
     if bare == len(examples):
         raise UserError(
@@ -44,7 +44,7 @@ def run(resolved: Resolved[MakeNegativesConfig], *, existing: Existing = "refuse
     policy: Counter[str] = Counter()
     session = StageSession(COMMAND, resolved, existing, can_resume=False)
     with session.writing_file(config.data, config.samples, seed=config.seed) as manifest:
-        rows = write_jsonl(path, _records(config, examples, spoilers, samples, tally, policy))
+        rows = write_jsonl(path, _records(config, examples, kinds, samples, tally, policy))
         if not tally.made and not policy["made"]:
             path.unlink()
             raise UserError("no kind of failure could be made of this data", where=config.data)
@@ -60,35 +60,35 @@ def run(resolved: Resolved[MakeNegativesConfig], *, existing: Existing = "refuse
     return FileResult(path, summary)
 
 
-def _spoilers(kinds: Sequence[KindConfig]) -> list[Spoiler]:
+def _kinds(kinds: Sequence[KindConfig]) -> list[WeightedKind]:
     """The kinds of failures, with unique names: the kind in a row tells whether its text is good."""
-    spoilers = [_spoiler(kind) for kind in kinds]
+    weighted = [_weighted_kind(kind) for kind in kinds]
     taken = [GOOD, ON_POLICY]
-    for spoiler in spoilers:
-        if spoiler.name in taken:
-            raise UserError(f"another kind is called {spoiler.name!r}", hint="give the function another name")
-        taken.append(spoiler.name)
-    return spoilers
+    for kind in weighted:
+        if kind.name in taken:
+            raise UserError(f"another kind is called {kind.name!r}", hint="give the function another name")
+        taken.append(kind.name)
+    return weighted
 
 
-def _spoiler(kind: KindConfig) -> Spoiler:
+def _weighted_kind(kind: KindConfig) -> WeightedKind:
     if registry.is_python_target(kind.name):
         made, name = registry.load_python_target(kind.name), kind.name.rpartition(":")[2]
     else:
         made, name = registry.load("failures", kind.name), kind.name
-    return Spoiler(name, made, kind.weight, (kind.severity[0], kind.severity[1]))
+    return WeightedKind(name, made, kind.weight, (kind.severity[0], kind.severity[1]))
 
 
 def _records(
     config: MakeNegativesConfig,
     examples: Sequence[Example],
-    spoilers: Sequence[Spoiler],
+    kinds: Sequence[WeightedKind],
     samples: Mapping[str, Sequence[GeneratedRecord]],
     tally: Tally,
     policy: Counter[str],
 ) -> Iterator[FailureRecord]:
     """The rows in the data's order: of each reference the good text, then its failures; then the policy's own."""
-    made = spoil(examples, spoilers, per_reference=config.per_reference, seed=config.seed, tally=tally)
+    made = make_failures(examples, kinds, per_reference=config.per_reference, seed=config.seed, tally=tally)
     following = next(made, None)
     with console.progress("make-negatives", len(examples)) as bar:
         for example in examples:
@@ -120,7 +120,7 @@ def _own_failures(
     longest = max(len(words(reference)) for reference in example.references)
     taken = 0
     for sample in samples:
-        broken = flags(Written(example.prompt, sample.prediction, longest, sample.finish_reason))
+        broken = flags(Response(example.prompt, sample.prediction, longest, sample.finish_reason))
         if not sample.prediction.strip():  # its length alone tells an empty text
             policy["empty"] += 1
         elif not broken:

@@ -13,7 +13,7 @@ from rlgf_cli.artifacts.resume import refuse_own_input
 from rlgf_cli.artifacts.rundir import Existing
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.postprocess import PostprocessConfig
-from rlgf_cli.failures.mend import mend
+from rlgf_cli.failures.repair import repair
 from rlgf_cli.stages.session import FileResult, StageSession
 
 COMMAND = "postprocess"
@@ -29,7 +29,7 @@ def run(resolved: Resolved[PostprocessConfig], *, existing: Existing = "refuse")
     texts = 0
     records: list[PredictionRecord] = []
     for _, record in read:
-        text, applied = mend(record.prediction, config.rules, config.max_words or 0)
+        text, applied = repair(record.prediction, config.rules, config.max_words or 0)
         changed.update(applied)
         texts += bool(applied)
         # the end of a cleaned text is the rules': the finish reason of the original does not hold for it

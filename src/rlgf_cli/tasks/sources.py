@@ -70,9 +70,9 @@ def _files_in(folder: Path) -> dict[str, list[Path]]:
         raise UserError("no train, validation or test file in this folder", where=str(folder), hint=hint)
     for name, paths in files.items():
         if len(paths) > 1 and not all(re.search(r"\d", path.name) for path in paths):
-            found = ", ".join(path.name for path in paths)
+            names = ", ".join(path.name for path in paths)
             hint = f"choose one: --splits {name}={paths[0].name}"
-            raise UserError(f"several files for the split {name!r}: {found}", where=str(folder), hint=hint)
+            raise UserError(f"several files for the split {name!r}: {names}", where=str(folder), hint=hint)
     return {name: files[name] for name in ("train", "validation", "test") if name in files}
 
 
@@ -188,7 +188,7 @@ def hub_splits(name: str, *, subset: str | None, revision: str | None, splits: M
 
     datasets.disable_progress_bars()
     try:
-        found = datasets.load_dataset(name, subset, revision=revision)
+        dataset = datasets.load_dataset(name, subset, revision=revision)
     except datasets.exceptions.DatasetNotFoundError as error:
         hint = "check the name; a private or gated dataset needs HF_TOKEN; a local file needs its path"
         raise UserError(str(error).splitlines()[0], hint=hint) from None
@@ -200,12 +200,12 @@ def hub_splits(name: str, *, subset: str | None, revision: str | None, splits: M
         hint = "--subset names a configuration; for a script dataset try --revision refs/convert/parquet"
         raise UserError(f"loading {name} failed: {_first_line(error)}", hint=hint) from None
     if not splits:
-        ours = {SPLIT_ALIASES.get(split, split): split for split in found}
+        ours = {SPLIT_ALIASES.get(split, split): split for split in dataset}
         splits = {k: v for k, v in ours.items() if k in ("train", "validation", "test")} or ours
     for theirs in splits.values():
-        if theirs not in found:
-            raise UserError(f"{name} has no split {theirs!r}", hint=did_you_mean(theirs, found))
-    return {ours: _hub_reader(name, theirs, found[theirs]) for ours, theirs in splits.items()}
+        if theirs not in dataset:
+            raise UserError(f"{name} has no split {theirs!r}", hint=did_you_mean(theirs, dataset))
+    return {ours: _hub_reader(name, theirs, dataset[theirs]) for ours, theirs in splits.items()}
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,6 @@
-"""Rules that mend a text: each is one function ``(text, limit) -> text``, for ``rlgf postprocess``.
+"""Rules that repair a text, for ``rlgf postprocess``. Each is one function ``(text, limit) -> text``.
 
-A rule that finds nothing to mend returns the text as it came. None returns an empty text for one with words.
+A rule with nothing to repair returns the text unchanged. No rule returns an empty text for one with words.
 """
 
 from __future__ import annotations
@@ -23,23 +23,20 @@ def end_mark(text: str, limit: int) -> str:
 def repetition(text: str, limit: int) -> str:
     """Cut where 1 to 20 words begin to repeat themselves: the first of them stays."""
     spans = [match.span() for match in _WORD.finditer(text)]
-    found = loop_start([text[a:b] for a, b in spans])
-    if found is None:
+    loop = loop_start([text[a:b] for a, b in spans])
+    if loop is None:
         return text
-    start, size = found
+    start, size = loop
     return text[: spans[start + size - 1][1]]
 
 
 def repeats(text: str, limit: int) -> str:
     """Leave out sentences that came before, word for word, whatever their case."""
-    kept, seen = [], set()
-    for part in sentences(text):
-        key = " ".join(part.lower().split())
-        if key not in seen:
-            seen.add(key)
-            kept.append(part)
-    mended = "".join(kept)
-    return text if mended == text else mended.rstrip()
+    first: dict[str, str] = {}
+    for sentence in sentences(text):
+        first.setdefault(" ".join(sentence.lower().split()), sentence)
+    repaired = "".join(first.values())
+    return text if repaired == text else repaired.rstrip()
 
 
 def unfinished(text: str, limit: int) -> str:
@@ -64,11 +61,11 @@ def trim(text: str, limit: int) -> str:
     return text[:end].rstrip() or text[: spans[limit - 1][1]]
 
 
-def _unless_empty(mended: str, text: str) -> str:
-    return mended if mended.strip() else text
+def _unless_empty(repaired: str, text: str) -> str:
+    return repaired if repaired.strip() else text
 
 
-MENDS: dict[str, Callable[[str, int], str]] = {
+REPAIRS: dict[str, Callable[[str, int], str]] = {
     "end_mark": end_mark,
     "repetition": repetition,
     "repeats": repeats,
@@ -78,12 +75,12 @@ MENDS: dict[str, Callable[[str, int], str]] = {
 """Name -> rule, in the order in which they are applied unless another one is given."""
 
 
-def mend(text: str, rules: Sequence[str], limit: int = 0) -> tuple[str, list[str]]:
+def repair(text: str, rules: Sequence[str], limit: int = 0) -> tuple[str, list[str]]:
     """Apply the named rules in order; returns the text and the names of those that changed it."""
     changed = []
     for name in rules:
-        mended = MENDS[name](text, limit)
-        if mended != text:
+        repaired = REPAIRS[name](text, limit)
+        if repaired != text:
             changed.append(name)
-            text = mended
+            text = repaired
     return text, changed
