@@ -48,6 +48,11 @@ def test_every_flag_is_a_config_key(command: str) -> None:
     assert [row["key"] for row in ROWS[command] if "key" in row and row["key"] not in known] == []
 
 
+@pytest.mark.parametrize("command", STAGES)
+def test_the_hint_for_a_missing_argument_is_a_line_of_its_own_command(command: str) -> None:
+    assert all(hint.startswith(f"rlgf {command} ") for hint in STAGES[command].usage.values())
+
+
 def test_every_declared_flag_is_shown_by_a_command() -> None:
     shown: dict[str, list[type[Strict]]] = {}
     for command, row in KEYS:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from rlgf_cli.config.keys import field_model
+from rlgf_cli.config.keys import field_model, section_at
 from rlgf_cli.section import Argument, Flag, Strict
 
 
@@ -36,11 +36,7 @@ def is_option(word: str) -> bool:
 
 def flagged_keys(kind: type[Strict], prefix: str = "") -> Iterator[str]:
     """The dotted keys below ``prefix`` whose fields declare a flag."""
-    section = kind
-    for part in prefix.split(".")[:-1]:
-        inner, _ = field_model(section, part)
-        assert inner is not None, prefix
-        section = inner
+    section = _section(kind, prefix.split(".")[:-1])
     for name, field in section.section_fields().items():
         if any(isinstance(item, Flag) for item in field.metadata):
             yield f"{prefix}{name}"
@@ -65,12 +61,15 @@ def _row(kind: type[Strict], panel: str, key: str) -> dict[str, Any]:
 def _field_at(kind: type[Strict], key: str) -> tuple[type[Strict], FieldInfo]:
     """The section that holds a dotted key, and the key's field."""
     *sections, name = key.split(".")
-    for part in sections:
-        inner, _ = field_model(kind, part)
-        if inner is None:
-            raise LookupError(f"{kind.__name__} has no section {part!r}")
-        kind = inner
-    return kind, kind.section_fields()[name]
+    section = _section(kind, sections)
+    return section, section.section_fields()[name]
+
+
+def _section(kind: type[Strict], path: list[str]) -> type[Strict]:
+    section = section_at(kind, path)
+    if section is None:
+        raise LookupError(f"{kind.__name__} has no section {'.'.join(path)!r}")
+    return section
 
 
 def _type(annotation: Any) -> Any:

@@ -38,6 +38,7 @@ def _section(annotation: Any, in_list: bool) -> tuple[type[Strict] | None, bool]
 
 
 def section_at(kind: type[Strict], loc: Sequence[str]) -> type[Strict] | None:
+    """The section at a path of keys; places in lists are skipped. None where there is no such section."""
     section: type[Strict] | None = kind
     for part in loc:
         if section is not None and not part.isdigit():
@@ -58,6 +59,7 @@ def spelled(kind: type[Strict], dotted: str) -> str:
 
 
 def nested(dotted: str, value: Any) -> dict[str, Any]:
+    """``{"a": {"b": value}}`` for the dotted key ``a.b``."""
     for part in reversed(dotted.split(".")):
         value = {part: value}
     return value

@@ -47,7 +47,7 @@ class SweepConfig(StageConfig):
     ``interval`` are those of the comparison.
     """
 
-    usage: ClassVar[Mapping[str, str]] = {"base": "rlgf sweep RECIPES -o FOLDER; the YAML holds it"}
+    usage: ClassVar[Mapping[str, str]] = {"base": "rlgf sweep SWEEP.yaml -o FOLDER; the YAML holds it"}
     panels: ClassVar[Mapping[str, str]] = {
         "": "RECIPES",
         COMMON: "output --config --set seed",
