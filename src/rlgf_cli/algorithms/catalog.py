@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from rlgf_cli.algorithms.base import Algorithm
-from rlgf_cli.algorithms.parameters import Cut, CutHorizon, Group, GroupSize, Mix, MonteCarlo, Restart, RollIn, Switch
+from rlgf_cli.algorithms.parameters import Cut, CutHorizon, Grouped, GroupSize, Mix, MonteCarlo, Restart, RollIn, Switch
 from rlgf_cli.algorithms.spec import AlgorithmSpec, Regime, Schedule
 
 
@@ -72,43 +72,43 @@ class D2LOLS(Restart, Cut, Switch, RollIn, Algorithm):
         return AlgorithmSpec(name=self.name, regimes=(aggrevated, from_guide), schedule=schedule)
 
 
-class GRPO(Group, Algorithm):
+class GRPO(Grouped, Algorithm):
     """no critic; the baseline is the mean of a group that shares the prompt"""
 
     name: Literal["grpo"] = "grpo"
 
     def spec(self) -> AlgorithmSpec:
-        return self.always(Regime(estimator="group_mean", **self.of(Group)))
+        return self.always(Regime(estimator="group_mean", **self.of(Grouped)))
 
 
-class RLOO(Group, Algorithm):
+class RLOO(Grouped, Algorithm):
     """no critic; the baseline is the mean of the group's others"""
 
     name: Literal["rloo"] = "rloo"
     group_size: GroupSize = 4
 
     def spec(self) -> AlgorithmSpec:
-        return self.always(Regime(estimator="leave_one_out", **self.of(Group)))
+        return self.always(Regime(estimator="leave_one_out", **self.of(Grouped)))
 
 
-class GRPOPlusPlus(Restart, Group, RollIn, Algorithm):
+class GRPOPlusPlus(Restart, Grouped, RollIn, Algorithm):
     """GRPO from the guide's text; a group shares prompt and prefix"""
 
     name: Literal["grpo++"] = "grpo++"
 
     def spec(self) -> AlgorithmSpec:
-        own = self.of(Group, RollIn, Restart)
+        own = self.of(Grouped, RollIn, Restart)
         return self.always(Regime(roll_in="guide", roll_out="policy", estimator="group_mean", **own))
 
 
-class RLOOPlusPlus(Restart, Group, RollIn, Algorithm):
+class RLOOPlusPlus(Restart, Grouped, RollIn, Algorithm):
     """RLOO from the guide's text; a group shares prompt and prefix"""
 
     name: Literal["rloo++"] = "rloo++"
     group_size: GroupSize = 4
 
     def spec(self) -> AlgorithmSpec:
-        own = self.of(Group, RollIn, Restart)
+        own = self.of(Grouped, RollIn, Restart)
         return self.always(Regime(roll_in="guide", roll_out="policy", estimator="leave_one_out", **own))
 
 

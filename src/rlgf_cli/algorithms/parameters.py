@@ -30,7 +30,7 @@ class Switch(Strict):
 GroupSize = Annotated[int, Field(ge=1), Flag("grpo, rloo: episodes per prompt.", "--group-size", "--num-generations")]
 
 
-class Group(Strict):
+class Grouped(Strict):
     """How many episodes share a prompt."""
 
     group_size: GroupSize = 8
@@ -68,4 +68,4 @@ class MonteCarlo(Strict):
     mc_samples: Annotated[int, Flag("guide_mc: texts on each side of an action.")] = Field(1, ge=1)
 
 
-ALL: tuple[type[Strict], ...] = (RollIn, Mix, Switch, Group, Cut, Restart, MonteCarlo)
+ALL: tuple[type[Strict], ...] = (RollIn, Mix, Switch, Grouped, Cut, Restart, MonteCarlo)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rlgf_cli.algorithms.parameters import Cut, Group, GroupSize, Restart, RollIn
+from rlgf_cli.algorithms.parameters import Cut, Grouped, GroupSize, Restart, RollIn
 
 Author = Literal["policy", "guide"]
 Estimator = Literal["gae", "group_mean", "leave_one_out", "likelihood", "guide_mc"]
@@ -20,7 +20,7 @@ class _Data(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Regime(RollIn, Cut, Restart, Group, _Data):
+class Regime(RollIn, Cut, Restart, Grouped, _Data):
     """One way to write an episode and to learn from it.
 
     ``roll_in`` writes a prefix with probability ``rollin_prob``; ``roll_out`` finishes the text. Policy-gradient

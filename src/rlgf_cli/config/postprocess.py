@@ -10,23 +10,23 @@ from pydantic import BeforeValidator, Field, model_validator
 from rlgf_cli.config.common import COMMON, OUTPUT, RUN, as_names
 from rlgf_cli.section import Argument, Flag, Strict
 
-MendName = Literal["end_mark", "repetition", "repeats", "unfinished", "trim"]
+RepairName = Literal["end_mark", "repetition", "repeats", "unfinished", "trim"]
 
 
 class PostprocessConfig(Strict):
-    """``rules`` mend the texts of ``predictions`` in the order given; ``max_words`` is the limit of ``trim``."""
+    """``rules`` repair the texts of ``predictions`` in the order given; ``max_words`` is the limit of ``trim``."""
 
     usage: ClassVar[Mapping[str, str]] = {"predictions": "rlgf postprocess FILE -o FILE"}
     panels: ClassVar[Mapping[str, str]] = {
         "": "predictions",
         COMMON: "output --config --set",
-        "Mending options": "rules max_words",
+        "Repair options": "rules max_words",
         RUN: "--overwrite --print-config --json",
     }
     predictions: Annotated[str, Argument("A predictions.jsonl, guide.jsonl, or id and text per line.")]
     output: Annotated[str, OUTPUT]
     rules: Annotated[
-        list[MendName],
+        list[RepairName],
         BeforeValidator(as_names),
         Flag("In order: end_mark, repetition, repeats, unfinished, trim. Default: all but trim."),
     ] = Field(default=["end_mark", "repetition", "repeats", "unfinished"], min_length=1)

@@ -20,13 +20,13 @@ def _flat(value: Any, prefix: str = "") -> Any:
     """``{algorithm: {rollin_prob: [..]}}`` is ``{"algorithm.rollin_prob": [..]}``, and one value a list of one."""
     if not isinstance(value, dict):
         return value
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, below in value.items():
         if isinstance(below, dict):
-            found.update(_flat(below, f"{prefix}{name}."))
+            flat.update(_flat(below, f"{prefix}{name}."))
         else:
-            found[f"{prefix}{name}"] = _as_list(below)
-    return found
+            flat[f"{prefix}{name}"] = _as_list(below)
+    return flat
 
 
 Recipes = Annotated[list[str | dict[str, Any]], BeforeValidator(_as_list), Field(min_length=1)]
