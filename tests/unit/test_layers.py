@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors", "section", "algorithms", "artifacts"},
     "failures": {"errors", "protocols", "noise"},
     "functional": set(),
-    "stats": BOTTOM,
+    "stats": {"errors", "artifacts"},
     "ledger": BOTTOM,
     "models": BOTTOM | {"functional"},
     "guides": BOTTOM | {"models", "ledger"},
@@ -35,8 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "supervised": BOTTOM | {"models", "stats"},
     "checks": BOTTOM | {"models", "functional", "guides", "scorers", "training"},
     "runs": BOTTOM | {"models", "ledger", "guides", "training", "checks"},
-    "evolve": BOTTOM | {"failures", "functional", "stats", "models", "ledger", "guides", "scorers"},
-    "report": BOTTOM | {"stats", "runs"},
+    "evolve": BOTTOM | {"failures", "functional", "stats", "models", "guides", "scorers"},
+    "report": BOTTOM,
     "sweep": BOTTOM | {"guides", "ledger"},
     "console": {"errors"},
     "stages": BOTTOM | MIDDLE | AROUND | {"console"},
@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
 SESSION = "rlgf_cli.stages.session"
 
 HEAVY = {"torch", "transformers", "trl", "datasets", "accelerate", "peft", "bert_score", "openai"}
-SLOW_FOR_HELP = {*HEAVY, "pydantic", "numpy", "yaml", "matplotlib", "jinja2"}
+SLOW_FOR_HELP = {*HEAVY, "pydantic", "numpy", "scipy", "yaml", "matplotlib", "jinja2"}
 
 
 def module_name(path: Path, root: Path) -> str:
