@@ -31,12 +31,12 @@ def comparison(base: str, **figures: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-SYSTEMS = {
-    "ppo": (2, []),
-    "ppo++": (2, []),
-    "x|<b>": (3, ["seed 1 failed: a <bad> | line", "seed 2 waiting"]),
-    "SFT": (1, []),
-}
+SYSTEMS = [
+    tables.Row("ppo", 2),
+    tables.Row("ppo++", 2),
+    tables.Row("x|<b>", 3, ["seed 1 failed: a <bad> | line", "seed 2 waiting"]),
+    tables.Row("SFT", 1),
+]
 AGAINST_PPO = comparison(
     "ppo",
     bleu=[row("ppo", 0.40, 0.02), row("ppo++", 0.45, 0.02, 0.00001), row("SFT", 0.30, 0.02, 0.0312, seeds=1)],
@@ -75,7 +75,7 @@ def test_markdown(built):
 
 def test_the_highest_mean_is_marked_with_whose_intervals_reach_into_its_own():
     wide = comparison("ppo", bleu=[row("ppo", 0.40, 0.02), row("ppo++", 0.43, 0.02, 0.1), row("SFT", 0.3, 0.02, 0.1)])
-    built = tables.build({"ppo": wide}, {k: v for k, v in SYSTEMS.items() if "|" not in k}, baselines=[], level=0.9)
+    built = tables.build({"ppo": wide}, [row for row in SYSTEMS if "|" not in row.system], baselines=[], level=0.9)
     assert tables.highest(built) == {"bleu": ("ppo++", ["ppo"])}
     assert any("the intervals of ppo reach into its own" in note for note in tables.notes(built))
 

@@ -29,8 +29,8 @@ def write_data_card(path: Path, config: EvolveGenerateConfig, run: Mapping[str, 
         f"# {path.parent.name}",
         f"{summary['instructions']} instructions{answers}, made by `rlgf evolve generate` (rlgf {__version__}) from "
         f"{summary['seeds']} seeds: a policy chose how the guide rewrote each (TeaMs-RL, Gu, Knoll and Jin, arXiv "
-        "2403.08694). `instructions.jsonl` is the set, `steps.jsonl` every rewrite that was asked for with what became "
-        "of it, `config.resolved.json` every setting, `run.json` versions and inputs.",
+        "2403.08694). `instructions.jsonl` is the set, `steps.jsonl` every requested rewrite with its "
+        "outcome, `config.resolved.json` every setting, `run.json` versions and inputs.",
     ]
     if config.answers:
         parts.append(f"```\n{sft}\n```")
@@ -44,11 +44,11 @@ def write_data_card(path: Path, config: EvolveGenerateConfig, run: Mapping[str, 
         "steps of a chain": config.steps,
         "chains of a seed": config.passes,
         "a duplicate": duplicate,
-        "rewrites asked for": summary["rewrites"],
+        "rewrites requested": summary["rewrites"],
         "kept": summary["kept"],
         "in the set": summary["instructions"],
         "verdicts of the reviewer": summary["verdicts"] if config.reviewer else None,
-        "answers asked for": summary["answers"] or None,
+        "answers requested": summary["answers"] or None,
         "queries in all": summary["queries"],
         "queries per instruction": summary["queries_per_instruction"],
         "US dollars, when the texts were bought": summary["cost_usd"],

@@ -20,8 +20,8 @@ PATIENCE = 64
 
 ROW: dict[str, str] = {
     "iteration": "counted from 1",
-    "rewrites": "rewrites asked for in this iteration, kept or not",
-    "queries": "rewrites and verdicts asked for",
+    "rewrites": "rewrites requested in this iteration, kept or not",
+    "queries": "rewrites and verdicts requested",
     "kept": "rewrites that were kept, by rewrites",
     "reward": "mean reward of the steps that have one: the rewards that the losses used",
     "novelty": "mean novelty of the rewrites that were kept",

@@ -55,7 +55,9 @@ def read_set(path: str) -> TextSet:
     rows = None
     notes = []
     if not evolved:
-        notes.append("no chains (seed_id, step): nothing is told by step, and every text counts as a seed of its own")
+        notes.append(
+            "no chains (seed_id, step): there are no figures by step, and every text counts as a seed of its own"
+        )
     elif not steps.is_file():
         notes.append(f"no {STEPS} beside it: operations, outcomes, novelty, queries and cost are left out")
     else:

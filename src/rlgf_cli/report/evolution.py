@@ -109,7 +109,7 @@ def _cost(name: str, rows: Rows) -> Plot:
     if any(usd := _so_far(rows, "cost_usd")):
         columns["USD per instruction so far"] = usd
     alt = "; ".join(f"{label}: {_shown(values[-1])} at the last step" for label, values in columns.items())
-    caption = "Chains that end after this step: what was asked for by what is in the set."
+    caption = "Chains that end after this step: queries or cost divided by the instructions in the set."
     return _panels(name, "What an instruction took", caption, alt, (WIDTH, HEIGHT), 1, rows, columns)
 
 

@@ -41,7 +41,7 @@ DETAILS: dict[str, dict[str, str]] = {
         "rollin/tokens": "tokens per roll-in",
     },
     "Guide": {
-        "guide/requests": "texts asked per step",
+        "guide/requests": "texts requested per step",
         "guide/reuse": "uses per distinct text",
         "guide/gated": "episodes gated",
         "guide/failed": "texts refused per step",

@@ -34,14 +34,11 @@ def write_table(config: SweepConfig, plan: Plan, *, log: Callable[[str], None]) 
     for base in bases:
         comparisons[base] = _compare(config, folders, base, log)
         write_json(plan.output / comparison_file(base), comparisons[base])
-    systems = {
-        label: (
-            sum(cell.system == label for cell in plan.cells),
-            [_state(cell) for cell in plan.cells if cell.system == label and not cell.is_done],
-        )
-        for label in plan.systems
-    }
-    built = table.build(comparisons, systems, baselines=plan.baselines, level=config.interval.level)
+    rows = []
+    for label in plan.systems:
+        cells = [cell for cell in plan.cells if cell.system == label]
+        rows.append(table.Row(label, len(cells), [_state(cell) for cell in cells if not cell.is_done]))
+    built = table.build(comparisons, rows, baselines=plan.baselines, level=config.interval.level)
     markdown = table.to_markdown(built)
     for name, text in (
         ("table.md", markdown),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +28,9 @@ class Row:
     """A system: ``seeds`` of its ``planned`` runs are evaluated; ``missing`` has the reason for each other one."""
 
     system: str
-    seeds: int
     planned: int
-    missing: tuple[str, ...] = ()
+    missing: Sequence[str] = ()
+    seeds: int = 0
     entries: Mapping[str, Entry] = field(default_factory=dict)
 
 
@@ -50,34 +50,25 @@ class Table:
 
 
 def build(
-    comparisons: Mapping[str, Mapping[str, Any]],
-    systems: Mapping[str, tuple[int, Sequence[str]]],
-    *,
-    baselines: Sequence[str],
-    level: float,
+    comparisons: Mapping[str, Mapping[str, Any]], systems: Sequence[Row], *, baselines: Sequence[str], level: float
 ) -> Table:
     """The table of all systems, those without a figure included.
 
     ``comparisons[base]`` is the JSON of ``rlgf compare`` with that base; values and intervals are those of the first.
-    ``systems[label]``: the number of planned runs, and the reason for each missing one. Baselines without a comparison
-    have a column too.
+    ``systems`` have their planned and missing runs; seeds and entries are filled in here. Baselines without a
+    comparison have a column too.
     """
     first = next(iter(comparisons.values()))
-    entries: dict[str, dict[str, Entry]] = {label: {} for label in systems}
-    seeds: dict[str, int] = dict.fromkeys(systems, 0)
+    rows = {row.system: replace(row, entries={}) for row in systems}
     for figure, compared in first["figures"].items():
-        for row in compared["rows"]:
-            label = row["system"]
+        for result in compared["rows"]:
+            label = result["system"]
             against = {base: _difference(other, figure, label) for base, other in comparisons.items()}
-            entries[label][figure] = Entry(row["value"], row["low"], row["high"], against)
-            seeds[label] = row["seeds"]
-    rows = [
-        Row(label, seeds[label], planned, tuple(missing), entries[label])
-        for label, (planned, missing) in systems.items()
-    ]
+            entry = Entry(result["value"], result["low"], result["high"], against)
+            rows[label] = replace(rows[label], seeds=result["seeds"], entries={**rows[label].entries, figure: entry})
     sizes = {figure: compared["n"] for figure, compared in first["figures"].items()}
     remarks = dict.fromkeys(note for comparison in comparisons.values() for note in comparison["tests"]["notes"])
-    return Table(rows, sizes, list(baselines), level, list(remarks))
+    return Table(list(rows.values()), sizes, list(baselines), level, list(remarks))
 
 
 def _difference(comparison: Mapping[str, Any], figure: str, label: str) -> Mapping[str, Any] | None:
