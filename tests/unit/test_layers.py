@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "supervised": BOTTOM | {"models", "stats"},
     "checks": BOTTOM | {"models", "functional", "guides", "scorers", "training"},
     "runs": BOTTOM | {"models", "ledger", "guides", "training", "checks"},
-    "evolve": BOTTOM | {"failures", "functional", "stats", "models", "guides", "scorers"},
+    "evolve": BOTTOM | {"failures", "functional", "stats", "models", "ledger", "guides", "scorers"},
     "report": BOTTOM,
     "sweep": BOTTOM | {"guides", "ledger"},
     "console": {"errors"},
