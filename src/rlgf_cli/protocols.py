@@ -1,4 +1,4 @@
-"""What the layers promise each other. Text goes in and out of guides and rewards; no torch here."""
+"""The data and base classes that the rooms share, and that extensions build on. No torch here."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FinishReason = Literal["stop", "length"]
 
 
 CheckStatus = Literal["ok", "warn", "fail"]
-"""``fail``: a truth is broken that training relies on; ``warn``: worth knowing, and stops nothing."""
+"""``fail``: an invariant that training relies on does not hold; ``warn``: worth knowing, and stops nothing."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: what was found, what it means, what to do (empty: nothing)."""
+    """One check: its finding, what that means, and the remedy (empty: none is needed)."""
 
     name: str
     status: CheckStatus
@@ -278,7 +278,7 @@ class Guide(ABC):
 
 @dataclass(frozen=True)
 class Score:
-    """What a reward says of one finished text: the number, and the parts it was made of (for the logs)."""
+    """A reward's score of one finished text, and the parts that it is made of (for the logs)."""
 
     value: float
     parts: Mapping[str, float] = field(default_factory=dict)

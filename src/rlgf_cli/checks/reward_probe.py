@@ -16,9 +16,9 @@ _SLOW = 30.0
 
 
 def probe_reward(reward: Reward, texts: Mapping[str, Texts], *, per_step: int) -> list[Check]:
-    """``texts``: who wrote -> (example, text) pairs, the policy's under "policy". ``per_step``: texts of a step.
+    """``texts``: author -> (example, text) pairs, the policy's under "policy". ``per_step``: texts of a step.
 
-    A reward that raises, or gives what is no finite number, fails its first check, and there are no others.
+    Where the reward raises or returns no finite number, the first check fails, and there are no others.
     """
     given = {author: pairs for author, pairs in texts.items() if pairs}
     means = "a broken reward stops training, and is never turned into a number; the policy may write an empty text too"
@@ -47,7 +47,7 @@ def _score(reward: Reward, pairs: Texts) -> list[float]:
 
 
 def _of_the_text(given: Mapping[str, Texts], scores: Mapping[str, Sequence[float]]) -> Check:
-    """For one prompt, different texts must be able to score differently."""
+    """Whether different texts for one prompt score differently."""
     by_prompt: dict[str, dict[str, float]] = {}
     for author, pairs in given.items():
         for (example, text), value in zip(pairs, scores[author], strict=True):

@@ -1,5 +1,5 @@
-"""What the scorers of image captioning need: the package pycocoevalcap (the extra ``captions``), Java, and words
-as the Penn Treebank splits them.
+"""Helpers of the image-captioning scorers: the package pycocoevalcap (the extra ``captions``), Java, and tokenisation
+by the rules of the Penn Treebank.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def module(scorer: str, name: str) -> Any:
 
 
 def folder(scorer: str) -> Path:
-    """Where pycocoevalcap and its jars lie."""
+    """The folder of pycocoevalcap and its jars."""
     return Path(module(scorer, "cider").__path__[0]).parent
 
 

@@ -29,8 +29,8 @@ class _SequenceScorer(Reward):
     """Logits of a sequence-classification checkpoint for many texts, in batches of similar length.
 
     ``include_prompt``: the model reads the prompt and the text; otherwise the text alone. The two are a conversation in
-    the chat template (``chat``), or the raw prompt and the text joined by a space where neither side of the seam has
-    white space. What is longer than ``max_tokens`` (by default what the model allows) loses its beginning with the
+    the chat template (``chat``), or the raw prompt and the text joined by a space where neither side of the boundary
+    has white space. What is longer than ``max_tokens`` (by default what the model allows) loses its beginning with the
     prompt, its end without, and nothing of the template; ``counts["truncated"]`` says how often.
     """
 

@@ -1,4 +1,4 @@
-"""Distinct n-grams (Li et al. 2016, "A Diversity-Promoting Objective Function"): how little texts repeat words.
+"""Distinct n-grams (Li et al. 2016, "A Diversity-Promoting Objective Function"): the diversity of the words of texts.
 
 ``distinct.n`` is the mean over texts of a text's distinct n-grams by its n-grams; ``distinct.set_n`` is the same of
 all texts together, n = 1, 2, 3. (The paper divides by words, not by n-grams.) Both fall as texts get longer, the

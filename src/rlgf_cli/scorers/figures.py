@@ -1,4 +1,4 @@
-"""From config to metrics, and from metrics to a table of per-example figures."""
+"""Makes metrics from config, and runs a metric to its figures, one row of values per example."""
 
 from __future__ import annotations
 

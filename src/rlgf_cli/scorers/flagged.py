@@ -1,8 +1,8 @@
-"""How often a trained reward model calls the texts bad.
+"""The share of texts that a trained reward model calls bad.
 
-The threshold is the model's own: ``rlgf train-reward`` keeps in evaluation.json where its held-out good and bad texts
-are told apart with equal error, and what share of either is flagged there. A text is flagged where its score lies
-below it: the number r of a ``pairwise`` model, the probability of the good label of a ``classification`` model.
+The threshold is the model's own: ``rlgf train-reward`` writes to evaluation.json the threshold at which its held-out
+good and bad texts are separated with equal error, and the share of either below it. A text is flagged where its score
+lies below it: the number r of a ``pairwise`` model, the probability of the good label of a ``classification`` model.
 """
 
 from __future__ import annotations

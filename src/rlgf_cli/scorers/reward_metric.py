@@ -1,4 +1,4 @@
-"""Rewards and Python functions as metrics."""
+"""Rewards and Python functions used as metrics."""
 
 from __future__ import annotations
 

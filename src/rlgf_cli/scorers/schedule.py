@@ -1,4 +1,4 @@
-"""Numbers of a reward that move while a policy is trained: a part's weight, or the target of a penalty."""
+"""Linear schedules of a reward's numbers during training: a part's weight, or the target of a penalty."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LinearSchedule:
-    """From ``start`` in the first iteration, in equal steps, to ``end`` after ``steps`` iterations, and ``end`` then.
+    """From ``start`` in the first iteration, in equal steps, to ``end`` after ``steps`` iterations; constant from
+    there.
 
     ``steps`` 0: it is ``end`` at all times.
     """

@@ -1,4 +1,4 @@
-"""From config to one reward: a weighted sum whose parts are all logged."""
+"""The reward of a run: a weighted sum of rewards whose parts are all logged, made from config."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class SumReward(Reward):
     behind it.
 
     A weight can be a :class:`LinearSchedule`, and a part can change with the iteration (``moves``, ``at``). The sum
-    itself scores with what all these end at; :meth:`at` gives the sum of an iteration.
+    itself uses their final values; :meth:`at` gives the sum of an iteration.
     """
 
     def __init__(self, parts: Sequence[Part | tuple[float | LinearSchedule, Reward]]) -> None:
@@ -156,7 +156,7 @@ def make_reward(parts: Parts, *, device: str = "auto", workers: int = 0) -> SumR
 
 
 def normalisation(part: PartConfig) -> Normalisation | None:
-    """What a part's ``shift``, ``scale`` and ``clip`` say; None where they change nothing."""
+    """The normalisation by a part's ``shift``, ``scale`` and ``clip``; None where they change nothing."""
     made = Normalisation(part.shift, part.scale, (part.clip[0], part.clip[1]) if part.clip else None)
     return made if made != Normalisation() else None
 
@@ -164,7 +164,7 @@ def normalisation(part: PartConfig) -> Normalisation | None:
 def scorer_at(
     reward: SumReward, step: int
 ) -> tuple[Callable[[Sequence[Example], Sequence[str]], list[Score]], dict[str, float]]:
-    """What scores in iteration ``step``, checked, and the weights that move, as figures for its row."""
+    """The checked scoring function of iteration ``step``, and the weights that move, as figures for its row."""
     weights = {f"score/weight/{name}": weight for name, weight in reward.moving_weights(step).items()}
     return partial(score_checked, reward.at(step)), weights
 

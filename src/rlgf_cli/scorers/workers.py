@@ -1,4 +1,4 @@
-"""A Python reward in processes of its own: for functions that take long, texts are divided among them."""
+"""A Python reward in worker processes: the texts of slow functions are divided among them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _mine: PythonReward | None = None
 
 
 class WorkersReward(Reward):
-    """As :class:`PythonReward`, which it is made of. Each of ``workers`` processes imports the file once and keeps its
-    module's state to itself; a text's score must not depend on the texts before it.
+    """A :class:`PythonReward` in ``workers`` processes. Each imports the file once and has its own module state; a
+    text's score must not depend on the texts before it.
     """
 
     prefetches = True

@@ -1,1 +1,1 @@
-"""Where examples come from: the built-in tasks, files and hub datasets, and the mapping of their columns."""
+"""Sources of examples: built-in tasks, files and hub datasets, and the mapping of their columns."""

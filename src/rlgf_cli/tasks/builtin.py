@@ -1,4 +1,4 @@
-"""The built-in tasks. A task is a mapping: where its rows are, and how one becomes an example."""
+"""The built-in tasks: for each a dataset, and the mapping of its rows to examples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TLDR_SUFFIX = re.compile(r"\s*TL;DR:?\s*$")
 
 
 def _imdb_row(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The first 64 words and the rest; joined they are the review to the letter."""
+    """The first 64 words, and the rest; joined they are the unchanged review."""
     text = row["text"]
     if not isinstance(text, str) or (head := _FIRST_WORDS.match(text)) is None or not text[head.end() :].strip():
         return None
@@ -22,7 +22,7 @@ def _imdb_row(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _tldr_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The post without the "TL;DR:" that asks for the summary: that belongs into the prompt template."""
+    """The post without its "TL;DR:", which belongs into the prompt template."""
     summary = row.get("completion", row.get("label"))  # trl-lib/tldr; CarperAI/openai_summarize_tldr
     post = _TLDR_SUFFIX.sub("", row["prompt"] or "")
     return {**row, "post": post, "summary": (summary or "").strip()}

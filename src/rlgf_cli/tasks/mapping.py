@@ -1,4 +1,4 @@
-"""From a row to an example's record: columns, nested columns and templates."""
+"""Maps a row to the record of an example: columns, nested columns and templates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COLUMN = re.compile(r"\{([^{}]+)\}")
 
 @dataclass
 class Draft:
-    """An example in the making, with the place of its first row."""
+    """An example before it is written, with the place of its first row."""
 
     where: str
     id: str

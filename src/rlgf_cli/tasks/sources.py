@@ -1,4 +1,4 @@
-"""Rows from files (JSONL, JSON, CSV, TSV, parquet) and from the hub. Every row knows its place."""
+"""Rows of files (JSONL, JSON, CSV, TSV, parquet) and of hub datasets, each with its place for error messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CSV_FIELD_LIMIT = 1 << 27
 
 @dataclass(frozen=True)
 class Row:
-    """One row with its place (``file:line``). A row that could not be read has an ``error`` and no values."""
+    """One row with its place (``file:line``). An unreadable row has an ``error`` and no values."""
 
     where: str
     values: Mapping[str, Any]
@@ -33,7 +33,7 @@ Rows = Callable[[], Iterator[Row]]
 
 
 def is_local(dataset: str) -> bool:
-    """Whether a dataset's name means a file or folder: it exists, or is written as only a path is."""
+    """Whether a dataset's name is a file or folder: it exists, or has the form of a path."""
     path = Path(dataset)
     return path.exists() or path.is_absolute() or dataset.startswith((".", "~")) or _suffix(path) in _READERS
 
