@@ -25,20 +25,26 @@ def mark_complete(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, in the place of an earlier attempt; removed where the block fails."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # a half-written folder would keep a full disk full
+        raise
+
+
+@contextlib.contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
     """A temporary folder to fill. When the block succeeds, ``COMPLETE`` is written and the folder renamed to
     ``folder``; otherwise it is removed."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with new_folder(folder.with_name(f".{folder.name}.tmp")) as temporary:
         yield temporary
         mark_complete(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)  # a half-written checkpoint would keep a full disk full
-        raise
 
 
 def is_complete(folder: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,10 +40,20 @@ class Tally:
         return {name: dict(sorted(counter.items())) for name, counter in vars(self).items()}
 
 
+class MadeFailure(NamedTuple):
+    """A bad text of a kind, made from the good text that is the ``reference_index``-th reference of the example."""
+
+    example: Example
+    reference_index: int
+    good: str
+    kind: str
+    text: str
+
+
 def make_failures(
     examples: Sequence[Example], kinds: Sequence[WeightedKind], *, per_reference: int, seed: int, tally: Tally
-) -> Iterator[tuple[Example, int, str, str, str]]:
-    """``(example, index of the reference, good text, kind, bad text)``, ``per_reference`` kinds for each good text.
+) -> Iterator[MadeFailure]:
+    """Failures of ``per_reference`` kinds for each good text.
 
     The order of kinds is drawn by their weights. A kind that does not apply, or returns a reference's text four times,
     is counted and replaced by the next. The result for an example depends on the seed, its id and reference, and the
@@ -62,7 +73,7 @@ def make_failures(
                 if text is not None:
                     made += 1
                     tally.made[kind.name] += 1
-                    yield example, k, good, kind.name, text
+                    yield MadeFailure(example, k, good, kind.name, text)
 
 
 def _failure(

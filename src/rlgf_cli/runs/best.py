@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rlgf_cli.artifacts.checkpoints import new_folder
 from rlgf_cli.artifacts.jsonl import read_json, write_json
 from rlgf_cli.models import load as loading
 from rlgf_cli.models.loaded import Loaded
@@ -34,14 +35,9 @@ def keep(
     A kill between the two renames leaves the former one in ``workshop``, from where :func:`mend` puts it back.
     """
     new, old = _new(folder, workshop), _old(folder, workshop)
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
+    with new_folder(new):
         loading.save(new, loaded, weights=weights)
         write_json(new / NOTE, {"schema_version": 1, "step": step, "score": score})
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
     if folder.is_dir():
         shutil.rmtree(old, ignore_errors=True)
         folder.replace(old)

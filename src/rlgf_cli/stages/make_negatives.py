@@ -95,8 +95,8 @@ def _records(
             for k, good in enumerate(example.references):
                 if config.good:
                     yield _record(example, k, good, GOOD, good)
-                while following is not None and following[0] is example and following[1] == k:
-                    yield _record(example, k, good, following[3], following[4])
+                while following is not None and following.example is example and following.reference_index == k:
+                    yield _record(example, k, good, following.kind, following.text)
                     following = next(made, None)
             if example.references:
                 yield from _own_failures(config, example, samples.get(example.id, ()), policy)
