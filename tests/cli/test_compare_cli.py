@@ -479,7 +479,7 @@ class TestRefused:
         assert done.exit_code == 0 and set(json.loads(done.stdout)["systems"]) == {str(a), str(b)}
 
     def test_damaged_files(self, evaluated, tmp_path, run_cli):
-        """Each ends with a letter and exit code 2, and writes nothing."""
+        """Each ends with an error message and exit code 2, and writes nothing."""
         a, b, out = evaluated("a", 0.5), evaluated("b", 0.5), tmp_path / "c.json"
         predictions, scores = b / "predictions.jsonl", b / "scores.json"
         good = {path: path.read_text() for path in (predictions, scores)}

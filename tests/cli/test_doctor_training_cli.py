@@ -1,4 +1,4 @@
-"""`rlgf doctor` on the model, data and reward that training would use: the truths of step 0, each with its remedy."""
+"""`rlgf doctor` on the model, data and reward of a training: the invariants of step 0, each with its remedy."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_training_recipe_is_taken_as_it_is(doctor: Doctor, tiny_gpt2: Path, tm
 def test_the_algorithms_regimes_with_the_guides_texts(
     doctor: Doctor, tiny_gpt2: Path, tiny_llama: Path, name: str
 ) -> None:
-    """The guide is asked for the exam alone: at most twice a prompt, however many regimes there are."""
+    """The guide is asked for the probe alone: at most twice a prompt, however many regimes there are."""
     extra = {
         "d2lols": ["--set", "algorithm.switch_step=3"],
         "grpo++": ["--set", "algorithm.group_size=4"],

@@ -73,8 +73,8 @@ class TestMakeNegatives:
             ("it goes on and on and", ["unfinished"]),
             ("we go we go we go .", ["loops"]),
         ]
-        told = json.loads(done.stdout)["on_policy"]
-        assert told == {"made": 2, "empty": 1, "no_rule_broken": 1, "left_over": 1}
+        counts = json.loads(done.stdout)["on_policy"]
+        assert counts == {"made": 2, "empty": 1, "no_rule_broken": 1, "left_over": 1}
         assert "1 texts answer no prompt" in done.stderr
 
     @pytest.mark.parametrize(

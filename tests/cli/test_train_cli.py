@@ -1,4 +1,4 @@
-"""`rlgf train` on bad input: exit 2 (1 where the user's own code fails), one clear letter, nothing left behind."""
+"""`rlgf train` on bad input: exit 2 (1 where the user's own code fails), one clear message, nothing left behind."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_rows_of_make_negatives_are_pairs(run_cli: Any, tmp_path: Path) -> None:
 
 
 def test_pairs_without_a_prompt_under_other_names(run_cli: Any, tmp_path: Path) -> None:
-    """And length that gives the answer away is told."""
+    """A length that tells chosen from rejected texts gives a warning."""
     rows = [
         {"a": {"b": f"good film {i}"}, "c": [f"a bad film and more of it {i}"], "meta": {"k": 7}} for i in range(30)
     ]

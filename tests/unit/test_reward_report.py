@@ -131,7 +131,7 @@ def test_length_that_says_nothing_is_not_told() -> None:
 
 
 def test_few_texts_are_not_told_of_what_chance_does() -> None:
-    """Outside the limits, and within three standard errors: the same shares of more texts are told."""
+    """Outside the limits, and within three standard errors: the same shares of more texts give a warning."""
     few = [9, 9, 9, 9, 9, 1, 1, 1], [4, 4, 4, 4, 4, 4, 4, 4]  # AUC and share of longer chosen: 5 of 8
     some = [9, 9, 9, 9, 9, 9, 1, 1], few[1]
     assert of_lengths(*few) is None and of_lengths(*some) is None
@@ -141,15 +141,15 @@ def test_few_texts_are_not_told_of_what_chance_does() -> None:
 
 
 def test_the_error_of_noise_is_that_of_the_wilcoxon_test() -> None:
-    """Perfect separation is told from the size on at which scipy's z is 3, without its correction for continuity."""
+    """Perfect separation warns from the size on at which scipy's z is 3, without its correction for continuity."""
     for good, bad in ((6, 6), (7, 7), (3, 15), (4, 40)):
         logits = np.zeros((good + bad, 2))
         words = [*range(100, 100 + good), *range(bad)]
         labels = np.repeat([1, 0], [good, bad])
         report = reward_report.of_classifier(logits, labels, ["bad", "good"], ["x"] * (good + bad), words)
         z = mannwhitneyu(words[:good], words[good:], use_continuity=False, method="asymptotic").pvalue
-        told = reward_report.length_warning(report.figures) is not None
-        assert told == (z < math.erfc(3 / math.sqrt(2))), (good, bad)
+        warned = reward_report.length_warning(report.figures) is not None
+        assert warned == (z < math.erfc(3 / math.sqrt(2))), (good, bad)
 
 
 def test_names_that_look_like_formulas_are_drawn(tmp_path: Any) -> None:

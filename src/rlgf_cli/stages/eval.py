@@ -250,7 +250,7 @@ def _recorded_spend(guides: Sequence[Guide], session: StageSession) -> Iterator[
     try:
         yield
     finally:
-        spend = record_spend(session.run.manifest, judges=guides)
+        spend = record_spend(session.manifest, judges=guides)
         cost = "" if spend["charged_usd"] is None else f", {spend['charged_usd']:.4f} USD charged"
         console.log(f"judges: {spend['calls']} calls, {spend['cached']} answers from the cache{cost}")
 

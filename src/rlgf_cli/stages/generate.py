@@ -41,10 +41,10 @@ def run(resolved: Resolved[GenerateConfig], *, existing: Existing = "refuse") ->
     resume.refuse_own_input(config.output, config.data)
     records = _texts(config, examples)
     session = StageSession("generate", resolved, existing, can_resume=False)
-    with session.writing_file(config.model.name, config.data, seed=config.seed) as manifest:
+    with session.writing_file(config.model.name, config.data, seed=config.seed):
         write_jsonl(config.output, records)
         unfinished = sum(record.finish_reason == "length" for record in records)
-        manifest.save(result={"records": len(records), "unfinished": unfinished})
+        session.finish({"records": len(records), "unfinished": unfinished})
     return GenerateResult(Path(config.output), records)
 
 

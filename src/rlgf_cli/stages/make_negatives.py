@@ -43,7 +43,7 @@ def run(resolved: Resolved[MakeNegativesConfig], *, existing: Existing = "refuse
     tally = Tally()
     policy: Counter[str] = Counter()
     session = StageSession(COMMAND, resolved, existing, can_resume=False)
-    with session.writing_file(config.data, config.samples, seed=config.seed) as manifest:
+    with session.writing_file(config.data, config.samples, seed=config.seed):
         rows = write_jsonl(path, _records(config, examples, kinds, samples, tally, policy))
         if not tally.made and not policy["made"]:
             path.unlink()
@@ -56,7 +56,7 @@ def run(resolved: Resolved[MakeNegativesConfig], *, existing: Existing = "refuse
         }
         if config.samples:
             summary["on_policy"] = {key: policy[key] for key in ("made", "empty", "no_rule_broken", "left_over")}
-        manifest.save(result=summary)
+        session.finish(summary)
     return FileResult(path, summary)
 
 

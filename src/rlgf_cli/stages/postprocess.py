@@ -37,7 +37,7 @@ def run(resolved: Resolved[PostprocessConfig], *, existing: Existing = "refuse")
         update: dict[str, Any] = {"prediction": text, "finish_reason": finish_reason, "scores": {}, "statistics": {}}
         records.append(record.model_copy(update=update))
     session = StageSession(COMMAND, resolved, existing, can_resume=False)
-    with session.writing_file(config.predictions) as manifest:
+    with session.writing_file(config.predictions):
         write_jsonl(path, records)
         summary = {
             "records": len(records),
@@ -45,5 +45,5 @@ def run(resolved: Resolved[PostprocessConfig], *, existing: Existing = "refuse")
             "rules": {name: changed[name] for name in config.rules},
             **{key: n for key, n in counts.items() if n},
         }
-        manifest.save(result=summary)
+        session.finish(summary)
     return FileResult(path, summary)

@@ -68,7 +68,9 @@ class StageSession:
         self.command, self.resolved, self.existing, self.can_resume = command, resolved, existing, can_resume
         self.output = Path(resolved.config.output if output is None else output)
         self.run: RunDir
-        """The claimed folder."""
+        """The claimed folder, once :meth:`claim` was called."""
+        self.manifest: Manifest
+        """The manifest of the claimed folder or file."""
 
     def open(
         self,
@@ -107,20 +109,21 @@ class StageSession:
             seed=self.resolved.config.seed,
             can_resume=self.can_resume,
         )
+        self.manifest = self.run.manifest
         return self.run
 
     def begin(self, *parents: str | Path | None, **facts: Any) -> Account:
         """Write config.resolved.json, and the inputs and ``facts`` (``device``) into run.json."""
         self.run.write_config(self.resolved.to_json())
         for parent in parents:
-            self.run.manifest.add_parent(parent)
+            self.manifest.add_parent(parent)
         if facts:
-            self.run.manifest.save(**facts)
+            self.manifest.save(**facts)
         return self.account
 
     @property
     def account(self) -> Account:
-        data = self.run.manifest.data
+        data = self.manifest.data
         return Account(data["run_id"], data["spend"])
 
     @contextmanager
@@ -157,16 +160,19 @@ class StageSession:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Record the summary as the run's result."""
-        self.run.manifest.save(result=summary)
+        self.manifest.save(result=summary)
 
     def result(self) -> FolderResult:
-        """What run.json holds now."""
-        data = self.run.manifest.data
+        """The result as run.json holds it now."""
+        data = self.manifest.data
         return FolderResult(self.run.path, data["result"], data["spend"])
 
     def claim_file(self, *, seed: int | None = None) -> Manifest:
         """Take the output as a single file of this run; returns its manifest (``<file>.run.json``), not yet written."""
-        return claim_file(self.output, self.command, existing=self.existing, seed=seed, can_resume=self.can_resume)
+        self.manifest = claim_file(
+            self.output, self.command, existing=self.existing, seed=seed, can_resume=self.can_resume
+        )
+        return self.manifest
 
     @contextmanager
     def writing_file(
