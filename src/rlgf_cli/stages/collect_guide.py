@@ -59,7 +59,7 @@ def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse"
         settings = {**guide.settings, "max_new_tokens": config.max_new_tokens}
         manifest = session.claim_file(seed=config.seed)
         _refuse_other_settings(manifest, settings, path)
-        guide.charge_to(manifest.data["run_id"], config.budget, manifest.data["spend"])
+        session.charge([guide])
         manifest.data.update(settings=settings, config=resolved.to_json(), device=guide.device)
         try:
             with manifest.running():
