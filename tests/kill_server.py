@@ -92,7 +92,7 @@ def watch_a_save(what_saves: str, events: Path | None, kill_at: int | None) -> N
     sys.addaudithook(audit)
     disk.RememberingWriter.write = in_halves  # type: ignore[method-assign]
     checkpoint.save_file = torn  # type: ignore[attr-defined]
-    where: Any = {"checkpoint": (run_writer.RunWriter, "checkpoint"), "best": (best, "keep")}[what_saves]
+    where: Any = {"checkpoint": (run_writer.RunWriter, "checkpoint"), "best": (best, "save")}[what_saves]
     setattr(*where, watched(getattr(*where)))
 
 

@@ -20,7 +20,7 @@ def loaded(tiny_gpt2: Path) -> Loaded:
 
 
 def keep(loaded: Loaded, run: Path, step: int) -> None:
-    best.keep(run / "best", loaded, step=step, score=step / 10, workshop=run / "checkpoints")
+    best.save(run / "best", loaded, step=step, score=step / 10, workshop=run / "checkpoints")
 
 
 def names(run: Path) -> list[str]:
@@ -56,7 +56,7 @@ def test_a_kill_at_any_rename_is_mended(
         patch.setattr(best.shutil, "rmtree", lambda *_, **__: None)  # nor is anything cleaned up
         with pytest.raises(SystemExit) if renames < 2 else nullcontext():
             keep(loaded, tmp_path, 6)
-    best.mend(tmp_path / "best", tmp_path / "checkpoints")
+    best.finish_interrupted(tmp_path / "best", tmp_path / "checkpoints")
     found = best.read(tmp_path / "best")
     assert found is not None and found["step"] == (6 if renames == 2 else 3)
     assert names(tmp_path) == ["best", "checkpoints"]

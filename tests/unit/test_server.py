@@ -180,7 +180,7 @@ def test_a_server_with_another_model_stops_training_at_step_0(task: Path, tiny_g
     serve(StandIn(other, deaf=True))
     result = run_cli(*arguments("ppo", tiny_gpt2, task))
     assert result.exit_code == 1
-    assert "policy.sampler" in result.stderr and "server and scorer" in result.stderr
+    assert "policy.sampler" in result.stderr and "server and policy" in result.stderr
 
 
 def test_min_new_tokens_and_limits_reach_the_server(task: Path, tiny_gpt2: Path, serve, run_cli) -> None:

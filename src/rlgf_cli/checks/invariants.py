@@ -1,7 +1,9 @@
-"""What must be true before the first update, each with what it means when it breaks.
+"""The invariants that must hold before the first update, each with what its failure means.
 
-Pure: tensors and numbers in, a ``Check`` out. ``training.probe`` takes the figures from a model; ``rlgf doctor``
-shows all checks, ``rlgf train`` stops at step 0 where one of them fails. Shapes: B episodes, T response positions.
+Pure functions of tensors and numbers that return a ``Check``. ``policy_probe`` measures the figures on a model;
+``rlgf doctor`` shows all checks, ``rlgf train`` stops at step 0 where one of them fails.
+
+Shapes: B episodes, T response positions.
 """
 
 from __future__ import annotations
@@ -28,44 +30,44 @@ class Invariant:
 
 INVARIANTS: dict[str, Invariant] = {
     "policy.deterministic": Invariant(
-        "the same tokens scored twice",
-        "scoring is random, so old and new probabilities differ before anything was learned: dropout or another "
+        "log-probabilities of the same tokens, computed twice",
+        "log-probabilities are random, so old and new ones differ before anything was learned: dropout or another "
         "noise is left on in the model",
         "turn the noise off in the model's config (dropout rates, layer drop, router jitter); a hub model's own code "
         "may hold it under a name that rlgf does not know",
     ),
     "policy.ratio": Invariant(
-        "tokens scored again in other batches, in another order, with other padding: the update's ratio",
+        "log-probabilities computed again in other batches, in another order, with other padding: the update's ratio",
         "the ratio of new to old probability must be 1 before the first update; here padding or the batch changes a "
         "text's probabilities, so that PPO clips and learns noise",
         "see that the model takes attention_mask and position_ids; a mixture of experts that drops tokens by batch, or "
         "quantised weights, need another model or dtype float32",
     ),
     "policy.plain": Invariant(
-        "the scorer against plain calls of the model: one text at a time, nothing padded",
+        "log-probabilities in batches against plain calls of the model: one text at a time, nothing padded",
         "log-probabilities depend on the padding or on its side: position ids, or the attention mask, are not what the "
         "model expects, and every gradient is that of another model",
         "see that the model takes attention_mask and position_ids (an encoder: its mask), and that the tokenizer's pad "
         "token is one that the model has",
     ),
     "lora.reference": Invariant(
-        "policy, adapter off, and reference",
+        "policy, policy without its adapter, and reference model",
         "with a fresh adapter, off must mean the same as on; where training goes on from an adapter, the reference "
-        "must be that adapter, frozen",
+        "model must be that adapter, frozen",
         "a fresh adapter starts with lora_B = 0 (no init_lora_weights that differs), and training goes on from the "
         "folder that holds adapter_config.json",
     ),
     "policy.reference": Invariant(
         "log pi - log pi_ref on the policy's tokens",
-        "KL(policy, reference) must be 0 before the first update; here the policy is charged for a distance that it "
-        "did not go, or is pulled towards a model that nobody meant",
+        "KL(policy, reference model) must be 0 before the first update; here the policy is charged for a KL that it "
+        "did not cause, or the reference model is not the model that training starts from",
         "start from a checkpoint that is whole; under LoRA see what lora.reference says",
     ),
     "policy.sampler": Invariant(
-        "the quantile of every sampled token under the scorer's distribution (temperature, min_new_tokens, top_k, "
-        "top_p)",
-        "the sampler draws from another distribution than the scorer scores: the policy gradient is then biased from "
-        "the first step on",
+        "the quantile of every sampled token under the distribution of the log-probabilities (temperature, "
+        "min_new_tokens, top_k, top_p)",
+        "tokens are sampled from another distribution than that of the log-probabilities: the policy gradient is then "
+        "biased from the first step on",
         "a model whose key-value cache or position ids are wrong while it generates (a hub model's own code); see that "
         "one call of it and a call token by token give the same logits",
     ),
@@ -81,7 +83,7 @@ INVARIANTS: dict[str, Invariant] = {
         "this is a defect of rlgf or of an extension of it: report it with the command and the model's name",
     ),
 }
-"""The truths that ``rlgf train`` holds too, in the order in which they are looked at: causes before effects."""
+"""The invariants that ``rlgf train`` checks too, in the order of the checks: causes before effects."""
 
 
 @dataclass(frozen=True)
@@ -146,17 +148,17 @@ class Gap:
 
 def held(name: str, ok: bool, finding: str, numbers: dict[str, Any] | None = None) -> Check:
     """One of INVARIANTS as a check."""
-    truth = INVARIANTS[name]
-    return Check(name, "ok" if ok else "fail", finding, truth.broken, "" if ok else truth.remedy, numbers or {})
+    invariant = INVARIANTS[name]
+    return Check(name, "ok" if ok else "fail", finding, invariant.broken, "" if ok else invariant.remedy, numbers or {})
 
 
 def compared(name: str, gap: Gap, tolerance: Tolerance, what: str) -> Check | None:
-    """A truth about two ways to the same numbers; None where no token could be compared."""
+    """An invariant about two computations of the same numbers; None where no token could be compared."""
     return held(name, gap.within(tolerance), f"{what}: {gap}", gap.numbers()) if gap.tokens else None
 
 
 def sampled(draws: torch.Tensor, below: torch.Tensor, upto: torch.Tensor, tolerance: Tolerance) -> Check | None:
-    """Inverse-transform sampling, looked at from behind: the draw of a token lies between the cumulative masses on
+    """Checks inverse-transform sampling: the draw of a token lies between the cumulative masses on
     both sides of it, ``below <= draw < upto``, all [N] float64. None where the policy wrote nothing."""
     outside = torch.maximum((below - draws).clamp_min(0), (draws - upto).clamp_min(0))
     gap = Gap.of(outside)

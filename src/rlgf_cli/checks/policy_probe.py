@@ -1,4 +1,4 @@
-"""The truths of step 0 taken from a model and its first episodes: a few more forward passes, nothing generated.
+"""The invariants of step 0, measured on a model and its first episodes: a few more forward passes, no generation.
 
 Shapes: B episodes, T response positions, V vocabulary.
 """
@@ -29,7 +29,7 @@ from rlgf_cli.training.loop import PolicyProbe
 from rlgf_cli.training.rollout import Sampling
 
 ROWS = 6
-"""Episodes that are scored again; all of them are looked at where no forward pass is needed."""
+"""Episodes whose log-probabilities are computed again; checks without a forward pass take all episodes."""
 _POSITIONS = 32
 """Positions whose whole distribution is in memory at a time, as float64."""
 
@@ -48,27 +48,27 @@ def probe(
     seed: int,
     step: int,
 ) -> list[Check]:
-    """All truths of a step that nothing was learned from yet. ``kl_coef``: what ``advantages`` charged.
+    """All invariants of a step before its update. ``kl_coef``: the coefficient of the KL in the reward.
 
-    For a likelihood regime (``stats`` and ``advantages`` None) there is no ratio, no reference and no reward.
+    A likelihood regime (``stats`` and ``advantages`` None) has no ratio, no reference model and no reward.
     """
-    found: list[Check | None] = []
+    checks: list[Check | None] = []
     rows = _some(batch)
     if stats is not None and advantages is not None:
-        found += _scoring(model, episodes, batch, stats, sampling, rows)
+        checks += _scoring(model, episodes, batch, stats, sampling, rows)
         if isinstance(model.policy, PeftModel) and model.has_ref_model:
-            found.append(_adapters(model, batch, sampling, rows))
+            checks.append(_adapters(model, batch, sampling, rows))
         if advantages.log_ratio is not None:
             everything = Gap.of(advantages.log_ratio[batch.policy])
-            found.append(invariants.compared("policy.reference", everything, EXACT, "policy and reference"))
+            checks.append(invariants.compared("policy.reference", everything, EXACT, "policy and reference"))
     if any(e.server_logprobs for e in episodes):
-        found.append(_server(episodes, stats, sampling))
+        checks.append(_server(episodes, stats, sampling))
     else:
-        found.append(_sampler(model, [episodes[i] for i in rows.tolist()], sampling, seed, step))
-    found.append(invariants.masks(episodes, batch, regime, model.loaded.eos_ids))
+        checks.append(_sampler(model, [episodes[i] for i in rows.tolist()], sampling, seed, step))
+    checks.append(invariants.masks(episodes, batch, regime, model.loaded.eos_ids))
     if advantages is not None:
-        found.append(_placement(episodes, batch, advantages, kl_coef))
-    return [check for check in found if check is not None]
+        checks.append(_placement(episodes, batch, advantages, kl_coef))
+    return [check for check in checks if check is not None]
 
 
 def _placement(episodes: Sequence[Episode], batch: EpisodeBatch, advantages: Advantages, kl_coef: float) -> Check:
@@ -76,8 +76,8 @@ def _placement(episodes: Sequence[Episode], batch: EpisodeBatch, advantages: Adv
     return invariants.placement(episodes, batch.scores, advantages.rewards, ratio, kl_coef)
 
 
-def letter(check: Check) -> RlgfError:
-    """A broken truth as the error that stops training."""
+def broken_invariant(check: Check) -> RlgfError:
+    """The error that stops training for a broken invariant."""
     hint = f"{check.remedy}; rlgf doctor shows all checks, and --set step0=warn trains all the same"
     return RlgfError(f"{check.name} does not hold at step 0: {check.finding}\n  {check.explanation}", hint=hint)
 
@@ -104,14 +104,14 @@ def _scoring(
     sampling: Sampling,
     rows: torch.Tensor,
 ) -> list[Check | None]:
-    """The same tokens scored again: alike, in other batches, and one by one by plain calls."""
+    """Log-probabilities of the same tokens again: in the same batch, in other batches, and one text at a time."""
     if not len(rows):
         return []
     tokens, chosen = _of_rows(batch, rows)
     first = model.forward_logprobs(tokens, chosen, **sampling.scored).logprobs
     again = model.forward_logprobs(tokens, chosen, **sampling.scored).logprobs
     tolerance = _tolerance(model.loaded)
-    found = [invariants.compared("policy.deterministic", Gap.between(first, again, chosen), EXACT, "scored twice")]
+    checks = [invariants.compared("policy.deterministic", Gap.between(first, again, chosen), EXACT, "scored twice")]
     others, plain = [], []
     like = rows[batch.tokens.prompt_mask[rows].sum(-1).argsort(stable=True)]
     for part in like.split(max(1, len(rows) // 2)):  # short prompts together, so that padding is cut off
@@ -124,9 +124,9 @@ def _scoring(
         alone = plain_logprobs(model, episode.prompt_ids, episode.ids, sampling)
         plain.append((alone - stats.old_logprobs[row, : len(mask)])[mask])
     ratio = Gap.of(torch.cat(others))
-    found.append(invariants.compared("policy.ratio", ratio, tolerance, "in other batches"))
-    found.append(invariants.compared("policy.plain", Gap.of(torch.cat(plain)), tolerance, "one text at a time"))
-    return found
+    checks.append(invariants.compared("policy.ratio", ratio, tolerance, "in other batches"))
+    checks.append(invariants.compared("policy.plain", Gap.of(torch.cat(plain)), tolerance, "one text at a time"))
+    return checks
 
 
 def _of_rows(batch: EpisodeBatch, rows: torch.Tensor) -> tuple[TokenBatch, torch.Tensor]:
@@ -167,7 +167,7 @@ def _adapters(model: ActorCritic, batch: EpisodeBatch, sampling: Sampling, rows:
 
 
 def _sampler(model: ActorCritic, episodes: Sequence[Episode], sampling: Sampling, seed: int, step: int) -> Check | None:
-    """Every token that the policy drew, held against the draw that it was made from."""
+    """Compare every token that the policy sampled with the uniform draw that it was sampled by."""
     loaded = model.loaded
     draws: list[torch.Tensor] = []
     below: list[torch.Tensor] = []
@@ -200,18 +200,18 @@ def _sampler(model: ActorCritic, episodes: Sequence[Episode], sampling: Sampling
 
 
 def _server(episodes: Sequence[Episode], stats: RolloutStats | None, sampling: Sampling) -> Check | None:
-    """What a server says of the tokens that it drew, held against the scorer; it computes in bfloat16 most often.
-    None where its distribution is cut (top_k, top_p) and the scorer's is not."""
+    """Compare a server's log-probabilities of the tokens that it sampled with those computed here; the server computes
+    in bfloat16 most often. None where its distribution is cut (top_k, top_p) and the one here is not."""
     if stats is None or sampling.top_k or sampling.top_p < 1:
         return None
     gap = sampler_gap(episodes, stats.old_logprobs)
     assert gap is not None
-    return invariants.compared("policy.sampler", Gap.of(gap), invariants.rounding(torch.bfloat16), "server and scorer")
+    return invariants.compared("policy.sampler", Gap.of(gap), invariants.rounding(torch.bfloat16), "server and policy")
 
 
 def make_probe(model: ActorCritic, sampling: Sampling, *, seed: int, warn: Callable[[str], None] | None) -> PolicyProbe:
-    """What holds the truths against the first episodes of a run: the first one that is broken is raised as a letter,
-    or, with ``warn``, told by it."""
+    """Checks the invariants on the first episodes of a run: the first broken one is raised as an error, or, with
+    ``warn``, every broken one is passed to it."""
 
     def run(
         regime: Regime,
@@ -221,11 +221,11 @@ def make_probe(model: ActorCritic, sampling: Sampling, *, seed: int, warn: Calla
         advantages: Advantages | None,
         kl_coef: float,
     ) -> None:
-        found = probe(model, regime, episodes, batch, stats, advantages, sampling, kl_coef=kl_coef, seed=seed, step=0)
-        for check in found:
+        checks = probe(model, regime, episodes, batch, stats, advantages, sampling, kl_coef=kl_coef, seed=seed, step=0)
+        for check in checks:
             if check.status == "fail":
                 if warn is None:
-                    raise letter(check)
-                warn(str(letter(check)))
+                    raise broken_invariant(check)
+                warn(str(broken_invariant(check)))
 
     return run

@@ -1,4 +1,4 @@
-"""From logits to the distribution that samples and is scored: one definition for both.
+"""From logits to the policy's distribution: one definition for sampling and for log-probabilities.
 
 Shapes: B rows, T response positions, V vocabulary.
 """
@@ -21,10 +21,10 @@ def process_logits(
     """The policy's distribution as logits: divided by ``temperature``, EOS forbidden where ``eos_banned``, and
     ``banned_ids`` everywhere.
 
-    logits [..., V], eos_banned [...] bool, eos_ids [n], banned_ids [m]. Sampler and scorer both call this, so the ratio
-    of new to old probability is taken under the distribution that wrote the tokens. At temperature 1 the bans are
-    written into ``logits`` itself: they are the largest tensor there is, and a copy of them costs as much as their
-    softmax.
+    logits [..., V], eos_banned [...] bool, eos_ids [n], banned_ids [m]. Sampling and log-probabilities both
+    use this, so the ratio of new to old probability is taken under the distribution that wrote the tokens. At
+    temperature 1 the bans are written into ``logits`` itself: it is the largest tensor, and a copy of it costs as much
+    as its softmax.
     """
     scaled = logits / temperature if temperature != 1.0 else logits
     # no gradient is lost: a logit of minus infinity has the probability 0, and what comes back to it is 0
@@ -52,8 +52,8 @@ class _ChosenLogprobs(torch.autograd.Function):
         """d/d logits of (logits[token] - logsumexp) = onehot(token) - softmax."""
         logits, norm, tokens = ctx.saved_tensors
         weight = gradient.unsqueeze(-1)
-        found = (logits - norm.unsqueeze(-1)).exp_().mul_(-weight)
-        return found.scatter_add_(-1, tokens.unsqueeze(-1), weight), None
+        softmax = (logits - norm.unsqueeze(-1)).exp_().mul_(-weight)
+        return softmax.scatter_add_(-1, tokens.unsqueeze(-1), weight), None
 
 
 def chosen_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -35,9 +35,9 @@ def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.
     """1 - Var(returns - values) / Var(returns) over the mask; None where the returns vary by rounding alone. [B, T]"""
     if int(mask.sum()) < 2:
         return None
-    target, found = returns[mask].double(), values[mask].double()
+    target, predicted = returns[mask].double(), values[mask].double()
     spread = target.var()
     # returns are sums with the values in float32: where all are equal, what is left of the values' digits differs
-    if float(spread) <= 1e-12 * float(torch.maximum(target.square().max(), found.square().max())):
+    if float(spread) <= 1e-12 * float(torch.maximum(target.square().max(), predicted.square().max())):
         return None
-    return float(1 - (target - found).var() / spread)
+    return float(1 - (target - predicted).var() / spread)

@@ -1,7 +1,7 @@
-"""What goes wrong in a run whose logged score still looks fine: conditions on the rows of metrics.jsonl.
+"""Alarms: conditions on the rows of metrics.jsonl under which a run goes wrong although its score looks fine.
 
-Each alarm is said once, with its likely causes, and counted from then on. Alarms see rows alone, so a resumed run that
-is shown its earlier rows counts as an undisturbed one.
+Each alarm is reported once, with its likely causes, and counted from then on. Alarms depend on rows alone, so a resumed
+run that replays its earlier rows counts as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 Row = Mapping[str, Any]
 _FEW, _MANY = 5, 10
-"""Rows that must agree before something is said of them; rows whose means are compared."""
+"""Rows that must agree before an alarm; rows whose means are compared."""
 _LATE = 50
 """Rows that a critic has before its loss must have fallen."""
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """``condition`` sees the rows so far and says what it found, or None; ``when`` and ``causes`` are for people."""
+    """``condition`` takes the rows so far and returns a finding, or None; ``when`` and ``causes`` are for the user."""
 
     condition: Callable[[History], str | None]
     when: str
@@ -291,7 +291,7 @@ ALARMS: dict[str, Alarm] = {
 
 
 class Alarms:
-    """Sees every row. ``counts``: rows at which each alarm's condition held; it is said at the first of them only.
+    """Sees every row. ``counts``: rows at which each alarm's condition held; it is reported at the first of them only.
 
     ``may_end``: whether a text may end before the limit (else every text is cut there, and that is meant).
     """
@@ -304,22 +304,22 @@ class Alarms:
     def __call__(self, row: Row) -> list[str]:
         """The warnings that this row calls for."""
         self._seen.add(row)
-        said = []
+        warnings = []
         for name, alarm in self._watched.items():
             if (finding := alarm.condition(self._seen)) is None:
                 continue
             self.counts[name] += 1
             if self.counts[name] == 1:
-                said.append(f"step {row['step']}: {finding}\n  likely causes: {'; '.join(alarm.causes)}")
-        return said
+                warnings.append(f"step {row['step']}: {finding}\n  likely causes: {'; '.join(alarm.causes)}")
+        return warnings
 
     def replay(self, rows: Sequence[Row]) -> None:
-        """See the rows of the run that is resumed; what they called for was said then."""
+        """Take in the rows of the run that is resumed; their warnings were reported then."""
         for row in rows:
             self(row)
 
     def summary(self, steps: int) -> str | None:
-        """What to say at the end, where anything was said before."""
+        """The message at the end of a run with alarms; None without one."""
         if not self.counts:
             return None
         held = ", ".join(f"{name} at {count}" for name, count in self.counts.items())

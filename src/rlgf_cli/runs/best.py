@@ -21,7 +21,7 @@ NOTE = "rlgf_best.json"
 """Beside the weights: ``{"schema_version": 1, "step": ..., "score": ...}``."""
 
 
-def keep(
+def save(
     folder: Path,
     loaded: Loaded,
     *,
@@ -30,9 +30,9 @@ def keep(
     workshop: Path,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Replace ``folder`` by the policy as it is. What is there stays until the new one is whole on disk.
+    """Replace ``folder`` by the policy as it is. The former one stays until the new one is whole on disk.
 
-    A kill between the two renames leaves the former one in ``workshop``, from where :func:`mend` puts it back.
+    A kill between the two renames leaves the former one in ``workshop``; :func:`finish_interrupted` puts it back.
     """
     new, old = _new(folder, workshop), _old(folder, workshop)
     with new_folder(new):
@@ -45,7 +45,7 @@ def keep(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def mend(folder: Path, workshop: Path) -> None:
+def finish_interrupted(folder: Path, workshop: Path) -> None:
     """Finish what a kill interrupted: ``folder`` is then the new one or the former one, and nothing else is left."""
     old = _old(folder, workshop)
     if old.is_dir() and not folder.is_dir():
@@ -55,12 +55,12 @@ def mend(folder: Path, workshop: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The step and the score of what is kept; None where nothing is."""
+    """The step and the score of the saved policy; None where there is none."""
     return read_json(folder / NOTE) if (folder / NOTE).is_file() else None
 
 
 def copy(folder: Path, target: Path) -> None:
-    """Copy what is kept into the folder ``target``, without its note."""
+    """Copy the saved policy into the folder ``target``, without its note."""
     shutil.copytree(folder, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(NOTE))
 
 

@@ -1,4 +1,4 @@
-"""From the config of a run to the objects of its loop."""
+"""Builds the training loop's objects from a run's config."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlgf_cli.training.update import UpdateSettings, make_optimizer, make_schedu
 
 
 def needs_ref_model(config: TrainConfig) -> bool:
-    """Whether a run charges or measures a KL: else its reference is neither held in memory nor run."""
+    """Whether a run charges or measures a KL: otherwise there is no reference model in memory."""
     return config.algorithm.spec().has_policy_gradient and (config.kl.coef > 0 or config.kl.where == "log")
 
 
@@ -52,7 +52,7 @@ def make_trainer(
 ) -> Trainer:
     """The loop at its first step. ``covered``: ids of the prompts that the guide has a text for; None: all.
 
-    ``warn`` is told of a broken truth of step 0 where that should not end the run.
+    ``warn`` is called for a broken invariant of step 0 where that should not end the run.
     """
     spec, ppo = config.algorithm.spec(), config.ppo
     model = ActorCritic(loaded, spec.critics, mode=ppo.critic, with_ref_model=needs_ref_model(config))

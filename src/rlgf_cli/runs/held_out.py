@@ -1,4 +1,4 @@
-"""The policy alone on held-out prompts, while it is trained."""
+"""The held-out result of a training run: the policy's own texts on held-out prompts, with their scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_evaluator(
     processes: Processes,
     watched: Callable[[Sequence[Example], Sequence[str]], Sequence[float | None]] | None = None,
 ) -> HeldOutEvaluator | None:
-    """What scores the policy's own texts, sampled with a fixed seed; None where there is nothing to score.
+    """Samples the policy's texts with a fixed seed and scores them; None without held-out prompts or a reward.
 
     ``watched`` gives a second number per text (None: it skips one). It sees all texts at once, in one process.
     """
@@ -36,7 +36,7 @@ def make_evaluator(
     examples = [p.example for p in prompts]
 
     def mine() -> dict[str, tuple[float, str]]:
-        some = processes.share(prompts)
+        some = processes.own(prompts)
         if not some:
             return {}
         texts = [c.text for c in generate_texts(loaded, some, decoding, lengths, seed=seed)]
@@ -44,9 +44,10 @@ def make_evaluator(
         return {p.example.id: (s.value, text) for p, s, text in zip(some, scores, texts, strict=True)}
 
     def evaluate() -> HeldOutResult:
-        found = {key: pair for part in processes.gather(processes.raise_together(mine)) for key, pair in part.items()}
-        texts = [found[e.id][1] for e in examples]
-        scores = {e.id: found[e.id][0] for e in examples}
+        parts = processes.gather(processes.raise_together(mine))
+        scored = {key: pair for part in parts for key, pair in part.items()}
+        texts = [scored[e.id][1] for e in examples]
+        scores = {e.id: scored[e.id][0] for e in examples}
         error = stdev(scores.values()) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
         figures = {"eval/score": fmean(scores.values()), "eval/score_error": error}
         figures["eval/length"] = fmean(len(t.split()) for t in texts)

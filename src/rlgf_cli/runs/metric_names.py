@@ -30,7 +30,7 @@ METRICS: dict[str, str] = {
     "kl/coef": "the coefficient that was charged, in the reward or as a loss (kl.where)",
     "policy/entropy": "mean of -log pi over the tokens that the policy drew (nats): an estimate of its entropy",
     "sampler/gap": "mean absolute difference (nats per token) between a vLLM server's log-probabilities of the tokens "
-    "that it drew and the scorer's",
+    "that it sampled and those computed here",
     "loss/policy": "PPO's clipped loss, averaged as ppo.loss_average says",
     "loss/kl": "the KL as a loss (kl.estimator), mean over learned tokens (nats)",
     "loss/likelihood": "negative log-likelihood per learned token (nats)",
@@ -83,10 +83,10 @@ METRICS: dict[str, str] = {
     "time/guide": "seconds spent on waiting for the guide; 0 where it was not asked",
     "time/sync": "seconds spent on sending the weights to a vLLM server",
     "time/reward": "seconds spent on scoring",
-    "time/annotate": "seconds spent on log-probabilities, values and credit",
+    "time/annotate": "seconds spent on log-probabilities, values and advantages",
     "time/update": "seconds spent on the update",
     "time/eval": "seconds spent on held-out prompts",
-    "time/check": "seconds spent on the truths of step 0 (docs/doctor.md); in the first step only",
+    "time/check": "seconds spent on the invariants of step 0 (docs/doctor.md); in the first step only",
     "time/save": "seconds spent on checkpoints since the row before this one",
     "time/other": "seconds since the row before this one that are none of these",
 }

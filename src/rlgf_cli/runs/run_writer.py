@@ -1,4 +1,4 @@
-"""What a run leaves on disk while it runs: rows, samples, checkpoints. One process writes."""
+"""Writes a run's metrics rows, sample rollouts and checkpoints. One process writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WATCHED = "best_watched"
 
 
 class RunWriter:
-    """The rows so far and the way to disk; a process without a folder keeps the rows and writes nothing."""
+    """The rows so far, and the run's files; a process without a folder writes nothing."""
 
     def __init__(self, folder: RunDir | None, config: TrainConfig, trainer: Trainer) -> None:
         self.folder, self.config, self.trainer = folder, config, trainer
@@ -39,7 +39,7 @@ class RunWriter:
             self._out.close()
 
     def begin(self, *, resumed: bool, track: Track) -> None:
-        """Take up the rows of the steps that the state has behind it; later ones are written anew."""
+        """Read the rows of the steps before the state's; later rows are written again."""
         if self.folder is None:
             return
         metrics = self.folder.file("metrics.jsonl")
@@ -49,7 +49,7 @@ class RunWriter:
         self._out, self._track = Appender(metrics), track
         if self.config.save_best and self.trainer.evaluate is not None:
             for name in ("best", WATCHED) if self.config.watch is not None else ("best",):
-                best.mend(self.folder.file(name), self.folder.file("checkpoints"))
+                best.finish_interrupted(self.folder.file(name), self.folder.file("checkpoints"))
 
     def row(self, row: dict[str, Any], episodes: Sequence[Episode]) -> None:
         """A step's row, and some of its episodes."""
@@ -72,11 +72,11 @@ class RunWriter:
         """Keep the policy of this step where it is the best one, by its score or by the watched figure. All processes
         come here, and one writes.
 
-        Before the checkpoint: a state never tells of a best policy that was not on disk.
+        It is written before the checkpoint: a state never names a best policy that is not on disk.
         """
         trainer, folder, state = self.trainer, self.folder, self.trainer.state
-        found = {"best": (state.best_step, state.best_score), WATCHED: (state.watched.step, state.watched.best)}
-        scores = {name: score for name, (at, score) in found.items() if at == state.step and score is not None}
+        candidates = {"best": (state.best_step, state.best_score), WATCHED: (state.watched.step, state.watched.best)}
+        scores = {name: score for name, (at, score) in candidates.items() if at == state.step and score is not None}
         if not self.config.save_best or not scores:
             return
         loaded = trainer.model.loaded
@@ -87,7 +87,7 @@ class RunWriter:
                 assert folder is not None
                 workshop = folder.file("checkpoints")
                 for name, score in scores.items():
-                    best.keep(
+                    best.save(
                         folder.file(name), loaded, step=state.step, score=score, workshop=workshop, weights=weights
                     )
 
@@ -98,16 +98,16 @@ class RunWriter:
         return self.config.watch is not None and self.config.watch.stop and self.trainer.diverged
 
     def early_end(self) -> dict[str, Any]:
-        """What the result says of a run that ended so: at which step, and which one's policy is its model."""
+        """For the result of a run that ended so: the step at which it diverged, and the step of its model."""
         if self.folder is None or not self.ends_early():
             return {}
-        kept = best.read(self.folder.path / WATCHED)
-        assert kept is not None
-        return {"diverged_at": self.trainer.state.step, "model_step": kept["step"], "model_watched": kept["score"]}
+        saved = best.read(self.folder.path / WATCHED)
+        assert saved is not None
+        return {"diverged_at": self.trainer.state.step, "model_step": saved["step"], "model_watched": saved["score"]}
 
     def checkpoint(self) -> None:
         """Save the state. All processes come here; one writes, and the others wait until it is on disk."""
-        # not before: what fails while there is nothing to resume from leaves nothing behind
+        # the folder is made here and not earlier: an error before the first checkpoint leaves nothing behind
         trainer, folder = self.trainer, self.folder
         with trainer.clock.timed("save"):
             states = checkpoint.collect(trainer.model, trainer.optimizer, trainer.processes)
@@ -122,23 +122,23 @@ class RunWriter:
             trainer.processes.on_main(write)
 
     def best(self) -> dict[str, Any]:
-        """What the result says of the best policy: what is on disk, or, where none is kept, which it would have been.
+        """Step and score of the best policy: of the one on disk, or, where none is saved, of the one in the state.
 
         A run that was killed and resumed with another ``eval.every`` may have left a better one than it then saw.
         """
         state = self.trainer.state
         if self.folder is None or state.best_score is None:
             return {}
-        kept = best.read(self.folder.path / "best") if self.config.save_best else None
-        kept = kept or {"step": state.best_step, "score": state.best_score}
-        return {"best_step": kept["step"], "best_score": kept["score"]}
+        saved = best.read(self.folder.path / "best") if self.config.save_best else None
+        saved = saved or {"step": state.best_step, "score": state.best_score}
+        return {"best_step": saved["step"], "best_score": saved["score"]}
 
 
 def tracked(folder: RunDir | None, config: TrainConfig, step: int) -> Tracked | None:
-    """The run as a tracker is told of it, before the rows of steps that will be done again are dropped; None in a
-    process that does not write, and without a tracker.
+    """The run as a tracker sees it, before the rows of steps that will be repeated are dropped; None in a process that
+    does not write, and without a tracker.
 
-    Of each tracker run.json notes how far it was told, which may be further than the rows that a later session left.
+    run.json holds the last step that each tracker received, which may be later than the rows of a later session.
     """
     name = config.report_to
     if folder is None or name == "none":
@@ -161,14 +161,14 @@ def resume_from(root: Path, trainer: Trainer, *, log: Callable[[str], None], war
         return checkpoints.newest(root)
 
     processes = trainer.processes
-    found, damaged = processes.broadcast(processes.on_main(newest)) or (None, [])
+    checkpoint_folder, damaged = processes.broadcast(processes.on_main(newest)) or (None, [])
     for folder in damaged:
         warn(f"{folder} is damaged (a file is missing or cut short) and is passed over")
-    if found is None:
+    if checkpoint_folder is None:
         warn("there is no complete checkpoint yet; starting from the beginning")
         return False
     trainer.state = processes.raise_together(
-        lambda: checkpoint.restore(found, trainer.model, trainer.optimizer, trainer.scheduler, processes)
+        lambda: checkpoint.restore(checkpoint_folder, trainer.model, trainer.optimizer, trainer.scheduler, processes)
     )
     use, state = trainer.generator.use, trainer.state
     use.uses, use.texts = Counter(state.guide_uses), Counter(state.guide_texts)
@@ -177,7 +177,7 @@ def resume_from(root: Path, trainer: Trainer, *, log: Callable[[str], None], war
 
 
 def note(row: dict[str, Any]) -> str:
-    """The few figures that a person watches."""
+    """The figures that the progress bar shows."""
     shown = {
         "score": "score/mean",
         "eval": "eval/score",
@@ -189,19 +189,19 @@ def note(row: dict[str, Any]) -> str:
 
 
 def summary_of(rows: Sequence[dict[str, Any]], trainer: Trainer, model_step: int | None = None) -> dict[str, Any]:
-    """What run.json and the model card say of the run: its last tenth, and the held-out score where it was taken; up to
-    ``model_step``, where the model is that of an earlier step."""
+    """The summary in run.json and the model card: means over the last tenth of the rows, and the last held-out score;
+    up to ``model_step``, where the model is that of an earlier step."""
     steps = trainer.state.step if model_step is None else model_step
     known = [row for row in rows if row["step"] <= steps]
     tail = known[-max(1, len(known) // 10) :]
-    found: dict[str, Any] = {"algorithm": trainer.spec.name, "steps": steps}
+    summary: dict[str, Any] = {"algorithm": trainer.spec.name, "steps": steps}
     for key in ("score/mean", "kl/episode", "length/mean"):
         if values := [row[key] for row in tail if key in row]:
-            found[key] = fmean(values)
+            summary[key] = fmean(values)
     for key in ("eval/score", "eval/watch"):
         if held_out := [row[key] for row in known if key in row]:
-            found[key] = held_out[-1]
-    found["episodes"] = sum(row["episodes"] for row in rows)
+            summary[key] = held_out[-1]
+    summary["episodes"] = sum(row["episodes"] for row in rows)
     if trainer.generator.guide is not None:
-        found["guide/requests"] = sum(row.get("guide/requests", 0) for row in rows)
-    return found
+        summary["guide/requests"] = sum(row.get("guide/requests", 0) for row in rows)
+    return summary

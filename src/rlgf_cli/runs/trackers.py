@@ -20,17 +20,17 @@ PROJECT = "rlgf"
 
 @dataclass(frozen=True)
 class Tracked:
-    """The run that is told of: its folder, its id in run.json, its config.
+    """The run that a tracker receives: its folder, its id in run.json, its config.
 
-    ``step``: where this session begins (0: a new run); ``told``: the last step that an earlier session told this
-    tracker of.
+    ``step``: where this session begins (0: a new run); ``sent``: the last step that an earlier session sent to this
+    tracker.
     """
 
     folder: Path
     run_id: str
     config: Mapping[str, Any]
     step: int = 0
-    told: int = 0
+    sent: int = 0
 
 
 def check(name: str) -> None:
@@ -43,18 +43,18 @@ def check(name: str) -> None:
 def tracker(name: str, run: Tracked | None) -> Iterator[Track]:
     """A function that takes a metrics row, and does nothing for ``none`` (or without a run).
 
-    The tracker's run is found by the id of this one, so that a resumed run goes on in it. Steps that are done again are
-    not told again; TensorBoard gets them anew and hides what it had.
+    The tracker's run is found by the id of this one, so that a resumed run goes on in it. Repeated steps are
+    not sent again, except to TensorBoard, which then hides the earlier events.
     """
     if name == "none" or run is None:
         yield lambda row: None
         return
     with redirect_stdout(sys.stderr):  # Trackio greets its user there
-        tell, end = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}[name](run)
+        send, end = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}[name](run)
 
     def track(row: Mapping[str, Any]) -> None:
-        if name == "tensorboard" or row["step"] > run.told:
-            tell({k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}, row["step"])
+        if name == "tensorboard" or row["step"] > run.sent:
+            send({k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}, row["step"])
 
     try:
         yield track
@@ -63,24 +63,24 @@ def tracker(name: str, run: Tracked | None) -> Iterator[Track]:
             end()
 
 
-Tell = Callable[[dict[str, float], int], None]
+Send = Callable[[dict[str, float], int], None]
 
 
-def _tensorboard(run: Tracked) -> tuple[Tell, Callable[[], None]]:
+def _tensorboard(run: Tracked) -> tuple[Send, Callable[[], None]]:
     """Events below ``<run>/tensorboard``. Those of later steps than the one that is resumed from are hidden."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.step + 1 if run.step else None)
 
-    def tell(values: dict[str, float], step: int) -> None:
+    def send(values: dict[str, float], step: int) -> None:
         for key, value in values.items():
             writer.add_scalar(key, value, global_step=step)
         writer.flush()
 
-    return tell, writer.close
+    return send, writer.close
 
 
-def _wandb(run: Tracked) -> tuple[Tell, Callable[[], None]]:
+def _wandb(run: Tracked) -> tuple[Send, Callable[[], None]]:
     import wandb
 
     theirs = wandb.init(
@@ -93,7 +93,7 @@ def _wandb(run: Tracked) -> tuple[Tell, Callable[[], None]]:
     return lambda values, step: theirs.log(values, step=step), theirs.finish
 
 
-def _trackio(run: Tracked) -> tuple[Tell, Callable[[], None]]:
+def _trackio(run: Tracked) -> tuple[Send, Callable[[], None]]:
     import trackio
 
     # its runs are found by name

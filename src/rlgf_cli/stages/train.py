@@ -49,7 +49,7 @@ from rlgf_cli.training.divergence import FEWEST
 from rlgf_cli.training.episodes import Episode, segment_texts
 from rlgf_cli.training.loop import Trainer
 from rlgf_cli.training.parallel.join import join
-from rlgf_cli.training.parallel.processes import SINGLE, Processes, shared
+from rlgf_cli.training.parallel.processes import SINGLE, Processes, raised_by_all
 
 _EARLY = (
     "the run ended at step {diverged_at} of {max_steps}: the watched figure fell while the score rose. "
@@ -324,7 +324,7 @@ def _loop(
                 run_writer.checkpoint()
             if interrupted:
                 stopped = f"stopped after step {step}; the state is saved"
-                raise shared(Interrupted(stopped, hint="--resume goes on from there"))
+                raise raised_by_all(Interrupted(stopped, hint="--resume goes on from there"))
             bar.update(1, note(row))
     if alarm_counts := alarms.summary(trainer.state.step):
         console.warn(alarm_counts)

@@ -1,1 +1,1 @@
-"""The training loop: roll, score, annotate, shape, credit, update."""
+"""The training loop: rollouts, scores, log-probabilities, advantages, updates."""

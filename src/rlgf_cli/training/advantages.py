@@ -1,4 +1,4 @@
-"""Annotation (log-probabilities and values, no gradient) and advantages: from scores to advantages.
+"""Log-probabilities and values before the update, and advantages from scores.
 
 Shapes: B episodes, T response positions.
 """
@@ -55,8 +55,8 @@ class AdvantageInputs:
 
 @dataclass(frozen=True)
 class RolloutStats:
-    """Log-probabilities under the policy and the reference (None: the run has none) and each critic's values, before
-    the update. All [B, T]."""
+    """Log-probabilities under the policy and the reference model (None: the run has none) and each critic's values,
+    before the update. All [B, T]."""
 
     old_logprobs: torch.Tensor
     ref_logprobs: torch.Tensor | None
@@ -88,9 +88,9 @@ def compute_stats(
     rows_at_once: int,
     processes: Processes = SINGLE,
 ) -> RolloutStats:
-    """Score all episodes under the policy, the reference and the critics that this regime uses.
+    """Log-probabilities and values of all episodes under the policy, the reference model and the regime's critics.
 
-    Each process scores some of the rows; the stats that come back are whole, and the same for all.
+    Each process computes some of the rows; the result has all rows, and is the same for all processes.
     """
     shape, device = batch.real.shape, batch.real.device
     logprobs = torch.zeros(shape, device=device)
@@ -111,20 +111,20 @@ def compute_stats(
             values[name][rows, :width] = value.float()
         if ref_logprobs is not None:
             ref_logprobs[rows, :width] = model.ref_logprobs(tokens, chosen, **sampling.scored).float()
-    found = [logprobs, *([] if ref_logprobs is None else [ref_logprobs]), *values.values()]
-    processes.add_up(found)  # a row is 0 but for the process that scored it
+    tensors = [logprobs, *([] if ref_logprobs is None else [ref_logprobs]), *values.values()]
+    processes.add_up(tensors)  # a row is 0 in all processes but the one that computed it
     return RolloutStats(logprobs, ref_logprobs, values)
 
 
 def sampler_gap(episodes: Sequence[Episode], logprobs: torch.Tensor) -> torch.Tensor | None:
-    """[N]: what a server said of the tokens that it drew for the policy, less their log-probability under the scorer
-    [B, T]; nats. None where none was drawn there."""
-    told = [(row, at, value) for row, e in enumerate(episodes) for at, value in e.server_logprobs.items()]
-    if not told:
+    """[N]: a server's log-probabilities of the tokens that it sampled for the policy, less those computed here
+    (``logprobs`` [B, T]); nats. None where no token was sampled by a server."""
+    sampled = [(row, at, value) for row, e in enumerate(episodes) for at, value in e.server_logprobs.items()]
+    if not sampled:
         return None
-    rows, places, values = zip(*told, strict=True)
-    scored = logprobs[list(rows), list(places)]
-    return torch.tensor(values, dtype=scored.dtype, device=scored.device) - scored
+    rows, places, values = zip(*sampled, strict=True)
+    own = logprobs[list(rows), list(places)]
+    return torch.tensor(values, dtype=own.dtype, device=own.device) - own
 
 
 def compute_advantages(
@@ -138,8 +138,8 @@ def compute_advantages(
     ratio = None if stats.ref_logprobs is None else log_ratio(stats.old_logprobs, stats.ref_logprobs, batch.policy)
     charged = torch.zeros_like(stats.old_logprobs) if ratio is None else ratio
     rewards = token_rewards(batch.scores, charged, batch.last, inputs.kl_coef)
-    known = _Known(regime, batch, stats, rewards, charged, settings, inputs)
-    advantages = ESTIMATORS[regime.estimator](known)
+    given = _EstimatorInputs(regime, batch, stats, rewards, charged, settings, inputs)
+    advantages = ESTIMATORS[regime.estimator](given)
     returns = {}
     for name, mask in batch.fit.items():
         if name in stats.values and bool(mask.any()):
@@ -149,15 +149,15 @@ def compute_advantages(
 
 
 def scale_of(scale: AdvantageScale, estimator: Estimator) -> AdvantageScale:
-    """What ``auto`` stands for under an estimator."""
+    """The scale of an estimator, with ``auto`` resolved."""
     if scale != "auto":
         return scale
     return {"group_mean": "group", "leave_one_out": "none"}.get(estimator, "running")  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What an estimator makes its advantages [B, T] of: it takes what it needs."""
+class _EstimatorInputs:
+    """The inputs of an estimator of advantages [B, T]."""
 
     regime: Regime
     batch: EpisodeBatch
@@ -189,14 +189,14 @@ class _Known:
         return torch.where(self.batch.policy, own, torch.full_like(own, self.settings.guide_lambda))
 
 
-def _estimate_gae(known: _Known) -> torch.Tensor:
-    critic = known.regime.critic
+def _estimate_gae(given: _EstimatorInputs) -> torch.Tensor:
+    critic = given.regime.critic
     assert critic is not None
-    values = known.stats.values[critic]
-    if critic not in known.inputs.trusted:
-        values = _mean_score(known.batch, critic).expand_as(values)
-    found, _ = adv.gae(known.rewards, values, known.batch.real, known.settings.gamma, known.lambdas)
-    return known.scaled(found)
+    values = given.stats.values[critic]
+    if critic not in given.inputs.trusted:
+        values = _mean_score(given.batch, critic).expand_as(values)
+    advantages, _ = adv.gae(given.rewards, values, given.batch.real, given.settings.gamma, given.lambdas)
+    return given.scaled(advantages)
 
 
 def _mean_score(batch: EpisodeBatch, critic: str) -> torch.Tensor:
@@ -205,29 +205,29 @@ def _mean_score(batch: EpisodeBatch, critic: str) -> torch.Tensor:
     return batch.scores[fitted].mean() if bool(fitted.any()) else batch.scores.mean()
 
 
-def _estimate_group(known: _Known) -> torch.Tensor:
+def _estimate_group(given: _EstimatorInputs) -> torch.Tensor:
     """From scores; ``kl_coef`` is 0 where they are divided by their standard deviation (config.train)."""
-    batch = known.batch
-    scores = episode_returns(batch.scores, known.ratio, batch.learned, known.inputs.kl_coef)
-    found = adv.group_advantages(scores, batch.groups, scaled=known.scale == "group")
-    return found.unsqueeze(-1).expand_as(known.rewards)
+    batch = given.batch
+    scores = episode_returns(batch.scores, given.ratio, batch.learned, given.inputs.kl_coef)
+    advantages = adv.group_advantages(scores, batch.groups, scaled=given.scale == "group")
+    return advantages.unsqueeze(-1).expand_as(given.rewards)
 
 
-def _estimate_leave_one_out(known: _Known) -> torch.Tensor:
-    batch = known.batch
-    returns = episode_returns(batch.scores, known.ratio, batch.learned, known.inputs.kl_coef)
-    return adv.leave_one_out_advantages(returns, batch.groups).unsqueeze(-1).expand_as(known.rewards)
+def _estimate_leave_one_out(given: _EstimatorInputs) -> torch.Tensor:
+    batch = given.batch
+    returns = episode_returns(batch.scores, given.ratio, batch.learned, given.inputs.kl_coef)
+    return adv.leave_one_out_advantages(returns, batch.groups).unsqueeze(-1).expand_as(given.rewards)
 
 
-def _estimate_guide_mc(known: _Known) -> torch.Tensor:
-    """What the guide earned after the action less what it earned before it, less the action's KL where that is charged
-    in the reward."""
-    batch = known.batch
-    each = episode_returns(batch.differences, known.ratio, batch.learned, known.inputs.kl_coef).unsqueeze(-1)
-    return known.scaled(torch.where(batch.learned, each, torch.zeros_like(known.rewards)))
+def _estimate_guide_mc(given: _EstimatorInputs) -> torch.Tensor:
+    """The guide's mean return from after the action less that from before it, less the action's KL where that is
+    charged in the reward."""
+    batch = given.batch
+    each = episode_returns(batch.differences, given.ratio, batch.learned, given.inputs.kl_coef).unsqueeze(-1)
+    return given.scaled(torch.where(batch.learned, each, torch.zeros_like(given.rewards)))
 
 
-ESTIMATORS: dict[Estimator, Callable[[_Known], torch.Tensor]] = {
+ESTIMATORS: dict[Estimator, Callable[[_EstimatorInputs], torch.Tensor]] = {
     "gae": _estimate_gae,
     "group_mean": _estimate_group,
     "leave_one_out": _estimate_leave_one_out,

@@ -65,7 +65,7 @@ class TrainerState:
 
 @dataclass(frozen=True)
 class States:
-    """What a checkpoint is made of, without shards. ``policy`` None: the model itself has it whole."""
+    """The states in a checkpoint, without shards. ``policy`` None: the model has its whole weights."""
 
     policy: dict[str, torch.Tensor] | None
     critics: dict[str, torch.Tensor]
@@ -73,7 +73,7 @@ class States:
 
 
 def collect(model: ActorCritic, optimizer: torch.optim.Optimizer, processes: Processes = SINGLE) -> States:
-    """Put the states together. All processes call it."""
+    """Gather the states from the shards. All processes call it."""
     return States(
         processes.whole(model.policy.state_dict()) if processes.lockstep else None,
         processes.whole(model.critics.state_dict()),
@@ -89,7 +89,7 @@ def save(
     state: TrainerState,
     states: States | None = None,
 ) -> None:
-    """Write ``folder`` whole or not at all. ``states``: what :func:`collect` gave, where there are shards."""
+    """Write ``folder`` whole or not at all. ``states``: from :func:`collect`, where there are shards."""
     states = states or collect(model, optimizer)
     with written_whole(folder) as temporary:
         loading.save(temporary, model.loaded, weights=states.policy)
@@ -134,7 +134,7 @@ def _as_sharded(
 
 def _shard_moments(saved: dict[str, Any], optimizer: torch.optim.Optimizer, processes: Processes) -> None:
     """A saved optimizer's moments, in the shards of their parameters."""
-    parameters = [p for found in optimizer.param_groups for p in found["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, moments in saved["state"].items():
         for name, value in moments.items():
             if number < len(parameters) and value.shape == parameters[number].shape:
@@ -163,7 +163,7 @@ def _load_policy(folder: Path, model: ActorCritic, processes: Processes) -> None
         weights.update(load_file(file, device=str(model.loaded.device)))
     weights = _as_sharded(weights, model.policy, processes)
     missing, unexpected = model.policy.load_state_dict(weights, strict=False)
-    # tied weights are stored under one of their names: what is missing must be a tensor that was loaded
+    # tied weights are stored under one of their names: a missing name must share a tensor that was loaded
     places = {n: _local(t).data_ptr() for n, t in model.policy.state_dict().items()}
     loaded = {place for n, place in places.items() if n in weights}
     lost = [n for n, place in places.items() if n in missing and place not in loaded]

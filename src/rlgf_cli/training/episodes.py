@@ -34,7 +34,7 @@ class Branch:
 
     @property
     def value(self) -> float:
-        """As an episode's."""
+        """The score less the penalty for a missing EOS."""
         assert self.score is not None
         return self.score.value - self.penalty
 
@@ -91,8 +91,8 @@ class Episode:
 
     @property
     def fits(self) -> Author:
-        """Whose critic this episode's outcome fits: who really finished it. A roll-in of the policy's that ended
-        by itself is a policy roll-out from the first token on."""
+        """Whose critic is fitted on this episode: that of the author who finished it. A roll-in of the policy that
+        ended by itself is a policy roll-out from the first token on."""
         return "policy" if self.policy_alone else self.roll_out
 
     @property
@@ -112,7 +112,7 @@ class Episode:
 
     @property
     def value(self) -> float:
-        """What the episode earned: its score less the penalty for a missing EOS."""
+        """The score less the penalty for a missing EOS."""
         assert self.score is not None
         return self.score.value - self.penalty
 
@@ -148,7 +148,7 @@ class Episode:
 
 
 def scored_texts(episodes: Iterable[Episode]) -> Iterator[tuple[Example, Episode | Branch]]:
-    """Every text that a score is wanted for, with its example: the episodes', each with its branches behind it."""
+    """Every text that the reward scores, with its example: each episode, followed by its branches."""
     for e in episodes:
         yield e.example, e
         yield from ((e.example, branch) for branch in e.branches)
@@ -156,10 +156,10 @@ def scored_texts(episodes: Iterable[Episode]) -> Iterator[tuple[Example, Episode
 
 def by_group(episodes: Iterable[Episode]) -> dict[int, list[Episode]]:
     """Episodes by the group that they are compared in."""
-    found: dict[int, list[Episode]] = {}
+    groups: dict[int, list[Episode]] = {}
     for e in episodes:
-        found.setdefault(e.group, []).append(e)
-    return found
+        groups.setdefault(e.group, []).append(e)
+    return groups
 
 
 def without_variance(group: Sequence[Episode]) -> bool:
@@ -231,12 +231,12 @@ def build_batch(episodes: Sequence[Episode], regime: Regime, critics: Sequence[s
 
 
 def segment_texts(episode: Episode, loaded: Any) -> list[tuple[Author, str]]:
-    """Who wrote which part of the text. A character whose bytes two authors wrote is the second one's."""
-    found, ids, before = [], [], ""
+    """The text of each segment with its author. A character whose bytes two authors wrote is the second one's."""
+    texts, ids, before = [], [], ""
     for author, own in episode.segments:
         ids += own
         text = loaded.text.decode_response(loaded.tokenizer, ids, strip=False)
         whole = text.rstrip("\ufffd") if len(ids) < episode.length else text
-        found.append((author, whole[len(before) :]))
+        texts.append((author, whole[len(before) :]))
         before = whole
-    return found
+    return texts

@@ -1,4 +1,7 @@
-"""What a step's row says of its episodes and of the tensors that the losses used. Pure; shapes as in EpisodeBatch."""
+"""The figures of a step's row: of its episodes, of the guide, and of the tensors that the losses used.
+
+Shapes as in EpisodeBatch.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,8 @@ def of_episodes(regime: Regime, episodes: Sequence[Episode]) -> Row:
         if regime.group_size > 1:
             row["score/groups_without_variance"] = fmean(map(without_variance, by_group(scored).values()))
         parts = [e.score.parts for e in scored if e.score]
-        for name in sorted({name for found in parts for name in found}):  # a reward may log a part for some only
-            row[f"score/part/{name}"] = fmean(found[name] for found in parts if name in found)
+        for name in sorted({name for of_text in parts for name in of_text}):  # a reward may log a part for some only
+            row[f"score/part/{name}"] = fmean(of_text[name] for of_text in parts if name in of_text)
     begun = [e for e in episodes if e.cut > 0]
     if regime.roll_in != "none":
         row["rollin/share"] = len(begun) / len(episodes)
@@ -46,7 +49,7 @@ def of_episodes(regime: Regime, episodes: Sequence[Episode]) -> Row:
 
 
 def of_guide(regime: Regime, counts: Counter[str]) -> Row:
-    """What the guide was asked for and how its texts were used."""
+    """How many texts were requested from the guide, and how they were used."""
     row: Row = {f"guide/{name}": counts[name] for name in ("cuts_moved", "unguided")}
     row |= {"guide/requests": counts["guide_requests"], "guide/capped": counts["guide_capped"]}
     row |= {"guide/failed": counts["guide_failed"]} if counts["guide_failed"] else {}
@@ -59,7 +62,7 @@ def of_guide(regime: Regime, counts: Counter[str]) -> Row:
 def of_tensors(
     episodes: Sequence[Episode], batch: EpisodeBatch, stats: RolloutStats | None, advantages: Advantages | None
 ) -> Row:
-    """KL, entropy, advantages, and how each critic's values stand to the returns that they were to foretell."""
+    """KL, entropy, advantages, and each critic's values compared with the returns that they predict."""
     row: Row = {"tokens/policy": float(batch.policy.sum() / batch.real.sum())}
     if stats is None or advantages is None:
         return row

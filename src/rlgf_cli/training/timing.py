@@ -1,4 +1,4 @@
-"""Where the time of an iteration goes: the figures ``time/*`` of every row, and the table that ``--profile`` shows."""
+"""The seconds of each part of an iteration: the figures ``time/*`` of every row, and the table of ``--profile``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import fmean, median
 from typing import Any
 
 ALWAYS = ("rollout", "guide", "reward", "annotate", "update")
-"""Parts that every row has; a guide that was not asked took no time."""
+"""Parts that every row has; without a request, the guide took 0 seconds."""
 PARTS = (*ALWAYS, "eval", "check", "save", "other")
 """All parts, in the order in which they are shown. Together they are the whole time."""
 
@@ -41,13 +41,13 @@ class Clock:
             self._seconds[part] = self._seconds.get(part, 0.0) + seconds
 
     def lap(self) -> dict[str, float]:
-        """End the lap: ``{"time/PART": seconds}``, with all that was spent on nothing that has a name as ``other``."""
+        """End the lap: ``{"time/PART": seconds}``, with the remaining time as ``other``."""
         now = time.perf_counter()
         spent = self._seconds
         other = now - (now if self._begun is None else self._begun) - sum(spent.values())
         self._seconds, self._begun = {}, now
-        found = {**dict.fromkeys(ALWAYS, 0.0), **spent, "other": max(0.0, other)}
-        return {f"time/{name}": round(found[name], 4) for name in PARTS if name in found}
+        seconds = {**dict.fromkeys(ALWAYS, 0.0), **spent, "other": max(0.0, other)}
+        return {f"time/{name}": round(seconds[name], 4) for name in PARTS if name in seconds}
 
 
 HEADER = ["part", "steps", "mean s", "median s", "share", "tokens/s"]

@@ -26,7 +26,7 @@ from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.training.advantages import Advantages, RolloutStats
 from rlgf_cli.training.episodes import EpisodeBatch
-from rlgf_cli.training.parallel.processes import SINGLE, Processes, shared
+from rlgf_cli.training.parallel.processes import SINGLE, Processes, raised_by_all
 from rlgf_cli.training.rollout import Sampling
 
 
@@ -72,7 +72,7 @@ class UpdateSettings:
 
 @dataclass(frozen=True)
 class StepData:
-    """One step's episodes and what is known of them.
+    """One step's episodes, with the models' figures of them and their advantages.
 
     ``stats`` and ``advantages`` are None for the likelihood estimator. ``references``: one reference text per episode,
     for the auxiliary likelihood.
@@ -86,7 +86,7 @@ class StepData:
 
 
 class Sums:
-    """Sums and counts that add up over minibatches, so that no figure is diluted by empty ones."""
+    """Sums and counts over minibatches, so that an empty minibatch does not change a mean."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, float]] = {}
@@ -96,7 +96,7 @@ class Sums:
         self._sums[name] = (before[0] + float(total), before[1] + float(count))
 
     def add_up(self, processes: Processes) -> None:
-        """Put together what the processes counted, each on its share."""
+        """Add up the sums and counts of all processes."""
         everyone, self._sums = processes.gather(self._sums), {}
         for sums in everyone:
             for name, (total, count) in sums.items():
@@ -124,7 +124,7 @@ def update(
     differentiates its share; the denominators are those of the whole.
     """
     sums = Sums()
-    parameters = [p for found in optimizer.param_groups for p in found["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     policy_learns = not settings.policy_frozen
     for minibatch in _minibatches(len(data.batch.scores), settings, seed, step):
         learned = carries_loss(data.batch, settings)[minibatch] & policy_learns
@@ -155,7 +155,7 @@ def update(
                     hint="a smaller learning rate, more kl.coef, or dtype float32; --resume goes on from the "
                     "checkpoint",
                 )
-                raise shared(error)  # the sum of all processes' gradients is not finite on any of them
+                raise raised_by_all(error)  # the sum of all processes' gradients is not finite on any of them
             sums.add("update/grad_norm" if role == "policy" else "update/critic_grad_norm", norm, 1)
         optimizer.step()
     sums.add_up(processes)
@@ -171,10 +171,10 @@ def carries_loss(batch: EpisodeBatch, settings: UpdateSettings) -> torch.Tensor:
 def by_role(optimizer: torch.optim.Optimizer) -> dict[str, list[torch.Tensor]]:
     """The parameters of the policy and of the critics: each has a learning rate and a gradient norm of its own, so that
     the critic's error does not decide how far the policy moves."""
-    found: dict[str, list[torch.Tensor]] = {}
+    parameters: dict[str, list[torch.Tensor]] = {}
     for params in optimizer.param_groups:
-        found.setdefault(params.get("role", "policy"), []).extend(params["params"])
-    return found
+        parameters.setdefault(params.get("role", "policy"), []).extend(params["params"])
+    return parameters
 
 
 def _clip(parameters: Sequence[torch.Tensor], limit: float) -> torch.Tensor:

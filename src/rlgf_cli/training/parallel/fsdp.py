@@ -1,8 +1,8 @@
-"""FSDP2: the policy, its reference and its critics in shards, by torch's own ``fully_shard``.
+"""FSDP2: the policy, the reference model and the critics in shards, by torch's own ``fully_shard``.
 
 Weights are whole on every device while episodes are written and scored, where processes make different numbers of
-forward passes; in the update they are gathered layer by layer. There every process makes the same passes: where it has
-nothing to learn from, it makes one that counts for nothing.
+forward passes; in the update they are gathered layer by layer. There every process makes the same passes: a process
+without tokens to learn makes one whose loss is 0.
 """
 
 from __future__ import annotations

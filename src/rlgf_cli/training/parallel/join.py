@@ -50,15 +50,15 @@ def join(config: ParallelConfig, device: str) -> Processes:
 
 
 def _requested_of_accelerate() -> int | None:
-    """What the command line of ``accelerate launch`` asked for, where it started this process as the only one."""
+    """The number of processes on the command line of ``accelerate launch``, where it started this process alone."""
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return None
     try:
         parent = psutil.Process().parent()
-        words = [word.replace("-", "_") for word in parent.cmdline()] if parent is not None else []
+        arguments = [word.replace("-", "_") for word in parent.cmdline()] if parent is not None else []
     except psutil.Error:
         return None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if word == "_m" and following == "rlgf_cli":
             return None
         name, _, value = word.partition("=")
@@ -67,12 +67,13 @@ def _requested_of_accelerate() -> int | None:
     return None
 
 
-def _check_count(asked: int | None, running: int) -> None:
-    if asked is not None and asked != running:
+def _check_count(requested: int | None, running: int) -> None:
+    if requested is not None and requested != running:
         raise UserError(
-            f"{asked} processes were asked for and {running} run{'s' if running == 1 else ''}",
+            f"{requested} processes were asked for and {running} run{'s' if running == 1 else ''}",
             hint="accelerate's launcher starts only one on a CPU, or several that do not know each other; "
-            f"rlgf train --num-processes {asked}, or torchrun --nproc_per_node {asked} -m rlgf_cli train, starts them",
+            f"rlgf train --num-processes {requested}, or torchrun --nproc_per_node {requested} -m rlgf_cli train, "
+            "starts them",
         )
 
 

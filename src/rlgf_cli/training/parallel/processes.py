@@ -1,8 +1,8 @@
-"""The processes of a run: who they are, and what they tell each other.
+"""The processes of a data-parallel run, and their communication.
 
-Only the models' work is divided. Everything small - episodes, log-probabilities, values, counts - is put together
-again and is the same on every process, so whitening, KL control, denominators and figures are global without further
-ado. A process writes the episodes of its own prompts, scores its own rows, and takes its own share of every minibatch.
+Only the models' work is divided. Everything small - episodes, log-probabilities, values, counts - is gathered and is
+the same on every process, so whitening, KL control, denominators and figures are global. A process writes the episodes
+of its own prompts, scores its own texts, and takes its own part of every minibatch.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ class Processes:
     """Whether all processes must make the same forward and backward passes in the update."""
 
     loss_scale = 1
-    """What a loss is multiplied by, so that the gradients that come of it add up."""
+    """Factor of the loss, so that the processes' gradients add up."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that writes to disk and speaks."""
+        """Whether this is the process that writes to disk and to the console."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T]) -> list[T]:
+    def own(self, items: Sequence[T]) -> list[T]:
         """Every size-th item, from the rank-th on."""
         return list(items[self.rank :: self.size])
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
-        """As :meth:`share`, of a tensor's first dimension."""
+        """As :meth:`own`, of a tensor's first dimension."""
         return index[self.rank :: self.size]
 
     def prompts(self, keys: Sequence[str]) -> list[int]:
@@ -59,15 +59,15 @@ class Processes:
             loads[owners[key]] += keys.count(key) if len(owners) < len(keys) else 1
         return [i for i, key in enumerate(keys) if owners[key] == self.rank]
 
-    # telling
+    # communication
 
     def gather(self, value: T) -> list[T]:
         """Every process's value, in order of rank."""
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def broadcast(self, value: T) -> T:
         """The main process's value."""
@@ -82,7 +82,7 @@ class Processes:
         return any(self.gather(flag))
 
     def raise_together(self, work: Callable[[], T]) -> T:
-        """This process's result. What goes wrong on one process is raised by all of them, so that they end alike."""
+        """This process's result. An error in one process is raised by all of them, so that they end alike."""
         if self.size == 1:
             return work()
         error: Exception | None = None
@@ -90,13 +90,13 @@ class Processes:
             result = work()
         except (RlgfError, OSError) as caught:
             error = caught
-        for found in self.gather(error):
-            if found is not None:
-                raise shared(found)
+        for raised in self.gather(error):
+            if raised is not None:
+                raise raised_by_all(raised)
         return result
 
     def on_main(self, work: Callable[[], T]) -> T | None:
-        """Let the main process work while the others wait; None on those."""
+        """The result of the main process while the others wait; None on those."""
         return self.raise_together(lambda: work() if self.main else None)
 
     # tensors
@@ -129,7 +129,7 @@ class Processes:
             for tensor in (*model.parameters(), *model.buffers()):
                 dist.broadcast(tensor.detach(), src=0)
 
-    # states that may be in shards (see training.sharding); here every process has the whole
+    # states that may be in shards (see fsdp.py); here every process has the whole
 
     def prepare(self, model: Any) -> None:
         """Shard a model in place, before its optimizer is made."""
@@ -147,7 +147,7 @@ class Processes:
         return value
 
     def leave(self) -> None:
-        """The end of a run that all processes came to."""
+        """Wait for the others at the end of a run, and leave the process group."""
         if self.size > 1:
             dist.barrier()
             dist.destroy_process_group()
@@ -156,8 +156,8 @@ class Processes:
 SINGLE = Processes()
 
 
-def shared(error: Exception) -> Exception:
-    """Mark an error that every process raises: one of them tells it."""
+def raised_by_all(error: Exception) -> Exception:
+    """Mark an error that every process raises: one of them prints it."""
     error.shared = True  # type: ignore[attr-defined]
     return error
 
