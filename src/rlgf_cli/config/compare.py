@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from rlgf_cli.config.common import COMMON, RUN, Seed, as_names
 from rlgf_cli.config.eval import IntervalConfig
 from rlgf_cli.section import Argument, Flag, Refused, Strict
+
+
+def _names_or_all(value: Any) -> Any:
+    return as_names(value) or None  # --metrics "" is all of them
 
 
 class CompareConfig(Strict):
@@ -39,7 +43,7 @@ class CompareConfig(Strict):
     ] = Field(min_length=2)
     metrics: Annotated[
         list[str] | None,
-        BeforeValidator(as_names),
+        BeforeValidator(_names_or_all),
         Flag("Names with commas between: rouge, rouge.rougeL. Default: all."),
     ] = None
     test: Annotated[
