@@ -23,14 +23,16 @@ ALLOWED: dict[str, set[str]] = {
     "algorithms": {"errors", "section"},
     "artifacts": {"errors", "protocols", "__version__"},
     "config": {"errors", "section", "algorithms", "artifacts"},
-    "failures": {"errors", "protocols", "noise"},
+    "failures": {"protocols", "noise"},
     "functional": set(),
     "stats": {"errors", "artifacts"},
     "ledger": BOTTOM,
     "models": BOTTOM | {"functional"},
     "guides": BOTTOM | {"models", "ledger"},
-    "tasks": BOTTOM,
-    "scorers": BOTTOM | {"failures", "stats", "models", "guides"},  # a judge is asked as a guide is
+    "tasks": {"errors", "protocols", "artifacts"},
+    # a judge is a guide
+    "scorers": {"errors", "protocols", "noise", "registry", "artifacts", "config"}
+    | {"failures", "stats", "models", "guides"},
     "training": BOTTOM | {"models", "functional"},
     "supervised": BOTTOM | {"models", "stats"},
     "checks": BOTTOM | {"models", "functional", "guides", "scorers", "training"},

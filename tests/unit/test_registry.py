@@ -156,3 +156,19 @@ def test_did_you_mean():
     assert did_you_mean("ruoge", ["rouge", "length"]) == "did you mean 'rouge'?"
     assert did_you_mean("zzz", ["b", "a"]) == "known: a, b"
     assert did_you_mean("zzz", []) == "nothing is known here"
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "params"),
+    [
+        ("metrics", "length", {"max_words": 3}),
+        ("metrics", "repetition", {"n": 2}),
+        ("metrics", "failures", {"share": True}),
+        ("metrics", "bertscore", {"idf_references": "train.jsonl"}),
+        ("rewards", "bertscore", {"idf": True}),
+    ],
+)
+def test_a_parameter_of_the_other_use_of_a_scorer_is_refused(kind, spec, params):
+    (key,) = params
+    with pytest.raises(UserError, match=f"unknown parameter '{key}' of the {kind[:-1]} '{spec}'"):
+        registry.build(kind, spec, params)
