@@ -307,7 +307,7 @@ class TestSeeds:
         assert refused.exit_code == 2 and "seeds cannot be paired: b has 2, a has 3" in refused.stderr
         assert not list(tmp_path.glob("table.json*"))
 
-    def test_a_bound_is_told_where_every_dealing_is_counted(self, trained, tmp_path, run_cli):
+    def test_a_bound_is_noted_where_every_permutation_is_counted(self, trained, tmp_path, run_cli):
         given = []
         for name, folders in trained.items():
             copies = [shutil.copytree(folders[n % 3], tmp_path / f"copy_{name}_{n}") for n in range(5)]
@@ -386,7 +386,7 @@ def test_how_a_p_value_looks(p, smallest, shown):
 
 
 class TestSettings:
-    def test_other_decoding_and_other_data_are_told(self, evaluated, run_cli):
+    def test_other_decoding_and_other_data_are_warned_of(self, evaluated, run_cli):
         a, b = evaluated("a", 0.5), evaluated("b", 0.5)
         for folder, temperature, data in ((a, 0.0, "11"), (b, 0.7, "22")):
             about = {

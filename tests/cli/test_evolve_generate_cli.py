@@ -182,7 +182,7 @@ def test_bad_rewrites_among_good_ones_are_counted_and_never_in_the_set(generate,
     ],
     ids=["parrots", "unchanged", "refuses", "empty", "no choice", "enormous"],
 )
-def test_a_guide_that_gives_nothing_else_ends_in_a_letter_and_no_set(generate, rewrite, rule):
+def test_a_guide_whose_texts_are_all_rejected_is_an_error_and_leaves_no_set(generate, rewrite, rule):
     shown, out, _ = generate(guide(rewrite))
     assert shown.exit_code == 1
     assert f"nothing was kept of the 18 rewrites that were asked for ({rule}: 18)" in shown.stderr
@@ -191,7 +191,7 @@ def test_a_guide_that_gives_nothing_else_ends_in_a_letter_and_no_set(generate, r
     assert read_json(out / "run.json")["status"] == "failed"
 
 
-def test_a_guide_that_gives_nothing_is_not_asked_for_all_of_it(generate):
+def test_a_run_without_a_kept_text_ends_early(generate):
     shown, _, server = generate(guide(lambda *_: "No."), "--batch-size", 20, seeds=100)
     assert shown.exit_code == 1 and "nothing was kept of the 240 rewrites" in shown.stderr
     assert len(server.requests) == 240
@@ -294,7 +294,7 @@ def test_a_reviewer_that_gives_no_verdict_keeps_nothing(generate, run_cli, tmp_p
     assert {r["different"] for r in rows(tmp_path / "set" / "instructions.jsonl")} == {True}
 
 
-def test_a_server_that_is_down_is_a_letter_and_no_set(generate):
+def test_a_server_that_is_down_is_an_error_and_leaves_no_set(generate):
     shown, out, _ = generate(lambda n, request: Reply(status=500))
     assert shown.exit_code == 1
     assert "did not answer" in shown.stderr and "--resume" in shown.stderr
@@ -318,7 +318,7 @@ def test_a_server_that_is_down_is_a_letter_and_no_set(generate):
           "guide.usd_per_million_output=null"], "price"),
     ],
 )  # fmt: skip
-def test_bad_settings_are_letters(generate, flags, said):
+def test_bad_settings_are_refused(generate, flags, said):
     shown, out, server = generate(guide(), *flags)
     assert shown.exit_code == 2 and said in shown.stderr, shown.stderr
     assert "Traceback" not in shown.stderr
@@ -417,7 +417,7 @@ def test_a_set_is_not_gone_on_with_by_another_policy(generate, tmp_path):
     assert {name: (out / name).read_bytes() for name in before} == before
 
 
-def test_dry_run_bounds_what_is_asked(generate):
+def test_dry_run_bounds_the_requests(generate):
     shown, out, server = generate(guide(), "--dry-run", "--json")
     assert shown.exit_code == 0 and not out.exists() and not server.requests
     said = json.loads(shown.stdout)

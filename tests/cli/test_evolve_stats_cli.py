@@ -98,7 +98,7 @@ def test_a_missing_steps_file_leaves_columns_out_and_says_so(two, tmp_path, run_
     assert sorted(path.name for path in (out / "plots").iterdir()) == ["growth.png", "growth.svg"]
 
 
-def test_files_that_do_not_belong_together_are_told(two, run_cli):
+def test_files_that_do_not_belong_together_have_a_note(two, run_cli):
     path = two[0] / "instructions.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-2]))
     done = run_cli("evolve", "stats", two[0])

@@ -150,7 +150,7 @@ def test_a_point_is_trained_with_the_config_that_was_checked(sweep, tmp_path):
         assert again.config == checked.config
 
 
-def test_the_letter_of_a_run_is_its_first_error_line(tmp_path, monkeypatch):
+def test_the_message_of_a_failed_run_is_its_first_error_line(tmp_path, monkeypatch):
     monkeypatch.setattr(work, "RLGF", ["bash", "-c"])
     cell = work.Cell("a", 0, "a/seed_0", (), tmp_path / "log")
     for script, letter in (
@@ -164,7 +164,7 @@ def test_the_letter_of_a_run_is_its_first_error_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("reward", "paid"), [("judge:gpt-4o-mini", True), ("coverage", False)])
-def test_a_judge_that_rewards_is_paid_from_the_budget(sweep, reward, paid):
+def test_a_judge_in_the_reward_is_billed_to_the_budget(sweep, reward, paid):
     assert sweep("--dry-run").exit_code == 0
     Path("s.yaml").write_text(RECIPE.replace("- base.yaml", f"- base.yaml\n  - reward: '{reward}'"))
     plan = make_plan(resolve(SweepConfig, layers=[read_layer("s.yaml")], flags={"output": "out"}))

@@ -103,7 +103,7 @@ def test_equal_rewrites_of_one_step_are_kept_once_for_the_first_chain():
     assert [chain.steps[0].outcome for chain in made] == ["kept", "duplicate", "duplicate"]
 
 
-def test_copies_are_asked_for_by_text_too_and_what_is_kept_is_told():
+def test_copies_are_found_by_text_too_and_on_kept_is_called():
     kept: list[str] = []
     environment, made = (
         environment_of(find_copy=lambda text: "copy" if "copy" in text else None, on_kept=kept.append),
@@ -130,13 +130,13 @@ def test_a_guide_that_fails_stops_the_step_and_changes_no_chain():
     assert calls.count("tax") == 2 and calls.count("rain") == 1
 
 
-def test_a_failure_that_passes_is_asked_again():
+def test_a_transient_failure_is_requested_again():
     replies = iter([Failure("timeout", "later"), "here it is"])
     request = GuideRequest(Example("a", "b"))
     assert [outcome.text for outcome in ask(FunctionGuide(lambda r: next(replies)), [request])] == ["here it is"]
 
 
-def test_a_step_says_all_that_happened():
+def test_a_step_has_text_outcome_novelty_reward_queries_and_cost():
     environment, made = environment_of(), [Chain(SEEDS[0])]
     environment.step(made, [2])
     assert asdict(made[0].steps[0]) == {
@@ -179,7 +179,7 @@ def test_a_chains_draws_depend_on_itself_alone():
     assert len({*among, draws_for([alone], 8)[0]}) == 4
 
 
-def test_the_walk_is_the_same_again():
+def test_a_rollout_is_reproducible():
     def texts():
         made = chains()
         rollout(environment_of(), made, RandomPolicy(OPERATIONS), 4, seed=3)

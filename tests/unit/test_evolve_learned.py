@@ -46,7 +46,7 @@ def test_draws_choose_by_the_probabilities(policy: LearnedPolicy):
     assert policy.choose([chain], np.array([np.nextafter(1, 0)])) == [2]
 
 
-def test_what_it_saw_of_a_walk_is_what_it_chose_by(policy: LearnedPolicy):
+def test_the_observations_of_a_rollout_are_those_of_its_choices(policy: LearnedPolicy):
     chains = [Chain(seed) for seed in SEEDS]
     rollout(environment_of(number_of), chains, policy, 4, seed=5)
     for chain in chains:

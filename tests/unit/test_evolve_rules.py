@@ -188,7 +188,7 @@ def test_a_parrot_is_found_for_every_operation(operation):
         assert rewrite(text, prompt=operation.prompt) == "template"
 
 
-def test_a_short_prompt_that_is_said_again_is_found_too():
+def test_a_short_prompt_that_is_repeated_is_a_leak_too():
     assert rewrite(f"Make harder: {INSTRUCTION}", prompt="Make harder: {instruction}") == "template"
     assert rewrite("Make a harder list of six fish", prompt="Make harder: {instruction}") is None
 
@@ -203,7 +203,7 @@ def test_a_loop_is_repetitive():
 
 
 @pytest.mark.parametrize("label", ["", "Task: ", "Question: ", "Q: "])
-def test_an_answer_that_says_the_question_again_is_an_echo(label):
+def test_an_answer_that_repeats_the_question_is_an_echo(label):
     assert answer(f"{label}{INSTRUCTION}") == answer(f"{label}{INSTRUCTION}\nAnswer:") == "echo"
     assert answer(f"{label}{INSTRUCTION} Whale, crab, squid, seal, cod.") is None
 
@@ -230,7 +230,7 @@ def test_short_and_quoted_answers_are_answers(text):
 
 
 @given(st.text(max_size=80), st.lists(st.sampled_from(NOUNS), min_size=1, max_size=9))
-def test_what_is_kept_holds_something_and_no_odd_characters(text, nouns):
+def test_a_kept_text_has_words_and_no_odd_characters(text, nouns):
     instruction = " ".join(nouns)
     for rule in (rewrite(text, instruction=instruction), answer(text, instruction=instruction)):
         if rule is None:

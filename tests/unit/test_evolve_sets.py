@@ -26,7 +26,7 @@ def test_a_folder_has_texts_their_seeds_steps_and_rows(tmp_path):
     assert read_set(str(tmp_path / "set" / "instructions.jsonl")).rows == found.rows
 
 
-def test_without_steps_it_is_said(tmp_path):
+def test_a_set_without_steps_has_a_note(tmp_path):
     folder = write_set(tmp_path / "set", seeds=3, steps=2)
     (folder / "steps.jsonl").unlink()
     found = read_set(str(folder))
@@ -58,12 +58,12 @@ def test_the_order_in_the_file_is_nothing(tmp_path):
         ([{"prompt": "x", "seed_id": "s"}], ":1: the field 'visit' is missing"),
     ],
 )
-def test_what_is_no_set_is_told(tmp_path, rows, message):
+def test_a_file_that_is_no_set_is_refused(tmp_path, rows, message):
     with pytest.raises(UserError, match=message):
         read_set(str(write_rows(tmp_path / "p.jsonl", rows)))
 
 
-def test_a_folder_without_instructions_is_told(tmp_path):
+def test_a_folder_without_instructions_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"holds no instructions\.jsonl"):
         read_set(str(tmp_path))
 

@@ -24,7 +24,7 @@ def test_auc_is_scikit_learns(positive, negative):
 
 
 @given(SCORES, SCORES)
-def test_auc_turns_with_the_sides_and_keeps_under_what_rises(positive, negative):
+def test_auc_is_antisymmetric_and_invariant_under_monotone_maps(positive, negative):
     value = ranking.auc(positive, negative)
     assert ranking.auc(negative, positive) == pytest.approx(1 - value)
     assert ranking.auc(-positive, -negative) == pytest.approx(1 - value)
@@ -140,7 +140,7 @@ def test_the_bounds_of_the_auc_solve_the_score_equation(positive, negative):
 
 
 @given(SAMPLES, SAMPLES)
-def test_the_bounds_of_the_auc_turn_with_the_sides_and_keep_under_what_rises(positive, negative):
+def test_the_bounds_of_the_auc_are_antisymmetric_and_invariant_under_monotone_maps(positive, negative):
     low, high = ranking.auc_interval(positive, negative, 0.9)
     assert ranking.auc_interval(negative, positive, 0.9) == pytest.approx((1 - high, 1 - low))
     assert ranking.auc_interval(np.exp(positive), np.exp(negative), 0.9) == (low, high)

@@ -113,7 +113,7 @@ class TestSystems:
             ["d"],
         ]
 
-    def test_folders_with_one_name_are_told_apart(self, tmp_path):
+    def test_folders_with_one_name_have_different_labels(self, tmp_path):
         one = run_of(tmp_path, "x/run", flags={"kl": 0.1})
         two = run_of(tmp_path, "y/run", flags={"kl": 0.2})
         assert [s.label for s in group_systems([(None, one), (None, two)])] == [str(one.folder), str(two.folder)]

@@ -59,7 +59,7 @@ class TestDefinitions:
         assert significance.bootstrap_p(differences, np.array(observed)) == pytest.approx((1 + 2) / (1 + 5))
 
     @pytest.mark.parametrize("aggregate", [mean, lambda sums: (sums[..., 0] / sums[..., 1]) ** 2])
-    def test_randomisation_against_every_way_of_changing_sides(self, aggregate):
+    def test_randomisation_against_every_swap(self, aggregate):
         rng = np.random.default_rng(1)
         a, b = rng.uniform(0.2, 1, size=(2, 8, 2))
         a[:, 0] *= 1.6
@@ -329,7 +329,7 @@ class TestPairedSeeds:
         found = significance.estimate(moved, same, prompts=9, level=0.95, paired=True)
         assert found.interval == pytest.approx((0, 0, 0), abs=1e-15) and found.p == 1
 
-    def test_scipy_changes_sides_the_same(self):
+    def test_scipy_flips_signs_the_same(self):
         rng = np.random.default_rng(2)
         for count in (3, 7):
             a, b = rng.normal(0.6, 1, count), rng.normal(0, 1, count)
@@ -353,7 +353,7 @@ class TestPairedSeeds:
         assert sampled != exact and sampled == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 4095))
 
 
-class TestDealingSeedsAnew:
+class TestPermutationOfSeeds:
     def test_three_against_three_cannot_be_below_a_tenth(self):
         apart = significance.seed_permutation_p(np.array([9.0, 8, 7]), np.array([1.0, 2, 3]), resamples=1000, seed=0)
         assert apart == pytest.approx(0.1) == significance.smallest_seed_p(3, 3)

@@ -105,8 +105,8 @@ def load_policy(name: str, operations: Sequence[Operation]) -> Policy:
     if not (folder / DESCRIPTION).is_file():
         hint = "rlgf evolve train writes it when its first iteration is done; a baseline is given by its name"
         raise UserError("this folder holds no learned policy", where=name, hint=hint)
-    saved = read_json(folder / DESCRIPTION)
     where = str(folder / DESCRIPTION)
+    saved = read_json(folder / DESCRIPTION)
     if not isinstance(saved, dict) or saved.get("schema_version") != SCHEMA_VERSION or not saved.keys() >= _KEYS:
         raise UserError("this is no policy that this rlgf reads", where=where, hint="train it anew")
     _refuse_other_operations(saved["operations"], _described(operations), where)

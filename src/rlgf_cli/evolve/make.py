@@ -55,13 +55,8 @@ def make_environment(
     )
 
 
-def billed_guides(environment: Environment) -> list[Guide]:
-    """The guides that are billed: the environment's, and the reviewer's where there is one."""
-    return list(writers(environment).values())
-
-
-def writers(environment: Environment) -> dict[str, Guide]:
-    """The billed guides by their names in the manifest."""
+def billed_guides(environment: Environment) -> dict[str, Guide]:
+    """The environment's guide, and the reviewer's where there is one, by their names in the manifest."""
     reviewer = environment.reviewer
     own = {"reviewer": reviewer.judge.guide} if isinstance(reviewer, GuideReviewer) else {}
     return {"guide": environment.guide, **own}

@@ -21,7 +21,7 @@ from rlgf_cli.evolve.cost_estimate import cost_estimate
 from rlgf_cli.evolve.dataset import INSTRUCTIONS, STEPS, Rows, StepIndex, Tally, blocks, kept_instructions
 from rlgf_cli.evolve.duplicates import Duplicates
 from rlgf_cli.evolve.environment import KEPT, Chain, Environment, RewardWeights
-from rlgf_cli.evolve.make import billed_guides, make_environment, refuse_recorded_guides, writers
+from rlgf_cli.evolve.make import billed_guides, make_environment, refuse_recorded_guides
 from rlgf_cli.evolve.operations import Operation, read_operations
 from rlgf_cli.evolve.policies import BASELINES, Policy, rollout
 from rlgf_cli.guides.make import closing_all
@@ -55,7 +55,7 @@ def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refus
         console.warn(
             f"the policy learned with novelty measured by {learned_in}; here it is {environment.space.signature}"
         )
-    billed = billed_guides(environment)
+    billed = list(billed_guides(environment).values())
     with closing_all(billed):
         environment.guide.check(
             (Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations), config.max_new_tokens
@@ -191,7 +191,7 @@ class _Generation:
             **self.tally.summary(self.environment.operations),
         }
         manifest = self.folder.manifest
-        record_spend(manifest, **writers(self.environment))
+        record_spend(manifest, **billed_guides(self.environment))
         if self.behind:
             return
         manifest.save(result=summary)

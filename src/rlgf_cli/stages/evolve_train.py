@@ -25,7 +25,7 @@ from rlgf_cli.evolve.environment import Environment, RewardWeights
 from rlgf_cli.evolve.features import feature_names
 from rlgf_cli.evolve.iterations import chains_of, operations_table, records_of, refuse_barren, row_of, summary_of
 from rlgf_cli.evolve.learned import LearnedPolicy, PolicyNet, load_policy
-from rlgf_cli.evolve.make import billed_guides, make_environment, refuse_recorded_guides, writers
+from rlgf_cli.evolve.make import billed_guides, make_environment, refuse_recorded_guides
 from rlgf_cli.evolve.operations import Operation, read_operations
 from rlgf_cli.evolve.policies import Policy, rollout
 from rlgf_cli.guides.make import closing_all
@@ -45,7 +45,7 @@ def run(resolved: Resolved[EvolveTrainConfig], *, existing: Existing = "refuse")
     if (finished := session.open(*inputs, free=FREE_ON_RESUME, weights=weights)) is not None:
         return finished
     operations, seeds, environment = _load(config)
-    billed = billed_guides(environment)
+    billed = list(billed_guides(environment).values())
     with closing_all(billed):
         environment.guide.check(
             (Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations), config.max_new_tokens
@@ -211,7 +211,7 @@ def _recorded_spend(training: _Training) -> Iterator[None]:
             _finish(training)
         raise
     finally:
-        record_spend(training.folder.manifest, **writers(training.environment))
+        record_spend(training.folder.manifest, **billed_guides(training.environment))
 
 
 def _finish(training: _Training) -> None:
