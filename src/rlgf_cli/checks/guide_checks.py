@@ -93,10 +93,10 @@ def empty(probe: GuideProbe) -> Check | None:
 
 def lengths(probe: GuideProbe) -> Check | None:
     """Tokens per text, in the policy's tokens."""
-    if not probe.written:
+    if not probe.nonempty:
         return None
     limit = probe.limit
-    sizes = [text.length for text in probe.written]
+    sizes = [text.length for text in probe.nonempty]
     over, short = sum(size > limit for size in sizes), sum(size < 2 for size in sizes)
     numbers = {"min": min(sizes), "median": median(sizes), "max": max(sizes), "over": over, "short": short}
     return Check(
@@ -116,12 +116,12 @@ def lengths(probe: GuideProbe) -> Check | None:
 
 def round_trip(probe: GuideProbe) -> Check | None:
     """Whether a text survives the policy's tokenizer: encoded and decoded, it is the same."""
-    if not probe.written:
+    if not probe.nonempty:
         return None
     text, tokenizer = probe.loaded.text, probe.loaded.tokenizer
     reasons: Counter[str] = Counter()
     samples = []
-    for written in probe.written:
+    for written in probe.nonempty:
         whole = written.completion.text
         why = tokenizer_loss(text, tokenizer, whole)
         reasons[why] += 1
@@ -139,7 +139,7 @@ def round_trip(probe: GuideProbe) -> Check | None:
     return Check(
         "tokens.round_trip",
         "warn" if grave else "ok",
-        f"{exact} of {len(probe.written)} texts are read back to the letter" + (f"; lost: {lost}" if lost else ""),
+        f"{exact} of {len(probe.nonempty)} texts are read back to the letter" + (f"; lost: {lost}" if lost else ""),
         "what the policy's tokenizer loses, the policy can never write, and the reward never sees",
         "a policy with a byte-level vocabulary loses nothing; or have the guide write plain text" if grave else "",
         {"exact": exact, "lost": dict(reasons)},

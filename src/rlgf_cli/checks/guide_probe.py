@@ -68,7 +68,7 @@ class GuideProbe:
     continuations: list[Continuation] = field(default_factory=list)
 
     @property
-    def written(self) -> list[Text]:
+    def nonempty(self) -> list[Text]:
         """The texts that are not empty."""
         return [text for text in self.texts if text.ids]
 
@@ -81,7 +81,7 @@ class GuideProbe:
     def cuts(self) -> BoundaryAudit:
         """The guide's texts, cut wherever training may cut them."""
         audit = BoundaryAudit()
-        for text in self.written:
+        for text in self.nonempty:
             places = list(range(1, len(text.ids)))
             if len(places) > _CUTS_PER_TEXT:
                 draw = noise.generator(self.seed, "doctor", text.example.id)
@@ -115,7 +115,7 @@ class GuideProbe:
     def _request_continuations(self, guide: Guide) -> None:
         loaded = self.loaded
         requests, prefixes = [], []
-        for text in self.written:
+        for text in self.nonempty:
             longest = min(len(text.ids), self.limit) - 1
             if longest < 1:
                 continue

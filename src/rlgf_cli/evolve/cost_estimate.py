@@ -10,7 +10,7 @@ from rlgf_cli.config.evolve import EvolveConfig
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.evolve import reviewer
 from rlgf_cli.evolve.operations import Operation
-from rlgf_cli.guides.make import describe, make_live_guide
+from rlgf_cli.guides.make import describe, make_offline_guide
 from rlgf_cli.guides.openai.estimate import Plan, estimate
 from rlgf_cli.protocols import Example, GuideRequest
 from rlgf_cli.scorers.asking import fill
@@ -58,11 +58,8 @@ def _cost(config: GuideConfig, sample: Sequence[GuideRequest], calls: int, seed:
     """The estimate of ``calls`` calls like those of the sample; nothing for a guide without a price."""
     if not describe(config).remote:
         return {}
-    with contextlib.closing(make_live_guide(config.model_copy(update={"mode": "replay"}), seed=seed)) as guide:
+    with contextlib.closing(make_offline_guide(config, seed=seed)) as guide:
         plan = Plan(requests=len(sample))
         for request in sample:
             plan.add(guide, request)
-        share = calls / len(sample)
-        prompt_bytes, limit_tokens = round(plan.prompt_bytes * share), round(plan.limit_tokens * share)
-        whole = Plan(requests=calls, prompt_bytes=prompt_bytes, limit_tokens=limit_tokens)
-        return {name: value for name, value in estimate(guide, whole).items() if name in _FIGURES}
+        return {name: value for name, value in estimate(guide, plan.scaled(calls)).items() if name in _FIGURES}

@@ -79,6 +79,11 @@ def make_live_guide(config: GuideConfig, *, seed: int) -> Guide:
     return _live_kind(kind_of(config.name))(config, seed=seed)
 
 
+def make_offline_guide(config: GuideConfig, *, seed: int) -> Guide:
+    """A live guide that sends no request, for estimates and checks; it needs no API key."""
+    return make_live_guide(config.model_copy(update={"mode": "replay"}), seed=seed)
+
+
 @contextmanager
 def closing_all(guides: Sequence[Guide | None]) -> Iterator[None]:
     """Close guides at the end, however that comes."""

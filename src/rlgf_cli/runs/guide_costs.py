@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 from rlgf_cli import noise
@@ -12,7 +13,7 @@ from rlgf_cli.artifacts.jsonl import example_records
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.guides.make import check_guide, describe, make_live_guide
+from rlgf_cli.guides.make import check_guide, describe, make_offline_guide
 from rlgf_cli.guides.openai.estimate import Plan, estimate
 from rlgf_cli.ledger.spend import spend_of
 from rlgf_cli.models.prompts import Encoded
@@ -20,6 +21,7 @@ from rlgf_cli.protocols import Guide, GuideRequest
 
 _SAMPLED = 200
 """Prompts from whose lengths those of all are estimated."""
+_OF_COLLECTIONS = ("in_file", "cached", "to_ask", "requests")
 
 
 def share_of(config: GuideConfig, processes: int) -> GuideConfig:
@@ -104,24 +106,15 @@ def training_estimate(config: TrainConfig) -> dict[str, Any]:
         return {**totals, "guide_calls": 0}
     if not describe(config.guide).remote:
         return {**totals, "guide_calls": calls}
-    guide = make_live_guide(config.guide.model_copy(update={"mode": "replay"}), seed=config.seed)
-    try:
+    with closing(make_offline_guide(config.guide, seed=config.seed)) as guide:
         sample = Plan()
         records = itertools.islice(example_records(config.data, limit=config.limit), _SAMPLED)
         prefix = "x" * 2 * config.lengths.max_new_tokens if spec.needs_live_guide else ""  # half of it, in letters
         for count, (_, record) in enumerate(records, 1):
             sample.add(guide, GuideRequest(record.to_example(), prefix, 0, config.lengths.max_new_tokens))
             sample.requests = count
-        share = calls / max(1, sample.requests)
-        plan = Plan(
-            requests=calls,
-            prompt_bytes=round(sample.prompt_bytes * share),
-            limit_tokens=round(sample.limit_tokens * share),
-            reference_bytes=sample.reference_bytes,
-        )
-        return {**totals, "guide_calls": calls, **_without_file(estimate(guide, plan))}
-    finally:
-        guide.close()
+        figures = estimate(guide, sample.scaled(calls))
+        return {**totals, "guide_calls": calls, **{n: v for n, v in figures.items() if n not in _OF_COLLECTIONS}}
 
 
 def planned_calls(config: TrainConfig) -> int:
@@ -138,7 +131,3 @@ def _calls(regime: Regime, episodes: int, group_size: int) -> float:
     if regime.roll_out == "guide":
         return float(episodes * regime.guide_calls)
     return regime.rollin_prob * episodes / group_size if regime.roll_in == "guide" else 0.0
-
-
-def _without_file(figures: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in figures.items() if name not in ("in_file", "cached", "to_ask", "requests")}

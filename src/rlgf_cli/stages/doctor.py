@@ -129,7 +129,7 @@ class _ProbedTexts(Guide):
 
     def __init__(self, name: str, probe: GuideProbe) -> None:
         super().__init__(name, GuideAbilities(live=True, continues=True))
-        self.texts = {text.example.id: text.completion for text in probe.written}
+        self.texts = {text.example.id: text.completion for text in probe.nonempty}
 
     def complete(self, requests: Sequence[GuideRequest]) -> list[Completion]:
         return [self.texts[request.example.id] for request in requests]
@@ -198,7 +198,7 @@ def _check_reward(
     examples = [row.example for row in encoded]
     texts: dict[str, Texts] = {"policy": [(e.example, e.text) for e in episodes]}
     if guide_probe is not None:
-        texts["guide"] = [(text.example, text.completion.text) for text in guide_probe.written]
+        texts["guide"] = [(text.example, text.completion.text) for text in guide_probe.nonempty]
     texts["reference"] = [(e, e.references[0]) for e in examples if e.references]
     texts["empty text"] = [(e, "") for e in examples]
     return probe_reward(reward, texts, per_step=per_step)

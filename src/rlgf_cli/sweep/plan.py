@@ -21,7 +21,7 @@ from rlgf_cli.config.recipes import Layer, as_set, read_layer
 from rlgf_cli.config.sweep import SweepConfig
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.guides.make import check_guide, describe, make_live_guide
+from rlgf_cli.guides.make import check_guide, describe, make_offline_guide
 from rlgf_cli.section import Strict
 from rlgf_cli.sweep.grid import Expansion, Point, expand, safe_name
 from rlgf_cli.sweep.work import Cell, Step, status_of
@@ -118,7 +118,7 @@ def _add_point(plan: Plan, point: Point, budget: float | None) -> None:
             remote = describe(config.guide).remote
             billed = billed or remote
             if remote and budget is not None:
-                guide = make_live_guide(config.guide.model_copy(update={"mode": "replay"}), seed=config.seed)
+                guide = make_offline_guide(config.guide, seed=config.seed)
                 with closing(guide):
                     guide.check_budget(BudgetConfig(max_cost_usd=budget))
     except UserError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, pvariance
 from typing import Any
 
@@ -38,6 +38,16 @@ class Plan:
     @property
     def to_ask(self) -> int:
         return self.requests - self.in_file - self.cached
+
+    def scaled(self, requests: int) -> Plan:
+        """The plan of so many requests like those of this one."""
+        share = requests / max(1, self.requests)
+        return replace(
+            self,
+            requests=requests,
+            prompt_bytes=round(self.prompt_bytes * share),
+            limit_tokens=round(self.limit_tokens * share),
+        )
 
     def add(self, guide: Guide, request: GuideRequest) -> None:
         """Count a request that has to be sent."""
