@@ -69,7 +69,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class GuideRequest:
-    """One text that a guide is asked for.
+    """A request for one text of a guide.
 
     ``prefix`` is what the policy has already written (empty: the guide writes it all);
     ``max_new_tokens`` counts what may still be written after the prefix. ``sample_index`` tells several
@@ -143,7 +143,7 @@ class Guide(ABC):
     """A note on the terms of the texts."""
     default_mode: Literal["live", "record", "replay"] = "live"
     mode: Literal["live", "record", "replay"] = "live"
-    """``live`` asks every time, ``record`` keeps the texts in the cache, ``replay`` reads the cache alone."""
+    """``live`` requests every text, ``record`` stores the texts in the cache, ``replay`` only reads the cache."""
     has_price: bool = False
     """Whether the price of a request is known, so that a cap in US dollars can be held."""
     nano_usd_per_token: tuple[float, float] | None = None
@@ -205,7 +205,7 @@ class Guide(ABC):
         return [False] * len(requests)
 
     def stored(self, requests: Iterable[GuideRequest]) -> Generator[Answer, None, None]:
-        """As :meth:`stream`, but nobody is asked: a request that the cache does not answer is a failure."""
+        """As :meth:`stream`, but no request is sent: one that the cache does not answer is a failure."""
         for index, request in enumerate(requests):
             yield Answer(index, request, Failure("not_answered", "this guide keeps no texts", final=True))
 

@@ -1,4 +1,4 @@
-"""LiveGuide: guides with a cache and an account. A text that the cache holds is not asked for again."""
+"""LiveGuide: guides with a cache and an account. A text that is in the cache is not requested again."""
 
 from __future__ import annotations
 
