@@ -135,8 +135,8 @@ def prompt_hash(prompt: str) -> str:
 
 
 class StepRecord(Record):
-    """One step of a chain, kept or not: a line of ``steps.jsonl``. ``queries`` are this step's; ``iteration`` is that
-    of ``rlgf evolve train``.
+    """A line of ``steps.jsonl``: one step of a chain, kept or not. ``queries`` are those of this step; ``iteration`` is
+    that of ``rlgf evolve train``.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -157,7 +157,7 @@ class StepRecord(Record):
 
 class AnsweredStepRecord(StepRecord):
     """A step of ``rlgf evolve generate``. ``answer`` is ``kept`` or the rule that the answer broke, ``answer_text``
-    what it said in that case; both null where nobody asked. ``queries`` has the answer's in it.
+    its text in that case; both are null where no answer was requested. ``queries`` includes those of the answer.
     """
 
     answer: str | None = None
@@ -166,12 +166,12 @@ class AnsweredStepRecord(StepRecord):
 
 
 class EvolvedRecord(ExampleRecord):
-    """An instruction of ``rlgf evolve generate`` with its answer, and how it came about.
+    """An instruction of ``rlgf evolve generate`` with its answer and its origin.
 
-    ``operations`` made it, from the seed on; ``meta.chain`` are the texts that they were given, the seed's first.
-    ``parent`` is the id of the last of them. ``step`` counts from 1, ``visit`` a seed's chains from 0. ``queries`` are
-    those of the chain so far, what was rejected and answers among them; ``cost_usd`` is what this text and its answer
-    cost when they were bought.
+    ``operations`` are those that were applied from the seed on; ``meta.chain`` has their input texts, the seed first.
+    ``parent`` is the id of the last input. ``step`` counts from 1, ``visit`` a seed's chains from 0. ``queries`` are
+    those of the chain so far, rejected rewrites and answers included; ``cost_usd`` is the price of this text and its
+    answer when they were bought.
     """
 
     schema_version: int = SCHEMA_VERSION

@@ -162,10 +162,10 @@ def _in_order(high: np.ndarray, low: np.ndarray) -> float:
     return float(((high > low) + 0.5 * (high == low)).mean())
 
 
-def _calibrated(probability: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    bins = ranking.calibration(probability, truth)
+def _calibrated(probability: np.ndarray, outcome: np.ndarray) -> dict[str, Any]:
+    bins = ranking.calibration(probability, outcome)
     return {
-        "brier": ranking.brier_score(probability, truth),
+        "brier": ranking.brier_score(probability, outcome),
         "expected_calibration_error": ranking.expected_calibration_error(bins),
         "calibration": bins,
     }
@@ -193,7 +193,7 @@ def length_warning(figures: Mapping[str, Any]) -> str | None:
     """
     low, high = LENGTH_LIMITS
     places = {"all": figures, **{f"kind {name}": f for name, f in figures["kinds"].items()}}
-    findings = []
+    effects = []
     for place, row in places.items():
         good, bad = row["auc_texts"]
         for name, what, variance in (
@@ -204,10 +204,10 @@ def length_warning(figures: Mapping[str, Any]) -> str | None:
             if value is None or low <= value <= high:
                 continue
             if abs(value - 0.5) > _NOISE * math.sqrt(variance):
-                findings.append(f"{place} {what} {value:.2f}")
-    if not findings:
+                effects.append(f"{place} {what} {value:.2f}")
+    if not effects:
         return None
     return (
-        f"the number of words alone tells good texts from bad ones ({'; '.join(findings)}; .50 is chance): the reward "
+        f"the number of words alone tells good texts from bad ones ({'; '.join(effects)}; .50 is chance): the reward "
         "may learn length. Even out the lengths or leave such a kind out, and go by the AUC on texts of equal length"
     )
