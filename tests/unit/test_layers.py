@@ -128,6 +128,28 @@ def loads(start: set[str], sources: dict[str, str], wanted: set[str]) -> list[st
     return found
 
 
+def known(target: str, sources: dict[str, str]) -> str | None:
+    """The module that an imported name is, or lies in."""
+    return target if target in sources else parent if (parent := target.rpartition(".")[0]) in sources else None
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that can reach each other."""
+
+    def reachable(start: str) -> set[str]:
+        seen: set[str] = set()
+        queue = [start]
+        while queue:
+            new = graph[queue.pop()] - seen
+            seen |= new
+            queue += new
+        return seen
+
+    reach = {module: reachable(module) for module in graph}
+    groups = {tuple(sorted(b for b in reach[a] if a in reach[b])) for a in graph if a in reach[a]}
+    return sorted(list(group) for group in groups)
+
+
 @pytest.fixture(scope="module")
 def sources() -> dict[str, str]:
     return {module_name(path, SRC): path.read_text(encoding="utf-8") for path in sorted(SRC.rglob("*.py"))}
@@ -162,6 +184,16 @@ def test_the_picture_has_no_circle():
         assert free, f"these import each other: {sorted(left)}"
         for part in free:
             del left[part]
+
+
+def test_no_modules_import_each_other(sources):
+    """Also not from inside functions: a circle says that two files hold one idea, or that a third one is missing."""
+    graph = {module: {known(t, sources) for t in imports(source, module)} for module, source in sources.items()}
+    assert circles({module: targets - {None, module} for module, targets in graph.items()}) == []
+
+
+def test_a_circle_of_modules_is_seen():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
 
 
 def test_the_bottom_layer_loads_nothing_heavy(sources):
