@@ -146,7 +146,7 @@ class Gap:
         return dict(finite)
 
 
-def held(name: str, ok: bool, finding: str, numbers: dict[str, Any] | None = None) -> Check:
+def check_of(name: str, ok: bool, finding: str, numbers: dict[str, Any] | None = None) -> Check:
     """One of INVARIANTS as a check."""
     invariant = INVARIANTS[name]
     return Check(name, "ok" if ok else "fail", finding, invariant.broken, "" if ok else invariant.remedy, numbers or {})
@@ -154,7 +154,7 @@ def held(name: str, ok: bool, finding: str, numbers: dict[str, Any] | None = Non
 
 def compared(name: str, gap: Gap, tolerance: Tolerance, what: str) -> Check | None:
     """An invariant about two computations of the same numbers; None where no token could be compared."""
-    return held(name, gap.within(tolerance), f"{what}: {gap}", gap.numbers()) if gap.tokens else None
+    return check_of(name, gap.within(tolerance), f"{what}: {gap}", gap.numbers()) if gap.tokens else None
 
 
 def sampled(draws: torch.Tensor, below: torch.Tensor, upto: torch.Tensor, tolerance: Tolerance) -> Check | None:
@@ -169,7 +169,7 @@ def sampled(draws: torch.Tensor, below: torch.Tensor, upto: torch.Tensor, tolera
         f"{gap.tokens} sampled tokens: {gap.tokens - strays} at their quantile; draws lie outside by {gap.mean:.2g} of "
         f"the probability on average, {gap.worst:.2g} at most"
     )
-    return held("policy.sampler", gap.within(tolerance), finding, {**gap.numbers(), "strays": strays})
+    return check_of("policy.sampler", gap.within(tolerance), finding, {**gap.numbers(), "strays": strays})
 
 
 def adapters(on_off: Gap, on_reference: Gap, *, fresh: bool) -> Check | None:
@@ -179,9 +179,9 @@ def adapters(on_off: Gap, on_reference: Gap, *, fresh: bool) -> Check | None:
     numbers = {"adapter_off": on_off.numbers(), "reference": on_reference.numbers(), "fresh": fresh}
     if not fresh:
         finding = f"the reference is a frozen copy of the adapter that training goes on from: {on_reference}"
-        return held("lora.reference", on_reference.within(EXACT), finding, numbers)
+        return check_of("lora.reference", on_reference.within(EXACT), finding, numbers)
     finding = f"the reference is the policy with its adapter off: {on_off}"
-    return held("lora.reference", on_off.within(EXACT) and on_reference.within(EXACT), finding, numbers)
+    return check_of("lora.reference", on_off.within(EXACT) and on_reference.within(EXACT), finding, numbers)
 
 
 def masks(episodes: Sequence[Episode], batch: EpisodeBatch, regime: Regime, eos_ids: Collection[int]) -> Check:
@@ -227,7 +227,9 @@ def masks(episodes: Sequence[Episode], batch: EpisodeBatch, regime: Regime, eos_
         finding = f"of {len(episodes)} texts: {named}; EOS learns in {learned_ends} of {ends} places where it should"
     else:
         finding = f"{len(episodes)} texts agree with their masks; EOS learns in {learned_ends} of {ends} places"
-    return held("episodes.masks", not faults, finding, {"faults": len(faults), "ends": ends, "learned": learned_ends})
+    return check_of(
+        "episodes.masks", not faults, finding, {"faults": len(faults), "ends": ends, "learned": learned_ends}
+    )
 
 
 def placement(
@@ -242,4 +244,4 @@ def placement(
     wrong = ~torch.isclose(left, expected, rtol=1e-4, atol=1e-5)
     rows = int(wrong.any(-1).sum())
     finding = f"{len(episodes) - rows} of {len(episodes)} scores are on the last real token, and nothing elsewhere"
-    return held("reward.place", rows == 0, finding, {"texts": len(episodes), "misplaced": rows})
+    return check_of("reward.place", rows == 0, finding, {"texts": len(episodes), "misplaced": rows})

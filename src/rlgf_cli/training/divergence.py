@@ -1,17 +1,16 @@
-"""Whether a policy pleases its reward at the cost of what the reward stands for.
+"""Whether a policy's score rises while its quality falls (reward hacking), by two figures of held-out texts.
 
-Two figures of the same held-out texts are compared: the reward, and another one that nobody trains on, the watched
-figure. An evaluation diverges where, against the evaluation with the best watched figure so far,
+The figures are the score, and the watched figure (`--watch`), which is not trained on. A held-out result diverges
+where, compared with the one with the best watched figure so far,
 
 - the mean of the watched figure is lower, and so it is for more prompts than chance explains, and
 - the mean score is higher, and so it is for more prompts than chance explains.
 
 Chance is a sign test over prompts (Dixon and Mood 1946): where a text of now and one of then are equally good, either
-is the better one with probability 1/2; ties say nothing. Of the watched figure the best of the k - 1 evaluations before
-the k-th one was chosen, which is a lucky one, so that it is tested at ``RISK / (k - 1)`` (Bonferroni): while the
-watched quality stays what it is, an evaluation diverges with probability ``RISK`` at most, whatever the score does.
-That several must do so in a row keeps the risk of a whole run below twice that in simulated ones of thirty evaluations
-(a test holds it).
+is the better one with probability 1/2; ties are left out. The watched figure is compared with the best of the k - 1
+results before the k-th one, a selection, so it is tested at ``RISK / (k - 1)`` (Bonferroni): while the watched quality
+does not change, a result diverges with probability ``RISK`` at most, whatever the score does. That several must do so
+in a row keeps the risk of a whole run below twice that in simulated ones of thirty results (a test holds it).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ FEWEST = 20
 
 @dataclass(frozen=True)
 class HeldOutResult:
-    """What held-out prompts gave: the figures of the row, and by prompt id the scores and the watched values."""
+    """Held-out texts: the figures of the row, and by prompt id the scores and the watched values."""
 
     figures: Mapping[str, float]
     scores: Mapping[str, float]
@@ -37,7 +36,7 @@ class HeldOutResult:
 
 @dataclass(frozen=True)
 class Watched:
-    """What is remembered of the evaluations so far: their number, how many in a row diverged up to the last one, and
+    """The held-out results so far: their number, how many in a row diverged up to the last one, and
     step, scores and values (by prompt id) of the one with the best watched figure, of equal ones the first."""
 
     evaluations: int = 0

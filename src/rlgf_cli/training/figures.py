@@ -43,8 +43,8 @@ def of_episodes(regime: Regime, episodes: Sequence[Episode]) -> Row:
     if regime.needs_live_guide:
         row |= {"rollin/self_ended": fmean(e.policy_alone and e.finished for e in begun)} if begun else {}
     if regime.estimator == "guide_mc":
-        sides = [e.mc_returns for e in scored if e.mc_returns is not None]
-        row |= {"mc/before": fmean(b for b, _ in sides), "mc/after": fmean(a for _, a in sides)} if sides else {}
+        returns = [e.mc_returns for e in scored if e.mc_returns is not None]
+        row |= {"mc/before": fmean(b for b, _ in returns), "mc/after": fmean(a for _, a in returns)} if returns else {}
     return row
 
 

@@ -15,12 +15,12 @@ def step_prompts(prompts: Sequence[Encoded], seed: int, step: int, *, groups: in
     A function of (seed, step): a resumed run goes on where it was.
     """
     chosen: list[Encoded] = []
-    orders: dict[int, Any] = {}
+    permutations: dict[int, Any] = {}
     for i in range(step * groups, (step + 1) * groups):
         epoch, position = divmod(i, len(prompts))
-        if epoch not in orders:
-            orders[epoch] = noise.generator(seed, "order", epoch).permutation(len(prompts))
-        chosen += [prompts[orders[epoch][position]]] * group_size
+        if epoch not in permutations:
+            permutations[epoch] = noise.generator(seed, "order", epoch).permutation(len(prompts))
+        chosen += [prompts[permutations[epoch][position]]] * group_size
     return chosen
 
 
