@@ -49,7 +49,7 @@ def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse")
     device = pick_device(config.model.device)
     supervised.check_settings(config, device)
     data = reward_data.read(config)
-    _tell(data)
+    _report_data(data)
     checkpoints = session.output / "checkpoints"
     start = checkpoints / "start"
     model, tokenizer = _starting_model(config, data, start, existing)
@@ -106,7 +106,7 @@ def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse")
     return pushed(session.result(), config.push_to_hub)
 
 
-def _tell(data: RewardData) -> None:
+def _report_data(data: RewardData) -> None:
     if data.passed_over:
         console.log(f"rows passed over because they are good texts alone: {data.passed_over}")
     if data.shared:
