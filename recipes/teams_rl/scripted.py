@@ -1,4 +1,4 @@
-"""A scripted guide: what it makes of an instruction is a pure function of the operation, the instruction and a seed.
+"""A scripted guide: its rewrite of an instruction is a pure function of the operation, the instruction and a seed.
 
 All that it knows of the past it reads from the instruction itself, by the words that its own sentences begin with:
 
