@@ -1,6 +1,6 @@
 """The store: one SQLite file with all texts that were bought, leases, and the tables of accounts and batch jobs.
 
-A text is texts by a hash of everything that it depends on, so all stages and experiments share the texts. Processes
+The key of a text is a hash of everything that it depends on, so all stages and experiments share the texts. Processes
 share the file (WAL); a request in flight is claimed with a lease, so that no other process pays for it too. Every
 transaction is whole after a kill.
 """
