@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from rlgf_cli.failures.sentences import copied_run, is_finished, loop_start, words
+from rlgf_cli.failures.sentences import copied_run, is_finished, loop_start, unfinished_words, words
 from rlgf_cli.protocols import FinishReason
 
 
@@ -40,8 +40,11 @@ def empty(response: Response) -> bool:
 
 
 def loops(response: Response) -> bool:
-    """1 to 20 words come three times in a row (a single word four times), or 2 in 5 of its 4-grams came before."""
-    if loop_start(response.words) is not None:
+    """1 to 20 words come three times in a row (a single word four times), or 2 in 5 of its 4-grams came before.
+
+    The end mark of the text does not count: "on and on and on and." is a loop.
+    """
+    if loop_start(unfinished_words(response.text)) is not None:
         return True
     grams = [tuple(response.words[i : i + 4]) for i in range(len(response.words) - 3)]
     return len(grams) >= 8 and 1 - len(set(grams)) / len(grams) >= REPEATED_SHARE

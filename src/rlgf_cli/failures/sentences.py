@@ -56,6 +56,12 @@ def is_finished(text: str) -> bool:
     return bool(stripped) and stripped[-1] in _ENDS
 
 
+def unfinished_words(text: str) -> list[str]:
+    """The words, without the end mark and the closing quotes of the text where a word stands before them."""
+    plain = text.rstrip().rstrip(_CLOSING).rstrip(_ENDS).rstrip(_CLOSING)
+    return words(plain if plain and not plain[-1].isspace() else text)
+
+
 def loop_start(tokens: Sequence[str], *, times: int = 3, longest: int = 20) -> tuple[int, int] | None:
     """The first place where a run of 1 to ``longest`` words comes ``times`` times in a row: its index and length.
 
