@@ -204,7 +204,8 @@ def _build(kind: str, spec: str, params: Mapping[str, Any], offered: Mapping[str
             raise UserError(f"unknown parameter {key!r} of the {kind[:-1]} {spec!r}", hint=hint)
         values[key] = _checked(value, accepted[key], f"the parameter {key!r} of the {kind[:-1]} {spec!r}")
     scorer = made(target or None, **values)
-    scorer.name = scorer.name or name
+    if not scorer.name:  # a name of its own may be a property
+        scorer.name = name
     return scorer
 
 

@@ -54,17 +54,28 @@ def test_what_does_not_derive_from_its_base_is_refused(plugins, kind, target, me
     assert caught.value.where == target and "docs/extensions.md" in caught.value.hint
 
 
-def test_a_scorer_without_a_name_has_the_registered_one(plugins, tmp_path, monkeypatch):
-    (tmp_path / "rlgf_test_nameless.py").write_text(
+@pytest.mark.parametrize(
+    ("own", "name"),
+    [
+        ("", "mine"),
+        ("    name = 'own'\n", "own"),
+        ("    @property\n    def name(self):\n        return 'own'\n", "own"),
+    ],
+    ids=["none", "an attribute", "a property"],
+)
+def test_a_scorer_without_a_name_has_the_registered_one(plugins, tmp_path, monkeypatch, own, name):
+    (tmp_path / "rlgf_test_named.py").write_text(
         "from rlgf_cli.protocols import Reward, Score\n\n"
-        "class Nameless(Reward):\n"
+        "class Named(Reward):\n"
+        f"{own}"
         "    def __init__(self, target=None): ...\n"
         "    def score(self, examples, texts):\n"
         "        return [Score(0.0) for _ in texts]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    plugins("rlgf.rewards", mine="rlgf_test_nameless:Nameless")
-    assert registry.build("rewards", "mine", {}).name == "mine"
+    monkeypatch.delitem(sys.modules, "rlgf_test_named", raising=False)
+    plugins("rlgf.rewards", mine="rlgf_test_named:Named")
+    assert registry.build("rewards", "mine", {}).name == name
 
 
 def test_a_name_that_is_taken_is_an_error(plugins):

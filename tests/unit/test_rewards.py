@@ -46,6 +46,21 @@ class TestSum:
         total = SumReward([(1.0, Fixed("a", [1.0])), (1.0, Fixed("a", [2.0])), (1.0, Fixed("a", [4.0]))])
         assert total.score([CAT], ["x"])[0].parts == {"a": 1.0, "a#2": 2.0, "a#3": 4.0}
 
+    def test_the_signature_is_that_of_the_parts_as_they_are_now(self):
+        """A reward may know only after its first score what it scored with, as a judge's server reports its model."""
+
+        class Late(Fixed):
+            @property
+            def signature(self) -> str:
+                return f"late,model={self.model}"
+
+            model = "unknown"
+
+        late = Late("late", [1.0])
+        total = SumReward([(1.0, late)])
+        late.model = "m-0613"
+        assert signature_of(total) == "1*[late,model=m-0613]"
+
     def test_signature_changes_with_weight_and_parameters(self):
         one = signature_of(make_reward(parts("rouge1")))
         assert one != signature_of(make_reward(parts({"name": "rouge1", "weight": 2})))

@@ -71,10 +71,13 @@ class SumReward(Reward):
         }
         self.name = "+".join(n if w.end == 1 else f"{w.end:g}*{n}" for n, w in self._weights.items())
         self._clipped = {name: 0 for name, part in self.parts if part.normalise and part.normalise.bounds}
-        self.signature = " + ".join(f"{self._weights[name]}*{_described(part)}" for name, part in self.parts)
         self.guides = [guide for part in made for guide in part.reward.guides]
         self.moves = any(w.moves for w in self._weights.values()) or any(part.reward.moves for part in made)
         self.prefetches = any(part.reward.prefetches for part in made)
+
+    @property
+    def signature(self) -> str:  # type: ignore[override]
+        return " + ".join(f"{self._weights[name]}*{_described(part)}" for name, part in self.parts)
 
     def at(self, step: int) -> SumReward:
         """The sum as it is in iteration ``step``, counted from 0. It shares the parts that do not move, and counts."""
