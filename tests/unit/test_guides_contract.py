@@ -79,6 +79,16 @@ def test_without_an_account_there_is_no_cap_and_no_charge() -> None:
             charge_guides([guide], "run", BudgetConfig(**cap))  # type: ignore[arg-type]
 
 
+def test_a_guide_without_an_account_hides_no_charge_of_another() -> None:
+    class Paid(Upper):
+        def spend(self) -> dict[str, Any]:
+            return {**super().spend(), "calls": 3, "cached": 1, "charged_usd": 0.5}
+
+    free, paid = make_guide(CONFIG, seed=0), Paid(CONFIG, seed=0)
+    expected = {**paid.spend(), "cached": 1}
+    assert spend_of([free, paid]) == spend_of([paid, free]) == expected
+
+
 def test_batches_are_refused() -> None:
     with pytest.raises(UserError, match="no batch API"):
         make_guide(CONFIG, seed=0).check_batch()

@@ -35,8 +35,12 @@ def charge_guides(
 
 
 def spend_of(guides: Sequence[Guide]) -> dict[str, Any]:
-    """The spend of guides that charge one account: the account's, and the texts that each took from the cache."""
-    return {**guides[0].spend(), "cached": sum(guide.spend()["cached"] for guide in guides)}
+    """The spend of guides that charge one account: the account's, and the texts that each took from the cache.
+
+    A guide without an account, which reports no calls, may be among them.
+    """
+    spends = [guide.spend() for guide in guides]
+    return {**max(spends, key=lambda spend: spend["calls"]), "cached": sum(spend["cached"] for spend in spends)}
 
 
 def record_spend(manifest: Manifest, **writers: Guide | Sequence[Guide] | None) -> dict[str, Any]:
