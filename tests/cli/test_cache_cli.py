@@ -172,7 +172,7 @@ def test_days_that_are_none(run_cli: Run, days: str) -> None:
 def test_a_prune_of_everything_must_be_meant(run_cli: Run) -> None:
     texts = fill()
     done = run_cli("cache", "prune")
-    assert done.exit_code == 2 and "nothing says what to delete" in done.stderr
+    assert done.exit_code == 2 and "neither an age nor a guide is given" in done.stderr
     assert "--older-than" in done.stderr and kept() == texts
 
 

@@ -118,7 +118,7 @@ def test_people_get_every_finding_with_its_reason_and_its_remedy(doctor, tmp_pat
     assert lines[0].startswith(f"{guide} and ") and "on 6 prompts of" in lines[0]
     start = next(i for i, line in enumerate(lines) if line.startswith("warn  guide.endings: 0 of 5 texts ended"))
     assert lines[start + 1] == (
-        "      a text that stopped gets an EOS, a text that was cut gets none: what never ends teaches no ending"
+        "      a text that stopped gets an EOS, a text that was cut gets none: texts without an EOS teach no ending"
     )
     assert lines[start + 2].startswith("      remedy: a higher --max-new-tokens")
     for check in checks(doctor(guide, "--json")).values():

@@ -81,7 +81,7 @@ def test_a_bad_line(run_cli: Any, work: Path, line: str, where: str, words: str)
         ((*GOOD, "--resume", "--overwrite"), "exclude each other"),
         ((*GOOD, "--eval-data", "none.jsonl"), "none.jsonl: no such file"),
         ((*GOOD, "--guide", "none.jsonl"), "none.jsonl: no such guide file"),
-        ((*GOOD, "--guide", "hf:gpt2"), "this one has to be asked"),
+        ((*GOOD, "--guide", "hf:gpt2"), "this guide is a live one"),
         ((*GOOD, "--guide", "train.jsonl"), "train.jsonl:1: the field 'completion' is missing"),
     ],
 )

@@ -156,7 +156,7 @@ def test_the_message_of_a_failed_run_is_its_first_error_line(tmp_path, monkeypat
     for script, letter in (
         ("echo some; echo 'error: it broke' >&2; echo 'hint: mend it' >&2; exit 1", "it broke"),
         ("echo last words; exit 1", "last words"),
-        ("kill -9 $$", "killed by SIGKILL; it said nothing"),
+        ("kill -9 $$", "killed by SIGKILL; no message"),
     ):
         child = work.Child(cell, work.Step((script,), tmp_path, lambda: False), [], {})
         child.process.wait()

@@ -189,7 +189,7 @@ def test_refusals(run_cli: Callable[..., Result], server: FakeOpenAI, data: Path
         (["--data", empty], "empty.jsonl:1", "the field 'prompt' is missing"),
         (["--guide", recorded], "this guide is recorded", ""),
         (["--reviewer", recorded], "this guide is recorded", ""),
-        (["--set", "reward.different=1"], "what a reviewer says", ""),
+        (["--set", "reward.different=1"], "needs a reviewer's verdict", ""),
         (["--set", "reward.diferent=1"], "'different'", ""),
         (
             ["--max-cost-usd", 1, "--reviewer", "openai:r", "--set", f"reviewer.base_url={server.url}"],

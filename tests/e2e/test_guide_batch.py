@@ -407,7 +407,7 @@ def test_ended_while_it_waits(
     _, err = process.communicate(timeout=60)
     if how is signal.SIGINT:
         assert process.returncode == 130 and "--resume" in err, err
-        assert "the batch goes on without us" in err
+        assert "the server goes on with the batch" in err
         assert spend(out)["unknown_outcome"] == ALL  # it goes on, and is charged at its bound
     server.batches.polls = 1
     code, err = collect(server.url, data, out, *AGAIN)

@@ -77,7 +77,7 @@ def weights(folder: Path) -> dict[str, Any]:
 def test_a_gamed_reward_is_said_and_the_run_goes_on(train: Train, tmp_path: Path, held_out: list[object]) -> None:
     done = train(*held_out, "--watch", "rouge")
     assert done.exit_code == 0, done.stderr
-    assert done.stderr.count("the reward no longer pays for what you want") == 1
+    assert done.stderr.count("the score no longer measures the watched quality") == 1
     rows, result = rows_of(tmp_path / "run"), result_of(tmp_path / "run")
     looked = [row for row in rows if "eval/watch" in row]
     assert [row["step"] for row in looked] == [2, 4, 6, 8, 10, 12]
@@ -118,7 +118,7 @@ def test_a_run_whose_watched_figure_agrees_is_left_alone(
     train: Train, task: Path, tmp_path: Path, held_out: list[object]
 ) -> None:
     done = train(*held_out, "--watch", f"{task / 'reward.py'}:share", "--stop-on-divergence")
-    assert done.exit_code == 0 and "no longer pays" not in done.stderr, done.stderr
+    assert done.exit_code == 0 and "no longer measures" not in done.stderr, done.stderr
     rows, result = rows_of(tmp_path / "run"), result_of(tmp_path / "run")
     first, last = (next(row for row in found if "eval/watch" in row) for found in (rows, rows[::-1]))
     assert last["eval/score"] > 3 * first["eval/score"] and last["eval/watch"] > first["eval/watch"]

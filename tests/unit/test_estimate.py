@@ -184,7 +184,7 @@ def test_a_dry_run_writes_nothing_asks_nobody_and_needs_no_key(
         found = json.loads(done.stdout)
         assert (found["requests"], found["in_file"], found["cached"], found["to_ask"]) == (20, 0, 0, 20)
         assert 0 < found["usd"][0] < found["usd"][1] < found["usd"][2] <= found["at_most_usd"]
-        assert "20 to ask" in done.stderr and "USD" in done.stderr
+        assert "20 to request" in done.stderr and "USD" in done.stderr
     assert everything(tmp_path) == before
     assert not guide_cache.exists()
     assert server.connections == 0

@@ -292,7 +292,7 @@ def test_waiting_for_another_process_is_said(server: FakeOpenAI, monkeypatch: py
         keys = [guide.key(request("theirs"))]
         with closing(other_process(keys, 1.5)):
             assert len(texts(list(guide.stream([request("theirs")])))) == 1
-    assert said and said[0] == "waiting for 1 texts that another process, or a batch, has asked for"
+    assert said and said[0] == "waiting for 1 texts that another process, or a batch, has requested"
 
 
 def test_no_lease_outlives_a_stream(server: FakeOpenAI) -> None:

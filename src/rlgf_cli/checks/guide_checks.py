@@ -48,7 +48,7 @@ def answers(probe: GuideProbe) -> Check:
             status = "fail"
             kinds = ", ".join(f"{kind}: {count}" for kind, count in probe.failed.most_common())
             finding = f"{missing} of {probe.requests} requests failed ({kinds}); the first: {probe.first_error}"
-            remedy = "correct what the message names; with the cache, the same command asks only for what is missing"
+            remedy = "correct what the message names; with the cache, the same command requests only the missing texts"
     return Check("guide.answers", status, finding, explanation, remedy, numbers)
 
 
@@ -65,7 +65,7 @@ def endings(probe: GuideProbe) -> Check | None:
         "guide.endings",
         "warn" if mostly_cut else "ok",
         f"{stops} of {len(texts)} texts ended by themselves (stop), {cut} ran out of tokens (length){spelled}",
-        "a text that stopped gets an EOS, a text that was cut gets none: what never ends teaches no ending",
+        "a text that stopped gets an EOS, a text that was cut gets none: texts without an EOS teach no ending",
         "a higher --max-new-tokens, or a prompt_template that asks for shorter texts" if mostly_cut else "",
         {"stop": stops, "length": cut, **({"spelled": probe.spelled} if probe.spelled else {})},
     )
@@ -84,7 +84,7 @@ def empty(probe: GuideProbe) -> Check | None:
         "warn" if count else "ok",
         f"{count} {of}",
         "an empty text is kept and never used",
-        "see what the guide is asked (prompt_template, stop texts), and that it is no encoder-decoder behind an API"
+        "check the guide's request (prompt_template, stop texts), and that it is no encoder-decoder behind an API"
         if count
         else "",
         {"empty": count},
@@ -190,7 +190,7 @@ def continuations(probe: GuideProbe) -> Check | None:
         "guide.continuations",
         "warn" if odd else "ok",
         f"{len(texts)} texts continued from a prefix; " + (", ".join(parts) or "nothing had to be repaired"),
-        "chat models talk around an answer; what is removed is guessed from the text, so look at the samples",
+        "chat models add remarks to an answer; the repairs find them by rules, which may be wrong: look at the samples",
         "continuation: prefill where the server takes it, api: completion, or another continue_template" if odd else "",
         {"continued": len(texts), "mended": dict(repaired), "empty": blank},
         samples,

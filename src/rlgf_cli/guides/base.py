@@ -26,7 +26,7 @@ LOOK_AHEAD = 512
 """Requests that are looked up at once while all of them are in the cache."""
 _POLL_S = 0.25
 _REPORT_S = 10.0
-"""How often the user is told that a stream only waits for texts which somebody else requested."""
+"""Seconds between two messages that a stream only waits for texts which another process or a batch requested."""
 _WAITING = 1000
 """Requests that may wait for another process's text while others are submitted."""
 
@@ -150,7 +150,7 @@ class LiveGuide(Guide):
         begun = f" going on from {request.prefix[-40:]!r}" if request.prefix else ""
         return UserError(
             f"the cache has no text of {self.name} for {request.example.id!r}, sample {request.sample_index}{begun} "
-            f"(at most {request.max_new_tokens} tokens), and replay asks nobody",
+            f"(at most {request.max_new_tokens} tokens), and replay sends no request",
             where=str(self.store.path),
             hint="record it first: --guide-mode record; RLGF_CACHE_DIR says which cache is read",
         )
@@ -383,7 +383,7 @@ class Stream:
         self._polled = time.monotonic()
         if not (texts or ours) and self._polled - self._reported > _REPORT_S:
             self._reported = self._polled
-            self._guide.notify(f"waiting for {len(foreign)} texts that another process, or a batch, has asked for")
+            self._guide.notify(f"waiting for {len(foreign)} texts that another process, or a batch, has requested")
         self._claimed |= ours
         for key in foreign:
             pending = self._waiting[key]

@@ -86,7 +86,7 @@ def make_offline_guide(config: GuideConfig, *, seed: int) -> Guide:
 
 @contextmanager
 def closing_all(guides: Sequence[Guide | None]) -> Iterator[None]:
-    """Close guides at the end, however that comes."""
+    """Close the guides when the block ends, also by an error."""
     with ExitStack() as stack:
         for guide in guides:
             if guide is not None:

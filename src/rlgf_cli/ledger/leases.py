@@ -14,7 +14,7 @@ def this_process() -> str:
 
 
 def _started(process: psutil.Process) -> str:
-    """When a process was started. Linux counts from the machine's own start, and moves that when the clock is set."""
+    """When a process was started. Linux counts from the boot time, and changes the boot time when the clock is set."""
     return f"{process.create_time() - (psutil.boot_time() if psutil.LINUX else 0.0):.2f}"
 
 

@@ -180,8 +180,8 @@ class Meter:
     def to_json(self) -> dict[str, Any]:
         """The run's spend for its manifest.
 
-        ``charged_usd`` is what the caps are held against; it has the upper bounds of ``unknown_outcome`` calls in
-        it. It is null where nothing has a price.
+        ``charged_usd`` is compared with the caps; it includes the upper bounds of ``unknown_outcome`` calls. It is null
+        where nothing has a price.
         """
         totals = self.totals()
         priced = totals.nano_usd or totals.calls - totals.unknown > totals.unpriced

@@ -1,4 +1,4 @@
-"""A sweep's budget: each run is lent a part of what is left as its own hard cap, so that all together keep to it."""
+"""A sweep's budget: each run gets a part of the remaining amount as its hard cap, so that their sum stays within it."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def record_spend(manifest: Manifest, **writers: Guide | Sequence[Guide] | None) 
 
 
 def charged_usd(runs: Collection[str]) -> float:
-    """What runs were charged, in US dollars; runs that were killed are in it."""
+    """The sum that runs were charged, in US dollars; runs that were killed are included."""
     if not runs:
         return 0.0
     with closing(Store.default(make=False)) as store:

@@ -61,7 +61,7 @@ _HINTS = {
     "not a database": "the file is damaged; move it away: texts are then bought again",
     "": "RLGF_CACHE_DIR names its folder",
 }
-"""By a word in SQLite's message; the last one fits all."""
+"""Hints by a word of SQLite's message; the empty word is in every message."""
 _INSERT = f"INSERT OR IGNORE INTO texts ({_COLUMNS}) VALUES ({', '.join('?' * 12)})"
 
 

@@ -194,7 +194,7 @@ def _gamed_reward(seen: History) -> str | None:
     return (
         f"since step {row['eval/watch_best_step']} the held-out texts' score rose by {row['eval/score_change']:.3g}, "
         f"to {row['eval/score']:.3g}, and their watched figure fell by {-row['eval/watch_change']:.3g}, "
-        f"to {row['eval/watch']:.3g}: the reward no longer pays for what you want"
+        f"to {row['eval/watch']:.3g}: the score no longer measures the watched quality"
     )
 
 
@@ -212,7 +212,7 @@ ALARMS: dict[str, Alarm] = {
             "aggrevated: the guide finishes what the policy spoils; a third of optim.learning_rate, kl.where: loss "
             "(docs/algorithms.md, AggreVaTeD from a cloned start)",
             "the guide begins them, and the policy forgets how to (ppo++): kl.coef, or a smaller rollin_prob",
-            "few training prompts, learned by heart",
+            "few training prompts, which the policy has memorised",
         ),
     ),
     "negative-kl": Alarm(
@@ -254,7 +254,7 @@ ALARMS: dict[str, Alarm] = {
         f"`policy/entropy` of {_FEW} steps below a tenth of the first {_FEW} steps' (or below 0.01 nats)",
         (
             "kl.coef is too small, or optim.learning_rate too high",
-            "one text earns the reward everywhere: read rollouts/",
+            "one text scores high on every prompt: read rollouts/",
             "no ppo.entropy_coef, and no guide that shows other texts",
         ),
     ),
@@ -264,7 +264,7 @@ ALARMS: dict[str, Alarm] = {
         (
             "lengths.max_new_tokens is too short for the task",
             "a starting policy that never learned to end (sft with its EOS)",
-            "a score that grows with length; rollout.missing_eos_penalty makes an ending pay",
+            "a score that grows with length; rollout.missing_eos_penalty charges texts without an ending",
         ),
     ),
     "constant-reward": Alarm(
@@ -284,7 +284,7 @@ ALARMS: dict[str, Alarm] = {
             "the reward can be had without what it stands for: read rollouts/, and give it the parts that it lacks "
             "(length, repetition, ending, failures)",
             "kl.coef is too small for how far the policy goes",
-            "the watched figure does not see what the policy learned: look at texts before you believe either",
+            "the watched figure does not measure what the policy learned: read texts before you trust either figure",
         ),
     ),
 }
@@ -293,7 +293,7 @@ ALARMS: dict[str, Alarm] = {
 class Alarms:
     """Sees every row. ``counts``: rows at which each alarm's condition held; it is reported at the first of them only.
 
-    ``may_end``: whether a text may end before the limit (else every text is cut there, and that is meant).
+    ``may_end``: whether a text may end before the limit (else every text is cut there, as configured).
     """
 
     def __init__(self, *, may_end: bool = True) -> None:

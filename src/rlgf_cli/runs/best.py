@@ -1,7 +1,7 @@
 """``<run>/best``: the policy with the best held-out score so far, as a checkpoint that from_pretrained loads.
 
-``<run>/best_watched`` is the one with the best watched figure (see training.divergence). Such a folder is made and put
-away below ``checkpoints/``, which goes with the run; rotation looks at neither.
+``<run>/best_watched`` is the one with the best watched figure (see training.divergence). A new folder is written, and
+the former one moved away, below ``checkpoints/``, which belongs to the run; the rotation of checkpoints ignores both.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def copy(folder: Path, target: Path) -> None:
-    """Copy the saved policy into the folder ``target``, without its note."""
+    """Copy the saved policy into the folder ``target``, without the file :data:`NOTE`."""
     shutil.copytree(folder, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(NOTE))
 
 

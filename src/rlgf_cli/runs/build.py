@@ -26,7 +26,7 @@ def needs_ref_model(config: TrainConfig) -> bool:
 
 
 HEAD_RATE = 1e-3
-"""Learning rate of a value head: it begins at nothing, on normed states, whatever the rate that suits the policy."""
+"""Learning rate of a value head: its weights start at 0 on normalised states, whatever rate suits the policy."""
 
 
 def critic_rate(config: TrainConfig) -> float:

@@ -1,4 +1,4 @@
-"""The guide of a training run: its part of the prompts and of the limits, estimates, spend and provenance."""
+"""The guide of a training run: the prompts that it covers, shares of its limits, estimates, spend and provenance."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def training_estimate(config: TrainConfig) -> dict[str, Any]:
     with closing(make_offline_guide(config.guide, seed=config.seed)) as guide:
         sample = Plan()
         records = itertools.islice(example_records(config.data, limit=config.limit), _SAMPLED)
-        prefix = "x" * 2 * config.lengths.max_new_tokens if spec.needs_live_guide else ""  # half of it, in letters
+        prefix = "x" * 2 * config.lengths.max_new_tokens if spec.needs_live_guide else ""  # half of the tokens
         for count, (_, record) in enumerate(records, 1):
             sample.add(guide, GuideRequest(record.to_example(), prefix, 0, config.lengths.max_new_tokens))
             sample.requests = count

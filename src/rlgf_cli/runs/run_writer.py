@@ -52,7 +52,7 @@ class RunWriter:
                 best.finish_interrupted(self.folder.file(name), self.folder.file("checkpoints"))
 
     def row(self, row: dict[str, Any], episodes: Sequence[Episode]) -> None:
-        """A step's row, and some of its episodes."""
+        """Write a step's row, and some of its episodes."""
         if self.folder is None or self._out is None:
             return
         self._out.write(row)
@@ -94,11 +94,11 @@ class RunWriter:
             trainer.processes.on_main(write)
 
     def ends_early(self) -> bool:
-        """Whether the run is to end here because its score and the watched figure went apart."""
+        """Whether the run is to end at this step because its score rose while the watched figure fell."""
         return self.config.watch is not None and self.config.watch.stop and self.trainer.diverged
 
     def early_end(self) -> dict[str, Any]:
-        """For the result of a run that ended so: the step at which it diverged, and the step of its model."""
+        """For the result of such a run: the step at which it diverged, and the step of its model."""
         if self.folder is None or not self.ends_early():
             return {}
         saved = best.read(self.folder.path / WATCHED)

@@ -1,4 +1,4 @@
-"""Optional trackers beside metrics.jsonl: TensorBoard, Weights & Biases, Trackio. A resumed run goes on in theirs."""
+"""Optional trackers beside metrics.jsonl (TensorBoard, Weights & Biases, Trackio); a resumed run continues its own."""
 
 from __future__ import annotations
 

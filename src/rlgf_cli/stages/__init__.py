@@ -1,1 +1,1 @@
-"""One module per stage: a config goes in, objects are built, the work is done, a run folder comes out."""
+"""One module per command that works on data: its ``run`` takes a resolved config and writes a run folder or a file."""

@@ -94,7 +94,7 @@ def _read(path: str) -> Iterator[tuple[bytes, StoredText]]:
 def prune(*, older_than_days: float | None = None, guide: str | None = None) -> int:
     """Delete texts by age or guide. Returns their number."""
     if older_than_days is None and guide is None:
-        raise UserError("nothing says what to delete", hint="give --older-than DAYS, --guide NAME, or both")
+        raise UserError("neither an age nor a guide is given", hint="give --older-than DAYS, --guide NAME, or both")
     if older_than_days is not None and not 0 <= older_than_days < math.inf:
         raise UserError(f"--older-than is a number of days, and not {older_than_days:g}")
     before = None if older_than_days is None else max(0, int(time.time() - 86400 * older_than_days))

@@ -38,7 +38,7 @@ _MOST_RETRIES = 10_000
 """Failed requests that are kept, to be sent once more at the end."""
 _WINDOW = 500
 """Requests that are looked up in the cache at once."""
-_HINT = "run the same command with --resume: it asks only for what is missing"
+_HINT = "run the same command with --resume: it requests only the missing texts"
 
 
 def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse") -> FileResult:
@@ -75,7 +75,7 @@ def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse"
 
 
 def dry_run(resolved: Resolved[CollectGuideConfig]) -> dict[str, Any]:
-    """The requests that the command would send, and their cost; nothing is written and no guide is asked."""
+    """The requests that the command would send, and their cost; nothing is written and no request is sent."""
     config = resolved.config
     path = _output(config)
     offline = config.model_copy(update={"guide": config.guide.model_copy(update={"mode": "replay"})})
@@ -165,7 +165,7 @@ class _Collection:
             try:
                 self._collect(out)
             except KeyboardInterrupt:
-                stopped = Interrupted("interrupted; every text that came is kept", where=str(self.path), hint=_HINT)
+                stopped = Interrupted("interrupted; every received text is kept", where=str(self.path), hint=_HINT)
             except RlgfError as error:
                 stopped = error
         wanted = self.collected.count() * self.config.samples
@@ -195,7 +195,7 @@ class _Collection:
         return estimated
 
     def _collect(self, out: Appender) -> None:
-        with console.interruptible("waiting for the answers that are on their way") as stop:
+        with console.interruptible("waiting for the answers to the requests in flight") as stop:
             stopped: RlgfError | None = None
             if self.config.batch:
                 try:
@@ -296,7 +296,7 @@ class _Collection:
                 console.log(f"  {_short(raw)} -> {_short(text)}")
         if summary["empty"]:
             console.warn(f"{summary['empty']} texts are empty; they are kept and never used")
-        # short texts are equal by chance on some prompts; a server that ignores the temperature shows on most
+        # short samples are equal by chance on some prompts; where a server ignores the temperature, on most of them
         temperature = self.config.guide.sampling.temperature
         if 2 * (summary["same_text"] or 0) > summary["prompts"] and temperature > 0:
             console.warn(

@@ -33,7 +33,7 @@ from rlgf_cli.stats.significance import (
 )
 
 _FEW_PROMPTS = 50
-"""Below it the bootstrap calls noise significant noticeably too often (docs/significance.md)."""
+"""With fewer prompts the bootstrap calls too many chance differences significant (docs/significance.md)."""
 
 
 @dataclass
@@ -300,7 +300,7 @@ def _note_figures(comparison: Comparison) -> None:
         own = f"the interval of one seed is that of rlgf eval at the same level ({method})" if method else "no interval"
         comparison.tests["notes"].append(f"{names}: {why}: {own}, no test")
     if all(len(folders) > 1 for folders in comparison.systems.values()):
-        return  # Student's t knows how few they are
+        return  # Student's t accounts for few prompts and few seeds
     tested = [figure["n"] for figure in comparison.figures.values() if figure["aggregate"] is not None]
     fewest = min(tested, default=_FEW_PROMPTS)
     if fewest < _FEW_PROMPTS and comparison.tests["test"] == "bootstrap":

@@ -117,10 +117,10 @@ class _FileTexts:
         return [answer.example for answer in self._answers]
 
     def give_model(self, metric: Metric) -> None:
-        """There is no model."""
+        """Do nothing: texts of a file come without a model."""
 
     def read_stored(self, run_dir: RunDir, model: Mapping[str, Any] | None) -> None:
-        """Nothing is stored: the texts are in their own file."""
+        """Do nothing: the texts are in a file of their own, and no earlier session stored any."""
 
     def answers(self, run_dir: RunDir, *, generate: bool) -> list[Answer]:
         return self._answers
@@ -169,7 +169,7 @@ class _ModelTexts:
         path = run_dir.path / PREDICTIONS
         if run_dir.fresh or not path.is_file():
             return
-        hint = "--overwrite writes new ones"
+        hint = "--overwrite generates new texts"
         if model and "sha256" in model and model not in run_dir.manifest.data["parents"]:
             raise UserError("the model changed since its texts were written", where=str(path), hint=hint)
         records = {record.id: record for record in jsonl.read_records(path, EvaluatedRecord)}
@@ -235,7 +235,7 @@ def _progress(metric: Metric, texts: int) -> Iterator[None]:
         if metric.reports_rows:
             metric.on_rows = stack.enter_context(console.progress(f"scoring: {metric.name}", texts)).update
         if metric.guides:
-            stop = stack.enter_context(console.interruptible("waiting for the answers that are on their way"))
+            stop = stack.enter_context(console.interruptible("waiting for the answers to the requests in flight"))
             metric.stop_when(stop.is_set)
         yield
 

@@ -32,7 +32,7 @@ from rlgf_cli.stages.session import FolderResult, StageSession, prepare_guides
 COMMAND = "evolve generate"
 _PATIENCE = 200
 """Rewrites, in whole blocks, after which at least one must have been kept."""
-_AGAIN = "--resume goes on from there; what the guide wrote since is in the cache, unless guide.mode is live"
+_AGAIN = "--resume goes on from there; the guide's later texts are in the cache, unless guide.mode is live"
 
 
 def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refuse") -> FolderResult:
@@ -125,7 +125,7 @@ class _Generation:
         chains = len(self.seeds) * config.passes
         try:
             with (
-                console.interruptible("waiting for the answers that are on their way") as stop,
+                console.interruptible("waiting for the answers to the requests in flight") as stop,
                 console.progress(COMMAND, chains, milestones=20) as bar,
             ):
                 for block in blocks(self.seeds, config.passes, config.batch_size):
@@ -215,7 +215,7 @@ def _remedy(rejected: dict[str, int]) -> str:
     """A hint for the rule that most rewrites broke."""
     first = next(iter(rejected), "")
     return {
-        "chatter": "guide.clean: all takes what chat models say around a text away",
+        "chatter": "guide.clean: all removes a chat model's remarks around a text",
         "cut": "a larger max_new_tokens lets it end",
         "too_long": "limits.max_words says how long a rewrite may be",
         "template": "a base model goes on where the prompt ends: take one that follows instructions, or api: chat",

@@ -28,7 +28,7 @@ from rlgf_cli.stages.session import StageSession
 
 COMMAND = "evolve stats"
 _COSINE = {True: 0.5, False: 0.3}
-"""The least cosine inside a cluster, with an encoder and without: by words, texts are farther from each other."""
+"""The least cosine inside a cluster, with an encoder and without: cosines of word vectors are smaller."""
 _FEW_SEEDS = 20
 
 

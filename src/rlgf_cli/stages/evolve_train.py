@@ -80,7 +80,7 @@ def _load(config: EvolveTrainConfig) -> tuple[list[Operation], list[Example], En
     weights = RewardWeights(config.reward.novelty, config.reward.different, config.reward.penalty)
     if config.reward.different and config.reviewer is None:
         hint = "give --reviewer, or leave reward.different out"
-        raise UserError("reward.different is for what a reviewer says, and there is none", hint=hint)
+        raise UserError("reward.different needs a reviewer's verdict, and no reviewer is given", hint=hint)
     return operations, seeds, make_environment(config, operations, seeds, weights=weights, capacity=config.memory)
 
 
@@ -232,5 +232,5 @@ def _report(rows: Sequence[dict[str, Any]], result: FolderResult) -> None:
 
 
 def _note(row: dict[str, Any]) -> str:
-    """The figures behind the progress bar."""
+    """The figures that the progress bar shows."""
     return "  ".join(f"{name} {row[name]:.3f}" for name in ("reward", "kept", "novelty", "ppo/entropy") if name in row)

@@ -121,7 +121,7 @@ def _own_failures(
     taken = 0
     for sample in samples:
         broken = flags(Response(example.prompt, sample.prediction, longest, sample.finish_reason))
-        if not sample.prediction.strip():  # its length alone tells an empty text
+        if not sample.prediction.strip():  # an empty text is recognised by its length alone
             policy["empty"] += 1
         elif not broken:
             policy["no_rule_broken"] += 1

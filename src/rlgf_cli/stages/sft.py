@@ -37,7 +37,7 @@ datasets.disable_progress_bars()
 
 
 def run(resolved: Resolved[SftConfig], *, existing: Existing = "refuse") -> FolderResult:
-    """Train, save the policy at the run's root, and say how it went.
+    """Train, save the policy at the run's root, and return the summary.
 
     All inputs are checked, the model loaded and the data tokenised before the output folder is touched.
     """
@@ -85,10 +85,10 @@ def run(resolved: Resolved[SftConfig], *, existing: Existing = "refuse") -> Fold
 
 
 def _guide(name: str) -> RecordedGuide:
-    """The guide's file, read. Raises UserError for a guide that would have to be asked."""
+    """The guide's file, read. Raises UserError for a live guide."""
     if kind_of(name) != RECORDED:
         raise UserError(
-            "sft clones texts that a guide has written, and this one has to be asked",
+            "sft clones recorded texts of a guide, and this guide is a live one",
             where=name,
             hint=f"rlgf collect-guide --guide {name} -o guide.jsonl, then --guide guide.jsonl",
         )
@@ -106,7 +106,7 @@ def _starting_model(
     described = read_scratch(config.model.name)
     if config.lora.enabled:
         raise UserError(
-            "LoRA needs trained weights to sit on",
+            "LoRA needs trained weights",
             where=config.model.name,
             hint="leave lora out, or use a checkpoint",
         )

@@ -90,7 +90,7 @@ def dry_run(resolved: Resolved[TrainConfig]) -> dict[str, Any]:
 
 
 def _check(session: StageSession, config: TrainConfig) -> FolderResult | None:
-    """Refuse a run that cannot be made, before anything is loaded; the result of a run that is done already."""
+    """Refuse settings that cannot work, before anything is loaded; the result of a run that is done already."""
     spec = config.algorithm.spec()
     # with --watch, the steps of the evaluations decide when a run counts as diverged
     free = FREE_ON_RESUME - ({"eval.every"} if config.watch is not None else set())
@@ -363,7 +363,7 @@ def _recorded_spend(
     billed: Sequence[Guide], guide: Guide | None, folder: RunDir | None, processes: Processes
 ) -> Iterator[None]:
     """Record in run.json, however the loop ends, the guide and the judges that were used, and their cost."""
-    together = False  # whether all processes come here, so that they can gather their counts
+    together = False  # whether all processes reach the end of the block, so that they can gather their counts
     try:
         yield
         together = True

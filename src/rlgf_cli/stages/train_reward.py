@@ -37,7 +37,7 @@ Rows = list[tuple[list[int], ...]]
 
 
 def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse") -> FolderResult:
-    """Train, judge the model on the held-out records, save it at the run's root.
+    """Train, evaluate the model on the held-out records, save it at the run's root.
 
     All inputs are checked, the model loaded and the data tokenised before the output folder is touched.
     """
@@ -195,7 +195,7 @@ def _save(folder: Path, model: Any, tokenizer: Any) -> None:
 
 
 def _save_report(folder: Path, config: TrainRewardConfig, report: reward_report.Report, reads: dict[str, Any]) -> None:
-    """``reads``: what of a text the scores, and so the threshold, are for."""
+    """``reads``: the part of a record that the model scores (the threshold holds for this part alone)."""
     head = {"schema_version": SCHEMA_VERSION, "objective": config.objective, "reads": reads}
     write_json(folder / classification.EVALUATION, {**head, **report.figures})
     reward_plots.write(folder / "plots", report)

@@ -133,7 +133,7 @@ class Child:
             log.seek(self._from)
             lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
         kinds = ("error: ", "stopped: ", "interrupted: ")
-        message = next((line for line in lines if line.startswith(kinds)), lines[-1] if lines else "it said nothing")
+        message = next((line for line in lines if line.startswith(kinds)), lines[-1] if lines else "no message")
         code = self.process.returncode
         killed = f"killed by {signal.Signals(-code).name}; " if code is not None and code < 0 else ""
         return killed + message.removeprefix("error: ").removeprefix("stopped: ")

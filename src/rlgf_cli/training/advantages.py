@@ -44,8 +44,8 @@ class AdvantageInputs:
     """What a step's advantages depend on besides its episodes.
 
     ``kl_coef``: coefficient of the KL in the reward. ``spread``: standard deviation of the scores so far. ``trusted``:
-    the critics whose values are the baseline; in another's place stands the mean score of the step's episodes that it
-    is fitted on.
+    the critics whose values are the baseline; the values of any other critic are replaced by the mean score of the
+    step's episodes that it is fitted on.
     """
 
     kl_coef: float = 0.0

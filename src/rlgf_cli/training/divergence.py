@@ -57,7 +57,7 @@ def compare_watched(
     """Take in the evaluation of ``step``: what to remember, and the figures for its row.
 
     ``eval/diverged`` is 1 where ``patience`` evaluations in a row diverged up to this one. Where the watched figure
-    skips texts, two evaluations are held against each other on the prompts that both have it for.
+    skips texts, two evaluations are compared on the prompts for which both have it.
     """
     assert now.watched
     figures = {"eval/watch": fmean(now.watched.values())}

@@ -91,8 +91,9 @@ class Episode:
 
     @property
     def fits(self) -> Author:
-        """Whose critic is fitted on this episode: that of the author who finished it. A roll-in of the policy that
-        ended by itself is a policy roll-out from the first token on."""
+        """The author whose critic is fitted on this episode: the one who finished it. A roll-in of the policy that
+        ended by itself is a policy roll-out from the first token on.
+        """
         return "policy" if self.policy_alone else self.roll_out
 
     @property

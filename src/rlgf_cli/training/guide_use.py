@@ -1,4 +1,4 @@
-"""How often the guide was asked for each prompt, and how often each of its texts was used."""
+"""Counts of the guide's requests per prompt, and of the uses of each of its texts."""
 
 from __future__ import annotations
 

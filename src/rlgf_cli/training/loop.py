@@ -40,7 +40,7 @@ from rlgf_cli.training.update import StepData, UpdateSettings, carries_loss, upd
 
 Scorer = Callable[[Sequence[Example], Sequence[str]], list[Score]]
 ScorerAt = Callable[[int], tuple[Scorer, dict[str, float]]]
-"""What scores in an iteration (counted from 0), and the figures of its schedule, for the iteration's row."""
+"""The scorer of an iteration (counted from 0), and the figures of its schedule, for the iteration's row."""
 LENGTH_MEMORY = 0.9
 """Weight of the past in the running mean of response lengths."""
 TRUST_MEMORY = 0.8
@@ -81,7 +81,7 @@ class CriticSettings:
 class Trainer:
     """Everything that an iteration needs. ``prompts`` are visited epoch by epoch, each epoch in an order of its own.
 
-    ``scorer_at``: for a reward with a schedule, what takes the place of ``scorer`` in an iteration. ``patience``:
+    ``scorer_at``: for a reward with a schedule, the scorer of an iteration, used in place of ``scorer``. ``patience``:
     held-out results in a row that diverge before the run counts as diverged.
     """
 

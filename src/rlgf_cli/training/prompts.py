@@ -1,4 +1,4 @@
-"""Which prompts an iteration's episodes are written for."""
+"""Choice of the prompts of an iteration."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def values_along(model: ActorCritic, episodes: Sequence[Episode], rows_at_once: 
 
 @dataclass
 class Gate:
-    """Keeps a guide's text out where it scored no better than what the policy writes alone on that prompt.
+    """Rejects a guide's text that scored no better than what the policy writes alone on that prompt.
 
     ``own``: prompt id -> running score of the texts that the policy wrote alone; ``known``: :func:`text_key` -> score
     of a guide's text, both from earlier steps (``TrainerState.own_scores``, ``guide_scores``). ``score`` scores
@@ -98,7 +98,7 @@ class Gate:
     new: dict[str, float] = field(default_factory=dict)
 
     def rejects(self, whole: Sequence[Episode]) -> list[bool]:
-        """For each episode, as if the guide had written all of it: whether its text is kept out.
+        """For each episode, as if the guide had written all of it: whether its text is rejected.
 
         Where the policy has no score of its own yet the guide's text is used, and not scored.
         """

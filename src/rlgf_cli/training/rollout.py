@@ -1,4 +1,4 @@
-"""Rollouts: who begins each response, where the roll-in is cut, who finishes it.
+"""Rollouts: the policy or the guide begins each response, the roll-in is cut, and one of them finishes it.
 
 All randomness is a function of (seed, step, episode), so batch sizes and resuming change nothing.
 """
@@ -184,7 +184,7 @@ class RolloutGenerator:
     def _policy_writes(
         self, episodes: list[Episode], plan: _Plan, limit: Callable[[Episode], int], *, last_author: bool = False
     ) -> None:
-        """Append policy tokens, at most ``limit(episode)`` each. ``last_author``: nobody writes behind them."""
+        """Append policy tokens, at most ``limit(episode)`` each. ``last_author``: no other author's tokens follow."""
         limits = [limit(e) for e in episodes]
         pairs = [(e, n) for e, n in zip(episodes, limits, strict=True) if n > 0]
         if not pairs:
@@ -313,7 +313,7 @@ class RolloutGenerator:
             self.counts["gated"] += e.cut == 0
 
     def _guide_rolls_out(self, episodes: list[Episode], started: list[Episode], plan: _Plan) -> None:
-        """The guide finishes what is open. While a remote guide writes one batch, the policy begins the next one."""
+        """The guide finishes the open episodes. While a remote guide writes a batch, the policy begins the next one."""
         size = self.sampling.batch_size if self.guide_writer.remote else max(1, len(episodes))
         starts = {e.index for e in started}
         batches: list[tuple[list[BranchPoint], PendingCompletions]] = []

@@ -139,7 +139,7 @@ def update(
         for rows, rows_learned in zip(mine.tensor_split(count), mine_learned.tensor_split(count), strict=True):
             if len(rows):
                 loss = _loss(model, data, sampling, settings, rows, rows_learned, counts, sums, processes.lockstep)
-            elif processes.lockstep:  # a pass beside the others', which counts for nothing
+            elif processes.lockstep:  # a pass of loss 0, so that all processes make the same passes
                 loss = 0 * _loss(model, data, sampling, settings, minibatch[:1], learned[:1], counts, Sums(), True)
             else:  # fewer rows than processes
                 continue

@@ -193,10 +193,10 @@ class _Batches:
                 if batch.status in _ENDED:
                     self._collect(job, batch)
             if self._jobs.open() and stop.wait(self._guide.batch_poll_s):
-                raise Interrupted("the batch goes on without us", hint="--batch --resume collects it")
+                raise Interrupted("the server goes on with the batch", hint="--batch --resume collects it")
 
     def _collect(self, job: BatchJob, batch: Any) -> None:
-        """Store a batch's texts and settle its price; requests without an answer are free to be sent again."""
+        """Store a batch's texts and settle its price; requests without an answer can be sent again."""
         result = _Result()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "lines.jsonl"

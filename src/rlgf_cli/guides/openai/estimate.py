@@ -91,7 +91,7 @@ def estimate(guide: Guide, plan: Plan) -> dict[str, Any]:
 def _tokens(plan: Plan, history: Sequence[tuple[Any, ...]]) -> tuple[Interval, Interval, str]:
     requests, limit = plan.to_ask, plan.limit_tokens
     if not requests:
-        return (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), "nothing is to be asked"
+        return (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), "no request is needed"
     if len(history) >= _ENOUGH:
         per_byte = [tokens / size for size, tokens, _, _ in history if size]
         each = [float(completion) for _, _, completion, _ in history]
@@ -142,7 +142,7 @@ def lines(figures: dict[str, Any]) -> list[str]:
     """The estimate as lines for the user."""
     text = [
         f"{figures['requests']} texts wanted: {figures['in_file']} in the file, {figures['cached']} in the cache, "
-        f"{figures['to_ask']} to ask",
+        f"{figures['to_ask']} to request",
         f"tokens in {_span(figures['prompt_tokens'])}, out {_span(figures['completion_tokens'])} "
         f"(from {figures['basis']})",
     ]

@@ -160,7 +160,7 @@ class RateLimiter:
         """Note a 429: nothing is sent until the time that the server gives, or for a while. Returns the wait."""
         self._up()
         requested = retry_after(headers)
-        wait = requested or back_off(self._limited)  # zero, just after a refusal, is not taken at its word
+        wait = requested or back_off(self._limited)  # a wait of zero just after a refusal is ignored
         # several 429s of one burst are one event: only what is sent after the wait counts further
         if time.monotonic() >= self._closed_until:
             self._limited += 1

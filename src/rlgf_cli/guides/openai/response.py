@@ -1,4 +1,4 @@
-"""Reads the responses of an OpenAI-compatible server; nothing in them is taken for granted."""
+"""Reads the responses of an OpenAI-compatible server, and checks every field that it uses."""
 
 from __future__ import annotations
 

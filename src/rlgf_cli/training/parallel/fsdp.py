@@ -45,7 +45,7 @@ class ShardedProcesses(Processes):
         self._first_pass(model)
 
     def add_gradients(self, parameters: Sequence[torch.Tensor]) -> None:
-        """The backward pass has done it."""
+        """Do nothing: the backward pass has summed them."""
 
     @contextmanager
     def gathered(self, model: ActorCritic) -> Iterator[None]:

@@ -21,7 +21,7 @@ _PATIENCE = timedelta(hours=6)
 
 
 def join(config: ParallelConfig, device: str) -> Processes:
-    """Meet the other processes that ``torchrun``, ``accelerate launch`` or ``--num-processes`` started.
+    """Join the other processes that ``torchrun``, ``accelerate launch`` or ``--num-processes`` started.
 
     Raises UserError where another number of processes runs than was asked for.
     """
