@@ -52,7 +52,7 @@ def raises(error: BaseException):
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "error: no space left on the disk\n"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "error: /x: permission denied\n"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "error: a pipe or connection was closed"),
-        (ZeroDivisionError("oh"), 1, "error: ZeroDivisionError: oh\nhint: this is not an error that rlgf knows"),
+        (ZeroDivisionError("oh"), 1, "error: ZeroDivisionError: oh\nhint: rlgf does not expect this error"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )

@@ -183,7 +183,7 @@ class TestAMissingPackage:
     def test_a_defect_of_our_own_is_none(self, evaluate, odd, tmp_path):
         odd("from rlgf_cli.protocols import Nonsense")
         result = evaluate(TEXTS, DATA, "--metrics", "odd")
-        assert result.exit_code == 1 and "not an error that rlgf knows" in result.stderr
+        assert result.exit_code == 1 and "does not expect this error" in result.stderr
 
 
 def test_texts_of_nothing_but_white_space_are_scored_and_counted(evaluate, tmp_path):

@@ -111,7 +111,7 @@ def test_files_that_do_not_belong_together_have_a_note(two, run_cli):
     [
         ([], "the file holds no records"),
         ([{"question": "a"}], "the field 'prompt' is missing"),
-        ([{"prompt": "Name a bird."}], "diversity is a matter of several texts; there is 1 text"),
+        ([{"prompt": "Name a bird."}], "diversity needs several texts; there is 1 text"),
     ],
 )
 def test_what_cannot_be_measured_writes_nothing(rows, message, tmp_path, run_cli):

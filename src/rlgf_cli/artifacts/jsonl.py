@@ -81,7 +81,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _finite(text: str) -> float:
-    """A number with a point or an exponent; 1e999 would be read as infinity."""
+    """A number with a point or an exponent; one that Python reads as infinity (1e999) is refused."""
     if math.isinf(number := float(text)):
         raise ValueError(f"{text} is too large for a number")
     return number

@@ -17,7 +17,7 @@ _ANY_TIME = ("output", "push_to_hub", "report_to", "logging_steps", "save_steps"
 def refuse_used(output: str, command: str, existing: Existing, *, can_resume: bool = True) -> None:
     """Refuse a used output folder at once, before anything is loaded. Nothing is written."""
     if existing == "refuse" and Path(output).exists():
-        RunDir.claim(output, command, can_resume=can_resume)  # raises, or finds an empty folder
+        RunDir.claim(output, command, can_resume=can_resume)  # raises UserError for a used folder
 
 
 def refuse_own_input(output: str, *inputs: str | None) -> None:

@@ -103,7 +103,7 @@ def model_signature(path: str) -> str:
 
 
 class Manifest:
-    """``run.json``: what ran, on what, when, with which result. Saved whole at every change."""
+    """``run.json``: the command, its inputs, its times and its result. Saved whole at every change."""
 
     def __init__(self, path: Path, command: str, *, seed: int | None = None) -> None:
         self.path = path
@@ -178,7 +178,7 @@ class Manifest:
 
 
 class RunDir:
-    """A folder that one run owns. Use :meth:`claim`; ask :meth:`file` for every path that is written."""
+    """A folder that one run owns. :meth:`claim` makes it; :meth:`file` gives every path that is written."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -197,7 +197,7 @@ class RunDir:
         seed: int | None = None,
         can_resume: bool = True,
     ) -> RunDir:
-        """Take a folder for a run, or say why not and the ways out (``can_resume``: ``--resume`` is one of them).
+        """Take a folder for a run, or refuse it with the reason and a hint (``can_resume``: for ``--resume``).
 
         Raises UserError where the folder holds something else, another command's run, or a run and
         neither ``resume`` nor ``overwrite`` was asked for.
@@ -230,7 +230,7 @@ class RunDir:
         return cls(path, Manifest(run_json, command, seed=seed))
 
     def file(self, name: str) -> Path:
-        """The path of a file or folder that this run writes; the manifest learns of it first."""
+        """The path of a file or folder that this run writes; it is entered in the manifest first."""
         top = Path(name).parts[0]
         assert _removable(top), f"a run does not write {name!r}"
         if top not in self.manifest.data["wrote"]:
@@ -258,8 +258,8 @@ class RunDir:
     def running(self) -> Iterator[RunDir]:
         """Run a stage's body.
 
-        Where it ends in something that the user can fix, a full disk among it, before there is a checkpoint
-        to resume from, a new run's files are removed again: the same command then runs as it is.
+        Where it ends in an error that the user can fix (a full disk is one) before there is a checkpoint to resume
+        from, the files of a new run are removed, so that the same command can run again.
         """
         try:
             with self.manifest.running():

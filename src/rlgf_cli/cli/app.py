@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not debug:  # a user can do nothing about what libraries will change in their next versions
+    if not debug:  # a user cannot act on the deprecation warnings of libraries
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|datasets)\b")
     code = _guarded(arguments, debug)
     if "RLGF_EXIT_CODE" in os.environ:
@@ -74,7 +74,7 @@ def _guarded(arguments: list[str], debug: bool) -> int:
     try:
         return _call(arguments)
     except console.OutputClosed:
-        return 0  # `rlgf ... | head`: the reader has closed the pipe
+        return 0  # `rlgf ... | head`: head has closed the pipe
     except (KeyboardInterrupt, typer.Abort):
         console.log("interrupted")
         return 130
@@ -116,14 +116,14 @@ def _as_rlgf_error(error: Exception) -> RlgfError:
         return error
     where = str(error.filename) if isinstance(error, OSError) and error.filename else None
     if is_disk_full(error):
-        hint = "free some space and run it again; nothing half written was left behind"
+        hint = "free some space and run it again; no incomplete file was left"
         shown: RlgfError = UserError("no space left on the disk", where=where, hint=hint)
     elif isinstance(error, OSError) and error.errno in _REFUSED:
         shown = UserError((error.strerror or str(error)).lower(), where=where, hint="choose another path")
     else:
         shown = RlgfError(
             f"{type(error).__name__}: {error}",
-            hint="this is not an error that rlgf knows; --debug shows where it came from",
+            hint="rlgf does not expect this error; --debug shows its traceback",
         )
     shown.shared = getattr(error, "shared", False)
     return shown

@@ -31,7 +31,7 @@ def cache(
     older_than: Annotated[float | None, typer.Option("--older-than", help="Days (prune).")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look after the cache of guide texts.
+    """Show, export, import or prune the cache of guide texts.
 
     It lies in RLGF_CACHE_DIR (default ~/.cache/rlgf) and is shared by all commands and runs.
 

@@ -8,7 +8,7 @@ from rlgf_cli.cli.invocation import Invocation
 def collect_guide(invocation: Invocation) -> None:
     """Buy a guide's text once and keep it: prompts in, one JSONL line per text out.
 
-    Lines are written as they arrive; --resume asks only for what is missing, and what any run has bought comes
+    Lines are written as texts arrive; --resume requests only the missing texts, and texts that any run has bought come
     from the cache. The key of an API is read from OPENAI_API_KEY.
 
     ```

@@ -70,7 +70,7 @@ COMMANDS: dict[str, Target] = {
         "evolve_generate:EvolveGenerateConfig",
     ),
     "merge": Target("merge:merge", "Merge LoRA into plain weights.", "merge:MergeConfig"),
-    "cache": Target("cache:cache", "Look after the cache of guide texts."),
+    "cache": Target("cache:cache", "Show, export, import or prune the cache of guide texts."),
     "ls": Target("ls:ls", "List what rlgf knows by name."),
     "env": Target("env:env", "Print versions and devices."),
 }

@@ -29,7 +29,7 @@ SHOWN = (
 def env(as_json: AsJson = False) -> None:
     """Print versions and devices.
 
-    This is what a bug report needs. Of keys and tokens it says only whether they are set.
+    A bug report needs this list. Of keys and tokens it has only whether they are set.
 
     ```
     rlgf env

@@ -11,8 +11,8 @@ from rlgf_cli.cli.invocation import Invocation
 def evolve_generate(invocation: Invocation) -> None:
     """Evolve seed instructions into a new set, with the guide's answers.
 
-    A policy chooses how the guide rewrites each seed, step by step. What breaks a rule, or is no news, is left out and
-    counted. The set is prompts and references, as rlgf sft takes them.
+    A policy chooses how the guide rewrites each seed, step by step. A rewrite that breaks a rule, or is not new, is
+    left out and counted. The set is prompts and references, as rlgf sft takes them.
 
     ```
     rlgf evolve generate --guide gpt-3.5 --data seeds.jsonl -o runs/evolved --dry-run
@@ -32,7 +32,7 @@ def evolve_generate(invocation: Invocation) -> None:
 
 
 def _log_summary(summary: dict[str, Any], answers: bool) -> None:
-    """Log how many rewrites were kept, and why others, and answers, were rejected."""
+    """Log how many rewrites were kept, and the reasons for which other rewrites, and answers, were rejected."""
     rows = [[name, str(n["asked"]), str(n["kept"])] for name, n in summary["operations"].items()]
     console.log(console.table(["operation", "asked", "kept"], rows))
     for what in ("rejected", "answers_rejected"):

@@ -14,8 +14,8 @@ def evolve_stats(invocation: Invocation) -> None:
     """Measure a set of instructions, or compare two.
 
     Diversity (distinct n-grams, self-BLEU, spread, Vendi score, clusters), length and complexity, and of a folder of
-    rlgf evolve generate what every step did and took. Two sets are compared at the same number of texts, with
-    intervals over seeds (docs/evolve.md).
+    rlgf evolve generate the operations, outcomes and cost of every step. Two sets are compared at the same number of
+    texts, with intervals over seeds (docs/evolve.md).
 
     ```
     rlgf evolve stats runs/evolved

@@ -8,8 +8,9 @@ from rlgf_cli.cli.invocation import Invocation
 def evolve_train(invocation: Invocation) -> None:
     """Learn which operation to evolve an instruction by next.
 
-    A guide rewrites instructions by the chosen operation; what is new and sound is kept and rewarded. The policy is
-    what `rlgf evolve generate` is steered by. What was bought is in the cache: --resume pays for nothing twice.
+    A guide rewrites instructions by the chosen operation; a rewrite that is new and breaks no rule is kept and
+    rewarded. `rlgf evolve generate` takes the policy. Bought texts are in the cache: --resume pays for none of them
+    twice.
 
     ```
     rlgf evolve train --data seeds.jsonl --guide gpt-3.5 -o runs/policy --dry-run

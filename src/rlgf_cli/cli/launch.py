@@ -30,7 +30,7 @@ _GRACE_S = 20.0
 
 
 def wanted(count: int | None, accelerate_config: Path | None) -> bool:
-    """Whether this process has to start others."""
+    """Whether this process has to start the run's processes."""
     if "WORLD_SIZE" in os.environ or EXIT_CODE in os.environ or BY_ACCELERATE in os.environ:
         return False
     return accelerate_config is not None or (count or 1) > 1

@@ -24,11 +24,11 @@ class Option(NamedTuple):
 OPTIONS = {
     "--config": Option(list[Path], "A recipe (YAML). Again: later ones win.", ("-c",)),
     "--set": Option(list[str], "key=value over the recipe, dotted keys."),
-    "--resume": Option(bool, "Go on with what the output already holds."),
+    "--resume": Option(bool, "Continue the unfinished run in the output."),
     "--overwrite": Option(bool, "Replace what this command wrote there before."),
     "--print-config": Option(bool, "Print the resolved config with origins, and stop."),
     "--json": Option(bool, "Print the result as JSON."),
-    "--dry-run": Option(bool, "Say what would be asked and cost; do nothing."),
+    "--dry-run": Option(bool, "Print the requests and their cost; send none."),
     "compare --markdown": Option(bool, "Print one Markdown table, to paste."),
     "generate --json": Option(bool, "Print JSON Lines even for one prompt."),
     "prepare FILES": Option(list[Path], "With --check: the files to check."),
@@ -41,11 +41,11 @@ OPTIONS = {
         "What --check expects: examples, guide, predictions, labelled.",
         show_default="what the first line looks like",
     ),
-    "sweep RECIPES": Option(list[Path], "The sweep; of several the later ones win.", metavar="SWEEP.yaml"),
-    "sweep --table": Option(bool, "Only the table, of what is there so far."),
+    "sweep RECIPES": Option(list[Path], "The sweep's YAML; of several, later ones win.", metavar="SWEEP.yaml"),
+    "sweep --table": Option(bool, "Only write the table, of the points done so far."),
     "sweep --dry-run": Option(bool, "Print the runs with their commands and the cost."),
     "train --accelerate-config": Option(Path, "Start them with accelerate and this file."),
-    "train --profile": Option(bool, "Say at the end where the time went."),
+    "train --profile": Option(bool, "Print the time of each part of a step at the end."),
 }
 """By flag, or by command and flag where one command alone has it, or has its own help for it. Capitals: an argument."""
 

@@ -222,7 +222,7 @@ def ask(guide: Guide, requests: Sequence[GuideRequest]) -> list[Completion | Fai
         raise RlgfError(
             f"the guide {guide.name} did not answer {len(failed)} of {len(requests)} requests ({kinds}); the first: "
             f"{failed[0].message}",
-            hint="what it wrote is in the cache: the same command with --resume asks for the rest",
+            hint="its texts are in the cache: the same command with --resume requests the rest",
         )
     return [answers[i] for i in range(len(requests))]
 

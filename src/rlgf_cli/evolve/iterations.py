@@ -90,7 +90,7 @@ def refuse_barren(rows: Sequence[Mapping[str, Any]], *, last: bool) -> None:
     why = ", ".join(f"{name}: {count}" for name, count in _outcomes(barren).most_common())
     raise RlgfError(
         f"none of the last {rewrites} rewrites was kept ({why}): there is nothing to learn from",
-        hint="steps.jsonl holds what the guide wrote; change the guide, the operations or the limits, then train anew",
+        hint="steps.jsonl has the guide's texts; change the guide, the operations or the limits, then train anew",
     )
 
 

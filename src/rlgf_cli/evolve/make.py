@@ -1,4 +1,4 @@
-"""An environment from its config, and the guides that are billed in it."""
+"""Builds an environment from its config, and names the guides that it pays for."""
 
 from __future__ import annotations
 

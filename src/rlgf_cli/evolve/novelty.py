@@ -75,7 +75,7 @@ class Collection:
             self._next = self._fixed if self._next == self._used else self._next
         elif self._used == len(self._rows):
             grown = np.empty((self._used + max(256, self._used), len(vector)), dtype=np.float32)
-            grown[: self._used] = self._rows  # the rest uses memory only when it is written
+            grown[: self._used] = self._rows  # the other rows use memory only once they are written
             self._rows = grown
         self._rows[self._next] = vector
         self._next += 1

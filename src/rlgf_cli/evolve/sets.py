@@ -49,7 +49,7 @@ def read_set(path: str) -> TextSet:
     usable = [record for record in records if words(record.prompt)]
     if len(usable) < 2:
         number = f"{len(usable)} text{'' if len(usable) == 1 else 's'} with a word in it"
-        raise UserError(f"diversity is a matter of several texts; there is {number}", where=str(file))
+        raise UserError(f"diversity needs several texts; there is {number}", where=str(file))
     usable = [usable[i] for i in by_hash([record.prompt for record in usable])]
     steps = file.with_name(STEPS)
     rows = None

@@ -107,7 +107,7 @@ def _describe_adapter(model: Any, folder: Path) -> None:
 
 
 def check_checkpoint_name(name: str) -> None:
-    """Refuse a folder or path that is no checkpoint before anything heavy happens; hub names pass."""
+    """Refuse a folder or path that is no checkpoint before anything is loaded; hub names are accepted."""
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file() and not (path / ADAPTER_CONFIG).is_file():
@@ -180,7 +180,7 @@ def save(folder: Path, loaded: Loaded, *, weights: dict[str, torch.Tensor] | Non
     only |= {"state_dict": weights} if weights is not None else {}
     with os_errors(folder):
         loaded.model.save_pretrained(folder, **only)
-        if "selected_adapters" in only:  # PEFT writes neither of these two
+        if "selected_adapters" in only:  # PEFT writes neither the generation_config nor the digest
             loaded.model.generation_config.save_pretrained(folder)
             if loaded.base is not None:
                 loaded.base.write_digest(folder)

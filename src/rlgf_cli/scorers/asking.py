@@ -1,4 +1,4 @@
-"""A guide as judge: questions, answers that end in one line, and their verdicts.
+"""A guide as judge: sends questions, and reads the verdict from the last line of each answer.
 
 The judge goes through the guide layer: cached answers are not billed again, ``replay`` sends no request, and the run's
 budget is a hard cap. The last line of an answer is read strictly. An answer that cannot be read, or that was cut at its
@@ -167,7 +167,7 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 
 
 def check_template(what: str, template: str, criterion: str, needed: Sequence[str]) -> None:
-    """Refuse a template without its texts, and a criterion that it has no place for. Raises UserError."""
+    """Refuse a template without the placeholders of the judged texts or of a given criterion. Raises UserError."""
     for name in needed:
         if f"{{{name}}}" not in template:
             raise UserError(
@@ -179,14 +179,14 @@ def check_template(what: str, template: str, criterion: str, needed: Sequence[st
 
 
 def _config(what: str, spec: str | None, section: Mapping[str, Any], device: str) -> GuideConfig:
-    """The judge as a guide: greedy, and its words as they come."""
+    """The judge as a guide: greedy, and without repairs of its answers."""
     given = dict(section)
     if spec is not None and given.setdefault("name", spec) != spec:
         raise UserError(f"{what} is named twice: {spec!r} and {given['name']!r}", hint="leave guide.name out")
     if "name" not in given:
         raise UserError(f"{what} needs a guide", hint="write judge:GUIDE, as in judge:gpt-4o-mini or judge:hf:PATH")
     if wrong := [key for key in _OWN_WORDS if key in given]:
-        raise UserError(f"{what}: guide.{wrong[0]} is not for a judge", hint="`template` says how it is asked")
+        raise UserError(f"{what}: guide.{wrong[0]} is not for a judge", hint="a judge's prompt is given by `template`")
     sampling = given.get("sampling")
     if sampling is None or isinstance(sampling, Mapping):
         given["sampling"] = {"temperature": 0.0, "send_seed": False, **(sampling or {})}

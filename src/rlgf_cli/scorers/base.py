@@ -15,7 +15,7 @@ def signature_of(reward: Reward) -> str:
 
 
 def counted_since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
-    """What was counted between two looks at a reward's counts, without zeros."""
+    """The increases of a reward's counts from ``before`` to ``now``, without zeros."""
     return {key: n - before.get(key, 0) for key, n in now.items() if n != before.get(key, 0)}
 
 

@@ -1,13 +1,13 @@
 """BERTScore (Zhang et al. 2020) with the ``bert-score`` package's numbers.
 
-Precision, recall and F1; with several references the best one, for each by itself (the package's rule). Model,
-layer, idf weighting and rescaling are explicit and stand in the signature. A text without tokens is a legal
-text: it scores 0, rescaled or not (the package itself fails on one). References without tokens do not count as
-references. Texts longer than the model's positions are cut by the package's tokeniser.
+Precision, recall and F1; with several references the best one, for each by itself (the package's rule). Model, layer,
+idf weighting and rescaling are in the signature. A text without tokens scores 0, rescaled or not (the package itself
+fails on one). References without tokens do not count as references. Texts longer than the model's positions are cut by
+the package's tokeniser.
 
-The package encodes and matches. What is done here is the order of texts: each unique text is encoded once,
-among texts of like length, in an order that depends on the texts alone. (The package goes through a Python set:
-its last digits change from process to process, and a resumed training would not repeat itself.)
+The package encodes and matches. This module decides the order of texts: each unique text is encoded once, among texts
+of like length, in an order that depends on the texts alone. (The package goes through a Python set: its last digits
+change from process to process, and a resumed training would not repeat itself.)
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def _scorer(name: str, **settings: Any) -> Any:
     check_checkpoint_name(name)
     try:
         config = AutoConfig.from_pretrained(name)
-        # bert-score goes by names: it loads anything with "t5" in its path as a T5 encoder, with fresh
+        # bert-score decides by names: it loads anything with "t5" in its path as a T5 encoder, with fresh
         # weights where it is none, and fetches names in "scibert" by a shell command
         if ("t5" in name and "t5" not in config.model_type) or name.startswith("scibert"):
             raise UserError(

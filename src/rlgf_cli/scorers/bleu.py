@@ -29,7 +29,7 @@ def sentence_bleu(scorer: str, *, tokenize: str, lowercase: bool) -> BLEU:
         raise UserError(f"{scorer}: unknown tokenizer {tokenize!r}", hint=did_you_mean(tokenize, BLEU.TOKENIZERS))
     if tokenize in _DOWNLOADED:
         raise UserError(
-            f"{scorer}: sacrebleu downloads a model for the tokenizer {tokenize!r}, which rlgf does not do behind you",
+            f"{scorer}: sacrebleu downloads a model for the tokenizer {tokenize!r}, which rlgf does not do",
             hint="take 13a, intl, zh or char, or split the texts beforehand and give tokenize: none",
         )
     try:

@@ -34,7 +34,7 @@ def module(scorer: str, name: str) -> Any:
         return importlib.import_module(f"pycocoevalcap.{name}")
     except ImportError as error:
         raise UserError(
-            f"{scorer!r} needs the package pycocoevalcap, which is not here ({error})",
+            f"{scorer!r} needs the package pycocoevalcap, which is not installed ({error})",
             hint="pip install 'rlgf-cli[captions]'",
         ) from None
 

@@ -12,7 +12,7 @@ from rlgf_cli.scorers.base import shorten
 
 
 def score_checked(reward: Reward, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
-    """``reward.score`` with its promises checked: one finite number per text.
+    """``reward.score``, checked to return one finite number per text.
 
     Raises RlgfError (exit code 1) that names the reward, the reason and the offending example where the
     reward raises, returns another number of scores than it got texts, or a value that is no finite number.
@@ -25,7 +25,7 @@ def score_checked(reward: Reward, examples: Sequence[Example], texts: Sequence[s
         scores = reward.score(examples, texts)
     except RlgfError:
         raise
-    except Exception as error:  # a reward may be anyone's code and raise anything
+    except Exception as error:  # a reward may be a user's code and raise any exception
         raise refusal(reward.name, f"raised {describe(error)}", examples, texts) from error
     if not isinstance(scores, Sequence) or isinstance(scores, str):
         reason = f"returned {type(scores).__name__} instead of a list of scores"

@@ -22,7 +22,7 @@ from rlgf_cli.stats.aggregates import chrf
 
 
 class ChrfMetric(ReferenceMetric):
-    """See the module. ``whitespace``: whether spaces count as characters."""
+    """``chrf`` and ``chrf.sentence``. ``whitespace``: whether spaces count as characters."""
 
     name = "chrf"
 

@@ -1,9 +1,9 @@
 """CIDEr-D (Vedantam et al. 2015, section 5) with pycocoevalcap's own scorer.
 
-What everyone calls CIDEr is the D variant: clipped counts and a Gaussian penalty on the difference in length
-(sigma 6), the mean over n-grams of 1 to 4 words of the tf-idf cosine, and the mean over the references. The package
-multiplies by 10. N-grams are weighted by their rarity among *documents*, a document being all references of one
-example: those of the evaluated set, or those of a data file, which makes a value independent of its set.
+CIDEr commonly means the D variant: clipped counts and a Gaussian penalty on the difference in length (sigma 6), the
+mean over n-grams of 1 to 4 words of the tf-idf cosine, and the mean over the references. The package multiplies by 10.
+N-grams are weighted by their rarity among *documents*, a document being all references of one example: those of the
+evaluated set, or those of a data file, which makes a value independent of its set.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ ORDERS = (1, 2, 3)
 
 
 class DistinctMetric(Metric):
-    """See the module."""
+    """``distinct.1`` to ``distinct.3`` and ``distinct.set_1`` to ``distinct.set_3``."""
 
     name = "distinct"
 

@@ -95,12 +95,12 @@ def compute_figures(
 ) -> tuple[dict[str, Figure], dict[str, int]]:
     """Run one metric; returns its figures by full name and what it counted.
 
-    Raises RlgfError where the metric breaks its promise: a wrong number of values, or one that is not
-    finite. Raises UserError where a figure has no value at all, or a package is missing.
+    Raises RlgfError where the metric returns a wrong number of values, or one that is not finite. Raises UserError
+    where a figure has no value at all, or a package is missing.
     """
     try:
         result = metric.compute(examples, texts)
-    except ImportError as error:  # of what a metric imports when it needs it
+    except ImportError as error:  # a metric's own imports
         raise registry.missing_package(error, f"the metric {metric.name!r}") from error
     made = [
         *((key, Figure(result.signature, values=list(values))) for key, values in result.values.items()),

@@ -1,4 +1,4 @@
-"""Membership inference: do a model's likelihoods reveal which texts it was trained on?
+"""Membership inference: how well a model's likelihoods tell its training texts from others.
 
 The evaluated model scores its training examples (the members) and the held-out examples (the non-members): the
 log-probabilities of the reference given the prompt, EOS included, exactly as ``rlgf sft`` trains on it. Two scores

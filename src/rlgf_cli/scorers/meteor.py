@@ -27,7 +27,7 @@ _SEPARATOR = "|||"
 
 
 class MeteorMetric(ReferenceMetric):
-    """See the module."""
+    """``meteor`` and ``meteor.corpus``."""
 
     name = "meteor"
 
@@ -54,7 +54,7 @@ class MeteorMetric(ReferenceMetric):
         )
 
     def _scores(self, references: Sequence[Sequence[str]], texts: Sequence[str]) -> tuple[list[float], float]:
-        """Each text's score, and that of all as one. The program is ended whatever happens."""
+        """Each text's score, and that of the whole set. The program is ended also where an error is raised."""
         with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
             try:
                 process = subprocess.Popen(

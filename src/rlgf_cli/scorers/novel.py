@@ -23,7 +23,7 @@ Grams = set[tuple[str, ...]]
 
 
 class NovelMetric(Metric):
-    """See the module."""
+    """``novel.1`` to ``novel.4``. ``against``: the data file that is the source, instead of each text's prompt."""
 
     name = "novel"
 

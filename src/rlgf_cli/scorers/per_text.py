@@ -72,6 +72,6 @@ def per_text(
 def _refuse_judges(name: str, scorer: Scorer) -> None:
     if scorer.guides:
         raise UserError(
-            f"{name!r}: a judge cannot be watched, for nobody charges it to the run",
+            f"{name!r}: a judge cannot be watched: its cost would not be charged to the run",
             hint="watch another figure; rlgf eval --metrics judge:GUIDE judges the policies that were kept",
         )

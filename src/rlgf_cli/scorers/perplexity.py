@@ -84,7 +84,7 @@ class PerplexityMetric(Metric):
         )
 
     def _row(self, example: Example, text: str, counts: Counter[str]) -> Row:
-        """What the model sees of one text, cut to its positions."""
+        """The ids of one text and its prompt that the model reads, cut to its positions."""
         loaded, limit = self.loaded, self.loaded.max_positions
         ids = loaded.text.encode_response(loaded.tokenizer, text) if text.strip() else []
         counts["without_tokens"] += not ids

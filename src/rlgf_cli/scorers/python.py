@@ -22,11 +22,11 @@ _MARKS_BATCHED = {"texts", "completions"}
 class PythonReward(Reward):
     """A function called once per text, or once per batch where it has a parameter ``texts``.
 
-    Per text it may ask for ``prompt``, ``text``, ``references`` (list), ``meta`` (dict) and ``id``, and
-    returns a number, or a dict with ``score`` and further parts to log. Per batch the same in the plural
-    (``prompts, texts, references, metas, ids``, lists in equal order), and it returns a list. ``completion``
-    and ``completions`` are other names of ``text`` and ``texts``. All else comes from the config's
-    ``params``; ``**kwargs`` receives everything.
+    Per text it may ask for ``prompt``, ``text``, ``references`` (list), ``meta`` (dict) and ``id``, and returns a
+    number, or a dict with ``score`` and further parts to log. Per batch the same in the plural (``prompts, texts,
+    references, metas, ids``, lists in equal order), and it returns a list. ``completion`` and ``completions`` are other
+    names of ``text`` and ``texts``. Other parameters are given in the config's ``params``; ``**kwargs`` receives every
+    name that rlgf passes.
     """
 
     def __init__(self, target: str, params: Mapping[str, Any]) -> None:
@@ -82,7 +82,7 @@ class PythonReward(Reward):
             return self.function(**given)
         except RlgfError:
             raise
-        except Exception as error:  # the user's function may raise anything, and must be named for it
+        except Exception as error:  # the user's function may raise any exception, and the error must name the function
             here = self.path.resolve()
             frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == here]
             where = f"{self.path}:{frames[-1].lineno}" if frames else str(self.path)

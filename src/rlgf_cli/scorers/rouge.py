@@ -1,9 +1,9 @@
 """ROUGE F1 (Lin 2004) against the best reference, with the ``rouge-score`` package's own numbers.
 
 With several references the best one counts, for each figure by itself. Only a-z and 0-9 count as letters, so a
-reference in another script scores 0. The package tokenises and matches. What is done here instead: the stems of words
-and the words of texts are cached (in training the same references come again and again), a text's n-grams are counted
-once for all its pairs, and the length of a longest common subsequence is found a row of the table at a time.
+reference in another script scores 0. The package tokenises and matches. This module adds: the stems of words and the
+words of texts are cached (in training the same references come again and again), a text's n-grams are counted once for
+all its pairs, and the length of a longest common subsequence is found a row of the table at a time.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ ORDER = 4
 
 
 class SelfBleuMetric(Metric):
-    """See the module."""
+    """``self_bleu``: the mean BLEU of each text against all others."""
 
     name = "self_bleu"
 

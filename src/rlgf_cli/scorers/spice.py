@@ -26,7 +26,7 @@ _SECONDS_TO_START, _SECONDS_PER_TEXT = 600, 10
 
 
 class SpiceMetric(ReferenceMetric):
-    """See the module."""
+    """``spice``: the mean F1 over scene-graph tuples."""
 
     name = "spice"
 

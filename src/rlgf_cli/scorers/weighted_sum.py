@@ -174,7 +174,7 @@ def scorer_at(
 
 def _python(part: PartConfig, workers: int) -> Reward:
     here = PythonReward(part.name, part.params)
-    if not workers or here.batched:  # what a function makes of a batch may depend on all of it
+    if not workers or here.batched:  # a function of a batch may score each text in dependence on the others
         return here
     return WorkersReward(part.name, part.params, workers)
 

@@ -70,7 +70,7 @@ def read(config: TrainRewardConfig) -> RewardData:
             if pairwise
             else "one example is not enough to train a classifier",
             where=config.data,
-            hint="one part is learned from and another one held out" if pairwise else "every class needs examples",
+            hint="one part is for training and another one is held out" if pairwise else "every class needs examples",
         )
     labels = [] if pairwise else _labels(samples, config)
     if config.eval_data is None:
@@ -201,7 +201,7 @@ def _kind(record: Mapping[str, Any], config: TrainRewardConfig, where: str, othe
 
 
 def _split_key(record: Mapping[str, Any], config: TrainRewardConfig, where: str, otherwise: str) -> str:
-    """What must not lie on both sides: the named field, else the prompt, else the text."""
+    """The key that lies on one side of the split only: the named field, else the prompt, else the text."""
     if config.group_key is not None:
         return json.dumps(_field(record, config.group_key, where))
     prompt = record.get("prompt")

@@ -30,7 +30,7 @@ def write(folder: Path, report: Report) -> None:
 
 
 class _figure:
-    """A figure with one pair of axes, saved when the block ends. No pyplot: it keeps figures and picks a screen."""
+    """A figure with one pair of axes, saved when the block ends. No pyplot: it keeps figures and chooses a display."""
 
     def __init__(self, path: Path, height: float) -> None:
         from matplotlib.figure import Figure

@@ -25,7 +25,7 @@ from rlgf_cli.supervised.callback import ProgressCallback, Reporter, last_checkp
 
 
 def check_settings(config: SupervisedConfig, device: torch.device) -> None:
-    """Refuse settings that the Trainer would refuse late or follow wrongly without a word."""
+    """Refuse settings that the Trainer would refuse late, or follow wrongly without a message."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("this stage runs in one process", hint="start it without torchrun or accelerate launch")
     if device.index:
