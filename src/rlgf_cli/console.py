@@ -68,7 +68,7 @@ _EVERY_S = 30.0
 def authored(head: str, segments: Sequence[tuple[str, str]], tail: str) -> None:
     """Print a text with the author of every part: by colours on a terminal, else by labels.
 
-    Control characters of a model's text are replaced, so that a terminal does not obey them.
+    Control characters of a model's text are replaced, so that a terminal does not execute them.
     """
     if _muted:
         return

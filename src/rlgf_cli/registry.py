@@ -84,7 +84,7 @@ BUILTIN: dict[str, dict[str, Entry]] = {
         ),
         "membership": Entry(
             "rlgf_cli.scorers.membership:MembershipMetric",
-            "membership:TRAIN.jsonl, can the model's training examples be told from held-out ones (AUC)",
+            "membership:TRAIN.jsonl, how well likelihoods tell training examples from held-out ones (AUC)",
         ),
         "perplexity": Entry("rlgf_cli.scorers.perplexity:PerplexityMetric", "perplexity:PATH, under a language model"),
         "reward": Entry(
@@ -101,11 +101,15 @@ BUILTIN: dict[str, dict[str, Entry]] = {
         "random_words": Entry("rlgf_cli.failures.kinds:random_words", "words of the references in any order"),
         "irrelevant": Entry("rlgf_cli.failures.kinds:irrelevant", "another example's reference"),
         "shuffled_words": Entry("rlgf_cli.failures.kinds:shuffled_words", "the good text's words in another order"),
-        "shuffled_sentences": Entry("rlgf_cli.failures.kinds:shuffled_sentences", "its sentences in another order"),
-        "repetition": Entry("rlgf_cli.failures.kinds:repetition", "it gets stuck in a loop of 1 to 8 words"),
-        "cut_off": Entry("rlgf_cli.failures.kinds:cut_off", "it stops in the middle"),
-        "run_on": Entry("rlgf_cli.failures.kinds:run_on", "it goes on past its end with something else"),
-        "copied_input": Entry("rlgf_cli.failures.kinds:copied_input", "words of the prompt as they stand there"),
+        "shuffled_sentences": Entry(
+            "rlgf_cli.failures.kinds:shuffled_sentences", "the good text's sentences in another order"
+        ),
+        "repetition": Entry(
+            "rlgf_cli.failures.kinds:repetition", "the good text up to a word, then 1 to 8 words repeated"
+        ),
+        "cut_off": Entry("rlgf_cli.failures.kinds:cut_off", "the good text, cut in the middle"),
+        "run_on": Entry("rlgf_cli.failures.kinds:run_on", "the good text, then words of another example's reference"),
+        "copied_input": Entry("rlgf_cli.failures.kinds:copied_input", "a run of words of the prompt"),
         "swapped_facts": Entry("rlgf_cli.failures.kinds:swapped_facts", "numbers and names replaced by others"),
     },
     "tasks": {
@@ -122,7 +126,7 @@ BUILTIN: dict[str, dict[str, Entry]] = {
 
 
 _BASES: dict[str, Any] = {"rewards": Reward, "metrics": Metric, "tasks": Task}
-"""What a thing of each kind derives from; a task is an instance."""
+"""The base class of each kind; a task is an instance of it."""
 
 
 def entries(kind: str) -> dict[str, Entry]:
@@ -164,7 +168,7 @@ def load(kind: str, name: str) -> Any:
 
 
 def _refuse_other_base(kind: str, name: str, target: str, loaded: Any) -> None:
-    """What an entry point names must derive from the base class that declares all that is asked of it."""
+    """Refuse an entry point's object that does not derive from the base class of its kind."""
     what, hint = f"the {kind[:-1]} {name!r}", "docs/extensions.md has a complete example"
     base = _BASES.get(kind)
     if base is Task and not isinstance(loaded, Task):

@@ -48,7 +48,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), validate_default=True)
     scalar_key: ClassVar[str | None] = None
     usage: ClassVar[Mapping[str, str]] = {}
-    """Hints for keys that are no flags of the command line but its arguments."""
+    """Hints for keys that are arguments of the command line and no flags."""
     panels: ClassVar[Mapping[str, str]] = {}
     flags: ClassVar[Mapping[str, Flag]] = {}
 

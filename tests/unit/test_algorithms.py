@@ -91,8 +91,8 @@ def test_restart_and_gate_reach_the_regime_in_which_the_guide_rolls_in(name: str
     [
         ({"roll_in": "policy", "roll_out": "policy"}, "one author writes all"),
         ({"roll_in": "guide", "roll_out": "guide", "estimator": "likelihood"}, "one author writes all"),
-        ({"estimator": "likelihood"}, "learns on what the guide wrote"),
-        ({"roll_in": "guide", "estimator": "likelihood"}, "learns on what the guide wrote"),
+        ({"estimator": "likelihood"}, "learns on the guide's tokens"),
+        ({"roll_in": "guide", "estimator": "likelihood"}, "learns on the guide's tokens"),
         ({"roll_out": "guide"}, "a policy gradient has no token to learn on"),
         ({"roll_in": "policy", "roll_out": "guide", "estimator": "group_mean", "group_size": 4}, "no baseline"),
         ({"estimator": "leave_one_out"}, "group_size of at least 2"),

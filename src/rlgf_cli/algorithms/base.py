@@ -1,4 +1,4 @@
-"""The ``algorithm`` section of a config: the class that a name stands for, and what is refused before it is made."""
+"""The ``algorithm`` section of a config: the class of an algorithm's name, and the checks before one is made."""
 
 from __future__ import annotations
 

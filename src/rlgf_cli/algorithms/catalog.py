@@ -122,7 +122,7 @@ class BCGuide(Algorithm):
 
 
 class DAgger(CutHorizon, RollIn, Algorithm):
-    """likelihood of how the guide goes on from the policy's own prefixes (live guide)"""
+    """likelihood of the guide's continuations of the policy's own prefixes (live guide)"""
 
     name: Literal["dagger"] = "dagger"
 

@@ -67,7 +67,7 @@ class Regime(RollIn, Cut, Restart, Grouped, _Data):
             )
         if self.estimator == "likelihood" and self.roll_out != "guide":
             raise ValueError(
-                "estimator likelihood learns on what the guide wrote, and here the policy rolls out; "
+                "estimator likelihood learns on the guide's tokens, and here the policy rolls out; "
                 "use roll_out: guide (bc-guide, dagger), or gae, group_mean, leave_one_out"
             )
         if self.roll_in == "none" and self.roll_out == "guide" and self.estimator != "likelihood":
@@ -185,7 +185,7 @@ class AlgorithmSpec(_Data):
         return self.regimes[-1]
 
     def age(self, step: int) -> int:
-        """Iterations that the schedule's present phase has behind it at iteration ``step``, counted from 0."""
+        """Iterations that the schedule's present phase has had before iteration ``step``, counted from 0."""
         switch = self.schedule.switch_step if self.schedule.kind == "switch" else None
         return step - switch if switch is not None and step >= switch else step
 

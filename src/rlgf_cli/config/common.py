@@ -1,4 +1,4 @@
-"""Sections and field types that several configs share. Every field is a config key; a test holds that code reads it."""
+"""Sections and field types that several configs share. Every field is a config key that code reads (tested)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ReportTo = Annotated[Literal["none", "tensorboard", "wandb", "trackio"], Flag("n
 Device = Annotated[str, Flag("auto, cpu, cuda, cuda:1, mps.")]
 Limit = Annotated[int | None, Field(ge=1), Flag("Use only the first N records.", "--limit", "-L")]
 Seed = Annotated[int, Field(ge=0), Flag("Seed of everything random.")]
-OUTPUT = Flag("Where the product goes.", "--output-dir", "-o", "--output")
+OUTPUT = Flag("Folder or file to write.", "--output-dir", "-o", "--output")
 
 COMMON, RUN, MODEL, TEXT = "Common options", "Run options", "Model options", "Text options"
 SPEND, GUIDE = "Budget and limits", "Guide options"

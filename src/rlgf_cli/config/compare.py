@@ -21,10 +21,10 @@ class CompareConfig(Strict):
     """``systems``: eval folders or run folders, the first is the base; ``name=folder`` gives one a name, and
     several folders under one name (``name=folder,folder``, or the name again) are seeds of one system.
 
-    ``metrics`` names figures (``rouge.rougeL``) or metrics (``rouge``: all of its figures); by default what
-    all systems have. ``test`` says whose p-values are corrected after Holm. ``force`` compares what differs in
-    signature, references or ids all the same. ``pair_seeds``: the i-th seed of every system belongs with the i-th
-    of the base (the same start, the same order of data), and differences are formed within these pairs.
+    ``metrics`` names figures (``rouge.rougeL``) or metrics (``rouge``: all of its figures); by default what all systems
+    have. ``test`` says whose p-values are corrected after Holm. ``force`` also compares systems that differ in
+    signature, references or ids. ``pair_seeds``: the i-th seed of every system belongs with the i-th of the base (the
+    same start, the same order of data), and differences are formed within these pairs.
     """
 
     usage: ClassVar[Mapping[str, str]] = {"systems": "rlgf compare BASE OTHER [MORE ...]"}

@@ -12,7 +12,7 @@ from rlgf_cli.section import Flag, Strict
 
 
 class NoveltyConfig(Strict):
-    """What counts as new. ``encoder``: a folder or hub name of a text encoder; null goes by words and pairs of words.
+    """The measure of novelty. ``encoder``: folder or hub name of a text encoder; null: words and pairs of words.
 
     The novelty of a rewrite is 1 - the cosine to the nearest instruction so far, seeds included; below
     ``least`` it is a duplicate.
@@ -23,7 +23,7 @@ class NoveltyConfig(Strict):
 
 
 class LimitsConfig(Strict):
-    """Elimination rules that have a number: words of a rewrite, and of an answer."""
+    """Limits of the rules: words of a rewrite, and of an answer."""
 
     max_words: int = Field(300, ge=1)
     max_answer_words: int = Field(1000, ge=1)

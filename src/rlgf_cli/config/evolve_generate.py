@@ -13,8 +13,8 @@ from rlgf_cli.section import Flag, Strict
 
 
 class MinHashConfig(Strict):
-    """What counts as a near copy: texts whose sets of three words in a row have a Jaccard similarity of ``threshold``
-    or more. ``permutations``: more of them miss fewer.
+    """The definition of a near copy: texts whose sets of three words in a row have a Jaccard similarity of
+    ``threshold`` or more. ``permutations``: more of them miss fewer.
     """
 
     threshold: float = Field(0.8, ge=0.1, le=1)
@@ -22,8 +22,8 @@ class MinHashConfig(Strict):
 
 
 class EvolveGenerateConfig(EvolveConfig):
-    """``policy`` leads the guide: ``random``, ``round-robin``, ``paper``, or the folder of ``rlgf evolve train``. Every
-    seed is visited ``passes`` times. ``answers``: the guide answers the rewrites that were kept, in
+    """``policy`` chooses the operations: ``random``, ``round-robin``, ``paper``, or the folder of ``rlgf evolve
+    train``. Every seed is visited ``passes`` times. ``answers``: the guide answers the rewrites that were kept, in
     ``max_answer_tokens`` at most; ``answer_template`` holds ``{instruction}`` (null: the instruction as it is).
     ``minhash`` says what a near copy is.
     """

@@ -13,8 +13,8 @@ from rlgf_cli.section import Flag, Strict
 
 
 class EvolveRewardConfig(Strict):
-    """A kept rewrite earns ``novelty`` times its novelty, and ``different`` where the reviewer calls it different; one
-    that was not kept earns -``penalty``.
+    """The reward of a kept rewrite is ``novelty`` times its novelty, plus ``different`` where the reviewer calls it
+    different; that of a rejected one is -``penalty``.
     """
 
     novelty: float = Field(1.0, ge=0)
@@ -41,10 +41,10 @@ class EvolvePPOConfig(Strict):
 
 class EvolveTrainConfig(EvolveConfig):
     """``policy``: ``learned``, or a baseline, which acts in the same environment and learns nothing. Each of the
-    ``iterations`` leads ``batch_size`` chains from their seeds through ``steps`` steps and then learns from them.
-    Novelty is measured against the last ``memory`` rewrites that were kept: about as many as the set that the policy is
-    meant for will hold. ``save_every``: iterations between checkpoints, of which the
-    newest ``save_total_limit`` stay (null: all).
+    ``iterations`` takes ``steps`` steps with ``batch_size`` chains and then updates the policy with them. Novelty is
+    measured against the last ``memory`` rewrites that were kept: about as many as the set that the policy is meant for
+    will hold. ``save_every``: iterations between checkpoints, of which the newest ``save_total_limit`` stay (null:
+    all).
     """
 
     panels: ClassVar[Mapping[str, str]] = {
@@ -59,8 +59,8 @@ class EvolveTrainConfig(EvolveConfig):
     policy: Annotated[
         Literal["learned", "random", "round-robin", "paper"], Flag("learned, random, round-robin or paper.")
     ] = "learned"
-    iterations: Annotated[int, Flag("Walks and updates. Default: {default}.")] = Field(50, ge=1)
-    memory: Annotated[int, Flag("Kept rewrites that novelty looks at.")] = Field(500, ge=1)
+    iterations: Annotated[int, Flag("Iterations: chains and an update each. Default: {default}.")] = Field(50, ge=1)
+    memory: Annotated[int, Flag("Kept rewrites that novelty is measured against.")] = Field(500, ge=1)
     reward: EvolveRewardConfig = Field(default_factory=EvolveRewardConfig)
     ppo: EvolvePPOConfig = Field(default_factory=EvolvePPOConfig)
     save_every: Annotated[int, Flag("Iterations between checkpoints.")] = Field(5, ge=1)

@@ -25,7 +25,7 @@ from rlgf_cli.section import Flag, Strict
 class GenerateConfig(Strict):
     """Prompts from ``data`` or one ``prompt``; ``output`` null prints the texts. ``samples`` texts per prompt.
 
-    ``text`` null: the format that lies with the checkpoint.
+    ``text`` null: the format stored with the checkpoint.
     """
 
     panels: ClassVar[Mapping[str, str]] = {

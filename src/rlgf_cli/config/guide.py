@@ -104,7 +104,7 @@ class GuideConfig(Strict):
     api: Annotated[Api | None, Flag("chat or completion.")] = None
     base_url: Annotated[str | None, Flag("OpenAI-compatible endpoint; else $OPENAI_BASE_URL.")] = None
     system: Annotated[str | None, Flag("System message (chat API).")] = None
-    prompt_template: Annotated[str | None, Flag("What the guide is asked; holds {prompt}.")] = None
+    prompt_template: Annotated[str | None, Flag("Template of the guide's prompt; holds {prompt}.")] = None
     continuation: Literal["template", "prefill"] = "template"
     continue_template: str | None = CONTINUE_TEMPLATE
     clean: Literal["none", "continuation", "all"] = "continuation"
@@ -151,7 +151,7 @@ class GuideConfig(Strict):
 
 
 class BudgetConfig(Strict):
-    """A hard cap on what a run may ask of its guide, over all its resumptions; null is no cap.
+    """Hard caps on a run's guide requests and their cost, over all its resumptions; null is no cap.
 
     ``max_cost_usd`` needs a guide with a known price. ``max_calls`` counts answers and calls of unknown
     outcome, not what the server refused.
@@ -162,7 +162,7 @@ class BudgetConfig(Strict):
 
 
 def base_url_problem(url: str) -> str | None:
-    """What is wrong with an endpoint's URL, or None. The answer never shows the URL: it may hold a secret."""
+    """The fault of an endpoint's URL, or None. The text never has the URL, which may hold a secret."""
     try:
         parts = urlsplit(url)
     except ValueError:

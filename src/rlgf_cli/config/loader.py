@@ -1,4 +1,4 @@
-"""The way from recipe files, ``--set`` and flags to one checked config that knows where every value came from.
+"""Merges recipe files, ``--set`` and flags into one checked config, with the origin of every value.
 
 Precedence: flag > ``--set`` > later ``--config`` > earlier ``--config`` > defaults. A ``null``,
 ``false`` or ``0`` that was given counts as given.

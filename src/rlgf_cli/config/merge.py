@@ -12,7 +12,7 @@ from rlgf_cli.section import Flag
 class MergeConfig(StageConfig):
     """``model`` is a folder with a LoRA adapter, as ``sft`` and ``train`` leave it; ``dtype`` that of the product.
 
-    The merge is made, and its logits held against the adapter's, in float32 on the base's own weights, before the
+    The merge is made, and its logits compared with the adapter's, in float32 on the base's own weights, before the
     product is cast to ``dtype`` and written.
     """
 

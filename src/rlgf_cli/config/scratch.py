@@ -15,7 +15,7 @@ _BYTES = 256
 
 
 class TokenizerConfig(Strict):
-    """A tokenizer trained on the data (``kind``), or one that exists (``path``).
+    """A tokenizer trained on the data (``kind``), or an existing one (``path``).
 
     ``word``: words and punctuation, for small closed vocabularies; ``bpe``: byte-level BPE; ``unigram``:
     SentencePiece-like. ``path`` is a folder that holds tokenizer.json, or vocab.json and merges.txt.

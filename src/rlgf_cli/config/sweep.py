@@ -34,7 +34,7 @@ Recipes = Annotated[list[str | dict[str, Any]], BeforeValidator(_as_list), Field
 
 
 class SweepConfig(StageConfig):
-    """A grid of training runs, each evaluated, and the table of them all.
+    """A grid of training runs, each of them evaluated, and the table of their figures.
 
     ``base`` and ``eval`` are recipes of ``rlgf train`` and ``rlgf eval``: a path, the keys themselves, or a list of
     both, later ones over earlier ones. ``grid`` maps train's keys to lists of values; ``alg`` is the algorithm, and the

@@ -206,7 +206,7 @@ class ParallelConfig(Strict):
 class TrainConfig(StageConfig):
     """Reinforcement learning with or without a guide.
 
-    ``step0``: what happens where an invariant is broken before the first update (see docs/doctor.md).
+    ``step0``: the reaction to an invariant that is broken before the first update (see docs/doctor.md).
     ``reward_workers``: processes in which each Python function of the reward scores, one text at a time; 0: in the
     training's own. ``save_best``: with ``eval.data``, keep the policy with the best held-out score in
     ``<output>/best``, and with ``watch`` the one with the best watched figure in ``<output>/best_watched``.
@@ -261,7 +261,7 @@ class TrainConfig(StageConfig):
     aux: AuxConfig = AuxConfig()
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
-    watch: Annotated[WatchConfig | None, Flag("A figure of the held-out texts to hold against the score.")] = None
+    watch: Annotated[WatchConfig | None, Flag("A figure of the held-out texts to compare with the score.")] = None
     parallel: ParallelConfig = ParallelConfig()
     max_steps: Annotated[int, Flag("Iterations.")] = Field(100, ge=1)
     gradient_checkpointing: Annotated[bool, Flag("Less memory, more time.")] = False
@@ -321,7 +321,7 @@ class TrainConfig(StageConfig):
             if estimator == "group_mean" and scale != "none" and where == "reward" and self.kl.coef:
                 raise Refused(
                     "kl.where: reward puts the KL into scores that are divided by their group's standard deviation: "
-                    "equal scores would leave the KL's noise alone, blown up to the size of a success",
+                    "where scores are equal, only the KL's noise would be left, scaled up to standard deviation 1",
                     "kl.where: loss, or ppo.advantage_scale: none",
                 )
         if self.rollout.resample_groups and spec.group_size == 1:
@@ -331,9 +331,11 @@ class TrainConfig(StageConfig):
 
     def _check_watch(self, watch: WatchConfig) -> None:
         if self.eval.data is None:
-            raise Refused("watch looks at held-out texts, and there is no held-out data", "give --eval-data")
+            raise Refused("watch needs held-out texts, and there is no held-out data", "give --eval-data")
         if not self.reward:
-            raise Refused("watch holds a figure against the reward, and there is none", "give --reward, or no --watch")
+            raise Refused(
+                "watch compares a figure with the reward, and there is no reward", "give --reward, or no --watch"
+            )
         if watch.figure is None and watch.name in {part.name for part in self.reward}:
             raise Refused(
                 f"the watched figure {watch.name!r} is trained on: it rises with the score",

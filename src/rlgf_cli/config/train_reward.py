@@ -58,10 +58,11 @@ class TrainRewardConfig(SupervisedConfig):
     center_rewards_coefficient: float = Field(0.0, ge=0)
     """Pulls the sum of a pair's two scores to 0, so that scores lie around 0; 0.01 is usual."""
     kind_key: Annotated[str | None, Flag("Dotted field of the kind of text, for the figures.")] = "kind"
-    """What sort of text a record holds: the held-out figures are given for each. The default may be missing from the
-    records; null: the label."""
+    """The kind of text in a record: the held-out figures are given for each kind. The default may be missing from the
+    records; null: the label.
+    """
     group_key: str | None = None
-    """What must not lie on both sides of the split. null: the prompt, or the text where there is none."""
+    """The field whose values must lie on one side of the split. null: the prompt, or the text where there is none."""
     eval_fraction: Annotated[float, Flag("Held out where there is no --eval-data.")] = Field(0.1, gt=0, lt=1)
     max_tokens: Annotated[int | None, Flag("Longer texts are cut.")] = Field(None, ge=1)
 

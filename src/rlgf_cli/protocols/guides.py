@@ -19,7 +19,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Completion:
-    """What a guide wrote after ``prompt + prefix``: the continuation only, never the prefix again.
+    """A guide's text after ``prompt + prefix``: the continuation only, without the prefix.
 
     ``model`` is the model as the server reported it; empty: it reported none. ``usage`` counts tokens
     (``prompt_tokens``, ``completion_tokens``) where they are known. ``nano_usd`` is the price at which the text was
@@ -59,8 +59,8 @@ class GuideRequest:
 class Failure:
     """A request that brought no text.
 
-    ``kind`` is what failures are counted by; ``message`` holds no key; ``final``: asking again would not help.
-    ``model`` and ``usage`` are those of an answer without a usable text, where the server sent them.
+    Failures are counted by ``kind``; ``message`` holds no API key; ``final``: asking again would not help. ``model``
+    and ``usage`` are those of an answer without a usable text, where the server sent them.
     """
 
     kind: str
@@ -109,7 +109,7 @@ class Guide(ABC):
     name: str
     abilities: GuideAbilities
     tokenizer: Any = None
-    """A local checkpoint's own: a policy with the same one may be cut inside a word."""
+    """A local checkpoint's tokenizer: a policy with the same one may be cut inside a word."""
     device: str | None = None
     """Where a local model runs."""
     licence: str | None = None
@@ -127,17 +127,17 @@ class Guide(ABC):
     def __init__(self, name: str, abilities: GuideAbilities) -> None:
         self.name, self.abilities = name, abilities
         self.counts: Counter[str] = Counter()
-        """What was repaired in the texts, and what was not used, by kind."""
+        """Repairs of the texts, and texts that were not used, by kind."""
         self.models: Counter[str] = Counter()
         """Texts by the model that the server reported."""
         self.settings: dict[str, Any] = {}
-        """What decides a text: it goes into the manifest, and a collection is only resumed under equal settings."""
+        """The settings that decide a text: the manifest has them, and a collection is only resumed under equal ones."""
         self.notify: Callable[[str], None] = lambda text: None
         """Called with a message for the user."""
 
     @classmethod
     def describe(cls, config: Any) -> GuideAbilities:
-        """What such a guide can do, without loading a model or calling a server. Raises UserError for a bad config."""
+        """The abilities of such a guide; no model is loaded, no server called. Raises UserError for a bad config."""
         return GuideAbilities(live=True, continues=True)
 
     # texts
@@ -166,7 +166,7 @@ class Guide(ABC):
         return []
 
     def check(self, examples: Iterable[Example], max_new_tokens: int) -> None:  # noqa: B027 - nothing to check is fine
-        """Refuse prompts that could not be answered, before anything is paid. Raises UserError."""
+        """Refuse prompts that could not be answered, before a request is paid for. Raises UserError."""
 
     def close(self) -> None:  # noqa: B027 - most guides hold nothing
         """Give back connections, threads and files."""
@@ -197,14 +197,14 @@ class Guide(ABC):
     ) -> None:
         """Charge the account of ``run`` from now on, and keep to the caps of ``budget``.
 
-        ``spend``: what the run's manifest says was charged already. ``shared``: other guides or processes charge the
-        same account.
+        ``spend``: the charges of earlier sessions, from the run's manifest. ``shared``: other guides or processes
+        charge the same account.
         """
         if budget is not None:
             self.check_budget(budget)
 
     def spend(self) -> dict[str, Any]:
-        """What the run was charged so far, as its manifest holds it."""
+        """The run's charges so far, in the form of its manifest."""
         return {
             "calls": 0,
             "cached": 0,
@@ -218,7 +218,7 @@ class Guide(ABC):
         """Count texts that another process took from the cache."""
 
     def provenance(self) -> dict[str, Any]:
-        """Whose texts these are, for manifests and model cards."""
+        """The origin of the texts, for manifests and model cards."""
         return {"guide": self.name, "mode": self.mode, "models": dict(self.models), "licence": self.licence}
 
     # estimates
@@ -238,12 +238,12 @@ class Guide(ABC):
     # batches
 
     def check_batch(self) -> None:
-        """Refuse ``--batch`` where the guide has no batch API, or does not keep what a batch brings."""
+        """Refuse ``--batch`` where the guide has no batch API, or does not store the texts of a batch."""
         raise UserError("--batch is for endpoints; a local checkpoint has no batch API")
 
     def run_batch(self, requests: Iterator[GuideRequest], stop: threading.Event) -> None:
-        """Have a batch answer what the cache does not hold, and wait for it; ``stop`` set ends the waiting."""
+        """Send the requests that the cache does not answer as a batch, and wait for it until ``stop`` is set."""
         self.check_batch()
 
     def refuse_open_batches(self, run: str) -> None:  # noqa: B027 - without a batch API there are none
-        """Refuse to forget a run whose batches are not collected yet: they are paid for. Raises UserError."""
+        """Refuse to drop a run whose batches are not collected yet: they are paid for. Raises UserError."""

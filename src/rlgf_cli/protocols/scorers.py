@@ -21,44 +21,45 @@ class Score:
 
 
 def _no_progress(texts: int) -> None:
-    """Nobody listens."""
+    """The default of ``on_rows``: do nothing."""
 
 
 class Scorer:
-    """What rewards and metrics have in common; a class can be both, as ``scorers.rouge`` is.
+    """The members that rewards and metrics share; a class can be both, as ``scorers.rouge`` is.
 
-    The registry makes one as ``cls(target, **params)``: ``target`` is what stands behind the colon of ``name:target``
-    (None: nothing), and the annotated keyword parameters are the keys of ``params``. A parameter ``device`` gets the
-    run's device.
+    The registry makes one as ``cls(target, **params)``: ``target`` is the text behind the colon of ``name:target``
+    (None: there is none), and the annotated keyword parameters are the keys of ``params``. A parameter ``device`` gets
+    the run's device.
     """
 
     name: str = ""
     """Its name in figures and logs. Empty: the name that it is registered under."""
     guides: Sequence[Guide] = ()
-    """The guides that it asks (a judge's). The run pays for them, closes them, and names them in run.json."""
+    """The guides that it sends requests to (a judge's). The run is charged, closes them, and names them in run.json."""
     reports_rows: bool = False
     """Whether it calls :attr:`on_rows` with the number of further texts that are done, while it works."""
     on_rows: Callable[[int], None] = staticmethod(_no_progress)
-    """Set by who shows the progress."""
+    """The function that shows the progress; set by the stage."""
     reward_only: ClassVar[frozenset[str]] = frozenset()
     """For a class that is both: parameters that it takes as a reward and refuses as a metric."""
     metric_only: ClassVar[frozenset[str]] = frozenset()
     """For a class that is both: parameters that it takes as a metric and refuses as a reward."""
 
     def stop_when(self, stop: Callable[[], bool]) -> None:
-        """Where ``stop()`` is true, ask the guides nothing more and raise Interrupted."""
+        """Where ``stop()`` is true, send the guides no further request and raise Interrupted."""
 
 
 class Reward(Scorer, ABC):
     """One score per text, for training. ``texts[i]`` is the response to ``examples[i]``."""
 
     signature: str = ""
-    """Everything that fixes how the scores come about (version, settings): scores are comparable where it is equal.
-    Empty: the name."""
+    """Everything that decides the scores (version, settings): scores are comparable where it is equal. Empty: the
+    name.
+    """
     counts: Mapping[str, int] = MappingProxyType({})
-    """What happened so far and should be seen, such as truncated texts."""
+    """Counts so far that the user should see, such as truncated texts."""
     moves: bool = False
-    """Whether what a text scores depends on the iteration; then :meth:`at` gives the reward of one."""
+    """Whether a text's score depends on the iteration; then :meth:`at` gives the reward of one."""
     prefetches: bool = False
     """Whether :meth:`prefetch` begins to score texts."""
 
@@ -74,7 +75,7 @@ class Reward(Scorer, ABC):
         return self
 
     def prefetch(self, examples: Sequence[Example], texts: Sequence[str]) -> None:
-        """Begin with texts that the next :meth:`score` will be asked for, and return at once."""
+        """Begin to score texts that the next call of :meth:`score` will have, and return at once."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,12 @@ class BoundedFigure:
 
 @dataclass(frozen=True)
 class MetricResult:
-    """Per-example values (``None``: the example was skipped), and the signature that says how they came about.
+    """Per-example values (``None``: the example was skipped), and the signature of their computation.
 
-    ``values`` maps each figure's key to one value per example; the figure is their mean. ``corpus`` holds the
-    figures that follow from summed rows, ``whole`` those of the set as one, which have no interval unless they bring
-    it. A figure's full name is ``metric.key``, and the metric's name alone for the key ``score``. ``counts`` are
-    things that happened and should be seen.
+    ``values`` maps each figure's key to one value per example; the figure is their mean. ``corpus`` holds the figures
+    that follow from summed rows, ``whole`` those of the set as one, which have no interval unless they bring it. A
+    figure's full name is ``metric.key``, and the metric's name alone for the key ``score``. ``counts`` are counts that
+    the user should see.
     """
 
     values: Mapping[str, Sequence[float | None]]

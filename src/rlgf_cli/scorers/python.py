@@ -25,8 +25,8 @@ class PythonReward(Reward):
     Per text it may ask for ``prompt``, ``text``, ``references`` (list), ``meta`` (dict) and ``id``, and returns a
     number, or a dict with ``score`` and further parts to log. Per batch the same in the plural (``prompts, texts,
     references, metas, ids``, lists in equal order), and it returns a list. ``completion`` and ``completions`` are other
-    names of ``text`` and ``texts``. Other parameters are given in the config's ``params``; ``**kwargs`` receives every
-    name that rlgf passes.
+    names of ``text`` and ``texts``. Other parameters are given in the config's ``params``; ``**kwargs`` receives all
+    known names and all of ``params``.
     """
 
     def __init__(self, target: str, params: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Percentile bootstrap intervals over prompts: they hold for other prompts like these, not for another training run."""
+"""Percentile bootstrap intervals over prompts: they are valid for other prompts like these, not for other trainings."""
 
 from __future__ import annotations
 
