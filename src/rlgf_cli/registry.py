@@ -24,7 +24,7 @@ from rlgf_cli.protocols import Metric, Reward, Task
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a named thing lives and the line that ``rlgf ls`` prints for it."""
+    """The module and attribute of a name, and the line that ``rlgf ls`` prints for it."""
 
     target: str
     summary: str

@@ -59,7 +59,7 @@ class TestTable:
         assert [row.rstrip("| ").endswith("***") for row in (base, second, third)] == [False, False, True]
         assert "<0.0001 |  <0.0002 | ***" in third
         assert "10000 resamples, seed 0" in footer and "Holm over 2 tests" in footer
-        assert "these trained models" in note and "not of another training" in note
+        assert "these models" in note and "not for another training" in note
         assert few.startswith("40 prompts are few")
         exact = run_cli("compare", poor, good, "--metrics", "rouge.rougeL", "--test", "randomisation").stdout
         assert "approximate randomisation" in exact and "are few" not in exact
@@ -272,7 +272,7 @@ class TestSeeds:
         assert difference["p_randomisation"] == pytest.approx(0.1)
         notes = " ".join(found["tests"]["notes"])
         assert "p of the bootstrap test, over other prompts and other seeds" in notes
-        assert "dealing 3 and 3 seeds anew gives no p-value below 0.1" in notes
+        assert "permuting 3 and 3 seeds gives no p-value below 0.1" in notes
         assert "prompts are few" not in notes
         shown = run_cli("compare", *commas).stdout
         assert "paired bootstrap, of seeds Student's t, two-sided" in shown
@@ -299,7 +299,7 @@ class TestSeeds:
         notes = " ".join(found["tests"]["notes"])
         assert "seeds in pairs, in the order given" in notes and "no p-value below 0.25" in notes
         shown = run_cli("compare", *commas, "--pair-seeds", "--test", "randomisation").stdout
-        assert "of seeds sides of the pairs changed" in shown
+        assert "of seeds sides of the pairs swapped" in shown
 
     def test_what_has_no_partner_is_refused(self, trained, tmp_path, run_cli):
         given = [f"a={','.join(map(str, trained['a']))}", f"b={','.join(map(str, trained['b'][:2]))}"]
@@ -312,8 +312,8 @@ class TestSeeds:
         for name, folders in trained.items():
             copies = [shutil.copytree(folders[n % 3], tmp_path / f"copy_{name}_{n}") for n in range(5)]
             given.append(f"{name}={','.join(map(str, copies))}")
-        assert "dealing 5 and 5 seeds" in run_cli("compare", *given, "--resamples", 252).stdout
-        assert "dealing 5 and 5 seeds" not in run_cli("compare", *given, "--resamples", 251).stdout
+        assert "permuting 5 and 5 seeds" in run_cli("compare", *given, "--resamples", 252).stdout
+        assert "permuting 5 and 5 seeds" not in run_cli("compare", *given, "--resamples", 251).stdout
 
     def test_one_model_against_several_trainings(self, trained, run_cli):
         result = run_cli("compare", trained["a"][0], f"b={','.join(map(str, trained['b']))}", "--json")

@@ -10,19 +10,19 @@ from rlgf_cli.section import Flag, Strict
 
 
 class RollIn(Strict):
-    """How often an episode begins with a roll-in."""
+    """The share of episodes that begin with a roll-in."""
 
     rollin_prob: Annotated[float, Flag("Share of episodes with a roll-in.")] = Field(0.8, ge=0, le=1)
 
 
 class Mix(Strict):
-    """How often an iteration is one of PPO++."""
+    """The share of iterations of PPO++."""
 
     p_ppo_pp: Annotated[float, Flag("lols: share of PPO++ iterations.")] = Field(0.8, ge=0, le=1)
 
 
 class Switch(Strict):
-    """How many iterations the first regime has."""
+    """The number of iterations of the first regime."""
 
     switch_step: Annotated[int, Flag("d2lols: iterations of AggreVaTeD.")] = Field(20, ge=0)
 
@@ -31,20 +31,20 @@ GroupSize = Annotated[int, Field(ge=1), Flag("grpo, rloo: episodes per prompt.",
 
 
 class Grouped(Strict):
-    """How many episodes share a prompt."""
+    """The number of episodes that share a prompt."""
 
     group_size: GroupSize = 8
 
 
 class CutHorizon(Strict):
-    """How far into the text the policy's roll-in may reach."""
+    """The largest length of the policy's roll-in."""
 
     cut_horizon: int | None = Field(None, ge=1)
     """The latest place of the cut, in tokens; null: the typical length so far."""
 
 
 class Cut(CutHorizon):
-    """Where the policy's roll-in ends, and which of its tokens learn."""
+    """The end of the policy's roll-in, and the choice of its tokens that learn."""
 
     cut: Annotated[Literal["first", "inner"], Flag("aggrevated: first or inner.")] = "first"
     credit: Annotated[Literal["prefix", "cut"], Flag("aggrevated: prefix or cut.")] = "prefix"
@@ -52,7 +52,7 @@ class Cut(CutHorizon):
 
 
 class Restart(Strict):
-    """Where the guide's roll-in is cut, and which of the guide's texts are used."""
+    """The cut of the guide's roll-in, and the choice of the guide's texts."""
 
     restart: Annotated[
         Literal["uniform", "backward", "uncertain"], Flag("ppo++: cuts uniform, backward or uncertain.")
@@ -62,7 +62,7 @@ class Restart(Strict):
 
 
 class MonteCarlo(Strict):
-    """How AggreVaTeD estimates the advantage of the action at the cut."""
+    """AggreVaTeD's estimate of the advantage of the action at the cut."""
 
     advantage: Annotated[Literal["gae", "guide_mc"], Flag("aggrevated: gae, or guide_mc (no critic).")] = "gae"
     mc_samples: Annotated[int, Flag("guide_mc: texts on each side of an action.")] = Field(1, ge=1)

@@ -37,12 +37,12 @@ class Regime(RollIn, Cut, Restart, Grouped, _Data):
 
     @property
     def learn_author(self) -> Author:
-        """Whose tokens carry the loss."""
+        """The author whose tokens carry the loss."""
         return "guide" if self.estimator == "likelihood" else "policy"
 
     @property
     def critic(self) -> Author | None:
-        """Whose roll-outs the critic values; None where the estimator needs no critic."""
+        """The author whose roll-outs the critic values; None where the estimator needs no critic."""
         return self.roll_out if self.estimator == "gae" else None
 
     @property
@@ -132,7 +132,7 @@ class Regime(RollIn, Cut, Restart, Grouped, _Data):
 
 
 class Schedule(_Data):
-    """Which regime an iteration uses.
+    """The choice of each iteration's regime.
 
     ``always``: the only one. ``mixture``: regime i with probability ``weights[i]``, drawn anew each iteration.
     ``switch``: the first until ``switch_step`` iterations are done, then the second.

@@ -1,4 +1,4 @@
-"""The texts that a guide file holds, and which are missing: in a database on disk, so that memory does not grow."""
+"""The texts of a guide file, and the missing ones, in a database on disk, so that memory does not grow."""
 
 from __future__ import annotations
 

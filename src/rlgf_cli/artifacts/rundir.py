@@ -78,7 +78,7 @@ def file_sha256(path: Path) -> str:
 
 
 def parent_of(path: str | Path) -> dict[str, Any] | None:
-    """How a manifest names an input on disk; ``None`` for a hub name.
+    """A manifest's entry for an input on disk; ``None`` for a hub name.
 
     A folder is named by the run that made it and by its weights' sha256; a file by its own sha256.
     """

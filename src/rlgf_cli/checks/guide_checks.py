@@ -53,7 +53,7 @@ def answers(probe: GuideProbe) -> Check:
 
 
 def endings(probe: GuideProbe) -> Check | None:
-    """How the texts end: by themselves, with an EOS, or at the limit, without one."""
+    """The ends of the texts: by themselves, with an EOS, or at the limit, without one."""
     texts = probe.texts
     if not texts:
         return None
@@ -139,7 +139,7 @@ def round_trip(probe: GuideProbe) -> Check | None:
     return Check(
         "tokens.round_trip",
         "warn" if grave else "ok",
-        f"{exact} of {len(probe.nonempty)} texts are read back to the letter" + (f"; lost: {lost}" if lost else ""),
+        f"{exact} of {len(probe.nonempty)} texts are read back exactly" + (f"; lost: {lost}" if lost else ""),
         "what the policy's tokenizer loses, the policy can never write, and the reward never sees",
         "a policy with a byte-level vocabulary loses nothing; or have the guide write plain text" if grave else "",
         {"exact": exact, "lost": dict(reasons)},
@@ -219,8 +219,8 @@ def _boundaries(name: str, what: str, audit: BoundaryAudit) -> Check:
     return Check(
         name,
         "fail" if lost else "ok",
-        f"{report['seams']} {what}: {report['exact']} to the letter, {report['lost_by_tokenizer']} but for what the "
-        f"tokenizer loses, {lost} lost at the boundary",
+        f"{report['seams']} {what}: {report['exact']} exact, {report['lost_by_tokenizer']} with losses "
+        f"by the tokenizer, {lost} with losses at the boundary",
         f"two authors' tokens ({report['tokens_first']} and {report['tokens_second']}) must read as the joined text",
         "this tokenizer cannot go on inside a text: train another policy with this guide, or only with recorded text "
         "and whole texts (bc-guide)"

@@ -88,7 +88,9 @@ INVARIANTS: dict[str, Invariant] = {
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What rounding may do: ``mean`` and ``worst`` absolute difference, nats per token (or of a probability)."""
+    """The largest effect of rounding: ``mean`` and ``worst`` absolute difference, nats per token (or of a
+    probability).
+    """
 
     mean: float
     worst: float
@@ -116,7 +118,7 @@ def quantile_rounding(dtype: torch.dtype, *, quantized: bool = False) -> Toleran
 
 @dataclass(frozen=True)
 class Gap:
-    """How far two [B, T] tensors are apart on a mask: mean and worst absolute difference over ``tokens``."""
+    """The distance of two [B, T] tensors on a mask: mean and worst absolute difference over ``tokens``."""
 
     mean: float
     worst: float

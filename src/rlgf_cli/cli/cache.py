@@ -13,7 +13,7 @@ from rlgf_cli.errors import UserError
 
 
 class Verb(str, Enum):
-    """What can be done with the cache."""
+    """The actions on the cache."""
 
     stats = "stats"
     export = "export"

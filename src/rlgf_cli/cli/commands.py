@@ -14,8 +14,9 @@ from rlgf_cli.errors import Interrupted, RlgfError
 
 
 class Target(NamedTuple):
-    """Where a command is: its function (``module:function`` below ``rlgf_cli.cli``), its first sentence, and the class
-    of its config (``module:Class`` below ``rlgf_cli.config``), whose fields declare its flags."""
+    """The place of a command: its function (``module:function`` below ``rlgf_cli.cli``), its first sentence, and the
+    class of its config (``module:Class`` below ``rlgf_cli.config``), whose fields declare its flags.
+    """
 
     path: str
     summary: str

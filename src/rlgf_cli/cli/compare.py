@@ -104,7 +104,7 @@ def _footer(comparison: Comparison) -> list[str]:
         "bootstrap": ("paired bootstrap", "Student's t"),
         "randomisation": (
             "approximate randomisation",
-            "sides of the pairs changed" if tests["pair_seeds"] else "permutation of the seeds",
+            "sides of the pairs swapped" if tests["pair_seeds"] else "permutation of the seeds",
         ),
     }[tests["test"]]
     kind = one if all(len(folders) == 1 for folders in comparison.systems.values()) else f"{one}, of seeds {several}"

@@ -39,7 +39,7 @@ class Invocation:
 
     @property
     def existing(self) -> Existing:
-        """What to do with an output that is already there."""
+        """The treatment of an output that exists already."""
         resume, overwrite = self.options.get("resume"), self.options.get("overwrite")
         if resume and overwrite:
             raise UserError("--resume and --overwrite exclude each other", hint="choose one")

@@ -12,7 +12,7 @@ from rlgf_cli.cli.options import AsJson
 
 
 class Kind(str, Enum):
-    """What can be listed."""
+    """The kinds of names that can be listed."""
 
     algorithms = "algorithms"
     rewards = "rewards"

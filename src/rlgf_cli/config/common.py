@@ -49,7 +49,7 @@ class LoraConfig(Strict):
 
 
 class TextConfig(Strict):
-    """How examples become tokens. Given at ``sft``; later stages read it from the checkpoint.
+    """The text format: how examples become tokens. Given at ``sft``; later stages read it from the checkpoint.
 
     ``template`` must hold ``{prompt}``; ``chat: true`` uses the model's own chat template instead, and a response ends
     with the token that ends the assistant's turn there (``rlgf doctor`` says which).
@@ -90,7 +90,7 @@ class LengthConfig(Strict):
 
 
 class DecodingConfig(Strict):
-    """How text is generated. ``temperature`` 0 is greedy; ``num_beams`` above 1 is beam search."""
+    """The settings of generation. ``temperature`` 0 is greedy; ``num_beams`` above 1 is beam search."""
 
     temperature: Annotated[float, Flag("0 is greedy.")] = Field(1.0, ge=0)
     top_k: Annotated[int, Flag("0 (the default): all tokens.")] = Field(0, ge=0)

@@ -12,8 +12,8 @@ from rlgf_cli.section import Argument, Flag, Strict
 
 
 class DrawsConfig(Strict):
-    """How two sets are compared: ``count`` draws of at most ``texts`` texts of each, without replacement, and the level
-    of the intervals.
+    """The comparison of two sets: ``count`` draws of at most ``texts`` texts of each, without replacement, and the
+    level of the intervals.
     """
 
     count: Annotated[int, Flag("Draws from both sets to compare. Default: {default}.", "--draws")] = Field(200, ge=20)

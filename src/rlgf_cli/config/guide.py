@@ -45,7 +45,7 @@ TRANSPORT = {
 
 
 class GuideSampling(Strict):
-    """How the guide draws its text.
+    """The guide's sampling.
 
     ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 mean all tokens (an API is not sent a
     ``top_k`` of 0; some servers then take one of their own). ``num_beams`` is for local
@@ -146,7 +146,7 @@ class GuideConfig(Strict):
         return self
 
     def settings(self) -> dict[str, Any]:
-        """What decides the guide's text, as JSON: all keys but those of transport and hardware."""
+        """The settings that decide the guide's text, as JSON: all keys but those of transport and hardware."""
         return self.model_dump(mode="json", exclude=TRANSPORT)
 
 

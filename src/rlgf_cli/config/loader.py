@@ -35,7 +35,7 @@ class Resolved(Generic[C]):
     places: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """What ``config.resolved.json`` holds: ``{"values": nested, "origins": {dotted key: origin}}``."""
+        """The content of ``config.resolved.json``: ``{"values": nested, "origins": {dotted key: origin}}``."""
         values = self.config.model_dump(mode="json")
         return {"values": values, "origins": {key: self._origin(key) for key in _leaves(values)}}
 

@@ -19,7 +19,7 @@ def _as_list(value: object) -> object:
 
 
 class MapConfig(Strict):
-    """Which columns become an example. A value is a column's name (``a.b`` for a nested one) or a template.
+    """The columns that become an example. A value is a column's name (``a.b`` for a nested one) or a template.
 
     A template is text with columns in braces: ``{title} {post}``. Left out, the columns are named ``id``,
     ``prompt``, ``references`` and ``meta``, or as the task says.

@@ -59,7 +59,7 @@ class ServerConfig(Strict):
 
 
 class RolloutConfig(Strict):
-    """How episodes are written. ``episodes`` per step; ``batch_size`` rows are generated at a time.
+    """The settings of rollouts. ``episodes`` per step; ``batch_size`` rows are generated at a time.
 
     ``ban_control_tokens``: the policy never writes a special token other than its ending, or an id without a token. No
     text shows them and no reward sees them; ``tokens/control`` in metrics.jsonl counts them (docs/algorithms.md).

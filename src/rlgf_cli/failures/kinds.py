@@ -64,7 +64,7 @@ class Corpus:
         return [text[begin:end] for begin, end in self.name_spans(text)]
 
     def name_spans(self, text: str) -> list[tuple[int, int]]:
-        """Where the names of a text stand."""
+        """The positions of the names in a text."""
         return [m.span() for m in _NAME.finditer(text) if m.group().lower() not in self._common]
 
     def other(self, example: Example, length: int, rng: np.random.Generator) -> str | None:

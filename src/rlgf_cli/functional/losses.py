@@ -22,7 +22,7 @@ def _mean(values: torch.Tensor, mask: torch.Tensor, count: torch.Tensor | float)
 
 
 def loss_counts(mask: torch.Tensor, average: LossAverage, constant: int) -> torch.Tensor:
-    """What each episode's sum over ``mask`` [B, T] is divided by, so that the sum over episodes is the average. [B, 1]
+    """Divisors of each episode's sum over ``mask`` [B, T], with which the sum over episodes is the average. [B, 1]
 
     ``tokens``: the mask's tokens (DAPO, arXiv 2503.14476, eq. 8). ``sequences``: an episode's own tokens, times the
     number of episodes with any (GRPO, Shao et al. 2024, eq. 3). ``constant``: ``constant`` tokens per episode, whatever

@@ -60,7 +60,7 @@ class LiveGuide(Guide):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What a text depends on besides the request, as JSON: guide, model, sampling."""
+        """The settings that a text depends on besides the request, as JSON: guide, model, sampling."""
 
     @abstractmethod
     def request_fields(self, request: GuideRequest) -> dict[str, Any]:

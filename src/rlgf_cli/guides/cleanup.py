@@ -108,7 +108,7 @@ def _unquoted(text: str) -> str:
 
 
 def _after_prefix(prefix: str, text: str) -> str | None:
-    """What follows ``prefix`` at the beginning of ``text``; None where it is not there.
+    """The text behind ``prefix`` at the beginning of ``text``; None where ``text`` does not begin with it.
 
     Case, and how much whitespace stands between words, may differ. A prefix of one word or less is not
     looked for: a continuation may well begin with it.

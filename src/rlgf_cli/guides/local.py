@@ -110,7 +110,7 @@ class LocalGuide(LiveGuide):
 
 
 def text_config(config: GuideConfig) -> TextConfig | None:
-    """What the guide's config changes in the text format that is stored with the checkpoint."""
+    """The text format stored with the checkpoint, with the changes of the guide's config."""
     if config.api == "chat" and config.prompt_template is not None:
         raise UserError(
             "a local guide takes api: chat (the tokenizer's chat template) or a prompt_template, not both",

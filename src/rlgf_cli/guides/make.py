@@ -50,7 +50,7 @@ def kind_of(name: str) -> str:
 
 
 def describe(config: GuideConfig) -> GuideAbilities:
-    """What the guide can do, without loading a model or calling a server. Raises UserError."""
+    """The guide's abilities; no model is loaded, no server called. Raises UserError."""
     kind = kind_of(config.name)
     return RecordedGuide.abilities if kind == RECORDED else _live_kind(kind).describe(config)
 

@@ -63,7 +63,7 @@ class RecordedGuide(Guide):
         return own or [text for _, _, text in texts]
 
     def coverage(self, examples: Iterable[Example]) -> tuple[int, list[str]]:
-        """How many examples have a text, and the ids of those that have none."""
+        """The number of examples with a text, and the ids of those without."""
         covered, missing = 0, []
         for example in examples:
             if self.samples(example):

@@ -14,7 +14,7 @@ def this_process() -> str:
 
 
 def _started(process: psutil.Process) -> str:
-    """When a process was started. Linux counts from the boot time, and changes the boot time when the clock is set."""
+    """The start time of a process. Linux counts from the boot time, which changes when the clock is set."""
     return f"{process.create_time() - (psutil.boot_time() if psutil.LINUX else 0.0):.2f}"
 
 

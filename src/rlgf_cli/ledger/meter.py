@@ -39,8 +39,9 @@ class BudgetSpent(StoppedEarly):
 
 @dataclass(frozen=True)
 class Totals:
-    """What a run was charged: ``calls`` answered or of unknown outcome, ``unknown`` of them open or of unknown
-    outcome (charged at the upper bound), ``unpriced`` answered without a price."""
+    """The charges of a run: ``calls`` answered or of unknown outcome, ``unknown`` of them open or of unknown outcome
+    (charged at the upper bound), ``unpriced`` answered without a price.
+    """
 
     calls: int = 0
     nano_usd: int = 0

@@ -115,7 +115,7 @@ class StoredText(NamedTuple):
 
 
 def folder() -> Path:
-    """Where the store lies: ``RLGF_CACHE_DIR``, else ``~/.cache/rlgf``."""
+    """The folder of the store: ``RLGF_CACHE_DIR``, else ``~/.cache/rlgf``."""
     named = os.environ.get("RLGF_CACHE_DIR")
     return Path(named) if named else Path.home() / ".cache" / "rlgf"
 

@@ -103,7 +103,7 @@ def is_path(name: str) -> bool:
 
 
 def _moved_places(stored: Path, folder: Path) -> Iterator[Path]:
-    """Where a moved base may be: the longest end of its old path first, below the nearest folder first."""
+    """Candidate folders of a moved base: the longest end of its old path first, below the nearest folder first."""
     parts = stored.parts[1:] if stored.is_absolute() else stored.parts
     for start in range(len(parts)):
         for above in folder.parents:

@@ -91,7 +91,7 @@ def token_limit(model: Any, tokenizer: Any, given: int | None = None) -> int | N
 
 
 def position_limit(model: Any) -> int | None:
-    """How many tokens have a position in an encoder or a decoder; None: any number (relative positions only).
+    """The number of tokens that have a position in an encoder or a decoder; None: any number (relative positions only).
 
     RoBERTa and its relatives (Longformer, MPNet, ESM, ...) count positions from the padding's id + 1. Only their tables
     of positions have a row for the padding.

@@ -34,8 +34,9 @@ class Loaded:
 
     @property
     def turn_end(self) -> TurnEnd | None:
-        """How the chat template ends a turn; None for plain text and for an encoder-decoder, whose response is not part
-        of the template."""
+        """The end of a turn in the chat template; None for plain text and for an encoder-decoder, whose response is not
+        part of the template.
+        """
         return None if self.encoder_decoder else self.text.turn_end(self.tokenizer)
 
     @property

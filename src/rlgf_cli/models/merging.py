@@ -1,4 +1,4 @@
-"""Whether a LoRA adapter can be merged into its base, and whether the merged weights are the same model."""
+"""Checks that a LoRA adapter can be merged into its base, and that the merged weights are the same model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.models.loaded import Loaded
 
 ROUNDING = 1e-4
-"""How far merged float32 weights may move a logit, as a share of the largest one (of 1, where that is smaller)."""
+"""The largest difference of a logit under merged float32 weights, as a share of the largest one (of 1, where that is
+smaller).
+"""
 
 
 def refuse_tied(model: Any, where: str | None = None) -> None:

@@ -104,7 +104,7 @@ class TextFormat:
         return ids
 
     def turn_end(self, tokenizer: Any) -> TurnEnd | None:
-        """How the chat template ends the assistant's turn; None for plain text."""
+        """The end of the assistant's turn in the chat template; None for plain text."""
         return turn_end(tokenizer) if self.chat else None
 
     def without_ending(self, tokenizer: Any, text: str) -> str:

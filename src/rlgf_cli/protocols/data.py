@@ -1,4 +1,4 @@
-"""What all rooms share: examples, checks, tasks."""
+"""Data that all rooms share: examples, checks, tasks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Example:
 
 @dataclass(frozen=True)
 class ColumnMap:
-    """Which columns, or templates over columns (``"{title} {text}"``), make an example."""
+    """The columns, or templates over columns (``"{title} {text}"``), that make an example."""
 
     prompt: str = "prompt"
     references: Sequence[str] = ("references",)
@@ -60,7 +60,7 @@ class Task:
     preprocess: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] | None = None
     """From a row with the columns it ``needs`` to one with those of the mapping; None: no example is made of it."""
     skips: str = ""
-    """Which rows ``preprocess`` leaves out, for messages."""
+    """The rows that ``preprocess`` leaves out, in words for messages."""
     group_by: str | None = None
     """Rows with equal values in this column are one example with several references."""
     no_references: frozenset[str] = frozenset()

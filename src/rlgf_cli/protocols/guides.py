@@ -111,7 +111,7 @@ class Guide(ABC):
     tokenizer: Any = None
     """A local checkpoint's tokenizer: a policy with the same one may be cut inside a word."""
     device: str | None = None
-    """Where a local model runs."""
+    """The device of a local model."""
     licence: str | None = None
     """A note on the terms of the texts."""
     default_mode: Literal["live", "record", "replay"] = "live"
@@ -174,7 +174,7 @@ class Guide(ABC):
     # cache
 
     def cached(self, requests: Sequence[GuideRequest]) -> list[bool]:
-        """Which requests the cache answers."""
+        """For each request, whether the cache answers it."""
         return [False] * len(requests)
 
     def stored(self, requests: Iterable[GuideRequest]) -> Generator[Answer, None, None]:

@@ -34,7 +34,7 @@ class System:
 
     @property
     def trained(self) -> list[Run]:
-        """Its runs of ``rlgf train``."""
+        """The system's runs of ``rlgf train``."""
         return [run for run in self.runs if run.command == "train"]
 
 

@@ -1,1 +1,1 @@
-"""What surrounds a training run: its objects, files, alarms, held-out evaluation and guide costs."""
+"""The surroundings of the training loop: a run's objects, files, alarms, held-out evaluation and guide costs."""

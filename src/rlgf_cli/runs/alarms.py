@@ -1,4 +1,4 @@
-"""Alarms: conditions on the rows of metrics.jsonl under which a run goes wrong although its score looks fine.
+"""Alarms: conditions on the rows of metrics.jsonl under which a run fails although its mean score rises or stays.
 
 Each alarm is reported once, with its likely causes, and counted from then on. Alarms depend on rows alone, so a resumed
 run that replays its earlier rows counts as an uninterrupted one.
@@ -59,7 +59,7 @@ class History:
         return fmean(row["score/mean"] for row in rows) if rows else None
 
     def seen(self, name: str) -> int:
-        """How many rows had the figure; 0 where this row does not."""
+        """The number of rows that had the figure; 0 where this row lacks it."""
         return self._seen[name] if name in self.row else 0
 
     def first(self, name: str, count: int) -> list[Row]:

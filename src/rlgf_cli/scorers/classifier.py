@@ -22,7 +22,7 @@ Chat = Literal["auto"] | bool
 """Whether a model reads prompt and text as a conversation in its tokenizer's chat template. ``auto``: where there is a
 template, the prompt is read, and the model is none of ``rlgf train-reward``, which trains on plain text."""
 Dtype = Literal["float32", "bfloat16"] | None
-"""What a model computes in; None: the type of its weights on disk."""
+"""The number type of a model's computations; None: the type of its weights on disk."""
 
 
 class _SequenceScorer(Reward):

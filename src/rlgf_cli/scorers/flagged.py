@@ -31,7 +31,7 @@ class _Reads(BaseModel):
 
 
 class _Evaluation(BaseModel):
-    """What is read of evaluation.json."""
+    """The part of evaluation.json that is read."""
 
     objective: Literal["classification", "pairwise"]
     reads: _Reads

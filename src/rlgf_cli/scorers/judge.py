@@ -81,7 +81,7 @@ _MIRRORED: dict[Winner, Winner] = {"A": "B", "B": "A", "tie": "tie"}
 
 
 class _JudgeScorer(Scorer):
-    """What the reward and the metric have in common: the judge, its template and its criterion."""
+    """The members that the reward and the metric share: the judge, its template and its criterion."""
 
     name = "judge"
     reports_rows = True

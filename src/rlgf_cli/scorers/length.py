@@ -23,8 +23,9 @@ FORMS: dict[str, Callable[[int, int], float]] = {
     "quadratic": lambda count, bound: ((max(count, 1) - max(bound, 1)) / max(bound, 1)) ** 2,
     "log_ratio": lambda count, bound: abs(math.log(max(count, 1) / max(bound, 1))),
 }
-"""What ``count`` words cost that should be ``bound``: the words between them; their square, as a share of the bound;
-|log| of the ratio, the same for half of it as for twice. The last two take no words for one word."""
+"""The cost of ``count`` words where the limit is ``bound``: the words between them; their square, as a share of the
+bound; |log| of the ratio, the same for half of it as for twice. The last two take no words for one word.
+"""
 
 
 class Length(Reward, Metric):
@@ -127,7 +128,7 @@ class Length(Reward, Metric):
         return Score(-(cost if self.cap is None else min(cost, self.cap)), logged)
 
     def _unit(self, example: Example) -> float:
-        """What the target is a multiple of, in words."""
+        """The number of words that the target is a multiple of."""
         if self.to == "reference":
             return fmean(len(words(reference)) for reference in example.references)
         return len(words(example.prompt)) if self.to == "prompt" else 1.0

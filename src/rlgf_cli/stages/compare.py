@@ -256,28 +256,28 @@ def _about_tests(systems: Sequence[System], config: CompareConfig) -> dict[str, 
 
 
 def _notes(systems: Sequence[System], resamples: int, *, paired: bool) -> list[str]:
-    """What the figures are valid for, and the limits of the tests."""
+    """Notes on the validity of the figures, and on the limits of the tests."""
     base = len(systems[0].evaluations)
     counts = {system.label: len(system.evaluations) for system in systems}
     single = [label for label, count in counts.items() if count == 1]
     if len(single) == len(counts):
         return [
-            "one seed each: this speaks of these trained models on other prompts like these, not of another training"
+            "one seed each: the results hold for these models on other prompts like these, not for another training"
         ]
     if paired:
         note = (
             "seeds in pairs, in the order given: differences within the pairs, their intervals and p of the bootstrap "
-            "test over other prompts and other pairs (components of variance, Student's t); randomisation changes the "
+            "test over other prompts and other pairs (components of variance, Student's t); randomisation swaps the "
             "sides of pairs"
         )
         every = 2**base <= resamples
         return [note, f"{base} pairs give randomisation no p-value below {smallest_flip_p(base):.2g}"][: 1 + every]
     notes = [
         "several seeds: intervals, and p of the bootstrap test, over other prompts and other seeds (components of "
-        "variance, Student's t); randomisation deals the seeds anew"
+        "variance, Student's t); randomisation permutes the seeds"
     ]
     if single:
-        notes.append(f"one seed: {', '.join(single)}; taken as that one model, not as a way of training")
+        notes.append(f"one seed: {', '.join(single)}; its results hold for that one model, not for its way of training")
         uneven = [label for label, count in list(counts.items())[1:] if (count == 1) != (base == 1)]
         if uneven:
             notes.append(
@@ -288,7 +288,7 @@ def _notes(systems: Sequence[System], resamples: int, *, paired: bool) -> list[s
         if math.comb(first + second, first) > resamples:
             continue  # drawn, not counted: 1 / (1 + resamples) is the smallest p-value, as of every test
         smallest = smallest_seed_p(first, second)
-        notes.append(f"dealing {first} and {second} seeds anew gives no p-value below {smallest:.2g}")
+        notes.append(f"permuting {first} and {second} seeds gives no p-value below {smallest:.2g}")
     return notes
 
 

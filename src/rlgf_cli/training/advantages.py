@@ -41,7 +41,7 @@ class AdvantageSettings:
 
 @dataclass(frozen=True)
 class AdvantageInputs:
-    """What a step's advantages depend on besides its episodes.
+    """Inputs of a step's advantages besides its episodes.
 
     ``kl_coef``: coefficient of the KL in the reward. ``spread``: standard deviation of the scores so far. ``trusted``:
     the critics whose values are the baseline; the values of any other critic are replaced by the mean score of the
@@ -233,4 +233,4 @@ ESTIMATORS: dict[Estimator, Callable[[_EstimatorInputs], torch.Tensor]] = {
     "leave_one_out": _estimate_leave_one_out,
     "guide_mc": _estimate_guide_mc,
 }
-"""How advantages are estimated, by the regime's estimator; ``likelihood`` needs none."""
+"""The function of each estimator of advantages; ``likelihood`` needs none."""

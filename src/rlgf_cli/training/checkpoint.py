@@ -24,7 +24,7 @@ from rlgf_cli.training.parallel.processes import SINGLE, Processes
 
 @dataclass
 class TrainerState:
-    """What the loop carries from step to step, apart from weights and optimizer.
+    """The state that the loop carries from step to step, besides weights and optimizer.
 
     ``typical_length``: running mean response length [tokens], from which the policy's cut is drawn (on disk:
     ``horizon``); ``critic_steps``: steps in which each critic was fitted; ``explained``: each critic's running share of

@@ -1,4 +1,4 @@
-"""Whether a policy's score rises while its quality falls (reward hacking), by two figures of held-out texts.
+"""Detection of a policy whose score rises while its quality falls (reward hacking), from two figures of held-out texts.
 
 The figures are the score, and the watched figure (`--watch`), which is not trained on. A held-out result diverges
 where, compared with the one with the best watched figure so far,

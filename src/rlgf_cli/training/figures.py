@@ -49,7 +49,7 @@ def of_episodes(regime: Regime, episodes: Sequence[Episode]) -> Row:
 
 
 def of_guide(regime: Regime, counts: Counter[str]) -> Row:
-    """How many texts were requested from the guide, and how they were used."""
+    """Counts of the texts that were requested from the guide, and of their uses."""
     row: Row = {f"guide/{name}": counts[name] for name in ("cuts_moved", "unguided")}
     row |= {"guide/requests": counts["guide_requests"], "guide/capped": counts["guide_capped"]}
     row |= {"guide/failed": counts["guide_failed"]} if counts["guide_failed"] else {}

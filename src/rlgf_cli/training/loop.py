@@ -69,8 +69,10 @@ class HeldOutEvaluator(Protocol):
 
 @dataclass(frozen=True)
 class CriticSettings:
-    """When a critic's values are used. The policy waits for at most ``warmup_steps`` fits of it, or until it explains
-    ``warmup_explained`` of the returns' variance; below ``min_explained`` the mean score takes its place."""
+    """Conditions under which a critic's values are used. The policy waits for at most ``warmup_steps`` fits of it, or
+    until it explains ``warmup_explained`` of the returns' variance; below ``min_explained`` the mean score takes its
+    place.
+    """
 
     warmup_steps: int = 0
     warmup_explained: float | None = None
@@ -219,7 +221,7 @@ class Trainer:
         return sorted([e for e in episodes if e.group not in set(flat)] + new, key=lambda e: e.index)
 
     def _restarts(self, regime: Regime, step: int) -> Restarts:
-        """What the step's cuts of guide texts depend on: the step, the critic as it is, the scores so far."""
+        """Inputs of the step's cuts of guide texts: the step, the current critic, the scores so far."""
 
         def score(episodes: list[Episode]) -> None:
             self.generator.conclude(episodes)

@@ -1,4 +1,4 @@
-"""Where a guide's text is cut, so that the policy continues from there (restart curricula), and which texts are used.
+"""Restart curricula: the cut of a guide's text, from which the policy continues, and the choice of the texts.
 
 k of L tokens are kept, k on 1..L-1. Every curriculum takes the same one draw in [0, 1) per group of episodes, and does
 not depend on what the policy writes behind the cut: it changes which states are practised, not the gradient in them.
@@ -139,7 +139,7 @@ def update_own_scores(before: Mapping[str, float], episodes: Sequence[Episode]) 
 
 @dataclass(frozen=True)
 class Restarts:
-    """What one step's cuts depend on besides the texts.
+    """Inputs of one step's cuts besides the texts.
 
     ``age``: iterations since the schedule came to this regime; ``values``: :func:`values_along`, for cuts in proportion
     to the critic's temporal difference (None: such cuts are uniform); ``gate``: None where all texts are used.

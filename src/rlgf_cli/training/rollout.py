@@ -263,7 +263,7 @@ class RolloutGenerator:
             e.truncate(e.cut)
 
     def _move_to_boundaries(self, episodes: list[Episode], plan: _Plan) -> None:
-        """Where the text is not stable at the cut, the policy writes on to the next boundary.
+        """Let the policy write to the next boundary where the text is not stable at the cut.
 
         Moving the cut back instead would select on what came after. All tokens of the word are one action.
         Whether a word is over shows in the token behind it, which is written for that and dropped again.

@@ -45,7 +45,7 @@ class AliasFile(Strict):
 
 
 def user_file() -> Path:
-    """Where a user's own aliases are looked for."""
+    """The file of the user's own aliases."""
     folder = os.environ.get("RLGF_CONFIG_DIR")
     return (Path(folder) if folder else Path.home() / ".config" / "rlgf") / "aliases.yaml"
 

@@ -23,7 +23,7 @@ _UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def back_off(attempt: int, longest: float = LONGEST_WAIT_S) -> float:
-    """How long to wait after the ``attempt``-th failure in a row (from 0): doubling, with jitter of one half."""
+    """Seconds to wait after the ``attempt``-th failure in a row (from 0): doubling, with jitter of one half."""
     return min(longest, FIRST_WAIT_S * 2 ** min(attempt, 20)) * random.uniform(0.5, 1.5)
 
 

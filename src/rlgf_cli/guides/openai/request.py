@@ -27,7 +27,7 @@ class RequestBuilder:
     seed: int
 
     def identity(self) -> dict[str, Any]:
-        """What a text depends on besides the request."""
+        """The settings that a text depends on besides the request."""
         sampling = self.config.sampling
         return {
             "kind": "openai",

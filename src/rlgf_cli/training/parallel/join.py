@@ -17,7 +17,7 @@ from rlgf_cli.training.parallel.fsdp import ShardedProcesses
 from rlgf_cli.training.parallel.processes import SINGLE, Processes
 
 _PATIENCE = timedelta(hours=6)
-"""How long a process waits for the others: a guide that does not answer may keep one of them busy for long."""
+"""The longest wait of a process for the others: a guide that does not answer may keep one of them busy for long."""
 
 
 def join(config: ParallelConfig, device: str) -> Processes:
@@ -78,6 +78,6 @@ def _check_count(requested: int | None, running: int) -> None:
 
 
 def _end_with_launcher() -> None:
-    """Where our own launcher is killed, its processes end too (Linux alone can do this)."""
+    """End this process when rlgf's launcher is killed (on Linux alone)."""
     if "RLGF_LAUNCHER" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
