@@ -32,7 +32,7 @@ from rlgf_cli.models import scratch
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.models.text import TextFormat
-from rlgf_cli.protocols import Completion, Example, GuideAbilities, GuideRequest, Score
+from rlgf_cli.protocols import Completion, Example, Guide, GuideAbilities, GuideRequest, Score
 from rlgf_cli.training.rollout import RolloutGenerator, Sampling
 
 PROMPTS = ("red", "green", "blue", "grey")
@@ -90,12 +90,12 @@ BEST, IMPROVED = 1.0, 0.7
 """The values of the guide and of the start, the optimum, and the best that one step over the guide can do."""
 
 
-class Writer:
+class Writer(Guide):
     """The guide: text from a known distribution, drawn by (seed, prompt, prefix, sample index) alone."""
 
     def __init__(self, seed: int = 0) -> None:
-        self.name, self.seed = "writer", seed
-        self.abilities = GuideAbilities(live=True, continues=True)
+        super().__init__("writer", GuideAbilities(live=True, continues=True))
+        self.seed = seed
 
     def complete(self, requests: Sequence[GuideRequest]) -> list[Completion]:
         return [self._finish(request) for request in requests]
