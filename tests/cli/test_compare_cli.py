@@ -320,7 +320,7 @@ class TestSeeds:
         found = json.loads(result.stdout)
         assert found["figures"]["coverage"]["rows"][1]["difference"]["p_randomisation"] is None
         notes = " ".join(found["tests"]["notes"])
-        assert "one seed: a0; taken as that one model" in notes and "no randomisation for b" in notes
+        assert "one seed: a0; its results hold for that one model" in notes and "no randomisation for b" in notes
         shown = run_cli("compare", trained["a"][0], f"b={','.join(map(str, trained['b']))}", "--test", "randomisation")
         assert shown.exit_code == 0 and "Holm over 0 tests" in shown.stdout
         assert [cell.strip() for cell in shown.stdout.splitlines()[4].split("|")[-4:-1]] == ["-", "-", ""]

@@ -1,5 +1,4 @@
-"""Masks of tokens: response, author, roll-out, action, last. They come from lengths and authors, never from ``token !=
-pad``.
+"""Masks of tokens, made from lengths and authors, never from ``token != pad``.
 
 Shapes: B episodes, T response positions. ``authors`` [B, T] int64 holds POLICY or GUIDE on real tokens (what
 it holds on padding does not matter). ``cuts`` [B] int64: the roll-in's length, 0 where there is none.

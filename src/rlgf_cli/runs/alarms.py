@@ -1,4 +1,4 @@
-"""Alarms: conditions on the rows of metrics.jsonl under which a run fails although its mean score rises or stays.
+"""Alarms: conditions on the rows of metrics.jsonl that show a failing run, also where the mean score does not.
 
 Each alarm is reported once, with its likely causes, and counted from then on. Alarms depend on rows alone, so a resumed
 run that replays its earlier rows counts as an uninterrupted one.
