@@ -11,7 +11,7 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.models.loaded import Loaded
 
 ROUNDING = 1e-4
-"""The most that merging float32 weights may move a logit, as a share of the largest logit (of 1, if that is smaller)."""
+"""The most that merging float32 weights may move a logit, as a share of the largest logit (or of 1, if smaller)."""
 
 
 def refuse_tied(model: Any, where: str | None = None) -> None:
