@@ -1,7 +1,7 @@
 """Folders of checkpoints: ``checkpoints/step_N``, each whole or not there.
 
-A checkpoint is written under a temporary name; its ``COMPLETE`` file, written last, lists every file with its size. One
-without it, or whose files do not match it, does not exist.
+A checkpoint is written under a temporary name; its ``COMPLETE`` file, written last, lists every file with its size. A
+folder without it, or with other files or sizes, counts as no checkpoint.
 """
 
 from __future__ import annotations

@@ -75,8 +75,9 @@ COMMANDS: dict[str, Target] = {
     "ls": Target("ls:ls", "List what rlgf knows by name."),
     "env": Target("env:env", "Print versions and devices."),
 }
-"""In the order of ``rlgf --help``. A test holds every summary to the first line of the command's own help. A name of
-two words is a command of a family."""
+"""In the order of ``rlgf --help``. A test compares every summary with the first line of the command's own help. A name
+of two words is a command of a family.
+"""
 
 FAMILIES = {"evolve": "Let a policy and a guide evolve instruction data."}
 """The first words that several commands share, with a summary of those commands."""

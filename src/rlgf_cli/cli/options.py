@@ -39,7 +39,7 @@ OPTIONS = {
     "prepare --kind": Option(
         str,
         "What --check expects: examples, guide, predictions, labelled.",
-        show_default="what the first line looks like",
+        show_default="the kind of the first line",
     ),
     "sweep RECIPES": Option(list[Path], "The sweep's YAML; of several, later ones win.", metavar="SWEEP.yaml"),
     "sweep --table": Option(bool, "Only write the table, of the points done so far."),

@@ -47,11 +47,10 @@ TRANSPORT = {
 class GuideSampling(Strict):
     """The guide's sampling.
 
-    ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 mean all tokens (an API is not sent a
-    ``top_k`` of 0; some servers then take one of their own). ``num_beams`` is for local
-    checkpoints only. A text ends before the first of ``stop``. ``send_seed`` gives an API a seed with each
-    request, made from the run's seed, the example and the sample index; servers that honour it repeat
-    themselves.
+    ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 mean all tokens (an API is not sent a ``top_k`` of 0; some
+    servers then take one of their own). ``num_beams`` is for local checkpoints only. A text ends before the first of
+    ``stop``. ``send_seed`` gives an API a seed with each request, made from the run's seed, the example and the sample
+    index; servers that honour it answer equal requests with equal texts.
     """
 
     temperature: Annotated[float, Flag("0 is greedy.")] = Field(1.0, ge=0)

@@ -46,7 +46,7 @@ _REFUSALS = [
 """Beginnings of refusals, after a greeting. Instructions rarely begin with these words."""
 _SORRY = re.compile(r"(?:(?:i am|i'm|we are|we're) (?:\w+ )?)?(?:sorry|(?:my )?apologies)\b", re.IGNORECASE)
 _FEW = 12
-"""An apology of at most so many words is no more than that."""
+"""A text of at most so many words that begins with an apology is a refusal."""
 
 _NOUN = r"(?:task|instruction|prompt|question|version|request|rewrite|problem|exercise)"
 _KIND = (

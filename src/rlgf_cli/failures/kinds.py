@@ -5,10 +5,10 @@ shuffled). A kind draws all of its randomness from the generator, so that an exa
 the example alone. ``severity`` in (0, 1] is the share of the text that is damaged. Where possible, a kind keeps the
 good text's length: a reward model should learn what is wrong, not how long the text is.
 
-After Solway, "Reinforcement Learning without Human Feedback for Last Mile Fine-Tuning of Large Language Models"
-(arXiv 2408.16753), which names random tokens, coherent but irrelevant text, shuffled text and repetition. The other
-kinds and all the details are ours. Kinds whose last word is any word take the good text's end mark half of the time,
-so that a missing full stop does not give them away.
+After Solway, "Reinforcement Learning without Human Feedback for Last Mile Fine-Tuning of Large Language Models" (arXiv
+2408.16753), which names random tokens, coherent but irrelevant text, shuffled text and repetition. The other kinds and
+all the details are ours. Kinds whose last word is any word take the good text's end mark half of the time, so that a
+missing full stop does not identify them.
 """
 
 from __future__ import annotations

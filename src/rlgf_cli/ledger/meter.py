@@ -84,7 +84,7 @@ class Meter:
     def reserve(self, amount: int, calls: int = 1) -> int | None:
         """Charge calls at their upper bound. Returns the reservation; None where a cap leaves no room.
 
-        The charge stands until :meth:`settle` or :meth:`refund`, whatever becomes of this process.
+        The charge stands until :meth:`settle` or :meth:`refund`, even if this process is killed.
         """
         with self.store.writing() as db:
             return self.reserve_in(db, amount, calls)

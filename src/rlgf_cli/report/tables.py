@@ -134,7 +134,7 @@ class Compared(BaseModel):
 
     @property
     def tested(self) -> bool:
-        """Whether it has p-values."""
+        """Whether the comparison has p-values."""
         differences = [row.difference for figure in self.figures.values() for row in figure.rows if row.difference]
         return any(d.p_bootstrap is not None or d.p_randomisation is not None for d in differences)
 

@@ -314,7 +314,7 @@ class Alarms:
         return warnings
 
     def replay(self, rows: Sequence[Row]) -> None:
-        """Take in the rows of the run that is resumed; their warnings were reported then."""
+        """Read the rows of the run that is resumed; their warnings were reported in the earlier session."""
         for row in rows:
             self(row)
 

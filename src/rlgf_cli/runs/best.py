@@ -30,7 +30,7 @@ def save(
     workshop: Path,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Replace ``folder`` by the policy as it is. The former one stays until the new one is whole on disk.
+    """Replace ``folder`` by the current policy. The former one stays until the new one is whole on disk.
 
     A kill between the two renames leaves the former one in ``workshop``; :func:`finish_interrupted` puts it back.
     """

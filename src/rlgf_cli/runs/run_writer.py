@@ -64,7 +64,7 @@ class RunWriter:
             write_jsonl(self.folder.file("rollouts") / f"step_{row['step']}.jsonl", samples)
 
     def wants_samples(self, step: int) -> bool:
-        """Whether it is a step whose episodes are saved and shown."""
+        """Whether episodes of the step are saved and shown."""
         every = self.config.rollout.save_every
         return every > 0 and (step - 1) % every == 0
 

@@ -49,7 +49,7 @@ def tracker(name: str, run: Tracked | None) -> Iterator[Track]:
     if name == "none" or run is None:
         yield lambda row: None
         return
-    with redirect_stdout(sys.stderr):  # Trackio greets its user there
+    with redirect_stdout(sys.stderr):  # Trackio prints a greeting on stdout
         send, end = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}[name](run)
 
     def track(row: Mapping[str, Any]) -> None:

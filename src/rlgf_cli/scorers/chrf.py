@@ -48,6 +48,6 @@ class ChrfMetric(ReferenceMetric):
         )
 
     def _row(self, references: Sequence[str], text: str) -> list[int]:
-        """The counts against the best reference; sacrebleu shows them to its own significance tests only."""
+        """The counts against the best reference; sacrebleu has them for its own significance tests only."""
         (row,) = self._chrf._extract_corpus_statistics([text], [[reference] for reference in references])
         return list(row)

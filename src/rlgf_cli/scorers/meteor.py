@@ -117,5 +117,5 @@ def _converse(
 
 
 def _line(text: str) -> str:
-    """A text as the protocol can carry it."""
+    """A text without the line breaks and separators of the protocol."""
     return " ".join(text.replace(_SEPARATOR, " ").split())

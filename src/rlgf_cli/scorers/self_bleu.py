@@ -1,8 +1,8 @@
 """Self-BLEU (Zhu et al. 2018, "Texygen"): how alike the texts of a set are, 0 to 100; lower is more diverse.
 
-The mean over texts of the sentence BLEU of each with all others as its references, in sacrebleu's numbers
-(tokeniser 13a, exponential smoothing, effective order, case kept). It grows with the number of texts. A text
-without tokens is no text here: it is skipped, counted (``empty_texts``), and no reference to the others.
+The mean over texts of the sentence BLEU of each with all others as its references, in sacrebleu's numbers (tokeniser
+13a, exponential smoothing, effective order, case kept). It grows with the number of texts. A text without tokens is
+skipped, counted (``empty_texts``), and no reference for the others.
 
 A text's value depends on the other texts. The interval draws the values as they are: it does not say how the
 figure would move with another set.

@@ -46,7 +46,9 @@ _POLICY_ALONE = Regime()
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The checks, and what they were made on. ``guide`` is None where none was given; ``prompts`` got a text each."""
+    """The checks, and the model, data and guide that were checked. ``guide`` is None where none was given; ``prompts``
+    got a text each.
+    """
 
     model: str
     guide: str | None

@@ -148,7 +148,7 @@ def make_pairs(
 
 
 def _targets(example: Example, guide: RecordedGuide | None) -> list[Target]:
-    """The texts that an example's response may be: its references, or the guide's texts by sample index."""
+    """The candidate responses to an example: its references, or the guide's texts by sample index."""
     if guide is None:
         return [(text, "stop") for text in example.references]
     return [(text.text, text.finish_reason) for text in guide.samples(example)]

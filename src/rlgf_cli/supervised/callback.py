@@ -40,7 +40,7 @@ rows as an uninterrupted one."""
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; one without COMPLETE does not exist."""
+    """The newest whole checkpoint; one without COMPLETE is ignored."""
     return max(_complete(folder), key=_step_of, default=None)
 
 

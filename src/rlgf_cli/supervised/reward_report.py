@@ -136,8 +136,8 @@ def of_pairs(
 def _flagging(
     good: np.ndarray, bad: np.ndarray
 ) -> tuple[dict[str, float | None], Callable[[np.ndarray], float | None]]:
-    """The threshold below which a text is called bad with what it does to all good and all bad texts, and the function
-    that gives the share of some scores that lie below it (None: there is no threshold).
+    """The threshold below which a text is called bad, with the shares of all good and all bad texts below it, and the
+    function that gives the share of some scores that lie below it (None: there is no threshold).
     """
     threshold = ranking.equal_error_threshold(good, bad)
 

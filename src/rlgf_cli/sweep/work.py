@@ -246,7 +246,7 @@ def record_run_id(cell: Cell, step: Step) -> None:
 
 
 def _end(children: Sequence[Child]) -> None:
-    """Interrupt the children that still run, as after an error in the sweep itself, and wait for them."""
+    """Interrupt the children that still run, for example after an error in the sweep itself, and wait for them."""
     for child in children:
         child.interrupt()
     until = time.monotonic() + _KILL_S

@@ -54,7 +54,7 @@ class Watched:
 def compare_watched(
     before: Watched, now: HeldOutResult, *, step: int, patience: int
 ) -> tuple[Watched, dict[str, float]]:
-    """Take in the evaluation of ``step``: what to remember, and the figures for its row.
+    """Record the evaluation of ``step``: the new state, and the figures for its row.
 
     ``eval/diverged`` is 1 where ``patience`` evaluations in a row diverged up to this one. Where the watched figure
     skips texts, two evaluations are compared on the prompts for which both have it.

@@ -78,7 +78,7 @@ class Processes:
         return box[0]
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds on one of the processes at least."""
+        """Whether ``flag`` is true in one of the processes at least."""
         return any(self.gather(flag))
 
     def raise_together(self, work: Callable[[], T]) -> T:
