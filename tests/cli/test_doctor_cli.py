@@ -197,7 +197,7 @@ def test_a_local_guide_is_asked_for_texts_and_to_go_on(doctor, tiny_llama: Path)
     """Its tokens are the policy's, so it may be cut inside a word."""
     done = doctor(f"hf:{tiny_llama}", "--max-new-tokens", 12, "--json")
     assert done.exit_code == 0, done.stderr
-    assert f"asking hf:{tiny_llama} at most 12 times for 6 prompts" in done.stderr
+    assert f"at most 12 requests to hf:{tiny_llama} for 6 prompts" in done.stderr
     found = checks(done)
     continued = found["guide.continuations"]["numbers"]["continued"]
     assert found["guide.answers"]["numbers"]["asked"] == 6 + continued and 0 < continued <= 6

@@ -9,7 +9,7 @@ import pytest
 
 from evolving import OPERATIONS, SEEDS, FunctionGuide, environment_of, number_of
 from rlgf_cli.errors import RlgfError
-from rlgf_cli.evolve.environment import MAX_STEPS, Chain, RewardWeights, ask
+from rlgf_cli.evolve.environment import MAX_STEPS, Chain, RewardWeights, complete_all
 from rlgf_cli.evolve.policies import PaperPolicy, RandomPolicy, RoundRobinPolicy, draws_for, rollout
 from rlgf_cli.protocols import Completion, Example, Failure, GuideRequest
 
@@ -133,7 +133,9 @@ def test_a_guide_that_fails_stops_the_step_and_changes_no_chain():
 def test_a_transient_failure_is_requested_again():
     replies = iter([Failure("timeout", "later"), "here it is"])
     request = GuideRequest(Example("a", "b"))
-    assert [outcome.text for outcome in ask(FunctionGuide(lambda r: next(replies)), [request])] == ["here it is"]
+    assert [outcome.text for outcome in complete_all(FunctionGuide(lambda r: next(replies)), [request])] == [
+        "here it is"
+    ]
 
 
 def test_a_step_has_text_outcome_novelty_reward_queries_and_cost():

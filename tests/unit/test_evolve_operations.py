@@ -20,9 +20,9 @@ def test_the_built_in_six():
         ("complicate_input", False),
     ]
     for operation in operations:
-        asked = operation.ask("Do {this} and {instruction}.")
+        asked = operation.prompt_for("Do {this} and {instruction}.")
         assert asked.endswith("Task:\nDo {this} and {instruction}.")
-    assert len({operation.ask("x") for operation in operations}) == 6
+    assert len({operation.prompt_for("x") for operation in operations}) == 6
 
 
 def test_a_file_of_one_s_own(tmp_path):
@@ -31,7 +31,7 @@ def test_a_file_of_one_s_own(tmp_path):
         "operations:\n- {name: rhyme, prompt: 'Let {instruction} rhyme.'}\n"
         "- {name: cut, prompt: '{instruction} Short!'}\n"
     )
-    assert [operation.ask("it") for operation in read_operations(str(path))] == ["Let it rhyme.", "it Short!"]
+    assert [operation.prompt_for("it") for operation in read_operations(str(path))] == ["Let it rhyme.", "it Short!"]
 
 
 @pytest.mark.parametrize(

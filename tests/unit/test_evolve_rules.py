@@ -182,7 +182,7 @@ def test_a_sign_or_a_number_more_is_a_change():
 
 @pytest.mark.parametrize("operation", BUILTIN, ids=lambda operation: operation.name)
 def test_a_parrot_is_found_for_every_operation(operation):
-    asked = operation.ask(INSTRUCTION)
+    asked = operation.prompt_for(INSTRUCTION)
     middle = " ".join(asked.split()[4:14])
     for text in (asked, asked.replace("\n", " ").upper(), f"Name a fish. {middle}", asked.split("\n\n")[1]):
         assert rewrite(text, prompt=operation.prompt) == "template"

@@ -54,7 +54,7 @@ def test_breadth_is_spent_when_the_set_holds_the_tasks_of_the_field():
 def test_a_rewrite_is_fixed_by_operation_instruction_and_seed(operation, instruction, seed):
     said = scripted.rewrite(operation.name, instruction, seed)
     assert said == scripted.rewrite(operation.name, instruction, seed)
-    assert scripted_server.text_for(operation.ask(instruction), seed, BUILTIN) == said
+    assert scripted_server.text_for(operation.prompt_for(instruction), seed, BUILTIN) == said
 
 
 def test_the_seed_draws_the_words():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rlgf_cli.evolve.environment import KEPT, UNANSWERED, ask
+from rlgf_cli.evolve.environment import KEPT, UNANSWERED, complete_all
 from rlgf_cli.evolve.operations import PLACEHOLDER
 from rlgf_cli.evolve.rules import Limits, broken_by_answer
 from rlgf_cli.ledger.meter import usd
@@ -33,7 +33,7 @@ def answer(
 ) -> list[InstructionAnswer]:
     """The guide's answer to each instruction, in order. Raises RlgfError where the guide failed."""
     requests = [GuideRequest(e, max_new_tokens=max_new_tokens) for e in answer_requests(instructions, template)]
-    answers = zip(instructions, ask(guide, requests), strict=True)
+    answers = zip(instructions, complete_all(guide, requests), strict=True)
     return [_checked(instruction.prompt, completion, limits) for instruction, completion in answers]
 
 

@@ -13,7 +13,7 @@ from rlgf_cli.evolve.operations import Operation
 from rlgf_cli.guides.make import describe, make_offline_guide
 from rlgf_cli.guides.openai.estimate import Plan, estimate
 from rlgf_cli.protocols import Example, GuideRequest
-from rlgf_cli.scorers.asking import fill
+from rlgf_cli.scorers.judge_guide import fill
 
 _SAMPLE = 200
 """Requests from whose lengths those of all are extrapolated."""
@@ -36,7 +36,7 @@ def cost_estimate(
     """
     grown = "x" * 2 * config.max_new_tokens  # half of the longest rewrite, at four letters to a token
     texts = [seeds[i % len(seeds)].prompt + grown for i in range(_SAMPLE)]
-    prompts = [operations[i % len(operations)].ask(text) for i, text in enumerate(texts)]
+    prompts = [operations[i % len(operations)].prompt_for(text) for i, text in enumerate(texts)]
     requests = _requests(prompts, config.max_new_tokens)
     row: dict[str, Any] = {"rewrites": rewrites, "guide_calls": rewrites}
     if answer_tokens is not None:

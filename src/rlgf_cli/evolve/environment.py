@@ -72,7 +72,7 @@ class Chain:
         """The next rewrite. The same operation on the same instruction again is another sample."""
         now = self.instruction
         repeats = sum((step.operation, step.instruction) == (operation.name, now) for step in self.steps)
-        example = Example(self.seed.id, operation.ask(now))
+        example = Example(self.seed.id, operation.prompt_for(now))
         return GuideRequest(example, sample_index=self.visit * MAX_STEPS + repeats, max_new_tokens=max_new_tokens)
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -126,7 +126,9 @@ class Environment:
         those that earlier chains of this step kept. Raises RlgfError where the guide failed; no chain is changed then.
         """
         pairs = [(chain, self.operations[index]) for chain, index in zip(chains, chosen, strict=True)]
-        completions = ask(self.guide, [chain.request(operation, self.max_new_tokens) for chain, operation in pairs])
+        completions = complete_all(
+            self.guide, [chain.request(operation, self.max_new_tokens) for chain, operation in pairs]
+        )
         texts = [answer.text.strip() if isinstance(answer, Completion) else "" for answer in completions]
         broken = [self._broken(completions[i], texts[i], *pair) for i, pair in enumerate(pairs)]
         valid = [i for i, rule in enumerate(broken) if rule is None]
@@ -206,7 +208,7 @@ class _StepNovelties:
         self._novelties = np.minimum(self._novelties, np.clip(1 - self._vectors @ vector, 0, 1))
 
 
-def ask(guide: Guide, requests: Sequence[GuideRequest]) -> list[Completion | Failure]:
+def complete_all(guide: Guide, requests: Sequence[GuideRequest]) -> list[Completion | Failure]:
     """The guide's completion or failure for each request, in order. Transient failures are requested once more.
 
     A permanent failure is an answer, and so is a second answer without a text. Raises RlgfError for other failures.

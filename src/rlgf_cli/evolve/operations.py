@@ -28,7 +28,7 @@ class Operation(Strict):
             raise ValueError(f"the prompt of {self.name!r} must hold {PLACEHOLDER}")
         return self
 
-    def ask(self, instruction: str) -> str:
+    def prompt_for(self, instruction: str) -> str:
         """The guide's prompt for a rewrite of ``instruction``."""
         return self.prompt.replace(PLACEHOLDER, instruction)
 

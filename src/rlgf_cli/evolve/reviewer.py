@@ -8,7 +8,7 @@ from typing import Any
 
 from rlgf_cli.evolve.environment import NO_TEXT
 from rlgf_cli.protocols import Example
-from rlgf_cli.scorers.asking import Judge, fill, last_line
+from rlgf_cli.scorers.judge_guide import Judge, fill, last_line
 
 TEMPLATE = """Here are two tasks for an assistant. Do they ask for the same?
 
@@ -40,7 +40,7 @@ class GuideReviewer:
             (Example(f"review {i}", first), fill(TEMPLATE, {"first": first, "second": second}))
             for i, (first, second) in enumerate(pairs)
         ]
-        return [verdict.value for verdict in self.judge.ask(questions, read_verdict, lambda n: None)]
+        return [verdict.value for verdict in self.judge.verdicts(questions, read_verdict, lambda n: None)]
 
 
 def read_verdict(answer: str) -> bool | None:

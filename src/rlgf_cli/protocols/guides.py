@@ -59,7 +59,7 @@ class GuideRequest:
 class Failure:
     """A request that brought no text.
 
-    Failures are counted by ``kind``; ``message`` holds no API key; ``final``: asking again would not help. ``model``
+    Failures are counted by ``kind``; ``message`` holds no API key; ``final``: another request would not help. ``model``
     and ``usage`` are those of an answer without a usable text, where the server sent them.
     """
 

@@ -27,7 +27,8 @@ from rlgf_cli.artifacts.rundir import parent_of
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.noise import short_hash
 from rlgf_cli.protocols import Example, MetricResult, Reward, Score, Scorer
-from rlgf_cli.scorers.asking import (
+from rlgf_cli.scorers.base import ReferenceMetric, signature
+from rlgf_cli.scorers.judge_guide import (
     ATTEMPTS,
     CRITERION,
     MAX_NEW_TOKENS,
@@ -37,7 +38,6 @@ from rlgf_cli.scorers.asking import (
     fill,
     last_line,
 )
-from rlgf_cli.scorers.base import ReferenceMetric, signature
 
 RATING_TEMPLATE = """Somebody answered the prompt below. Rate the answer.
 
@@ -144,7 +144,7 @@ class JudgeReward(_JudgeScorer, Reward):
         questions = [
             (example, self._question(example, text=text)) for example, text in zip(examples, texts, strict=True)
         ]
-        verdicts = self.judge.ask(questions, read_rating, self.on_rows)
+        verdicts = self.judge.verdicts(questions, read_rating, self.on_rows)
         for example, verdict in zip(examples, verdicts, strict=True):
             if verdict.value is None:
                 tries = "refused to rate" if verdict.refused else f"gave no rating in {ATTEMPTS} answers for"
@@ -215,7 +215,7 @@ class JudgeMetric(_JudgeScorer, ReferenceMetric):
             done += n
 
         self.on_rows(len(pairs) - len(faced))
-        verdicts = iter(self.judge.ask(questions, read_verdict, on_answers))
+        verdicts = iter(self.judge.verdicts(questions, read_verdict, on_answers))
         counts = Counter({"no_opponent": len(pairs) - len(faced)})
         scores: list[float | None] = []
         consistent: list[float | None] = []

@@ -210,7 +210,7 @@ class _Collection:
                 progress = _Progress(self, bar)
                 self._ask(self._requests(stop, progress), out, retries, progress)
                 if retries and not stop.is_set():
-                    console.log(f"asking {len(retries)} failed requests once more")
+                    console.log(f"sending {len(retries)} failed requests once more")
                     self._ask(iter(retries), out, None, progress)
         if stopped is not None:
             raise stopped

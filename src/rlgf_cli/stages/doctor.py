@@ -110,7 +110,7 @@ def _probe_guide(config: DoctorConfig, examples: Sequence[Example], loaded: Load
         guide.check(examples, limit)
         guide.charge_to(account, config.budget)
         calls = len(examples) * (2 if guide.abilities.continues else 1)
-        console.log(f"asking {guide.name} at most {calls} times for {len(examples)} prompts")
+        console.log(f"at most {calls} requests to {guide.name} for {len(examples)} prompts")
         with console.progress("guide", calls) as bar:
             probe.on_answer = bar.update
             probe.request_texts(guide)

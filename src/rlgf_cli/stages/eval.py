@@ -229,7 +229,7 @@ def _score(metrics: Sequence[Metric], answers: Sequence[Answer]) -> tuple[dict[s
 
 @contextlib.contextmanager
 def _progress(metric: Metric, texts: int) -> Iterator[None]:
-    """Log and show the progress of a metric, where it reports rows; on Ctrl-C its judges stop asking."""
+    """Log and show the progress of a metric, where it reports rows; on Ctrl-C its judges send no further request."""
     console.log(f"scoring {texts} {'texts' if metric.reads_texts else 'examples'}: {metric.name}")
     with contextlib.ExitStack() as stack:
         if metric.reports_rows:

@@ -58,7 +58,7 @@ def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refus
     billed = list(billed_guides(environment).values())
     with closing_all(billed):
         environment.guide.check(
-            (Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations), config.max_new_tokens
+            (Example(s.id, o.prompt_for(s.prompt)) for s in seeds for o in operations), config.max_new_tokens
         )
         if config.answers:
             _check_answers(config, environment, seeds)

@@ -48,7 +48,7 @@ def run(resolved: Resolved[EvolveTrainConfig], *, existing: Existing = "refuse")
     billed = list(billed_guides(environment).values())
     with closing_all(billed):
         environment.guide.check(
-            (Example(s.id, o.ask(s.prompt)) for s in seeds for o in operations), config.max_new_tokens
+            (Example(s.id, o.prompt_for(s.prompt)) for s in seeds for o in operations), config.max_new_tokens
         )
         prepare_guides(billed, config.budget)
         with session.running(*inputs, guides=billed) as folder:

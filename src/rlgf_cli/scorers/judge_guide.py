@@ -67,7 +67,7 @@ class Judge:
         """A hash of all that a question holds besides the texts: system message, template, ending and reminder."""
         return short_hash("\n".join([self.config.system or "", template, self.ending, _REMINDER]), 12)
 
-    def ask(
+    def verdicts(
         self,
         questions: Sequence[tuple[Example, str]],
         read: Callable[[str], Any],
