@@ -11,7 +11,7 @@ from speed_workload import EPOCHS, MINIBATCH, ROLLOUT_BATCH, Clock, read_case
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.stages import train
-from rlgf_cli.training import loop, rollout
+from rlgf_cli.training import guide_writer, loop, timing
 
 REWARD = """\
 from speed_workload import coverage
@@ -36,7 +36,7 @@ def main() -> None:
 
     loop.Trainer.step = timed  # type: ignore[method-assign]
     cpu: Any = SimpleNamespace(perf_counter=time.process_time)
-    loop.time = rollout.time = cpu  # the split in CPU seconds as well
+    timing.time = guide_writer.time = cpu  # type: ignore[attr-defined]  # the split in CPU seconds as well
     reward = folder / "reward.py"
     reward.write_text(REWARD)
     guides = {"ppo": None, "ppo++": str(folder / "guide.jsonl"), "aggrevated": f"hf:{folder / 'guide'}"}
