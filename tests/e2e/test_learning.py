@@ -68,7 +68,7 @@ def test_aggrevated_passes_the_guide(beginner: Loaded, parameters: dict[str, Any
     Under credit: prefix, roll-ins that end by themselves are scored as they are, so that it may find more than that.
     """
     value = value_after(beginner, "aggrevated", **parameters)
-    # five seeds: prefix 0.682 to 0.958, cut 0.638 to 0.667, guide_mc 0.660 to 0.665
+    # five seeds: prefix 0.959 to 0.966, cut 0.655 to 0.668, guide_mc 0.661 to 0.667
     assert value > GUIDE + 0.15
     assert value < IMPROVED or not parameters
 
@@ -86,12 +86,12 @@ def test_aggrevateds_variants_over_five_seeds(beginner: Loaded) -> None:
     at_cut, _ = over_seeds(credit="cut")
     once, _ = over_seeds(advantage="guide_mc")
     four, _ = over_seeds(**MC)
-    # cut: inner collapses, and the logged score, which is the guide's, hides it
-    assert max(inner) < 0.05 < START  # 0.001 to 0.002
+    # cut: inner shortens its roll-ins and falls behind, and the logged score, which is the guide's, hides it
+    assert max(inner) < min(first) - 0.2  # 0.177 to 0.668, the default 0.959 to 0.966
     assert fmean(row["score/mean"] for row in rows) > GUIDE - 0.1
     assert fmean(row["rollin/tokens"] for row in rows) < 1.5
     # everything else passes the guide; by the guide's values alone no further than they lead
     assert min(first) > GUIDE + 0.15
     assert all(GUIDE + 0.15 < value < IMPROVED for value in at_cut + four)
     # one text on each side is noisy: a seed may settle on a wrong word, but not most of them
-    assert median(once) > GUIDE + 0.15 and max(once) < IMPROVED  # 0.643 0.659 0.344 0.640 0.660
+    assert median(once) > GUIDE + 0.15 and max(once) < IMPROVED  # 0.654 0.501 0.658 0.607 0.664
