@@ -21,7 +21,7 @@ from rlgf_cli.config.collect_guide import CollectGuideConfig
 from rlgf_cli.config.guide import BudgetConfig, GuideConfig
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.errors import RlgfError, StoppedEarly, UserError
-from rlgf_cli.guides import base
+from rlgf_cli.guides import stream as guide_stream
 from rlgf_cli.guides.openai.guide import OpenAIGuide
 from rlgf_cli.ledger.store import Store
 from rlgf_cli.protocols import Answer, Completion, Example, Failure, GuideRequest
@@ -285,7 +285,7 @@ def test_a_lease_lasts_as_long_as_its_request_waits(server: FakeOpenAI) -> None:
 
 
 def test_waiting_for_another_process_is_said(server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_REPORT_S", 0.3)
+    monkeypatch.setattr(guide_stream, "_REPORT_S", 0.3)
     said: list[str] = []
     with closing(guide_at(server.url)) as guide:
         guide.notify = said.append

@@ -13,8 +13,9 @@ from rlgf_cli.artifacts.rundir import now, parent_of
 from rlgf_cli.config.common import TextConfig
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.guides.base import LiveGuide, Outcome
+from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.cleanup import cut_at_stop
+from rlgf_cli.guides.stream import Outcome
 from rlgf_cli.ledger.store import StoredText
 from rlgf_cli.protocols import Completion, GuideAbilities, GuideRequest
 

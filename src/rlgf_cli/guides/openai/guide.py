@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from rlgf_cli.artifacts.rundir import now
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.guides.base import LiveGuide, Outcome
+from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.cleanup import clean_text
 from rlgf_cli.guides.openai import batch
 from rlgf_cli.guides.openai.endpoint import OPENAI_URL, Connection, endpoint_of, same_model
 from rlgf_cli.guides.openai.rate_limits import RateLimiter, back_off, retry_after
 from rlgf_cli.guides.openai.request import RequestBuilder, likely_tokens, prompt_bytes
 from rlgf_cli.guides.openai.response import read_response
+from rlgf_cli.guides.stream import Outcome
 from rlgf_cli.ledger.batch_jobs import BatchJobs
 from rlgf_cli.ledger.meter import Meter
 from rlgf_cli.ledger.store import StoredText
