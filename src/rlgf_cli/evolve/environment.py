@@ -7,17 +7,16 @@ is a query, kept or not.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from rlgf_cli.errors import RlgfError
 from rlgf_cli.evolve.novelty import Collection, Space
 from rlgf_cli.evolve.operations import Operation
 from rlgf_cli.evolve.rules import Limits, broken_by_rewrite
+from rlgf_cli.guides.unanswered import unanswered
 from rlgf_cli.ledger.meter import usd
 from rlgf_cli.protocols import Completion, Example, Failure, Guide, GuideRequest
 
@@ -220,12 +219,7 @@ def complete_all(guide: Guide, requests: Sequence[GuideRequest]) -> list[Complet
             answers[left[answer.index]] = answer.outcome
     failed = [f for f in answers.values() if isinstance(f, Failure) and _is_transient(f) and f.kind not in NO_TEXT]
     if failed:
-        kinds = ", ".join(f"{kind}: {n}" for kind, n in Counter(f.kind for f in failed).most_common())
-        raise RlgfError(
-            f"the guide {guide.name} did not answer {len(failed)} of {len(requests)} requests ({kinds}); the first: "
-            f"{failed[0].message}",
-            hint="its texts are in the cache: the same command with --resume requests the rest",
-        )
+        raise unanswered(f"the guide {guide.name}", failed, f"{len(requests)} requests")
     return [answers[i] for i in range(len(requests))]
 
 

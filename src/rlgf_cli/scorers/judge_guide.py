@@ -17,8 +17,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlgf_cli.config.guide import GuideConfig
-from rlgf_cli.errors import Interrupted, RlgfError, UserError, did_you_mean
+from rlgf_cli.errors import Interrupted, UserError, did_you_mean
 from rlgf_cli.guides.make import make_live_guide
+from rlgf_cli.guides.unanswered import unanswered
 from rlgf_cli.noise import short_hash
 from rlgf_cli.protocols import Completion, Example, Failure, Guide, GuideRequest
 from rlgf_cli.scorers.base import shorten
@@ -127,12 +128,7 @@ class Judge:
                 "interrupted; the judge's answers so far are in the cache", hint="--resume goes on from there"
             )
         if failures:
-            kinds = ", ".join(f"{kind}: {n}" for kind, n in Counter(f.kind for f in failures).most_common())
-            raise RlgfError(
-                f"the judge {self.guide.name} did not answer {len(failures)} of {len(questions)} questions ({kinds}); "
-                f"the first: {failures[0].message}",
-                hint="its answers are in the cache: the same command with --resume requests the rest",
-            )
+            raise unanswered(f"the judge {self.guide.name}", failures, f"{len(questions)} questions")
 
 
 @dataclass(frozen=True)
