@@ -52,12 +52,12 @@ def test_every_algorithm_is_held_to_its_level() -> None:
 
 @pytest.mark.parametrize("algorithm", OWN)
 def test_whoever_learns_from_its_own_roll_outs_finds_the_optimum(beginner: Loaded, algorithm: str) -> None:
-    assert value_after(beginner, algorithm, **OWN[algorithm]) > 0.9  # five seeds of each: 0.953 to 0.971
+    assert value_after(beginner, algorithm, **OWN[algorithm]) > 0.9  # five seeds of each: 0.932 to 0.973
 
 
 @pytest.mark.parametrize("algorithm", ["bc-guide", "dagger"])
 def test_whoever_imitates_the_guide_ends_at_its_level(beginner: Loaded, algorithm: str) -> None:
-    # the guide 0.356, the start 0.220; five seeds: bc-guide 0.351 to 0.399, dagger 0.355 to 0.418
+    # the guide 0.356, the start 0.220; five seeds: bc-guide 0.347 to 0.398, dagger 0.348 to 0.426
     assert value_after(beginner, algorithm) == pytest.approx(GUIDE, abs=0.09)
 
 
