@@ -118,9 +118,7 @@ def test_the_truths_of_step_0_hold_under_the_ban(gpt2: Loaded) -> None:
     model = actor_critic(gpt2)
     episodes = generator.generate(PPO, prompts_for(gpt2, 9), 0, 6.0)
     data = step_data(model, PPO, episodes, generator.sampling)
-    found = policy_probe.probe(
-        model, PPO, episodes, data.batch, data.stats, data.advantages, generator.sampling, kl_coef=0.1, seed=0, step=0
-    )
+    found = policy_probe.probe(model, episodes, data, generator.sampling, kl_coef=0.1, seed=0, step=0)
     assert {"policy.ratio", "policy.plain", "policy.sampler"} <= {check.name for check in found}
     assert {check.status for check in found} == {"ok"}
     free = Sampling(**{**generator.sampling.__dict__, "ban_control": False})  # as a scorer that knows no ban has it

@@ -52,18 +52,7 @@ def examined(loaded: Loaded, regime: Regime, *, rows_at_once: int = 4, **samplin
     episodes = generator.generate(regime, prompts_for(loaded, 9), 0, 6.0)
     critics = [regime.roll_out]
     data = step_data(model, regime, episodes, generator.sampling, critics=critics, rows_at_once=rows_at_once)
-    found = policy_probe.probe(
-        model,
-        regime,
-        episodes,
-        data.batch,
-        data.stats,
-        data.advantages,
-        generator.sampling,
-        kl_coef=0.1,
-        seed=0,
-        step=0,
-    )
+    found = policy_probe.probe(model, episodes, data, generator.sampling, kl_coef=0.1, seed=0, step=0)
     assert [check.name for check in found] == [name for name in INVARIANTS if name in {c.name for c in found}]
     return {check.name: check for check in found}
 

@@ -191,9 +191,9 @@ def test_the_first_step_is_examined_before_anything_is_learned(gpt2: Loaded, nam
     trainer = trainer_for(gpt2, name, guide(), kl_coef=0.3, kl_where="reward")
     before, seen = parameters_of(trainer.model), []
 
-    def probe(regime: Any, episodes: Any, batch: Any, stats: Any, advantages: Any, kl_coef: float) -> None:
+    def probe(episodes: Any, data: Any, kl_coef: float) -> None:
         assert torch.equal(before, parameters_of(trainer.model))
-        drawn = None if stats is None else [float(p) for p in stats.old_logprobs[batch.policy]]
+        drawn = None if data.stats is None else [float(p) for p in data.stats.old_logprobs[data.batch.policy]]
         seen.append((len(episodes), kl_coef, drawn))
 
     trainer.probe = probe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -43,9 +44,9 @@ class Algorithm(Strict):
             fields |= {key: field for key, field in section.model_fields.items() if key not in fields}
         return fields
 
+    @abstractmethod
     def spec(self) -> AlgorithmSpec:
         """The algorithm as data. Raises ValidationError for a refused combination."""
-        raise NotImplementedError(self.name)
 
     def always(self, regime: Regime) -> AlgorithmSpec:
         """An algorithm with one regime for all iterations."""

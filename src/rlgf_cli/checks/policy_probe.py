@@ -12,7 +12,6 @@ import torch
 from peft import PeftModel
 
 from rlgf_cli import noise
-from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.checks import invariants
 from rlgf_cli.checks.invariants import EXACT, Gap
 from rlgf_cli.errors import RlgfError
@@ -27,6 +26,7 @@ from rlgf_cli.training.advantages import Advantages, RolloutStats, sampler_gap
 from rlgf_cli.training.episodes import Episode, EpisodeBatch
 from rlgf_cli.training.loop import PolicyProbe
 from rlgf_cli.training.rollout import Sampling
+from rlgf_cli.training.update import StepData
 
 ROWS = 6
 """Episodes whose log-probabilities are computed again; checks without a forward pass take all episodes."""
@@ -37,11 +37,8 @@ _POSITIONS = 32
 @torch.no_grad()
 def probe(
     model: ActorCritic,
-    regime: Regime,
     episodes: Sequence[Episode],
-    batch: EpisodeBatch,
-    stats: RolloutStats | None,
-    advantages: Advantages | None,
+    data: StepData,
     sampling: Sampling,
     *,
     kl_coef: float,
@@ -50,8 +47,9 @@ def probe(
 ) -> list[Check]:
     """All invariants of a step before its update. ``kl_coef``: the coefficient of the KL in the reward.
 
-    A likelihood regime (``stats`` and ``advantages`` None) has no ratio, no reference model and no reward.
+    A likelihood regime (no statistics and no advantages) has no ratio, no reference model and no reward.
     """
+    batch, stats, advantages = data.batch, data.stats, data.advantages
     checks: list[Check | None] = []
     rows = _some(batch)
     if stats is not None and advantages is not None:
@@ -65,7 +63,7 @@ def probe(
         checks.append(_server(episodes, stats, sampling))
     else:
         checks.append(_sampler(model, [episodes[i] for i in rows.tolist()], sampling, seed, step))
-    checks.append(invariants.masks(episodes, batch, regime, model.loaded.eos_ids))
+    checks.append(invariants.masks(episodes, batch, data.regime, model.loaded.eos_ids))
     if advantages is not None:
         checks.append(_placement(episodes, batch, advantages, kl_coef))
     return [check for check in checks if check is not None]
@@ -213,16 +211,8 @@ def make_probe(model: ActorCritic, sampling: Sampling, *, seed: int, warn: Calla
     """Checks the invariants on the first episodes of a run: the first broken one is raised as an error, or, with
     ``warn``, every broken one is passed to it."""
 
-    def run(
-        regime: Regime,
-        episodes: Sequence[Episode],
-        batch: EpisodeBatch,
-        stats: RolloutStats | None,
-        advantages: Advantages | None,
-        kl_coef: float,
-    ) -> None:
-        checks = probe(model, regime, episodes, batch, stats, advantages, sampling, kl_coef=kl_coef, seed=seed, step=0)
-        for check in checks:
+    def run(episodes: Sequence[Episode], data: StepData, kl_coef: float) -> None:
+        for check in probe(model, episodes, data, sampling, kl_coef=kl_coef, seed=seed, step=0):
             if check.status == "fail":
                 if warn is None:
                     raise broken_invariant(check)

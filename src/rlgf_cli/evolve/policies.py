@@ -16,6 +16,11 @@ from rlgf_cli.evolve.operations import Operation
 class Policy(Protocol):
     """Chooses the next operation of every chain. ``draws``: one number in [0, 1) per chain, the only randomness."""
 
+    @property
+    def space(self) -> str | None:
+        """The signature of the space that novelty was measured in when the policy learned; None: it has not learned."""
+        ...
+
     def choose(self, chains: Sequence[Chain], draws: np.ndarray) -> list[int]:
         """The index of each chain's operation."""
         ...
@@ -23,6 +28,8 @@ class Policy(Protocol):
 
 class RandomPolicy:
     """Every operation with the same probability, as in WizardLM (Xu et al. 2023, arXiv 2304.12244)."""
+
+    space: str | None = None
 
     def __init__(self, operations: Sequence[Operation]) -> None:
         self._n = len(operations)
@@ -42,6 +49,8 @@ class PaperPolicy:
     """The schedule of TeaMs-RL's released code: breadth at the first and the fourth of six steps (and every third one
     after them), where its policy has no choice; at the others any operation in depth, with the same probability.
     """
+
+    space: str | None = None
 
     def __init__(self, operations: Sequence[Operation]) -> None:
         self._breadth = [i for i, operation in enumerate(operations) if operation.breadth]

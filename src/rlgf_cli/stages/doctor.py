@@ -39,6 +39,7 @@ from rlgf_cli.scorers.weighted_sum import SumReward, make_reward
 from rlgf_cli.training.advantages import AdvantageInputs, AdvantageSettings, compute_advantages, compute_stats
 from rlgf_cli.training.episodes import Episode, build_batch, scored_texts
 from rlgf_cli.training.rollout import RolloutGenerator, Sampling
+from rlgf_cli.training.update import StepData
 
 _POLICY_ALONE = Regime()
 """Episodes that the policy writes from beginning to end."""
@@ -170,7 +171,13 @@ def _check_policy(
                 regime, batch, stats, AdvantageSettings.of(config.ppo), AdvantageInputs(charged)
             )
         checks = policy_probe.probe(
-            model, regime, episodes, batch, stats, advantages, sampling, kl_coef=charged, seed=config.seed, step=0
+            model,
+            episodes,
+            StepData(regime, batch, stats, advantages, None),
+            sampling,
+            kl_coef=charged,
+            seed=config.seed,
+            step=0,
         )
         which = f"{regime.roll_in}>{regime.roll_out}: " if len(spec.regimes) > 1 else ""
         invariant_checks += [replace(check, finding=which + check.finding) for check in checks]

@@ -50,10 +50,9 @@ def run(resolved: Resolved[EvolveGenerateConfig], *, existing: Existing = "refus
     environment = make_environment(
         config, operations, seeds, weights=RewardWeights(), find_copy=duplicates.find_copy, on_kept=duplicates.add
     )
-    learned_in = getattr(policy, "space", environment.space.signature)
-    if learned_in != environment.space.signature:
+    if policy.space not in (None, environment.space.signature):
         console.warn(
-            f"the policy learned with novelty measured by {learned_in}; here it is {environment.space.signature}"
+            f"the policy learned with novelty measured by {policy.space}; here it is {environment.space.signature}"
         )
     billed = list(billed_guides(environment).values())
     with closing_all(billed):

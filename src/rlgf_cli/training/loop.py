@@ -24,13 +24,12 @@ from rlgf_cli.training.advantages import (
     AdvantageInputs,
     Advantages,
     AdvantageSettings,
-    RolloutStats,
     compute_advantages,
     compute_stats,
 )
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.divergence import HeldOutResult, compare_watched
-from rlgf_cli.training.episodes import Episode, EpisodeBatch, build_batch, by_group, scored_texts, without_variance
+from rlgf_cli.training.episodes import Episode, build_batch, by_group, scored_texts, without_variance
 from rlgf_cli.training.parallel.processes import SINGLE, Processes
 from rlgf_cli.training.prompts import resampled_prompts, step_prompts
 from rlgf_cli.training.restarts import Gate, Restarts, update_own_scores, values_along
@@ -50,15 +49,7 @@ TRUST_MEMORY = 0.8
 class PolicyProbe(Protocol):
     """Checks the first step's episodes before anything is learned from them; raises where the run must not go on."""
 
-    def __call__(
-        self,
-        regime: Regime,
-        episodes: Sequence[Episode],
-        batch: EpisodeBatch,
-        stats: RolloutStats | None,
-        advantages: Advantages | None,
-        kl_coef: float,
-    ) -> None: ...
+    def __call__(self, episodes: Sequence[Episode], data: StepData, kl_coef: float) -> None: ...
 
 
 class HeldOutEvaluator(Protocol):
@@ -280,9 +271,7 @@ class Trainer:
         if self.state.step == 0 and (probe := self.probe) is not None and not self.processes.lockstep:
             with self.clock.timed("check"):
                 kl_coef = self._kl_coef.reward
-                self.processes.raise_together(
-                    lambda: probe(data.regime, episodes, data.batch, data.stats, data.advantages, kl_coef)
-                )
+                self.processes.raise_together(lambda: probe(episodes, data, kl_coef))
 
     # the update
 
