@@ -28,7 +28,7 @@ OPTIONS = {
     "--overwrite": Option(bool, "Replace what this command wrote there before."),
     "--print-config": Option(bool, "Print the resolved config with origins, and stop."),
     "--json": Option(bool, "Print the result as JSON."),
-    "--dry-run": Option(bool, "Print the requests and their cost; send none."),
+    "--dry-run": Option(bool, "Print how many requests there would be and their cost; send none."),
     "compare --markdown": Option(bool, "Print one Markdown table, to paste."),
     "generate --json": Option(bool, "Print JSON Lines even for one prompt."),
     "prepare FILES": Option(list[Path], "With --check: the files to check."),
