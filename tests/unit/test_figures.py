@@ -62,7 +62,7 @@ def test_what_the_losses_used(reference: bool) -> None:
     ratio, per_token = ratio * batch.policy, per_token * batch.learned
     stats = RolloutStats(logprobs, torch.randn(shape) if reference else None, {"policy": values})
     advantages = Advantages(rewards, per_token, {"policy": returns}, ratio if reference else None)
-    row = figures.of_tensors(texts, batch, stats, advantages)
+    row = figures.of_tensors(batch, stats, advantages)
     policy, fit = batch.policy, batch.fit["policy"]
     assert int(policy.sum()) == 3 + 4 + 2 + 3 < int(batch.real.sum()) == 16
     expected = {
@@ -86,7 +86,7 @@ def test_what_the_losses_used(reference: bool) -> None:
 
 def test_a_likelihood_has_no_credit_to_speak_of() -> None:
     batch = build_batch(episodes(), Regime(), ["policy"], LOADED)
-    assert figures.of_tensors(episodes(), batch, None, None) == {"tokens/policy": 12 / 16}
+    assert figures.of_tensors(batch, None, None) == {"tokens/policy": 12 / 16}
 
 
 def test_the_share_of_groups_whose_scores_are_all_equal() -> None:

@@ -34,7 +34,7 @@ WORDS = {
     "ramp": "LinearSchedule",
     "ramps": "schedules",
     "told": "what was reported",
-    "said": "what was reported, server_logprobs",
+    "said": "what was reported, sampler_logprobs",
     "asked": "requests",
     "found": "what it is: matches, rows, scores",
     "kept": "what was kept: kept_rows, selected",

@@ -172,6 +172,23 @@ def test_a_server_that_keeps_its_old_weights_is_seen(task: Path, tiny_gpt2: Path
     assert gaps[0] < 1e-4 and min(gaps[1:]) > 10 * gaps[0] and gaps[-1] > 1e-2
 
 
+def test_the_gap_to_old_weights_is_corrected(task: Path, tiny_gpt2: Path, serve, run_cli) -> None:
+    """The first update is as without the correction (weights of 1, up to rounding); later tokens have other weights."""
+    runs = {}
+    for correction in ("none", "truncate"):
+        serve(StandIn(plain_model(tiny_gpt2), deaf=True))
+        more = ("--set", f"sampler.correction={correction}", "-o", str(task / correction))
+        assert run_cli(*arguments("ppo", tiny_gpt2, task, *more)).exit_code == 0
+        runs[correction] = rows_of(task / correction)
+    plain, corrected = runs["none"], runs["truncate"]
+    assert "sampler/weight" not in plain[0] and plain[0]["sampler/gap_max"] < 1e-3
+    assert corrected[0]["sampler/weight"] == pytest.approx(1.0, abs=1e-4) and corrected[0]["sampler/truncated"] == 0
+    assert corrected[0]["loss/policy"] == pytest.approx(plain[0]["loss/policy"], abs=1e-4)
+    assert abs(corrected[-1]["sampler/weight"] - 1) > 1e-3
+    assert any(abs(a["loss/policy"] - b["loss/policy"]) > 1e-3 for a, b in zip(plain, corrected, strict=True))
+    assert all(row["sampler/gap_max"] > row["sampler/gap"] for row in plain)
+
+
 def test_a_server_with_another_model_stops_training_at_step_0(task: Path, tiny_gpt2: Path, serve, run_cli) -> None:
     other = plain_model(tiny_gpt2)
     with torch.no_grad():

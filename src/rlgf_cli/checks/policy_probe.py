@@ -22,10 +22,11 @@ from rlgf_cli.models.forward import TokenBatch, response_forward
 from rlgf_cli.models.generate import decoder_start_id
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Check
-from rlgf_cli.training.advantages import Advantages, RolloutStats, sampler_gap
+from rlgf_cli.training.advantages import Advantages, RolloutStats
 from rlgf_cli.training.episodes import Episode, EpisodeBatch
 from rlgf_cli.training.loop import PolicyProbe
 from rlgf_cli.training.rollout import Sampling
+from rlgf_cli.training.sampler_gap import sampler_gap
 from rlgf_cli.training.update import StepData
 
 ROWS = 6
@@ -59,7 +60,7 @@ def probe(
         if advantages.log_ratio is not None:
             everything = Gap.of(advantages.log_ratio[batch.policy])
             checks.append(invariants.compared("policy.reference", everything, EXACT, "policy and reference"))
-    if any(e.server_logprobs for e in episodes):
+    if any(e.sampler_logprobs for e in episodes):
         checks.append(_server(episodes, stats, sampling))
     else:
         checks.append(_sampler(model, [episodes[i] for i in rows.tolist()], sampling, seed, step))

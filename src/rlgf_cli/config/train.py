@@ -85,6 +85,18 @@ class RolloutConfig(Strict):
     vllm: ServerConfig = ServerConfig()
 
 
+class SamplerConfig(Strict):
+    """How the difference between the sampler's distribution and the training model's is treated (docs/scaling.md).
+
+    ``correction``: ``truncate`` multiplies the policy loss of each token that the sampler wrote by min(pi / mu,
+    ``correction_cap``), the training model's probability over the sampler's (truncated importance sampling); the own
+    loop has no such difference.
+    """
+
+    correction: Literal["none", "truncate"] = "none"
+    correction_cap: float = Field(2.0, ge=1)
+
+
 AdvantageScale = Literal["auto", "none", "running", "batch", "group"]
 
 
@@ -256,6 +268,7 @@ class TrainConfig(StageConfig):
     lengths: LengthConfig = LengthConfig()
     lora: LoraConfig = LoraConfig()
     rollout: RolloutConfig = RolloutConfig()
+    sampler: SamplerConfig = SamplerConfig()
     ppo: PPOConfig = PPOConfig()
     kl: KLConfig = KLConfig()
     aux: AuxConfig = AuxConfig()
@@ -288,6 +301,12 @@ class TrainConfig(StageConfig):
             raise Refused(
                 "rollout.ban_control_tokens is not known to a vLLM server, which would write the tokens all the same",
                 "leave one of them out",
+            )
+        if self.sampler.correction != "none" and not self.rollout.vllm.url:
+            raise Refused(
+                "sampler.correction: truncate is for a sampler other than the training model, and the own loop samples "
+                "from the training model itself",
+                "sampler.correction: none, or let a vLLM server write (rollout.vllm)",
             )
         if self.reward_needed and not self.reward and spec.has_policy_gradient:
             raise ValueError("at least one reward is needed")

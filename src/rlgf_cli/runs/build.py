@@ -95,6 +95,7 @@ def make_trainer(
         missing_eos_penalty=config.rollout.missing_eos_penalty,
         critic=CriticSettings(ppo.critic_warmup_steps, ppo.critic_warmup_explained, ppo.critic_min_explained),
         resample_groups=config.rollout.resample_groups,
+        correction_cap=config.sampler.correction_cap if config.sampler.correction == "truncate" else None,
         eval_every=config.eval.every,
         scorer_at=scorer_at,
         evaluate=evaluate,

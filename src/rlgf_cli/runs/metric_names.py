@@ -29,8 +29,11 @@ METRICS: dict[str, str] = {
     "kl/episode": "mean per episode of the summed log-ratio (nats)",
     "kl/coef": "the coefficient that was charged, in the reward or as a loss (kl.where)",
     "policy/entropy": "mean of -log pi over the tokens that the policy drew (nats): an estimate of its entropy",
-    "sampler/gap": "mean absolute difference (nats per token) between a vLLM server's log-probabilities of the tokens "
-    "that it sampled and those computed here",
+    "sampler/gap": "mean absolute difference (nats per token) between vLLM's log-probabilities of the tokens that it "
+    "sampled and those computed here",
+    "sampler/gap_max": "the largest such difference (nats)",
+    "sampler/weight": "mean importance weight of the sampled tokens (sampler.correction)",
+    "sampler/truncated": "share of the sampled tokens whose importance weight was cut at sampler.correction_cap",
     "loss/policy": "PPO's clipped loss, averaged as ppo.loss_average says",
     "loss/kl": "the KL as a loss (kl.estimator), mean over learned tokens (nats)",
     "loss/likelihood": "negative log-likelihood per learned token (nats)",

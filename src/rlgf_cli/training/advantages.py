@@ -15,7 +15,7 @@ from rlgf_cli.config.train import AdvantageScale, PPOConfig
 from rlgf_cli.functional import advantages as adv
 from rlgf_cli.functional.kl import episode_returns, log_ratio, token_rewards
 from rlgf_cli.models.actor_critic import ActorCritic
-from rlgf_cli.training.episodes import Episode, EpisodeBatch
+from rlgf_cli.training.episodes import EpisodeBatch
 from rlgf_cli.training.parallel.processes import SINGLE, Processes
 from rlgf_cli.training.rollout import Sampling
 
@@ -114,17 +114,6 @@ def compute_stats(
     tensors = [logprobs, *([] if ref_logprobs is None else [ref_logprobs]), *values.values()]
     processes.add_up(tensors)  # a row is 0 in all processes but the one that computed it
     return RolloutStats(logprobs, ref_logprobs, values)
-
-
-def sampler_gap(episodes: Sequence[Episode], logprobs: torch.Tensor) -> torch.Tensor | None:
-    """[N]: a server's log-probabilities of the tokens that it sampled for the policy, less those computed here
-    (``logprobs`` [B, T]); nats. None where no token was sampled by a server."""
-    sampled = [(row, at, value) for row, e in enumerate(episodes) for at, value in e.server_logprobs.items()]
-    if not sampled:
-        return None
-    rows, places, values = zip(*sampled, strict=True)
-    own = logprobs[list(rows), list(places)]
-    return torch.tensor(values, dtype=own.dtype, device=own.device) - own
 
 
 def compute_advantages(

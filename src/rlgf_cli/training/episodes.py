@@ -56,8 +56,8 @@ class Episode:
     ``action_start`` where the last action before the cut begins (one token before it, or a whole word where the cut
     had to move). ``finished``: the last token is EOS. ``reached_cut``: the roll-in wrote all of the k tokens drawn.
     ``branches`` (guide_mc alone): the guide's other ends; the episode itself is the first from after the action.
-    ``drawn``: the step and index that its sampling draws are a function of. ``server_logprobs``: where a server
-    writes for the policy, its log-probability (nats) of the policy's token at a position.
+    ``drawn``: the step and index that its sampling draws are a function of. ``sampler_logprobs``: where
+    another engine than the own loop samples, its log-probability (nats) of the policy's token at a position.
     """
 
     index: int
@@ -74,7 +74,7 @@ class Episode:
     score: Score | None = None
     penalty: float = 0.0
     drawn: tuple[int | str, int] = (0, 0)
-    server_logprobs: dict[int, float] = field(default_factory=dict)
+    sampler_logprobs: dict[int, float] = field(default_factory=dict)
     branches: list[Branch] = field(default_factory=list)
 
     @property
@@ -108,7 +108,7 @@ class Episode:
     def truncate(self, length: int) -> None:
         """Keep the first ``length`` tokens of a response that the policy alone wrote; it is then not finished."""
         self.segments = [("policy", self.ids[:length])] if length else []
-        self.server_logprobs = {at: value for at, value in self.server_logprobs.items() if at < length}
+        self.sampler_logprobs = {at: value for at, value in self.sampler_logprobs.items() if at < length}
         self.finished = False
 
     @property

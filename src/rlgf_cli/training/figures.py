@@ -13,7 +13,7 @@ from typing import Any
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.functional.kl import k3
 from rlgf_cli.functional.stats import explained_variance
-from rlgf_cli.training.advantages import Advantages, RolloutStats, sampler_gap
+from rlgf_cli.training.advantages import Advantages, RolloutStats
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, by_group, without_variance
 
 Row = dict[str, Any]
@@ -59,17 +59,13 @@ def of_guide(regime: Regime, counts: Counter[str]) -> Row:
     return row
 
 
-def of_tensors(
-    episodes: Sequence[Episode], batch: EpisodeBatch, stats: RolloutStats | None, advantages: Advantages | None
-) -> Row:
+def of_tensors(batch: EpisodeBatch, stats: RolloutStats | None, advantages: Advantages | None) -> Row:
     """KL, entropy, advantages, and each critic's values compared with the returns that they predict."""
     row: Row = {"tokens/policy": float(batch.policy.sum() / batch.real.sum())}
     if stats is None or advantages is None:
         return row
     if bool(batch.policy.any()):
         row["policy/entropy"] = -float(stats.old_logprobs[batch.policy].mean())
-    if (gap := sampler_gap(episodes, stats.old_logprobs)) is not None:
-        row["sampler/gap"] = float(gap.abs().mean())
     row["reward/sum"] = float(advantages.rewards.sum(-1).mean())
     if advantages.log_ratio is not None:
         policy_tokens = batch.policy.sum().clamp_min(1)

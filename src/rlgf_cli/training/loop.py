@@ -34,6 +34,7 @@ from rlgf_cli.training.parallel.processes import SINGLE, Processes
 from rlgf_cli.training.prompts import resampled_prompts, step_prompts
 from rlgf_cli.training.restarts import Gate, Restarts, update_own_scores, values_along
 from rlgf_cli.training.rollout import RolloutGenerator
+from rlgf_cli.training.sampler_gap import correction_weights, gap_figures
 from rlgf_cli.training.timing import Clock
 from rlgf_cli.training.update import StepData, UpdateSettings, carries_loss, update
 
@@ -75,7 +76,8 @@ class Trainer:
     """Everything that an iteration needs. ``prompts`` are visited epoch by epoch, each epoch in an order of its own.
 
     ``scorer_at``: for a reward with a schedule, the scorer of an iteration, used in place of ``scorer``. ``patience``:
-    held-out results in a row that diverge before the run counts as diverged.
+    held-out results in a row that diverge before the run counts as diverged. ``correction_cap``: the largest weight of
+    the correction for the sampler's gap (None: no correction).
     """
 
     spec: AlgorithmSpec
@@ -95,6 +97,7 @@ class Trainer:
     critic: CriticSettings
     eval_every: int
     resample_groups: int = 0
+    correction_cap: float | None = None
     scorer_at: ScorerAt | None = None
     evaluate: HeldOutEvaluator | None = None
     patience: int = 2
@@ -125,7 +128,8 @@ class Trainer:
         row: dict[str, Any] = {
             "step": step + 1,
             **figures.of_episodes(regime, episodes),
-            **figures.of_tensors(episodes, data.batch, data.stats, data.advantages),
+            **figures.of_tensors(data.batch, data.stats, data.advantages),
+            **self._sampler_figures(episodes, data),
             **self._state_figures(data),
             **schedule,
             **losses,
@@ -253,7 +257,10 @@ class Trainer:
                 self.model, batch, regime, sampling, rows_at_once=sampling.batch_size, processes=self.processes
             )
             advantages = compute_advantages(regime, batch, stats, self.advantage, self._advantage_inputs(episodes))
-            return StepData(regime, batch, stats, advantages, None)
+            weights = None
+            if self.correction_cap is not None:
+                weights = correction_weights(episodes, stats.old_logprobs, self.correction_cap)
+            return StepData(regime, batch, stats, advantages, None, weights)
 
     def _advantage_inputs(self, episodes: list[Episode]) -> AdvantageInputs:
         moments = self.state.moments.get("scores")
@@ -311,6 +318,9 @@ class Trainer:
         )
 
     # the state
+
+    def _sampler_figures(self, episodes: list[Episode], data: StepData) -> dict[str, float]:
+        return {} if data.stats is None else gap_figures(episodes, data.stats.old_logprobs, self.correction_cap)
 
     def _state_figures(self, data: StepData) -> dict[str, Any]:
         """The row's figures of the trainer's own state and of the guide."""

@@ -209,7 +209,7 @@ class RolloutGenerator:
             on_batch=partial(self._prefetch, [e for e, _ in pairs]) if last_author and self.prefetch else None,
         )
         for (episode, _), row in zip(pairs, rows, strict=True):
-            episode.server_logprobs |= {episode.length + i: value for i, value in enumerate(row.logprobs or ())}
+            episode.sampler_logprobs |= {episode.length + i: value for i, value in enumerate(row.logprobs or ())}
             self._append_policy(episode, row.ids)
             episode.finished = row.finished
 

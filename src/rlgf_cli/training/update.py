@@ -75,7 +75,7 @@ class StepData:
     """One step's episodes, with the models' figures of them and their advantages.
 
     ``stats`` and ``advantages`` are None for the likelihood estimator. ``references``: one reference text per episode,
-    for the auxiliary likelihood.
+    for the auxiliary likelihood. ``weights`` [B, T]: importance weights of the policy loss (None: 1 everywhere).
     """
 
     regime: Regime
@@ -83,6 +83,7 @@ class StepData:
     stats: RolloutStats | None
     advantages: Advantages | None
     references: TokenBatch | None
+    weights: torch.Tensor | None = None
 
 
 class Sums:
@@ -259,6 +260,8 @@ def _loss(
     elif bool(size):
         assert stats is not None and advantages is not None
         old, per_token = stats.old_logprobs[rows][:, :width], advantages.per_token[rows][:, :width]
+        if data.weights is not None:  # positive, so that min and clip of the loss are not changed by the factor
+            per_token = per_token * data.weights[rows][:, :width]
         loss, diagnostics = losses.policy_loss(
             scored.logprobs, old, per_token, learned, settings.clip_range, average,
             clip_range_high=settings.clip_range_high,
