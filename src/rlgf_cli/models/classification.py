@@ -18,6 +18,7 @@ from rlgf_cli.artifacts.jsonl import read_json
 from rlgf_cli.config.common import ModelConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.models.generate import pad_rows
+from rlgf_cli.models.gguf import plain_checkpoint
 from rlgf_cli.models.load import check_checkpoint_name
 
 EVALUATION = "evaluation.json"
@@ -33,19 +34,20 @@ def load_classifier(config: ModelConfig, labels: Sequence[str]) -> tuple[Any, An
 
     Raises UserError for a folder without a checkpoint, for an encoder-decoder, and for a tokenizer that cannot pad.
     """
-    check_checkpoint_name(config.name)
+    name, _ = plain_checkpoint(config.name)
+    check_checkpoint_name(name)
     common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # a new head is intended, so no warning
     try:
-        architecture = AutoConfig.from_pretrained(config.name, **common)
+        architecture = AutoConfig.from_pretrained(name, **common)
         if architecture.is_encoder_decoder:
             raise UserError("an encoder or a decoder is needed, not an encoder-decoder", where=config.name)
         set_labels(architecture, labels)
         model = AutoModelForSequenceClassification.from_pretrained(
-            config.name, config=architecture, dtype=torch.float32, ignore_mismatched_sizes=True, **common
+            name, config=architecture, dtype=torch.float32, ignore_mismatched_sizes=True, **common
         )
-        tokenizer = AutoTokenizer.from_pretrained(config.name, **common)
+        tokenizer = AutoTokenizer.from_pretrained(name, **common)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"no classifier can be made of it: {reason}", where=config.name) from None

@@ -1,4 +1,4 @@
-"""Loading and saving policies: a folder, a hub name, plain weights or a LoRA adapter."""
+"""Loading and saving policies: a folder, a hub name or a GGUF file, plain weights or a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.models.adapter import ADAPTER_CONFIG, Base, find_base, is_path
 from rlgf_cli.models.device import DTYPES, pick_device
 from rlgf_cli.models.generate import check_cache
+from rlgf_cli.models.gguf import plain_checkpoint
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.merging import refuse_tied
 from rlgf_cli.models.text import TextFormat
@@ -37,7 +38,7 @@ def load(config: ModelConfig, *, text: TextConfig | None = None, for_training: b
     have, a tokenizer that does not fit the model, and an adapter whose base is missing or, for training, could not be
     merged.
     """
-    name = config.name
+    name, gguf = plain_checkpoint(config.name)
     check_checkpoint_name(name)
     device = pick_device(config.device)
     dtype = DTYPES[config.dtype]
@@ -48,7 +49,7 @@ def load(config: ModelConfig, *, text: TextConfig | None = None, for_training: b
     if config.load_in_4bit:
         weights = {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
     adapter = Path(name, ADAPTER_CONFIG).is_file()
-    base = find_base(name) if adapter else Base.at(name, config.revision)
+    base = find_base(name) if adapter else Base.at(name, config.revision, gguf)
     options = {**common, **weights, "revision": base.revision or config.revision}
     model = _from_hub(base.name, options, named_in=str(Path(name, ADAPTER_CONFIG)) if adapter else None)
     fuse_gelu(model)
@@ -115,7 +116,7 @@ def check_checkpoint_name(name: str) -> None:
             hint = f"did you mean {path / inner[0]}?" if inner else "a checkpoint folder holds config.json and weights"
             raise UserError("this folder is no model checkpoint", where=name, hint=hint)
     elif path.is_file():
-        raise UserError("this is a file; a checkpoint is a folder or a hub name", where=name)
+        raise UserError("this is a file; a checkpoint is a folder, a hub name or a .gguf file", where=name)
     elif is_path(name):
         raise UserError("no such checkpoint folder", where=name, hint="run rlgf sft first, or check the path")
 

@@ -46,6 +46,14 @@ class Loaded:
         return int(self.tokenizer.eos_token_id if end is None or end.id is None else end.id)
 
     @property
+    def notes(self) -> list[str]:
+        """What a command says first about the weights: the GGUF file that they were converted from."""
+        if self.base is None or self.base.gguf is None:
+            return []
+        source = self.base.gguf.name
+        return [f"the weights are those of {source} (GGUF), in float32 in {self.base.name}"]
+
+    @property
     def turn_end_problem(self) -> str:
         """The warning for a chat template without a token that ends a turn; empty where it has one."""
         end = self.turn_end

@@ -12,11 +12,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from rlgf_cli.artifacts.disk import cache_folder
 from rlgf_cli.artifacts.jsonl import parse_record, read_objects, write_jsonl
 from rlgf_cli.artifacts.records import SCHEMA_VERSION, CachedTextRecord
 from rlgf_cli.errors import UserError
 from rlgf_cli.ledger.meter import usd
-from rlgf_cli.ledger.store import FILE, Store, StoredText, folder
+from rlgf_cli.ledger.store import FILE, Store, StoredText
 
 _WINDOW = 500
 """Texts that are stored in one transaction."""
@@ -26,7 +27,7 @@ _LATEST = 253402300799
 
 
 def _open(*, make: bool = False) -> Store:
-    path = folder() / FILE
+    path = cache_folder() / FILE
     if not make and not path.is_file():
         raise UserError("there is no guide cache yet", where=str(path), hint="RLGF_CACHE_DIR names its folder")
     return Store(path)

@@ -137,6 +137,8 @@ class _ModelTexts:
         self.config = config
         examples = jsonl.read_examples(config.data, limit=config.limit)
         self.loaded: Loaded = load(config.model, text=config.text)
+        for note in self.loaded.notes:
+            console.log(note)
         self.encoded: list[Encoded]
         self.encoded, self.counts = encode_prompts(self.loaded, examples, config.lengths)
         self._stored: list[Answer] | None = None

@@ -50,6 +50,8 @@ def run(resolved: Resolved[GenerateConfig], *, existing: Existing = "refuse") ->
 
 def _texts(config: GenerateConfig, examples: list[Example]) -> list[GeneratedRecord]:
     loaded = load(config.model, text=config.text)
+    for note in loaded.notes:
+        console.log(note)
     encoded, counts = encode_prompts(loaded, examples, config.lengths)
     for what in ("truncated", "skipped"):
         if counts[what]:

@@ -54,6 +54,8 @@ def run(resolved: Resolved[SftConfig], *, existing: Existing = "refuse") -> Fold
     loaded = _starting_model(config, examples, guide, checkpoints / "start" if existing == "resume" else None)
     refuse_head(loaded)
     set_generation_config(loaded, config.lengths)
+    for note in loaded.notes:
+        console.log(note)
     if loaded.turn_end_problem:
         console.warn(loaded.turn_end_problem)
     pairs, counts = make_pairs(loaded, examples, config, guide)

@@ -234,6 +234,8 @@ def _finish(
 
 def _warn(inputs: _Inputs, config: TrainConfig) -> None:
     """Warn of prompts that were changed or left out, and of settings that bias the update."""
+    for line in inputs.loaded.notes:
+        console.log(line)
     if inputs.loaded.turn_end_problem:
         console.warn(inputs.loaded.turn_end_problem)
     for name, text in (
