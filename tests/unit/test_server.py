@@ -174,10 +174,12 @@ def test_a_server_that_keeps_its_old_weights_is_seen(task: Path, tiny_gpt2: Path
 
 def test_the_gap_to_old_weights_is_corrected(task: Path, tiny_gpt2: Path, serve, run_cli) -> None:
     """The first update is as without the correction (weights of 1, up to rounding); later tokens have other weights."""
+    reward = task / "short.py"
+    reward.write_text("def short(text):\n    return -len(text) / 10\n")
     runs = {}
     for correction in ("none", "truncate"):
         serve(StandIn(plain_model(tiny_gpt2), deaf=True))
-        more = ("--set", f"sampler.correction={correction}", "-o", str(task / correction))
+        more = ("--set", f"sampler.correction={correction}", "--reward", f"{reward}:short", "-o", str(task / correction))
         assert run_cli(*arguments("ppo", tiny_gpt2, task, *more)).exit_code == 0
         runs[correction] = rows_of(task / correction)
     plain, corrected = runs["none"], runs["truncate"]
