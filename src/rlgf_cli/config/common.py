@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -35,8 +36,15 @@ class ModelConfig(Strict):
     load_in_4bit: Annotated[bool, Flag("bitsandbytes NF4.", "--load-in-4bit/--no-load-in-4bit")] = False
 
 
+def _module_names(value: Any) -> Any:
+    """``q_proj,v_proj`` as the list of names that it is; a regular expression and ``all-linear`` as they are."""
+    names = value.split(",") if isinstance(value, str) else []
+    return [name.strip() for name in names] if names and all(re.fullmatch(r"\s*\w+\s*", n) for n in names) else value
+
+
 class LoraConfig(Strict):
-    """LoRA through PEFT. ``target_modules`` null lets PEFT choose by architecture.
+    """LoRA through PEFT. ``target_modules``: the last names of layers, a regular expression on whole names, or
+    ``all-linear`` for every linear layer but the output head; null lets PEFT choose by architecture.
 
     Layers that share their weights with another one (tied embeddings and output head) are refused: such an adapter
     could not be merged.
@@ -46,7 +54,11 @@ class LoraConfig(Strict):
     r: Annotated[int, Flag("Rank.", "--lora-r")] = Field(8, ge=1)
     alpha: Annotated[int, Flag("Scale.", "--lora-alpha")] = Field(16, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: list[str] | str | None = None
+    target_modules: Annotated[
+        list[str] | str | None,
+        BeforeValidator(_module_names),
+        Flag("Layers: all-linear, or names with commas.", "--lora-target-modules"),
+    ] = None
 
 
 class TextConfig(Strict):

@@ -32,8 +32,8 @@ class SftConfig(SupervisedConfig):
             "lengths.on_overlong"
         ),
         MODEL: (
-            "lora.enabled lora.r lora.alpha model.load_in_4bit model.device model.dtype model.revision "
-            "model.trust_remote_code"
+            "lora.enabled lora.r lora.alpha lora.target_modules model.load_in_4bit model.device model.dtype "
+            "model.revision model.trust_remote_code"
         ),
         RUN: ("logging_steps eval_steps save_steps report_to push_to_hub --resume --overwrite --print-config --json"),
     }

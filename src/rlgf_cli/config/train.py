@@ -238,8 +238,8 @@ class TrainConfig(StageConfig):
             "reward_workers rollout.vllm.url"
         ),
         MODEL: (
-            "lora.enabled lora.r lora.alpha model.load_in_4bit gradient_checkpointing model.device model.dtype "
-            "model.trust_remote_code"
+            "lora.enabled lora.r lora.alpha lora.target_modules model.load_in_4bit gradient_checkpointing "
+            "model.device model.dtype model.trust_remote_code"
         ),
         RUN: (
             "parallel.num_processes --accelerate-config save_steps save_total_limit report_to push_to_hub "

@@ -17,7 +17,9 @@ ROUNDING = 1e-4
 def refuse_tied(model: Any, where: str | None = None) -> None:
     """Raise UserError where LoRA adapts weights that another layer shares.
 
-    The adapter changes one layer; merged into the shared weights it would change the other as well.
+    The adapter changes one layer; merged into the shared weights it would change the other as well. PEFT's
+    ``ensure_weight_tying`` (0.21) is refused too: it gives the tied layers two parameters on one storage, each with a
+    gradient of its own, and adds both changes to the shared weights when it merges.
     """
     owners: dict[int, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
