@@ -77,7 +77,7 @@ def test_every_architecture_is_well_and_nothing_is_written(doctor: Doctor, any_m
     done = doctor(any_model, "--json")
     assert done.exit_code == 0, done.stderr
     found = checks(done)
-    assert list(found) == ["data.prompts", "text.ending", *POLICY, "policy.endings", *REWARD]
+    assert list(found) == ["data.prompts", "text.template", "text.ending", *POLICY, "policy.endings", *REWARD]
     assert {name for name, check in found.items() if check["status"] == "fail"} == set()
     assert found["episodes.masks"]["finding"].startswith("8 texts agree with their masks")
     assert [p for p in sorted(tmp_path.rglob("*")) if "__pycache__" not in str(p)] == before
@@ -101,7 +101,7 @@ def test_a_training_recipe_is_taken_as_it_is(doctor: Doctor, tiny_gpt2: Path, tm
     done = doctor(tiny_gpt2, "-c", recipe, "-L", 5, "--json", reward="")
     assert done.exit_code == 0, done.stderr
     found = checks(done)
-    assert set(found) == {"data.prompts", "text.ending", *INVARIANTS, "policy.endings", *REWARD}
+    assert set(found) == {"data.prompts", "text.template", "text.ending", *INVARIANTS, "policy.endings", *REWARD}
     assert "5 texts" in found["episodes.masks"]["finding"] and "64 texts of a step" in found["reward.time"]["finding"]
     assert "adapter off" in found["lora.reference"]["finding"]
     assert doctor(tiny_gpt2, "-c", recipe, "--set", "lengths.max_new_tokns=3").exit_code == 2
@@ -159,7 +159,7 @@ def test_prompts_that_are_too_long(doctor: Doctor, tiny_gpt2: Path) -> None:
     skipped = checks(doctor(tiny_gpt2, *limit, "--on-overlong", "skip", "--json"))
     assert skipped["data.prompts"]["status"] == "warn"
     nothing = doctor(tiny_gpt2, "--max-new-tokens", 64, "--json")
-    assert nothing.exit_code == 1 and list(checks(nothing)) == ["data.prompts", "text.ending"]
+    assert nothing.exit_code == 1 and list(checks(nothing)) == ["data.prompts", "text.template", "text.ending"]
 
 
 def test_texts_that_do_not_end(doctor: Doctor, tiny_gpt2: Path) -> None:

@@ -68,7 +68,7 @@ def _objects(path: Path) -> Iterator[tuple[str, dict] | UserError]:
 
 
 def _kind_of(value: dict) -> str:
-    if "completion" in value:
+    if "completion" in value and not isinstance(value["completion"], list):
         return "guide"
     if "prediction" in value:
         return "predictions"

@@ -13,7 +13,8 @@ from typing import Any
 from rlgf_cli.artifacts.jsonl import example_records, id_twice, read_records
 from rlgf_cli.artifacts.records import GuideRecord
 from rlgf_cli.errors import UserError
-from rlgf_cli.protocols import Example
+from rlgf_cli.protocols import Example, Prompt
+from rlgf_cli.protocols.messages import prompt_key
 
 _AT_ONCE = 500
 
@@ -140,7 +141,7 @@ class CollectedTexts:
         wanted = [index for index in range(samples) if index not in own]
         if not (self._has_spare and wanted):
             return wanted
-        prompt = _digest(example.prompt)
+        prompt = _digest(example.given)
         return [
             index
             for index in wanted
@@ -158,5 +159,5 @@ class CollectedTexts:
         ).fetchone()
 
 
-def _digest(prompt: str) -> bytes:
-    return hashlib.blake2b(prompt.encode(), digest_size=16).digest()
+def _digest(prompt: Prompt) -> bytes:
+    return hashlib.blake2b(prompt_key(prompt).encode(), digest_size=16).digest()

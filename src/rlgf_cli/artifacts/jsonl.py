@@ -17,6 +17,7 @@ from typing import IO, Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
+from rlgf_cli.artifacts.conversations import plain
 from rlgf_cli.artifacts.records import ExampleRecord, Record
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.protocols import Example
@@ -109,6 +110,8 @@ def parse_record(kind: type[R], value: Mapping[str, Any], where: str) -> R:
     """Check one object against its record model; the error names the field and the line."""
     try:
         return kind.model_validate(value)
+    except UserError as error:  # of a conversation, which knows no line
+        raise UserError(error.message, where=where, hint=error.hint) from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "record"
@@ -138,6 +141,7 @@ def example_records(
         if not references:
             value.pop("references", None)
         record = parse_record(ExampleRecord, value, f"{path}:{number}")
+        record.references = record.references if references else []
         record.id = record.id or f"line-{number}"
         if need_references and not record.references:
             raise UserError(
@@ -158,15 +162,24 @@ def id_twice(id_: str, first: int, where: str) -> UserError:
 
 
 def read_examples(
-    path: str | Path, *, limit: int | None = None, need_references: bool = False, references: bool = True
+    path: str | Path,
+    *,
+    limit: int | None = None,
+    need_references: bool = False,
+    references: bool = True,
+    conversations: bool = True,
 ) -> list[Example]:
-    """The examples of a prompt/references file, as :func:`example_records` reads it. An id twice is refused."""
+    """The examples of a prompt/references file, as :func:`example_records` reads it. An id twice is refused; so is a
+    prompt that is a conversation, where ``conversations`` is False.
+    """
     examples: list[Example] = []
     lines: dict[str, int] = {}
     for number, record in example_records(path, limit=limit, need_references=need_references, references=references):
         if record.id in lines:
             raise id_twice(record.id, lines[record.id], f"{path}:{number}")
         lines[record.id] = number
+        if not conversations:
+            plain(record.prompt, f"{path}:{number}")
         examples.append(record.to_example())
     if not examples:
         raise UserError("the file holds no records", where=str(path), hint='one per line: {"prompt": "..."}')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +10,7 @@ from typing import Literal
 from rlgf_cli.artifacts.jsonl import id_twice, parse_record, read_objects
 from rlgf_cli.artifacts.records import PredictionRecord
 from rlgf_cli.errors import UserError
-from rlgf_cli.protocols import Example, FinishReason
+from rlgf_cli.protocols import Example, FinishReason, Prompt
 
 TEXT_KEYS = ("prediction", "completion", "text")
 OnMissing = Literal["error", "skip"]
@@ -44,7 +44,7 @@ def read_predictions(path: str | Path) -> tuple[list[tuple[int, PredictionRecord
                 where=where,
                 hint=f"this line has: {', '.join(sorted(value)) or 'nothing'}",
             )
-        if not isinstance(value[key], str):
+        if not isinstance(value[key], str | list | Mapping):
             unwritten = "no metric of that evaluation read texts, and none were written; evaluate with one that does"
             raise UserError(
                 f"the field {key!r} is {value[key]!r}, not a text",
@@ -78,7 +78,7 @@ def answers_alone(path: str | Path) -> tuple[list[Answer], dict[str, int]]:
         if name in lines:
             raise id_twice(name, lines[name], f"{path}:{number}")
         lines[name] = number
-        example = Example(name, record.prompt, tuple(record.references))
+        example = Example.of(name, record.prompt, record.references)
         answers.append(Answer(example, record.prediction, record.finish_reason))
     return answers, counts
 
@@ -94,9 +94,9 @@ def answers_to(
     """
     records, counts = read_predictions(path)
     by_id = {example.id: example for example in examples}
-    by_prompt: dict[str, list[str]] = {}
+    by_prompt: dict[Prompt, list[str]] = {}
     for example in examples:
-        by_prompt.setdefault(example.prompt, []).append(example.id)
+        by_prompt.setdefault(example.given, []).append(example.id)
     matched: dict[str, PredictionRecord] = {}
     unknown, twice, other = [], [], []
     for number, record in records:
@@ -106,7 +106,7 @@ def answers_to(
             unknown.append(f"{record.id or 'no id'!r} on line {number}")
         elif name in matched:
             twice.append(f"{name!r} on line {number}")
-        elif record.prompt and record.prompt != by_id[name].prompt:
+        elif record.prompt and record.prompt != by_id[name].given:
             other.append(f"{name!r} on line {number}")
         else:
             matched[name] = record

@@ -3,18 +3,58 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    StringConstraints,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
-from rlgf_cli.protocols import Example, FinishReason
+from rlgf_cli.artifacts.conversations import example_fields, read_prompt, read_reply
+from rlgf_cli.protocols import Example, FinishReason, Prompt
+from rlgf_cli.protocols.messages import prompt_key, to_json
 
 SCHEMA_VERSION = 1
 
 Id = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 """The name of an example; many data sets number theirs."""
 
+
+def _reply(value: Any, info: ValidationInfo) -> Any:
+    return read_reply(value, info.field_name or "response")
+
+
+def _prompt(value: Any) -> Prompt:
+    if isinstance(value, list | tuple):
+        return read_prompt(value, "prompt")
+    if not isinstance(value, str):
+        raise PydanticKnownError("string_type")
+    return value
+
+
+def _given_prompt(value: Any) -> Prompt:
+    if isinstance(value, str) and not value.strip():
+        raise PydanticKnownError("string_too_short", {"min_length": 1})
+    return _prompt(value)
+
+
+Reply = Annotated[str, BeforeValidator(_reply)]
+"""A response: a text, or a message of the assistant (alone or in a list), which becomes its text."""
 NonEmptyText = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+NonEmptyReply = Annotated[NonEmptyText, BeforeValidator(_reply)]
+AnyPrompt = Annotated[Prompt, PlainValidator(_prompt), PlainSerializer(to_json)]
+"""A text, or a conversation as a list of ``{role, content}``; in a file, what the data gave."""
+GivenPrompt = Annotated[Prompt, PlainValidator(_given_prompt), PlainSerializer(to_json)]
+"""As :data:`AnyPrompt`, not empty."""
 
 
 class Record(BaseModel):
@@ -24,15 +64,23 @@ class Record(BaseModel):
 
 
 class ExampleRecord(Record):
-    """A prompt with its references: the input of every stage. Without an ``id``, the line number is used."""
+    """A prompt with its references: the input of every stage. Without an ``id``, the line number is used.
+
+    The formats of TRL and of chat APIs become these fields (:func:`.conversations.example_fields`).
+    """
 
     id: Id = ""
-    prompt: NonEmptyText
-    references: list[NonEmptyText] = Field(default_factory=list)
+    prompt: GivenPrompt
+    references: list[NonEmptyReply] = Field(default_factory=list)
     meta: dict[str, Any] = Field(default_factory=dict)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _formats(cls, value: Any) -> Any:
+        return example_fields(value) if isinstance(value, Mapping) else value
+
     def to_example(self) -> Example:
-        return Example(self.id, self.prompt, tuple(self.references), self.meta)
+        return Example.of(self.id, self.prompt, self.references, self.meta)
 
 
 class LabelledRecord(Record):
@@ -50,7 +98,7 @@ class FailureRecord(Record):
 
     schema_version: int = SCHEMA_VERSION
     id: str
-    prompt: str
+    prompt: AnyPrompt
     text: str
     label: Literal["good", "bad"]
     kind: str
@@ -66,11 +114,11 @@ class GuideRecord(Record):
 
     schema_version: int = SCHEMA_VERSION
     id: Id = ""
-    prompt: str
+    prompt: AnyPrompt
     prompt_sha256: str = ""
     prefix: str = ""
     sample_index: int = 0
-    completion: str
+    completion: Reply
     finish_reason: FinishReason = "stop"
     model: str = ""
     guide: str = ""
@@ -109,9 +157,9 @@ class EvaluatedRecord(Record):
 
     schema_version: int = SCHEMA_VERSION
     id: Id = ""
-    prompt: str = ""
+    prompt: AnyPrompt = ""
     prediction: str | None
-    references: list[str] = Field(default_factory=list)
+    references: list[Reply] = Field(default_factory=list)
     finish_reason: FinishReason | None = None
     scores: dict[str, float | None] = Field(default_factory=dict)
     statistics: dict[str, list[float] | None] = Field(default_factory=dict)
@@ -120,7 +168,7 @@ class EvaluatedRecord(Record):
 class PredictionRecord(EvaluatedRecord):
     """One text, scored or not: a line of a ``--predictions`` file (a guide.jsonl is read too)."""
 
-    prediction: str
+    prediction: Reply
 
 
 class GeneratedRecord(PredictionRecord):
@@ -129,9 +177,9 @@ class GeneratedRecord(PredictionRecord):
     sample_index: int = 0
 
 
-def prompt_hash(prompt: str) -> str:
+def prompt_hash(prompt: Prompt) -> str:
     """SHA-256 of the raw prompt: joins guide records to prompts when ids differ."""
-    return hashlib.sha256(prompt.encode()).hexdigest()
+    return hashlib.sha256(prompt_key(prompt).encode()).hexdigest()
 
 
 class StepRecord(Record):

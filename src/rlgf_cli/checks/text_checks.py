@@ -8,6 +8,7 @@ from typing import Any
 
 from rlgf_cli.config.doctor import DoctorConfig
 from rlgf_cli.errors import UserError
+from rlgf_cli.models.formats import describe, ignored_template, unseen_lead
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import prompt_limit
 from rlgf_cli.protocols import Check, Example
@@ -27,11 +28,11 @@ def prompt_lengths(config: DoctorConfig, loaded: Loaded, examples: Sequence[Exam
         return Check(name, "fail", error.message, explanation, error.hint or "a model with more positions")
     measured = examples[:_MOST_PROMPTS]
     encoder = loaded.encoder_decoder
-    sizes = [len(loaded.text.encode_prompt(loaded.tokenizer, e.prompt, encoder)) for e in measured]
+    sizes = [len(loaded.text.encode_prompt(loaded.tokenizer, e.given, encoder)) for e in measured]
     over = sum(size > limit for size in sizes) if limit is not None else 0
     if over and limit is not None and lengths.on_overlong == "truncate":
         try:  # the template is the same for all prompts: the longest one shows whether it fits
-            loaded.text.cut_prompt(loaded.tokenizer, measured[sizes.index(max(sizes))].prompt, encoder, limit)
+            loaded.text.cut_prompt(loaded.tokenizer, measured[sizes.index(max(sizes))].given, encoder, limit)
         except UserError as error:
             return Check(name, "fail", error.message, explanation, error.hint or "")
     finding = f"{min(sizes)} to {max(sizes)} tokens in {len(measured)} of {len(examples)} prompts"
@@ -43,6 +44,22 @@ def prompt_lengths(config: DoctorConfig, loaded: Loaded, examples: Sequence[Exam
         explanation,
         "--on-overlong truncate or skip, a larger max_prompt_tokens, or a smaller max_new_tokens" if over else "",
         {"longest": max(sizes), "room": limit, "over": over, "looked_at": len(measured)},
+    )
+
+
+def template(loaded: Loaded) -> Check:
+    """The text format: whether a model with a chat template is used with it."""
+    ignored, lead = ignored_template(loaded), unseen_lead(loaded)
+    remedy = "leave --no-chat and text.template out, or train the format with rlgf sft first" if ignored else ""
+    if lead and not ignored:
+        remedy = "set text.chat_template_kwargs, so that the generation prompt has all that stands before an answer"
+    return Check(
+        "text.template",
+        "fail" if ignored else "warn" if lead else "ok",
+        describe(loaded) + (f": {ignored or lead}" if remedy else ""),
+        "an instruct model writes what it was trained to only behind the turns of its own template",
+        remedy,
+        loaded.text.to_json(),
     )
 
 

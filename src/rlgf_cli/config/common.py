@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rlgf_cli.section import Flag, Strict
 
@@ -61,17 +62,52 @@ class LoraConfig(Strict):
     ] = None
 
 
-class TextConfig(Strict):
+class ChatConfig(Strict):
+    """Whether prompts are rendered with the tokenizer's chat template, and with which variables.
+
+    ``chat`` null: where the tokenizer has a template. ``chat_template_kwargs`` are variables of the template itself,
+    such as ``enable_thinking: false``.
+    """
+
+    chat: Annotated[
+        bool | None, Flag("The model's chat template. Default: where there is one.", "--chat/--no-chat")
+    ] = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _check_kwargs(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return checked_kwargs(value)
+
+
+def checked_kwargs(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Refuse variables of a chat template that rlgf sets itself, or that are no JSON."""
+    if wrong := sorted(set(value or ()) & _OWN_KWARGS):
+        raise ValueError(f"{wrong[0]!r} is no variable of the template; rlgf sets it")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError("the values must be texts, numbers, true, false, null, lists or mappings of them") from None
+    return value
+
+
+_OWN_KWARGS = {
+    "conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize",
+    "continue_final_message", "return_dict", "return_tensors", "return_assistant_tokens_mask", "padding", "truncation",
+    "max_length", "tokenizer_kwargs", "sanitize_control_tokens",
+}  # fmt: skip
+
+
+class TextConfig(ChatConfig):
     """The text format: how examples become tokens. Given at ``sft``; later stages read it from the checkpoint.
 
     ``template`` must hold ``{prompt}``; ``chat: true`` uses the model's own chat template instead, and a response ends
-    with the token that ends the assistant's turn there (``rlgf doctor`` says which).
-    ``response_prefix`` stands before every response (a space, for byte-level BPE), and is cut off again
-    from generated text.
+    with the token that ends the assistant's turn there (``rlgf doctor`` says which). Without either, a tokenizer with a
+    chat template uses it. ``response_prefix`` stands before every response (a space, for byte-level BPE), and is cut
+    off again from generated text.
     """
 
     template: Annotated[str | None, Flag("Prompt template; holds {prompt}.")] = None
-    chat: Annotated[bool | None, Flag("Use the model's chat template.", "--chat/--no-chat")] = None
     response_prefix: Annotated[str | None, Flag("Stands before every response, e.g. a space.")] = None
 
     @model_validator(mode="after")
@@ -86,7 +122,8 @@ class TextConfig(Strict):
 class LengthConfig(Strict):
     """Limits in tokens. ``max_prompt_tokens`` null: as many as the model's positions leave room for.
 
-    ``on_overlong: truncate`` cuts the example's prompt, before the template is put around it: a decoder keeps its end,
+    ``on_overlong: truncate`` cuts the example's prompt, before the template is put around it: a conversation loses its
+    oldest turns first and never its system message; then a decoder keeps the end of the prompt or of the last message,
     an encoder-decoder its beginning.
     """
 

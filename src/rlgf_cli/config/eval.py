@@ -71,7 +71,7 @@ class EvalConfig(StageConfig):
         SPEND: "budget.max_cost_usd budget.max_calls",
         "Generation options": (
             "decoding.temperature decoding.top_k decoding.top_p decoding.num_beams lengths.max_new_tokens "
-            "lengths.min_new_tokens decoding.batch_size lengths.on_overlong"
+            "lengths.min_new_tokens decoding.batch_size lengths.on_overlong text.chat"
         ),
         MODEL: "device model.dtype model.trust_remote_code",
         RUN: "--resume --overwrite --print-config --json",

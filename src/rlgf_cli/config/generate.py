@@ -34,7 +34,7 @@ class GenerateConfig(Strict):
             "samples decoding.temperature decoding.top_k decoding.top_p decoding.num_beams lengths.max_new_tokens "
             "lengths.min_new_tokens decoding.batch_size"
         ),
-        TEXT: "lengths.on_overlong",
+        TEXT: "text.chat lengths.on_overlong",
         MODEL: "model.device model.dtype model.revision model.trust_remote_code",
         RUN: "--overwrite --print-config --json",
     }

@@ -235,7 +235,7 @@ class TrainConfig(StageConfig):
         "Rollout and update options": (
             "optim.learning_rate kl.coef rollout.episodes ppo.minibatch_size ppo.gradient_accumulation_steps "
             "ppo.epochs lengths.max_new_tokens lengths.max_prompt_tokens lengths.on_overlong rollout.temperature "
-            "reward_workers rollout.vllm.url"
+            "reward_workers rollout.vllm.url text.chat"
         ),
         MODEL: (
             "lora.enabled lora.r lora.alpha lora.target_modules model.load_in_4bit gradient_checkpointing "

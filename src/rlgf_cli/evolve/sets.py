@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlgf_cli.artifacts.conversations import plain
 from rlgf_cli.artifacts.jsonl import id_twice, parse_record, read_objects, read_records
 from rlgf_cli.artifacts.records import AnsweredStepRecord, EvolvedRecord, ExampleRecord
 from rlgf_cli.errors import UserError
 from rlgf_cli.evolve.dataset import INSTRUCTIONS, STEPS
 from rlgf_cli.evolve.diversity import by_hash
+from rlgf_cli.protocols.messages import last_words
 from rlgf_cli.scorers.coverage import words
 
 
@@ -46,11 +48,11 @@ def read_set(path: str) -> TextSet:
             raise UserError(f"this folder holds no {INSTRUCTIONS}", where=path, hint=hint)
     records = _records(file)
     evolved = isinstance(records[0], EvolvedRecord)
-    usable = [record for record in records if words(record.prompt)]
+    usable = [record for record in records if words(last_words(record.prompt))]
     if len(usable) < 2:
         number = f"{len(usable)} text{'' if len(usable) == 1 else 's'} with a word in it"
         raise UserError(f"diversity needs several texts; there is {number}", where=str(file))
-    usable = [usable[i] for i in by_hash([record.prompt for record in usable])]
+    usable = [usable[i] for i in by_hash([last_words(record.prompt) for record in usable])]
     steps = file.with_name(STEPS)
     rows = None
     notes = []
@@ -65,7 +67,7 @@ def read_set(path: str) -> TextSet:
     return TextSet(
         path,
         files=[file] if rows is None else [file, steps],
-        texts=[record.prompt for record in usable],
+        texts=[last_words(record.prompt) for record in usable],
         seeds=[record.seed_id if isinstance(record, EvolvedRecord) else record.id for record in usable],
         steps=[record.step for record in usable if isinstance(record, EvolvedRecord)] if evolved else None,
         rows=rows,
@@ -84,6 +86,7 @@ def _records(file: Path) -> list[ExampleRecord]:
             kind = EvolvedRecord
         value.pop("references", None)  # the instructions can be measured whatever their answers are
         record = parse_record(kind, value, f"{file}:{number}")
+        plain(record.prompt, f"{file}:{number}")
         record.id = record.id or f"line-{number}"
         if record.id in lines:
             raise id_twice(record.id, lines[record.id], f"{file}:{number}")

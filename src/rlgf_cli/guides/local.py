@@ -18,6 +18,7 @@ from rlgf_cli.guides.cleanup import cut_at_stop
 from rlgf_cli.guides.stream import Outcome
 from rlgf_cli.ledger.store import StoredText
 from rlgf_cli.protocols import Completion, GuideAbilities, GuideRequest
+from rlgf_cli.protocols.messages import to_json
 
 if TYPE_CHECKING:
     from rlgf_cli.models.text import TextFormat
@@ -58,7 +59,7 @@ class LocalGuide(LiveGuide):
     def request_fields(self, request: GuideRequest) -> dict[str, Any]:
         return {
             "id": request.example.id,  # the noise is drawn for it
-            "prompt": request.example.prompt,
+            "prompt": to_json(request.example.given),
             "prefix": request.prefix,
             "max_tokens": request.max_new_tokens,
             "sample_index": request.sample_index,

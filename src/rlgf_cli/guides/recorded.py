@@ -53,7 +53,7 @@ class RecordedGuide(Guide):
 
     def samples(self, example: Example) -> list[Completion]:
         """The guide's texts for an example, by sample index; none where it has none."""
-        key = prompt_hash(example.prompt)
+        key = prompt_hash(example.given)
         prompts_of_id = self._by_id.get(example.id, set())
         if prompts_of_id and key not in prompts_of_id:
             self._mismatched.add(example.id)

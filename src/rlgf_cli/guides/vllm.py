@@ -31,12 +31,12 @@ class VLLMGuide(LocalGuide):
                 "vLLM is not installed",
                 hint="pip install 'rlgf-cli[vllm]', or use hf:PATH or a server with openai:MODEL",
             ) from None
-        from rlgf_cli.models.text import TextFormat
+        from rlgf_cli.models.formats import text_format
 
         self._vllm = vllm
         self._engine = vllm.LLM(model=self.path, dtype=config.dtype, max_model_len=config.context_length)
         self.tokenizer = self._engine.get_tokenizer()
-        self.text = TextFormat.from_config(text_config(config), TextFormat.load(self.path))
+        self.text, self.text_origin = text_format(text_config(config), self.tokenizer, self.path)
 
     @classmethod
     def describe(cls, config: GuideConfig) -> GuideAbilities:
@@ -50,7 +50,7 @@ class VLLMGuide(LocalGuide):
         return [self._completion(output) for output in outputs]
 
     def _ids(self, request: GuideRequest) -> list[int]:
-        ids = self.text.encode_prompt(self.tokenizer, request.example.prompt, False)
+        ids = self.text.encode_prompt(self.tokenizer, request.example.given, False)
         written = self.text.encode_response(self.tokenizer, request.prefix) if request.prefix else []
         limit = self._config.max_prompt_tokens
         if limit is not None and len(ids) > limit:
@@ -60,7 +60,7 @@ class VLLMGuide(LocalGuide):
                     hint="--on-overlong truncate cuts its beginning off",
                 )
             self.counts["prompts_truncated"] += 1
-            ids = self.text.cut_prompt(self.tokenizer, request.example.prompt, False, limit)
+            ids = self.text.cut_prompt(self.tokenizer, request.example.given, False, limit)
         return [*ids, *written]
 
     def _sampling(self, request: GuideRequest) -> Any:

@@ -19,17 +19,18 @@ from rlgf_cli.config.common import LengthConfig, LoraConfig, ModelConfig, TextCo
 from rlgf_cli.errors import UserError
 from rlgf_cli.models.adapter import ADAPTER_CONFIG, Base, find_base, is_path
 from rlgf_cli.models.device import DTYPES, pick_device
+from rlgf_cli.models.formats import text_format
 from rlgf_cli.models.generate import check_cache
 from rlgf_cli.models.gguf import plain_checkpoint
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.merging import refuse_tied
-from rlgf_cli.models.text import TextFormat
-from rlgf_cli.models.turns import check_template
 
 hf_logging.disable_progress_bar()
 
 
-def load(config: ModelConfig, *, text: TextConfig | None = None, for_training: bool = False) -> Loaded:
+def load(
+    config: ModelConfig, *, text: TextConfig | None = None, for_training: bool = False, chat_default: bool = True
+) -> Loaded:
     """Load a policy or a guide.
 
     ``for_training`` keeps the weights in float32 and leaves bfloat16 to autocast, and a model that rlgf cannot sample
@@ -65,11 +66,9 @@ def load(config: ModelConfig, *, text: TextConfig | None = None, for_training: b
         model.to(device)
     tokenizer = load_tokenizer(name, **common)
     _check_fit(model, tokenizer, name)
-    stored = TextFormat.load(name) if Path(name).is_dir() else TextFormat()
     model.eval()
-    loaded = Loaded(model, tokenizer, TextFormat.from_config(text, stored), name, dtype, base)
-    if loaded.text.chat:
-        check_template(tokenizer)
+    format_, origin = text_format(text, tokenizer, name, chat_default=chat_default)
+    loaded = Loaded(model, tokenizer, format_, name, dtype, base, text_origin=origin)
     loaded.original_eos_ids = loaded.configured_eos_ids
     set_generation_config(loaded)
     if for_training:

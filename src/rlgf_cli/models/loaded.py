@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rlgf_cli.models.adapter import Base
-from rlgf_cli.models.text import TextFormat, unseen_ids
+from rlgf_cli.models.text import Origin, TextFormat, unseen_ids
 from rlgf_cli.models.turns import TurnEnd
 
 
@@ -18,6 +18,7 @@ class Loaded:
 
     ``dtype``: the type of its computations. ``base``: where its weights, or those below its adapter, come from (None:
     they are random). ``original_eos_ids``: the EOS ids of its generation_config before rlgf replaced that.
+    ``text_origin``: where the text format comes from.
     """
 
     model: Any
@@ -27,6 +28,7 @@ class Loaded:
     dtype: torch.dtype = torch.float32
     base: Base | None = None
     original_eos_ids: list[int] = field(default_factory=list)
+    text_origin: Origin = "given"
 
     @property
     def encoder_decoder(self) -> bool:

@@ -44,14 +44,13 @@ def encode_prompts(
     """Tokenise all prompts; overlong ones follow ``lengths.on_overlong``. Also returns how many were truncated and
     skipped.
 
-    ``truncate`` cuts the example's prompt, never the template around it: a decoder keeps the prompt's end, which is
-    next to the response, an encoder its beginning.
+    ``truncate`` cuts the example's prompt, never the template around it, see :meth:`TextFormat.cut_prompt`.
     """
     limit = prompt_limit(loaded, lengths)
     encoded: list[Encoded] = []
     counts = {"truncated": 0, "skipped": 0}
     for example in examples:
-        ids = loaded.text.encode_prompt(loaded.tokenizer, example.prompt, loaded.encoder_decoder)
+        ids = _rendered(loaded, example)
         if limit is not None and len(ids) > limit:
             if lengths.on_overlong == "error":
                 raise UserError(
@@ -62,11 +61,20 @@ def encode_prompts(
                 counts["skipped"] += 1
                 continue
             counts["truncated"] += 1
-            ids = loaded.text.cut_prompt(loaded.tokenizer, example.prompt, loaded.encoder_decoder, limit)
+            ids = loaded.text.cut_prompt(loaded.tokenizer, example.given, loaded.encoder_decoder, limit)
         encoded.append(Encoded(example, ids))
     if not encoded:
         raise UserError("no prompt is short enough", hint="raise max_prompt_tokens or truncate")
     return encoded, counts
+
+
+def _rendered(loaded: Loaded, example: Example) -> list[int]:
+    try:
+        return loaded.text.encode_prompt(loaded.tokenizer, example.given, loaded.encoder_decoder)
+    except UserError as error:
+        if not example.messages:
+            raise
+        raise UserError(error.message, where=f"example {example.id!r}", hint=error.hint) from None
 
 
 def encode_target(

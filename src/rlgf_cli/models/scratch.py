@@ -18,6 +18,7 @@ from rlgf_cli.models.device import DTYPES, pick_device
 from rlgf_cli.models.load import fuse_gelu, set_generation_config
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.text import TextFormat
+from rlgf_cli.protocols import Prompt
 
 EOS, PAD, UNK, BOS = "</s>", "<pad>", "<unk>", "<s>"
 _BRACKETING = ("bart", "distilbert")
@@ -31,7 +32,7 @@ def build(
     config: ScratchConfig,
     *,
     model: ModelConfig,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     responses: Sequence[str],
     text: TextFormat,
     seed: int,

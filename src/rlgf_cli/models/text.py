@@ -10,11 +10,11 @@ import dataclasses
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -22,18 +22,24 @@ from tokenizers.models import WordPiece
 from rlgf_cli.artifacts.jsonl import read_json, write_json
 from rlgf_cli.config.common import TextConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.models.turns import TurnEnd, check_template, turn_end
+from rlgf_cli.models.truncation import cut_places, never_cut, with_last_words, without_oldest_turns
+from rlgf_cli.models.turns import TurnEnd, render, turn_end
+from rlgf_cli.protocols import Prompt
+from rlgf_cli.protocols.messages import as_messages, last_words
 
 FILE = "rlgf_text.json"
+Origin = Literal["stored", "given", "default"]
+"""Where a format comes from: stored with the checkpoint, the config, or neither."""
 
 
 @dataclass(frozen=True)
 class TextFormat:
-    """The prompt template (or the model's chat template) and the prefix of every response."""
+    """The prompt template (or the model's chat template, with its variables) and the prefix of every response."""
 
     template: str = "{prompt}"
     chat: bool = False
     response_prefix: str = ""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @classmethod
     def from_config(cls, config: TextConfig | None, base: TextFormat) -> TextFormat:
@@ -43,6 +49,8 @@ class TextFormat:
             given.setdefault("template", "{prompt}")
         if "template" in given:
             given.setdefault("chat", False)
+        if given.get("chat") is False:
+            given.setdefault("chat_template_kwargs", {})
         return dataclasses.replace(base, **given)
 
     @classmethod
@@ -55,48 +63,65 @@ class TextFormat:
         return cls(**{k: v for k, v in read_json(path).items() if k in known})
 
     def save(self, folder: str | Path) -> None:
-        write_json(Path(folder) / FILE, {"schema_version": 1, **dataclasses.asdict(self)})
+        write_json(Path(folder) / FILE, {"schema_version": 1, **self.to_json()})
 
-    def render_prompt(self, tokenizer: Any, prompt: str) -> str:
-        """The text that the model sees before its response."""
-        if not self.chat:
+    def to_json(self) -> dict[str, Any]:
+        """The format's keys; ``chat_template_kwargs`` only where there are any."""
+        data = dataclasses.asdict(self)
+        return data if self.chat_template_kwargs else {k: v for k, v in data.items() if k != "chat_template_kwargs"}
+
+    def render_prompt(self, tokenizer: Any, prompt: Prompt) -> str:
+        """The text that the model sees before its response. Raises UserError for a conversation in plain text."""
+        if self.chat:
+            return render(tokenizer, as_messages(prompt), self.chat_template_kwargs)
+        if isinstance(prompt, str):
             return self.template.replace("{prompt}", prompt)
-        check_template(tokenizer)
-        messages = [{"role": "user", "content": prompt}]
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if getattr(tokenizer, "chat_template", None):
+            hint = "leave --no-chat, text.template and guide.prompt_template out"
+            raise UserError("the prompt is a conversation, and the text format leaves out the chat template", hint=hint)
+        raise UserError(
+            "the prompt is a conversation, and the tokenizer has no chat template",
+            hint='use an instruct model, whose tokenizer has one, or give each prompt as a text: {"prompt": "..."}',
+        )
 
-    def encode_prompt(self, tokenizer: Any, prompt: str, encoder_decoder: bool) -> list[int]:
+    def encode_prompt(self, tokenizer: Any, prompt: Prompt, encoder_decoder: bool) -> list[int]:
         """Ids of the rendered prompt. A decoder's prompt keeps BOS and loses a trailing EOS; an encoder keeps both."""
         ids = self._prompt_ids(tokenizer, prompt, encoder_decoder)
         if not ids and not encoder_decoder:
-            raise UserError(f"the prompt {prompt[:40]!r} has no tokens in this tokenizer")
+            raise UserError(f"the prompt {last_words(prompt)[:40]!r} has no tokens in this tokenizer")
         return ids
 
-    def cut_prompt(self, tokenizer: Any, prompt: str, encoder_decoder: bool, limit: int) -> list[int]:
+    def cut_prompt(self, tokenizer: Any, prompt: Prompt, encoder_decoder: bool, limit: int) -> list[int]:
         """As :meth:`encode_prompt`, with at most ``limit`` ids: the prompt is cut, the template's own text is kept.
 
-        A decoder keeps the prompt's end, which is next to the response, an encoder its beginning. The cut is between
-        two tokens of the prompt and never inside a character. Raises UserError where the template alone does not fit.
+        A conversation loses its oldest turns first and never its system message. Then a decoder keeps the end of the
+        prompt (of the last message), which is next to the response, an encoder its beginning. The cut is between two
+        tokens and never inside a character. Raises UserError where the template, with the system message, does not fit.
         """
+        for left in without_oldest_turns(prompt):
+            if left != prompt and len(ids_left := self._prompt_ids(tokenizer, left, encoder_decoder)) <= limit:
+                return ids_left
+        words = last_words(left)
 
         def ids(place: int) -> list[int]:
-            return self._prompt_ids(tokenizer, prompt[:place] if encoder_decoder else prompt[place:], encoder_decoder)
+            words_left = words[:place] if encoder_decoder else words[place:]
+            return self._prompt_ids(tokenizer, with_last_words(left, words_left), encoder_decoder)
 
-        places = _cuts(tokenizer, prompt, limit, from_start=encoder_decoder)
+        places = cut_places(tokenizer, words, limit, from_start=encoder_decoder)
         # template and prompt may share a token where they meet: the rendered text is counted
         first = bisect_left(places, True, key=lambda place: len(ids(place)) <= limit)
         cut = ids(places[first]) if first < len(places) else []
         if not cut:
-            alone = len(self._prompt_ids(tokenizer, "", encoder_decoder))
+            alone = len(self._prompt_ids(tokenizer, with_last_words(left, ""), encoder_decoder))
             raise UserError(
-                f"the template alone has {alone} tokens; there is room for {limit} in a prompt"
+                f"{never_cut(left)} {alone} tokens; there is room for {limit} in a prompt"
                 if alone > limit
-                else f"there is room for {limit} tokens in a prompt, and no character of {prompt[:40]!r} fits",
+                else f"there is room for {limit} tokens in a prompt, and no character of {words[:40]!r} fits",
                 hint="raise max_prompt_tokens, or set max_new_tokens lower",
             )
         return cut
 
-    def _prompt_ids(self, tokenizer: Any, prompt: str, encoder_decoder: bool) -> list[int]:
+    def _prompt_ids(self, tokenizer: Any, prompt: Prompt, encoder_decoder: bool) -> list[int]:
         text = self.render_prompt(tokenizer, prompt)
         ids = list(tokenizer(text, add_special_tokens=not self.chat)["input_ids"])
         if not encoder_decoder and not self.chat and ids and ids[-1] == tokenizer.eos_token_id:
@@ -105,7 +130,7 @@ class TextFormat:
 
     def turn_end(self, tokenizer: Any) -> TurnEnd | None:
         """The end of the assistant's turn in the chat template; None for plain text."""
-        return turn_end(tokenizer) if self.chat else None
+        return turn_end(tokenizer, self.chat_template_kwargs) if self.chat else None
 
     def without_ending(self, tokenizer: Any, text: str) -> str:
         """The text without an EOS or end of a turn that it spells out at its very end, and without the space before it.
@@ -158,20 +183,6 @@ class TextFormat:
         end = self.turn_end(tokenizer)
         control = _control_ids(tokenizer) | ({end.id} if end is not None else set())
         return [i for i in ids if i not in control]
-
-
-def _cuts(tokenizer: Any, text: str, limit: int, *, from_start: bool) -> Sequence[int]:
-    """Character positions at which a text may be cut, from the longest remainder to an empty one.
-
-    They are between two of the tokenizer's tokens, with at most ``limit`` tokens left; between any two characters for a
-    tokenizer without offsets.
-    """
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        return range(len(text), -1, -1) if from_start else range(len(text) + 1)
-    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    if from_start:
-        return [*reversed(sorted({end for _, end in spans})[:limit]), 0]
-    return [*sorted({start for start, _ in spans})[-limit:], len(text)]
 
 
 @lru_cache(maxsize=16)

@@ -2,6 +2,7 @@
 
 from rlgf_cli.protocols.data import Check, CheckStatus, ColumnMap, Example, Task
 from rlgf_cli.protocols.guides import Answer, Completion, Failure, FinishReason, Guide, GuideAbilities, GuideRequest
+from rlgf_cli.protocols.messages import Message, Prompt
 from rlgf_cli.protocols.scorers import BoundedFigure, CorpusFigure, Metric, MetricResult, Reward, Score, Scorer
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "Guide",
     "GuideAbilities",
     "GuideRequest",
+    "Message",
     "Metric",
     "MetricResult",
+    "Prompt",
     "Reward",
     "Score",
     "Scorer",

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rlgf_cli.protocols.messages import Message, Prompt, last_words
+
 CheckStatus = Literal["ok", "warn", "fail"]
 """``fail``: an invariant that training relies on does not hold; ``warn``: worth knowing, and stops nothing."""
 
@@ -25,12 +27,30 @@ class Check:
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt with its references. ``prompt`` is raw: no template is applied to it yet."""
+    """One prompt with its references. ``prompt`` is raw: no template is applied to it yet.
+
+    Where the data has a conversation, ``messages`` holds it and ``prompt`` its last message, the user's: what a scorer
+    reads that counts words. Whatever is rendered, matched or stored is :attr:`given`.
+    """
 
     id: str
     prompt: str
     references: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Message, ...] = ()
+
+    @classmethod
+    def of(
+        cls, id: str, given: Prompt, references: Sequence[str] = (), meta: Mapping[str, Any] | None = None
+    ) -> Example:
+        """The example of a prompt that is a text or a conversation."""
+        messages = () if isinstance(given, str) else given
+        return cls(id, last_words(given), tuple(references), meta or {}, messages)
+
+    @property
+    def given(self) -> Prompt:
+        """The prompt as the data gives it: the conversation, or the text."""
+        return self.messages or self.prompt
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from rlgf_cli.errors import UserError
 from rlgf_cli.protocols.data import Example
+from rlgf_cli.protocols.messages import transcript
 
 FinishReason = Literal["stop", "length"]
 """``stop``: the author ended the text (it gets an EOS); ``length``: it ran out of tokens (it does not)."""
@@ -225,7 +226,7 @@ class Guide(ABC):
 
     def prompt_bytes(self, request: GuideRequest) -> int:
         """The size of what a request sends, in UTF-8."""
-        return len((request.example.prompt + request.prefix).encode())
+        return len((transcript(request.example.given) + request.prefix).encode())
 
     def rates(self) -> tuple[float | None, float | None]:
         """Limits in requests and in tokens per minute, where they are known."""

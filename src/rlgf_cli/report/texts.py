@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlgf_cli.artifacts.conversations import is_messages, read_prompt
 from rlgf_cli.artifacts.predictions import read_predictions
 from rlgf_cli.artifacts.records import EvaluatedRecord
+from rlgf_cli.protocols.messages import prompt_key, transcript
 from rlgf_cli.report.draw import Look
 from rlgf_cli.report.read import Evaluation, Run, read_episodes, step_of
 
@@ -106,7 +108,7 @@ def side_by_side(
         if name in guide:
             answers.insert(0, SystemText("guide file", None, excerpt(guide[name])))
         references = [excerpt(reference) for reference in first[name].references]
-        prompts.append(Prompt(visible(name), excerpt(first[name].prompt), references, answers))
+        prompts.append(Prompt(visible(name), excerpt(transcript(first[name].prompt)), references, answers))
     return prompts, len(common)
 
 
@@ -117,11 +119,11 @@ def guide_texts(path: Path, records: Mapping[str, EvaluatedRecord]) -> dict[str,
     """
     by_prompt: dict[str, list[str]] = {}
     for name, record in records.items():
-        by_prompt.setdefault(record.prompt, []).append(name)
+        by_prompt.setdefault(prompt_key(record.prompt), []).append(name)
     texts: dict[str, str] = {}
     for _, answer in read_predictions(path)[0]:
         same = answer.id in records and answer.prompt in ("", records[answer.id].prompt)
-        for name in [answer.id] if same else by_prompt.get(answer.prompt, []):
+        for name in [answer.id] if same else by_prompt.get(prompt_key(answer.prompt), []):
             texts.setdefault(name, answer.prediction)
     return texts
 
@@ -154,7 +156,13 @@ def _sample(row: Mapping[str, Any]) -> Sample:
         parts = [(str(segment["author"]), excerpt(segment["text"])) for segment in segments]
     else:  # an earlier version wrote the ids alone
         parts = [("", excerpt(str(row.get("text", ""))))]
-    return Sample(excerpt(str(row.get("prompt", ""))), parts, row.get("score"), bool(row.get("finished")), tokens)
+    return Sample(excerpt(_prompt(row)), parts, row.get("score"), bool(row.get("finished")), tokens)
+
+
+def _prompt(row: Mapping[str, Any]) -> str:
+    """The prompt of a saved episode, to read."""
+    given = row.get("prompt", "")
+    return transcript(read_prompt(given, "prompt")) if is_messages(given) else str(given)
 
 
 def _visible(c: str) -> str:

@@ -28,7 +28,7 @@ from rlgf_cli import noise
 from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.artifacts.rundir import file_sha256
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.protocols import BoundedFigure, Example, MetricResult
+from rlgf_cli.protocols import BoundedFigure, Example, MetricResult, Prompt
 from rlgf_cli.scorers.base import ReferenceMetric, signature
 from rlgf_cli.stats import ranking
 
@@ -218,8 +218,8 @@ def _figures(key: str, members: np.ndarray, others: np.ndarray) -> dict[str, Bou
     }
 
 
-def _pairs(example: Example) -> set[tuple[str, str]]:
-    return {(example.prompt, reference) for reference in example.references}
+def _pairs(example: Example) -> set[tuple[Prompt, str]]:
+    return {(example.given, reference) for reference in example.references}
 
 
 def _drawn(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:

@@ -95,7 +95,7 @@ class PerplexityMetric(Metric):
         room = limit if loaded.encoder_decoder else max(limit - len(ids) + 1, limit // 2)
         if len(before) > room:
             counts["prompts_cut"] += 1
-            before = loaded.text.cut_prompt(loaded.tokenizer, example.prompt, loaded.encoder_decoder, room)
+            before = loaded.text.cut_prompt(loaded.tokenizer, example.given, loaded.encoder_decoder, room)
         left = limit if loaded.encoder_decoder else limit - len(before) + 1
         counts["texts_cut"] += len(ids) > left
         return before, ids[:left]
@@ -103,6 +103,6 @@ class PerplexityMetric(Metric):
     def _before(self, example: Example) -> list[int]:
         loaded = self.loaded
         if self.condition == "prompt":
-            return loaded.text.encode_prompt(loaded.tokenizer, example.prompt, loaded.encoder_decoder)
+            return loaded.text.encode_prompt(loaded.tokenizer, example.given, loaded.encoder_decoder)
         start = loaded.tokenizer.bos_token_id
         return [int(loaded.tokenizer.eos_token_id if start is None else start)]

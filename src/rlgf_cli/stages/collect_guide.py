@@ -337,8 +337,8 @@ def guide_record(request: GuideRequest, text: Completion, guide: Guide, sampling
     """The line of the guide file for an answer."""
     return GuideRecord(
         id=request.example.id,
-        prompt=request.example.prompt,
-        prompt_sha256=prompt_hash(request.example.prompt),
+        prompt=request.example.given,
+        prompt_sha256=prompt_hash(request.example.given),
         prefix=request.prefix,
         sample_index=request.sample_index,
         completion=text.text,

@@ -22,7 +22,7 @@ from rlgf_cli.checks import policy_probe
 from rlgf_cli.checks.guide_checks import CHECKS
 from rlgf_cli.checks.guide_probe import GuideProbe
 from rlgf_cli.checks.reward_probe import Texts, probe_reward
-from rlgf_cli.checks.text_checks import cut_texts, ending, prompt_lengths
+from rlgf_cli.checks.text_checks import cut_texts, ending, prompt_lengths, template
 from rlgf_cli.config.doctor import DoctorConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import UserError
@@ -88,7 +88,7 @@ def run(resolved: Resolved[DoctorConfig]) -> Diagnosis:
     with closing_all(judges):
         charge_guides(judges, account, config.budget)
         guide_probe = _probe_guide(config, few, loaded, account)
-        checks = [prompt_lengths(config, loaded, examples), ending(loaded)]
+        checks = [prompt_lengths(config, loaded, examples), template(loaded), ending(loaded)]
         if encoded := _encode_fitting(config, loaded, few):
             checks += _check_policy(config, spec, loaded, encoded, reward, guide_probe)
     if guide_probe is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from rlgf_cli.guides.make import closing_all
 from rlgf_cli.ledger.spend import record_spend
 from rlgf_cli.protocols import BoundedFigure, Example, Guide, Metric
 from rlgf_cli.scorers.figures import Figure, compute_figures, make_metrics
-from rlgf_cli.stages.session import StageSession, prepare_guides
+from rlgf_cli.stages.session import StageSession, prepare_guides, report_text
 from rlgf_cli.stats.bootstrap import Interval, interval
 
 if TYPE_CHECKING:
@@ -137,8 +136,7 @@ class _ModelTexts:
         self.config = config
         examples = jsonl.read_examples(config.data, limit=config.limit)
         self.loaded: Loaded = load(config.model, text=config.text)
-        for note in self.loaded.notes:
-            console.log(note)
+        report_text(self.loaded)
         self.encoded: list[Encoded]
         self.encoded, self.counts = encode_prompts(self.loaded, examples, config.lengths)
         self._stored: list[Answer] | None = None
@@ -156,7 +154,7 @@ class _ModelTexts:
             **config.lengths.model_dump(),
             "seed": config.seed,
             "dtype": str(self.loaded.dtype).removeprefix("torch."),
-            "text": dataclasses.asdict(self.loaded.text),
+            "text": self.loaded.text.to_json(),
         }
 
     def give_model(self, metric: Metric) -> None:
@@ -295,7 +293,7 @@ def _records(answers: Sequence[Answer], figures: Mapping[str, Figure]) -> list[E
     return [
         EvaluatedRecord(
             id=answer.example.id,
-            prompt=answer.example.prompt,
+            prompt=answer.example.given,
             prediction=answer.text if answer.written else None,
             references=list(answer.example.references),
             finish_reason=answer.finish_reason,

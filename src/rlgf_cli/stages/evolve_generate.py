@@ -84,7 +84,7 @@ def _inputs(config: EvolveGenerateConfig) -> tuple[list[Operation], Policy, list
     return (
         operations,
         _policy(config.policy, operations),
-        read_examples(config.data, limit=config.limit, references=False),
+        read_examples(config.data, limit=config.limit, references=False, conversations=False),
     )
 
 

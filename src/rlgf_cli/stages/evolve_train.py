@@ -72,7 +72,7 @@ def _inputs(config: EvolveTrainConfig) -> tuple[list[Operation], list[Example]]:
     if config.policy != "learned":
         load_policy(config.policy, operations)  # refuses what the baseline cannot work with
     refuse_recorded_guides(config)
-    return operations, read_examples(config.data, limit=config.limit, references=False)
+    return operations, read_examples(config.data, limit=config.limit, references=False, conversations=False)
 
 
 def _load(config: EvolveTrainConfig) -> tuple[list[Operation], list[Example], Environment]:

@@ -16,7 +16,7 @@ from rlgf_cli.models.completions import generate_texts
 from rlgf_cli.models.load import load
 from rlgf_cli.models.prompts import encode_prompts
 from rlgf_cli.protocols import Example
-from rlgf_cli.stages.session import StageSession
+from rlgf_cli.stages.session import StageSession, report_text
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ def run(resolved: Resolved[GenerateConfig], *, existing: Existing = "refuse") ->
 
 def _texts(config: GenerateConfig, examples: list[Example]) -> list[GeneratedRecord]:
     loaded = load(config.model, text=config.text)
-    for note in loaded.notes:
-        console.log(note)
+    report_text(loaded)
     encoded, counts = encode_prompts(loaded, examples, config.lengths)
     for what in ("truncated", "skipped"):
         if counts[what]:
@@ -73,7 +72,7 @@ def _texts(config: GenerateConfig, examples: list[Example]) -> list[GeneratedRec
     return [
         GeneratedRecord(
             id=row.example.id,
-            prompt=row.example.prompt,
+            prompt=row.example.given,
             prediction=completion.text,
             references=list(row.example.references),
             finish_reason=completion.finish_reason,

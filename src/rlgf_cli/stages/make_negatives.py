@@ -106,7 +106,7 @@ def _records(
 def _record(example: Example, k: int, good: str, kind: str, text: str) -> FailureRecord:
     return FailureRecord(
         id=f"{example.id}/{kind}/{k}",
-        prompt=example.prompt,
+        prompt=example.given,
         text=text,
         label="good" if kind == GOOD else "bad",
         kind=kind,
@@ -138,7 +138,7 @@ def _own_failures(
 def _samples(config: MakeNegativesConfig, examples: Sequence[Example]) -> dict[str, list[GeneratedRecord]]:
     """The policy's texts by the id of their example."""
     assert config.samples is not None
-    prompts = {example.id: example.prompt for example in examples}
+    prompts = {example.id: example.given for example in examples}
     by_example: dict[str, list[GeneratedRecord]] = {}
     unknown = 0
     for record in read_records(config.samples, GeneratedRecord):

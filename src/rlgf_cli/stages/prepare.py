@@ -16,7 +16,8 @@ from rlgf_cli.artifacts.rundir import Existing
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.prepare import PrepareConfig
 from rlgf_cli.errors import UserError, did_you_mean
-from rlgf_cli.protocols import ColumnMap, Task
+from rlgf_cli.protocols import ColumnMap, Prompt, Task
+from rlgf_cli.protocols.messages import prompt_key
 from rlgf_cli.stages.session import StageSession
 from rlgf_cli.tasks.mapping import Draft, draft, lookup
 from rlgf_cli.tasks.sources import Row, Rows, hub_splits, is_local, local_splits
@@ -100,7 +101,7 @@ def _read(name: str, rows: Rows, config: PrepareConfig, task: Task | None) -> Sp
     split = Split()
     reader = _RowReader(name, config, task)
     groups: dict[str, Draft] = {}
-    seen: dict[tuple[str, ...], str] = {}
+    seen: dict[tuple[Prompt, ...], str] = {}
     ids: dict[str, str] = {}
     first_error: UserError | None = None
     for number, row in enumerate(_counted(rows(), f"reading {name}")):
@@ -218,7 +219,7 @@ def _split(splits: dict[str, Split], source: str, fractions: Mapping[str, float]
         splits[name] = Split()
     drafts, splits[source].drafts = splits[source].drafts, []
     for made in drafts:
-        share, into = _share(seed, made.prompt), source
+        share, into = _share(seed, prompt_key(made.prompt)), source
         for name, fraction in fractions.items():
             if share < fraction:
                 into = name

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlgf_cli import console
 from rlgf_cli.artifacts import resume
@@ -26,6 +26,9 @@ from rlgf_cli.config.loader import Resolved
 from rlgf_cli.ledger.spend import charge_guides
 from rlgf_cli.models import card
 from rlgf_cli.protocols import Guide
+
+if TYPE_CHECKING:
+    from rlgf_cli.models.loaded import Loaded
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,13 @@ class StageSession:
         if self.existing == "resume":
             resume.refuse_changed(output, self.resolved.to_json(), free=free, weights=weights)
         return None
+
+    @property
+    def chat_default(self) -> bool:
+        """Whether a tokenizer's chat template is used where nothing says otherwise. A resumed run that began before
+        that was so, and has no ``text`` in its run.json, goes on with plain text."""
+        manifest = self.output / "run.json"
+        return self.existing != "resume" or not manifest.is_file() or "text" in read_json(manifest)
 
     def claim(self) -> RunDir:
         """Take the output folder for this run."""
@@ -193,6 +203,16 @@ def prepare_guides(guides: Sequence[Guide], budget: BudgetConfig) -> None:
     for guide in guides:
         guide.notify = console.warn
         guide.check_budget(budget)
+
+
+def report_text(loaded: Loaded) -> None:
+    """Say what was loaded, how prompts become text and what ends a response, and warn of what is unusual in that."""
+    from rlgf_cli.models.formats import describe, warnings
+
+    for line in (*loaded.notes, describe(loaded)):
+        console.log(line)
+    for warning in warnings(loaded):
+        console.warn(warning)
 
 
 def pushed(result: FolderResult, repo_id: str | None) -> FolderResult:

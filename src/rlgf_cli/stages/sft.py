@@ -28,7 +28,7 @@ from rlgf_cli.models.prompts import encode_prompts
 from rlgf_cli.models.text import TextFormat
 from rlgf_cli.protocols import Example
 from rlgf_cli.runs.guide_costs import covered_prompts, provenance
-from rlgf_cli.stages.session import FolderResult, StageSession, pushed
+from rlgf_cli.stages.session import FolderResult, StageSession, pushed, report_text
 from rlgf_cli.supervised import trainer as supervised
 from rlgf_cli.supervised.callback import Reporter
 from rlgf_cli.supervised.responses import Pair, Target, encode_pairs, make_trainer, refuse_head
@@ -51,13 +51,11 @@ def run(resolved: Resolved[SftConfig], *, existing: Existing = "refuse") -> Fold
     guide = _guide(config.guide) if config.guide else None
     held_out = read_examples(config.eval_data, need_references=True) if config.eval_data else []
     checkpoints = session.output / "checkpoints"
-    loaded = _starting_model(config, examples, guide, checkpoints / "start" if existing == "resume" else None)
+    start = checkpoints / "start" if existing == "resume" else None
+    loaded = _starting_model(config, examples, guide, start, chat_default=session.chat_default)
     refuse_head(loaded)
     set_generation_config(loaded, config.lengths)
-    for note in loaded.notes:
-        console.log(note)
-    if loaded.turn_end_problem:
-        console.warn(loaded.turn_end_problem)
+    report_text(loaded)
     pairs, counts = make_pairs(loaded, examples, config, guide)
     eval_pairs = make_pairs(loaded, held_out, config)[0] if held_out else []
     _report_counts(counts)
@@ -66,7 +64,7 @@ def run(resolved: Resolved[SftConfig], *, existing: Existing = "refuse") -> Fold
 
     keep_freed_memory()
     parents = (config.data, config.eval_data, config.guide, config.model.name)
-    with session.running(*parents, device=str(loaded.device)) as run:
+    with session.running(*parents, device=str(loaded.device), text=loaded.text.to_json()) as run:
         run.file("checkpoints").mkdir(exist_ok=True)
         if is_scratch(config.model.name):
             supervised.save_start(checkpoints / "start", lambda folder: save(folder, loaded))
@@ -98,12 +96,17 @@ def _guide(name: str) -> RecordedGuide:
 
 
 def _starting_model(
-    config: SftConfig, examples: Sequence[Example], guide: RecordedGuide | None, start: Path | None
+    config: SftConfig,
+    examples: Sequence[Example],
+    guide: RecordedGuide | None,
+    start: Path | None,
+    *,
+    chat_default: bool,
 ) -> Loaded:
     """The model that training begins with: a checkpoint, or random weights (``start`` has those of a resumed run)."""
     set_seed(config.seed)
     if not is_scratch(config.model.name):
-        loaded = load(config.model, text=config.text, for_training=True)
+        loaded = load(config.model, text=config.text, for_training=True, chat_default=chat_default)
         return add_lora(loaded, config.lora)
     described = read_scratch(config.model.name)
     if config.lora.enabled:
@@ -118,7 +121,7 @@ def _starting_model(
     return scratch.build(
         described,
         model=config.model,
-        prompts=[e.prompt for e in examples],
+        prompts=[e.given for e in examples],
         responses=[text for e in examples for text, _ in _targets(e, guide)],
         text=TextFormat.from_config(config.text, TextFormat()),
         seed=config.seed,

@@ -43,7 +43,7 @@ from rlgf_cli.runs.run_writer import WATCHED, RunWriter, note, resume_from, summ
 from rlgf_cli.scorers.checked import score_checked
 from rlgf_cli.scorers.per_text import PerText, per_text
 from rlgf_cli.scorers.weighted_sum import SumReward, make_reward, scorer_at
-from rlgf_cli.stages.session import Account, FolderResult, StageSession, prepare_guides, pushed
+from rlgf_cli.stages.session import Account, FolderResult, StageSession, prepare_guides, pushed, report_text
 from rlgf_cli.training import timing
 from rlgf_cli.training.divergence import FEWEST
 from rlgf_cli.training.episodes import Episode, segment_texts
@@ -120,7 +120,7 @@ def _report_finished(result: FolderResult, config: TrainConfig, *, profile: bool
 
 def _train(session: StageSession, config: TrainConfig, processes: Processes, *, profile: bool) -> dict[str, Any]:
     """Load, claim the folder, run the loop and save the model; the summary (empty in a process that writes nothing)."""
-    inputs = processes.raise_together(lambda: _load(config, processes.size))
+    inputs = processes.raise_together(lambda: _load(config, processes.size, chat_default=session.chat_default))
     _warn(inputs, config)
     folder = processes.on_main(session.claim)
     with closing_all([inputs.guide, *inputs.billed]), folder.running() if folder is not None else nullcontext():
@@ -158,7 +158,7 @@ class _Inputs:
         return _billed_guides(self.guide, self.reward)
 
 
-def _load(config: TrainConfig, processes: int) -> _Inputs:
+def _load(config: TrainConfig, processes: int, *, chat_default: bool) -> _Inputs:
     spec = config.algorithm.spec()
     examples = read_examples(config.data, limit=config.limit, need_references=config.aux.reference_nll > 0)
     held_out = read_examples(config.eval.data, limit=config.eval.limit) if config.eval.data else []
@@ -176,7 +176,7 @@ def _load(config: TrainConfig, processes: int) -> _Inputs:
     watched = _watched(config, held_out)
     keep_freed_memory()
     torch.manual_seed(config.seed)  # a fresh adapter is the one thing that starts at random
-    loaded = add_lora(load(config.model, text=config.text, for_training=True), config.lora)
+    loaded = add_lora(load(config.model, text=config.text, for_training=True, chat_default=chat_default), config.lora)
     set_generation_config(loaded, config.lengths)
     guide: Guide | None = None
     if config.guide is not None and spec.needs_guide:
@@ -210,7 +210,8 @@ def _watched(config: TrainConfig, held_out: Sequence[Example]) -> PerText | None
 def _begin(session: StageSession, config: TrainConfig, inputs: _Inputs, processes: Processes) -> Account:
     guide_path = config.guide.name.removeprefix("hf:") if config.guide else None
     parents = (config.model.name, config.data, guide_path, config.eval.data)
-    return session.begin(*parents, device=str(inputs.loaded.device), processes=processes.size)
+    facts = {"device": str(inputs.loaded.device), "text": inputs.loaded.text.to_json(), "processes": processes.size}
+    return session.begin(*parents, **facts)
 
 
 def _finish(
@@ -234,10 +235,7 @@ def _finish(
 
 def _warn(inputs: _Inputs, config: TrainConfig) -> None:
     """Warn of prompts that were changed or left out, and of settings that bias the update."""
-    for line in inputs.loaded.notes:
-        console.log(line)
-    if inputs.loaded.turn_end_problem:
-        console.warn(inputs.loaded.turn_end_problem)
+    report_text(inputs.loaded)
     for name, text in (
         ("truncated", "prompts were truncated"),
         ("skipped", "prompts were too long and are left out"),

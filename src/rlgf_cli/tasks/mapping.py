@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rlgf_cli.artifacts.conversations import example_fields, is_messages, read_reply, split_last
 from rlgf_cli.errors import UserError, did_you_mean
-from rlgf_cli.protocols import ColumnMap
+from rlgf_cli.protocols import ColumnMap, Prompt
+from rlgf_cli.protocols.messages import to_json
 from rlgf_cli.tasks.sources import Row
 
 _COLUMN = re.compile(r"\{([^{}]+)\}")
@@ -21,21 +23,34 @@ class Draft:
 
     where: str
     id: str
-    prompt: str
+    prompt: Prompt
     references: list[str] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {"id": self.id, "prompt": self.prompt, "references": self.references, "meta": self.meta}
+        return {"id": self.id, "prompt": to_json(self.prompt), "references": self.references, "meta": self.meta}
 
 
 def draft(row: Row, columns: ColumnMap, *, need_references: bool) -> Draft:
-    """One row as an example. Raises UserError that names the column and the row's place."""
-    prompt = _text(row, columns.prompt)
-    if not prompt.strip():
-        raise UserError("the prompt is empty", where=row.where, hint="--drop-bad drops such rows and counts them")
-    references = [text for name in columns.references for text in _texts(row, name, optional=not need_references)]
-    references = [text for text in references if text.strip()]
+    """One row as an example. Raises UserError that names the column and the row's place.
+
+    The prompt's column may hold a conversation; its last turn, if it is the assistant's, is the reference. Without
+    columns for prompt and references the formats of TRL are read (:func:`.conversations.example_fields`).
+    """
+    try:
+        if columns.prompt == ColumnMap.prompt and columns.references == ColumnMap.references:
+            row = replace(row, values=example_fields(row.values))
+        prompt, answer = _prompt(row, columns.prompt)
+        if isinstance(prompt, str) and not prompt.strip():
+            raise UserError("the prompt is empty", hint="--drop-bad drops such rows and counts them")
+        optional = not need_references or answer is not None
+        references = [text for name in columns.references for text in _texts(row, name, optional=optional)]
+    except UserError as error:
+        raise UserError(error.message, where=row.where, hint=error.hint) from None
+    if answer is not None and references:
+        hint = "map another column to the prompt, or none to the references"
+        raise UserError("the prompt's last turn is an answer, and there are references too", where=row.where, hint=hint)
+    references = [text for text in [*references, *([answer] if answer else [])] if text.strip()]
     if need_references and not references:
         hint = "--drop-bad drops such rows; --allow-no-references keeps them"
         raise UserError("no reference that is not empty", where=row.where, hint=hint)
@@ -75,6 +90,15 @@ def _column(values: Any, name: str) -> Any:
     return _column(values[head], rest)
 
 
+def _prompt(row: Row, name: str) -> tuple[Prompt, str | None]:
+    """The prompt in a column: a conversation, with its answer if it has one, or a text."""
+    if not _COLUMN.search(name):
+        value = lookup(row, name)
+        if isinstance(value, tuple) or is_messages(value):
+            return split_last(value, name)
+    return _text(row, name), None
+
+
 def _text(row: Row, name: str) -> str:
     """A column or a template as one text; the words of a list are joined with spaces."""
     if not _COLUMN.search(name):
@@ -101,9 +125,8 @@ def _texts(row: Row, name: str, *, optional: bool) -> list[str]:
     if _COLUMN.search(name):
         return [_text(row, name)]
     value = lookup(row, name)
-    if isinstance(value, list):
-        return [_as_text(item, name, row, numbers=False) for item in value]
-    return [_as_text(value, name, row, numbers=False)]
+    items = value if isinstance(value, list) else [value]
+    return [_as_text(read_reply(item, name), name, row, numbers=False) for item in items]
 
 
 def _id(row: Row, name: str | None) -> str:

@@ -13,6 +13,7 @@ from rlgf_cli.algorithms.spec import Author, Regime
 from rlgf_cli.functional import masks
 from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.protocols import Example, Score
+from rlgf_cli.protocols.messages import to_json
 
 AUTHOR_CODE: dict[Author, int] = {"policy": masks.POLICY, "guide": masks.GUIDE}
 
@@ -132,7 +133,7 @@ class Episode:
         record = {
             "schema_version": 1,
             "id": self.example.id,
-            "prompt": self.example.prompt,
+            "prompt": to_json(self.example.given),
             "segments": [
                 {"author": author, "text": text, "ids": ids}
                 for (author, ids), text in zip(self.segments, texts, strict=True)
