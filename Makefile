@@ -9,7 +9,7 @@ TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist w
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help venv demo demo-evidence test test-full lint format types docs bench-help bench-guide bench-speed bench-learning \
-	bench-restarts bench-significance bench-metrics bench-evolve clean
+	bench-grpo bench-restarts bench-significance bench-metrics bench-evolve clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -50,6 +50,9 @@ bench-guide: venv  ## speed and memory of collect-guide against a local endpoint
 
 bench-speed: venv  ## training iterations against TRL 1.12.0's PPOTrainer; makes an environment for it in the user's cache
 	$(BIN)/python benchmarks/speed.py
+
+bench-grpo: .venv/.test  ## GRPO on SmolLM2 against TRL's GRPOTrainer; needs RLGF_REAL_DATA (40 minutes)
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/grpo.py
 
 bench-learning: .venv/.test  ## AggreVaTeD's variants on a task whose levels are known exactly, five seeds (two minutes)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/learning.py

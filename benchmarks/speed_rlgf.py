@@ -21,9 +21,9 @@ def score(text, prompt):
 """
 
 
-def main() -> None:
-    case, folder = read_case()
-    clock = Clock()
+def timed_training(clock: Clock, flags: dict[str, Any]) -> list[dict[str, Any]]:
+    """``rlgf train`` with these keys; every iteration is a lap of the clock. Returns the rows of metrics.jsonl with the
+    response tokens of each."""
     plain, rows = loop.Trainer.step, []
 
     def timed(trainer: loop.Trainer) -> Any:
@@ -37,6 +37,14 @@ def main() -> None:
     loop.Trainer.step = timed  # type: ignore[method-assign]
     cpu: Any = SimpleNamespace(perf_counter=time.process_time)
     timing.time = guide_writer.time = cpu  # type: ignore[attr-defined]  # the split in CPU seconds as well
+    given = {key: value for key, value in flags.items() if value is not None}
+    train.run(resolve(TrainConfig, flags=given), existing="overwrite")
+    return rows
+
+
+def main() -> None:
+    case, folder = read_case()
+    clock = Clock()
     reward = folder / "reward.py"
     reward.write_text(REWARD)
     guides = {"ppo": None, "ppo++": str(folder / "guide.jsonl"), "aggrevated": f"hf:{folder / 'guide'}"}
@@ -59,11 +67,7 @@ def main() -> None:
         "max_steps": case.iterations + 1,
         "output": str(folder / "run"),
     }
-    train.run(
-        resolve(TrainConfig, flags={k: v for k, v in flags.items() if v is not None}),
-        existing="overwrite",
-    )
-    measured = rows[1:]
+    measured = timed_training(clock, flags)[1:]
     clock.report(
         episodes=case.episodes,
         tokens=sum(r["tokens"] for r in measured) / len(measured),

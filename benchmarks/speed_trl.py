@@ -8,10 +8,9 @@ around its parts.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
-from speed_workload import EPOCHS, MINIBATCH, PAD, ROLLOUT_BATCH, Clock, coverage, read_case
+from speed_workload import EPOCHS, MINIBATCH, PAD, ROLLOUT_BATCH, Clock, coverage, read_case, step_laps
 
 
 def main() -> None:
@@ -23,7 +22,6 @@ def main() -> None:
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
         AutoTokenizer,
-        TrainerCallback,
     )
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
@@ -50,15 +48,6 @@ def main() -> None:
         return found
 
     ppo_trainer.get_reward, ppo_trainer.batch_generation = reward, counted
-
-    class Laps(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.process_time()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            now = time.process_time()
-            clock.lap(now - self.began)
-            self.began = now
 
     data = load_dataset("json", data_files=str(folder / "train.jsonl"), split="train", cache_dir=str(folder / "hf"))
     data = data.map(lambda row: {"input_ids": tokenizer(row["prompt"])["input_ids"]}, remove_columns=data.column_names)
@@ -89,7 +78,7 @@ def main() -> None:
         train_dataset=data,
         eval_dataset=data,
         value_model=critic,
-        callbacks=[Laps()],
+        callbacks=[step_laps(clock)],
     )
     trainer.accelerator.gradient_accumulation_steps = 1
     assert tokenizer.pad_token_id == PAD

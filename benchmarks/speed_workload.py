@@ -142,6 +142,22 @@ class Clock:
         print(json.dumps(result))
 
 
+def step_laps(clock: Clock) -> Any:
+    """A callback for a Trainer of transformers or TRL: every optimizer step is a lap of the clock."""
+    from transformers import TrainerCallback
+
+    class Laps(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.began = time.process_time()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            now = time.process_time()
+            clock.lap(now - self.began)
+            self.began = now
+
+    return Laps()
+
+
 def rate(repeats: int = 40) -> float:
     """FLOP/s of a 1024-cubed float32 matrix product on one thread, by CPU time."""
     import torch
