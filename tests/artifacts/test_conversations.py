@@ -125,8 +125,8 @@ def test_pairs_in_every_form() -> None:
     assert split_pair(None, [*CONVERSATION, A2], [*CONVERSATION, rejected]) == expected
     assert split_pair(MESSAGES, [*CONVERSATION, A2], [*CONVERSATION, rejected]) == expected
     assert split_pair("A dog?", [*CONVERSATION, A2], [*CONVERSATION, rejected]) == expected  # its last question
-    assert split_pair("x", [A2], [rejected]) == ((Message("user", "x"),), "Another one.", "No.")
-    assert split_pair(None, [A2], [rejected]) == ((), "Another one.", "No.")
+    assert split_pair("x", [A2], [rejected]) == ("x", "Another one.", "No.")
+    assert split_pair(None, [A2], [rejected]) == ("", "Another one.", "No.")
     with pytest.raises(UserError, match="it begins with messages that are not those of the prompt"):
         split_pair("A cow?", [*CONVERSATION, A2], [*CONVERSATION, rejected])
 

@@ -56,7 +56,7 @@ def test_a_pairwise_model_flags_as_its_evaluation_says(run_cli: Any, tmp_path: P
     rows = spoiled(pairs(40, seed=1), every=5)
     known = train(run_cli, tmp_path / "rm", rows, "--objective", "pairwise", "--max-tokens", 3)
     assert 0 < known["good_flagged"] < 0.5 < known["bad_flagged"] < 1
-    assert known["reads"] == {"prompt": True, "max_tokens": 3}
+    assert known["reads"] == {"prompt": True, "max_tokens": 3, "chat": False}
     metrics, found = evaluate(run_cli, tmp_path, tmp_path / "rm", rows, "rejected")
     assert metrics["flagged"]["value"] == pytest.approx(known["bad_flagged"])
     assert known["flagged"] == known["bad_flagged"] and known["chosen"]["flagged"] == known["good_flagged"]

@@ -19,6 +19,7 @@ from rlgf_cli.protocols import Example
 from rlgf_cli.scorers.classifier import ClassifierReward
 from rlgf_cli.stages import train_reward
 from rlgf_cli.supervised import callback, reward_data
+from rlgf_cli.supervised.reward_text import RewardText
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3", "distilbert"])
@@ -121,7 +122,7 @@ def test_texts_are_joined_and_cut_as_the_reward_does(tmp_path: Path) -> None:
             return {"input_ids": ids}
 
     def first(side: str) -> str:
-        encoded, cut = train_reward._encode(Letters(side), samples, 5)
+        encoded, cut = RewardText(False, {}, True).encode(Letters(side), samples, 5)
         assert cut == 3
         return "".join(map(chr, encoded[0][0]))
 

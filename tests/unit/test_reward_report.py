@@ -160,7 +160,7 @@ def test_names_that_look_like_formulas_are_drawn(tmp_path: Any) -> None:
 
 
 def sample(label: str, group: str) -> Sample:
-    return Sample(("x",), (1,), label, label, group, False, "x:1")
+    return Sample("", ("x",), label, label, group, False, "x:1")
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 8)), min_size=2, max_size=60), st.integers(0, 3))

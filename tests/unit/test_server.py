@@ -179,7 +179,14 @@ def test_the_gap_to_old_weights_is_corrected(task: Path, tiny_gpt2: Path, serve,
     runs = {}
     for correction in ("none", "truncate"):
         serve(StandIn(plain_model(tiny_gpt2), deaf=True))
-        more = ("--set", f"sampler.correction={correction}", "--reward", f"{reward}:short", "-o", str(task / correction))
+        more = (
+            "--set",
+            f"sampler.correction={correction}",
+            "--reward",
+            f"{reward}:short",
+            "-o",
+            str(task / correction),
+        )
         assert run_cli(*arguments("ppo", tiny_gpt2, task, *more)).exit_code == 0
         runs[correction] = rows_of(task / correction)
     plain, corrected = runs["none"], runs["truncate"]

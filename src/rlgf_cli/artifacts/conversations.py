@@ -7,7 +7,8 @@ adds the line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn, cast
 
 from rlgf_cli.errors import UserError
@@ -77,11 +78,12 @@ def split_last(value: Any, field: str) -> tuple[tuple[Message, ...], str | None]
 
 def split_pair(
     prompt: Prompt | None, chosen: Any, rejected: Any, names: tuple[str, str] = ("chosen", "rejected")
-) -> tuple[tuple[Message, ...], str, str]:
+) -> tuple[Prompt, str, str]:
     """``chosen`` and ``rejected`` as lists of messages: the prompt, and the text of either.
 
-    Each is one message of the assistant, behind ``prompt``; or a whole conversation that ends with one, where both
-    conversations, and ``prompt`` where that is given, agree in what is before it.
+    Each is one message of the assistant, behind ``prompt`` (None: there is no prompt, and an empty one is returned); or
+    a whole conversation that ends with one, where both conversations, and ``prompt`` where that is given, agree in what
+    is before it.
     """
     first, second = read_messages(chosen, names[0]), read_messages(rejected, names[1])
     for messages, name in ((first, names[0]), (second, names[1])):
@@ -99,7 +101,7 @@ def split_pair(
             hint = "leave the prompt out, or the messages before the last one"
             _refuse(names[0], "it begins with messages that are not those of the prompt", hint)
     if not before:
-        return as_messages(prompt) if prompt else (), first[-1].content, second[-1].content
+        return prompt or "", first[-1].content, second[-1].content
     return read_prompt(before, names[0]), first[-1].content, second[-1].content
 
 
@@ -122,9 +124,18 @@ def example_fields(value: Mapping[str, Any]) -> Mapping[str, Any]:
     if "prompt" in value and not references and is_messages(completion):
         return {**value, "references": [read_reply(completion, "completion")]}
     if "prompt" not in value and is_messages(value.get("chosen")) and is_messages(value.get("rejected")):
-        prompt, _, _ = split_pair(None, value["chosen"], value["rejected"])
-        return {**value, "prompt": prompt} if prompt else value
+        begun, _, _ = split_pair(None, value["chosen"], value["rejected"])
+        return {**value, "prompt": begun} if begun else value
     return value
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Give the errors of the block their place in the file."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(error.message, where=error.where or where, hint=error.hint) from None
 
 
 def plain(prompt: Prompt, where: str) -> str:

@@ -17,7 +17,7 @@ from typing import IO, Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
-from rlgf_cli.artifacts.conversations import plain
+from rlgf_cli.artifacts.conversations import located, plain
 from rlgf_cli.artifacts.records import ExampleRecord, Record
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.protocols import Example
@@ -109,9 +109,8 @@ def read_objects(path: str | Path, *, torn_tail: bool = False) -> Iterator[tuple
 def parse_record(kind: type[R], value: Mapping[str, Any], where: str) -> R:
     """Check one object against its record model; the error names the field and the line."""
     try:
-        return kind.model_validate(value)
-    except UserError as error:  # of a conversation, which knows no line
-        raise UserError(error.message, where=where, hint=error.hint) from None
+        with located(where):
+            return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "record"

@@ -23,7 +23,8 @@ class DoctorConfig(TrainConfig):
     reward_needed: ClassVar[bool] = False
     panels: ClassVar[Mapping[str, str]] = {
         "": (
-            "model data reward guide algorithm prompts lengths.max_new_tokens rollout.temperature lengths.on_overlong text.chat"
+            "model data reward guide algorithm prompts lengths.max_new_tokens rollout.temperature lengths.on_overlong "
+            "text.chat"
         ),
         MODEL: "lora.enabled model.device model.dtype model.trust_remote_code",
         COMMON: "--config --set seed",

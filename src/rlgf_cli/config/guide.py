@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from rlgf_cli.config.common import Device, Dtype
+from rlgf_cli.config.common import Device, Dtype, checked_kwargs
 from rlgf_cli.section import Flag, Strict
 
 Api = Literal["chat", "completion"]
@@ -42,6 +42,9 @@ TRANSPORT = {
     "licence",
 }
 """Keys that decide how requests are sent, not which texts the guide writes: they may differ when a run is resumed."""
+
+_ADDED = ("tokenizer", "chat_template_kwargs")
+"""Keys that came later: settings of texts that were bought before do not have them, where they are null."""
 
 
 class GuideSampling(Strict):
@@ -82,6 +85,9 @@ class GuideConfig(Strict):
     ``api``: ``chat`` or ``completion``; for ``hf:`` and ``vllm:`` ``chat`` is the tokenizer's chat template and
     null the template stored with the checkpoint. ``prompt_template`` holds ``{prompt}``; null is the prompt as it is
     (``hf:``: the checkpoint's template). ``system``, ``continuation`` and ``continue_template`` are for chat APIs.
+    Of a conversation, templates are filled with the last message, and ``system`` stands before its own system message.
+    ``tokenizer`` (a folder or hub name) renders prompts for a completion API with its chat template;
+    ``chat_template_kwargs`` are that template's variables, or a local checkpoint's, or sent to a chat server.
     ``continuation`` says how a chat model is given a partial text: ``template`` puts it into
     ``continue_template``, where ``{prompt}`` is the filled ``prompt_template`` and ``{prefix}`` the partial text
     (null: the guide only writes whole texts); ``prefill`` begins the assistant's own message with it, which
@@ -104,6 +110,8 @@ class GuideConfig(Strict):
     base_url: Annotated[str | None, Flag("OpenAI-compatible endpoint; else $OPENAI_BASE_URL.")] = None
     system: Annotated[str | None, Flag("System message (chat API).")] = None
     prompt_template: Annotated[str | None, Flag("Template of the guide's prompt; holds {prompt}.")] = None
+    tokenizer: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     continuation: Literal["template", "prefill"] = "template"
     continue_template: str | None = CONTINUE_TEMPLATE
     clean: Literal["none", "continuation", "all"] = "continuation"
@@ -138,6 +146,7 @@ class GuideConfig(Strict):
             raise ValueError("prompt_template must hold {prompt}")
         if self.continue_template is not None and "{prefix}" not in self.continue_template:
             raise ValueError("continue_template must hold {prefix}")
+        checked_kwargs(self.chat_template_kwargs)
         if (self.usd_per_million_input is None) != (self.usd_per_million_output is None):
             raise ValueError("usd_per_million_input and usd_per_million_output go together")
         if self.base_url is not None and (problem := base_url_problem(self.base_url)):
@@ -146,7 +155,8 @@ class GuideConfig(Strict):
 
     def settings(self) -> dict[str, Any]:
         """The settings that decide the guide's text, as JSON: all keys but those of transport and hardware."""
-        return self.model_dump(mode="json", exclude=TRANSPORT)
+        unset = {key for key in _ADDED if getattr(self, key) is None}
+        return self.model_dump(mode="json", exclude=TRANSPORT | unset)
 
 
 class BudgetConfig(Strict):

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rlgf_cli.config.common import COMMON, MODEL, RUN, TEXT, as_names
+from rlgf_cli.config.common import COMMON, MODEL, RUN, TEXT, ChatConfig, as_names
 from rlgf_cli.config.supervised import SupervisedConfig
 from rlgf_cli.section import Flag, Refused
 
@@ -25,13 +25,18 @@ class TrainRewardConfig(SupervisedConfig):
     text keys are joined as the ``classifier`` reward joins prompt and response, by a space where neither side
     has white space; ``label_names`` renames labels (``{"1": positive}``). Pairwise: records hold a prompt (or none),
     a chosen and a rejected text; rows of ``rlgf make-negatives`` are read too, as pairs of reference and text.
+    Messages are read too: prompts, pairs, and as a labelled text a whole conversation. ``text.chat`` null: prompt and
+    text are a conversation in the chat template, where the tokenizer has one and every record has a prompt.
     Without ``eval_data``, about the share ``eval_fraction`` of every class is held out, all records of one prompt
     (``group_key``) on one side. ``max_tokens`` null: as many as the model reads.
     """
 
     panels: ClassVar[Mapping[str, str]] = {
         COMMON: "objective model data eval_data output limit --config --set seed",
-        TEXT: ("text_key label_key good_label prompt_key chosen_key rejected_key kind_key max_tokens eval_fraction"),
+        TEXT: (
+            "text_key label_key good_label prompt_key chosen_key rejected_key kind_key max_tokens eval_fraction "
+            "text.chat"
+        ),
         "Training options": (
             "epochs max_steps batch_size gradient_accumulation_steps gradient_checkpointing optim.learning_rate "
             "optim.warmup_steps"
@@ -65,6 +70,7 @@ class TrainRewardConfig(SupervisedConfig):
     """The field whose values must lie on one side of the split. null: the prompt, or the text where there is none."""
     eval_fraction: Annotated[float, Flag("Held out where there is no --eval-data.")] = Field(0.1, gt=0, lt=1)
     max_tokens: Annotated[int | None, Flag("Longer texts are cut.")] = Field(None, ge=1)
+    text: ChatConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> TrainRewardConfig:

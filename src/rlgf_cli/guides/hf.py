@@ -37,7 +37,8 @@ class HFGuide(LocalGuide):
             num_beams=config.sampling.num_beams,
             batch_size=config.batch_size,
         )
-        self.tokenizer, self.text = self._loaded.tokenizer, self._loaded.text
+        self.tokenizer = self._loaded.tokenizer
+        self._use(self._loaded.text, self._loaded.text_origin)
         self.device = str(self._loaded.device)
 
     def check(self, examples: Iterable[Example], max_new_tokens: int) -> None:

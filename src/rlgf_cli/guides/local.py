@@ -21,7 +21,7 @@ from rlgf_cli.protocols import Completion, GuideAbilities, GuideRequest
 from rlgf_cli.protocols.messages import to_json
 
 if TYPE_CHECKING:
-    from rlgf_cli.models.text import TextFormat
+    from rlgf_cli.models.text import Origin, TextFormat
 
 _USAGE = ("prompt_tokens", "completion_tokens")
 
@@ -47,11 +47,20 @@ class LocalGuide(LiveGuide):
         text_config(config)
         if config.system is not None:
             raise UserError("guide.system is for chat APIs; a local checkpoint has no system message")
+        if config.tokenizer is not None:
+            raise UserError("guide.tokenizer is for completion APIs; a local checkpoint has its own")
         return GuideAbilities(live=True, continues=True, at_once=config.batch_size)
 
     @abstractmethod
     def _write(self, requests: Sequence[GuideRequest]) -> list[Completion]:
         """The texts of a batch, in order, with their token counts."""
+
+    def _use(self, text: TextFormat, origin: Origin) -> None:
+        """Take the checkpoint's text format. A chat template by default is a setting of its own: texts that were
+        bought before it was the default are of other prompts."""
+        self.text = text
+        if text.chat and origin == "default":
+            self.settings["text"] = "chat template"
 
     def identity(self) -> dict[str, Any]:
         return {"kind": self.kind, **self.settings}
@@ -118,6 +127,7 @@ def text_config(config: GuideConfig) -> TextConfig | None:
             "a local guide takes api: chat (the tokenizer's chat template) or a prompt_template, not both",
             hint="leave one of guide.api and guide.prompt_template out",
         )
-    if config.api is None and config.prompt_template is None:
+    chat = None if config.api is None and config.prompt_template is None else config.api == "chat"
+    if chat is None and config.chat_template_kwargs is None:
         return None
-    return TextConfig(template=config.prompt_template, chat=config.api == "chat")
+    return TextConfig(template=config.prompt_template, chat=chat, chat_template_kwargs=config.chat_template_kwargs)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.local import LocalGuide, text_config
 from rlgf_cli.guides.openai.request import request_seed
-from rlgf_cli.protocols import Completion, FinishReason, GuideAbilities, GuideRequest
+from rlgf_cli.protocols import Completion, Example, FinishReason, GuideAbilities, GuideRequest
 
 
 class VLLMGuide(LocalGuide):
@@ -36,13 +36,18 @@ class VLLMGuide(LocalGuide):
         self._vllm = vllm
         self._engine = vllm.LLM(model=self.path, dtype=config.dtype, max_model_len=config.context_length)
         self.tokenizer = self._engine.get_tokenizer()
-        self.text, self.text_origin = text_format(text_config(config), self.tokenizer, self.path)
+        self._use(*text_format(text_config(config), self.tokenizer, self.path))
 
     @classmethod
     def describe(cls, config: GuideConfig) -> GuideAbilities:
         if config.sampling.num_beams > 1:
             raise UserError("guide.sampling.num_beams is for hf: guides; this one samples")
         return super().describe(config)
+
+    def check(self, examples: Iterable[Example], max_new_tokens: int) -> None:
+        for example in examples:
+            if example.messages:
+                self._ids(GuideRequest(example, max_new_tokens=max_new_tokens))
 
     def _write(self, requests: Sequence[GuideRequest]) -> list[Completion]:
         prompts = [{"prompt_token_ids": self._ids(request)} for request in requests]

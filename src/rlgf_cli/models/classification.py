@@ -5,7 +5,8 @@ Training and rewards both encode texts here, so that a reward reads the same tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from rlgf_cli.errors import UserError
 from rlgf_cli.models.generate import pad_rows
 from rlgf_cli.models.gguf import plain_checkpoint
 from rlgf_cli.models.load import check_checkpoint_name
+from rlgf_cli.models.truncation import never_cut, without_oldest_turns
+from rlgf_cli.models.turns import NO_KWARGS
+from rlgf_cli.protocols import Message, Prompt
+from rlgf_cli.protocols.messages import as_messages, last_words, with_last_words
 
 EVALUATION = "evaluation.json"
 """The file beside a reward model that holds its evaluation on held-out texts and its threshold."""
@@ -27,6 +32,7 @@ _NO_LIMIT = 1_000_000
 """A tokenizer without a limit has model_max_length 1e30."""
 _CHAT = "rlgf_chat"
 """The key in config.json: whether rlgf trained the model on rendered conversations."""
+_KWARGS = "rlgf_chat_template_kwargs"
 
 
 def load_classifier(config: ModelConfig, labels: Sequence[str]) -> tuple[Any, Any]:
@@ -62,7 +68,7 @@ def load_classifier(config: ModelConfig, labels: Sequence[str]) -> tuple[Any, An
 
 
 def set_labels(architecture: Any, labels: Sequence[str]) -> None:
-    """Write into a transformers config the label names, and that rlgf trains the model on plain text."""
+    """Write into a transformers config the label names, and that rlgf trains the model, on plain text so far."""
     architecture.num_labels = len(labels)
     architecture.id2label = dict(enumerate(labels))
     architecture.label2id = {name: i for i, name in enumerate(labels)}
@@ -70,13 +76,25 @@ def set_labels(architecture: Any, labels: Sequence[str]) -> None:
     setattr(architecture, _CHAT, False)
 
 
-def trained_on_plain_text(model: Any, path: str) -> bool:
-    """Whether ``rlgf train-reward`` made the checkpoint at ``path``: config.json says it, or, for earlier versions, the
-    run's manifest."""
-    if getattr(model.config, _CHAT, None) is not None:
-        return not getattr(model.config, _CHAT)
+def store_chat(architecture: Any, kwargs: Mapping[str, Any]) -> None:
+    """Write into a transformers config that the model reads conversations in the chat template, with its variables."""
+    setattr(architecture, _CHAT, True)
+    if kwargs:
+        setattr(architecture, _KWARGS, dict(kwargs))
+
+
+def stored_chat(model: Any, path: str) -> bool | None:
+    """Whether ``rlgf train-reward`` trained the checkpoint at ``path`` on conversations: config.json says it, or, for
+    earlier versions, the run's manifest. None for a model from elsewhere."""
+    if (stored := getattr(model.config, _CHAT, None)) is not None:
+        return bool(stored)
     manifest = Path(path, "run.json")
-    return manifest.is_file() and read_json(manifest).get("command") == "train-reward"
+    return False if manifest.is_file() and read_json(manifest).get("command") == "train-reward" else None
+
+
+def stored_kwargs(model: Any) -> dict[str, Any]:
+    """The variables of the chat template that the model was trained with."""
+    return dict(getattr(model.config, _KWARGS, None) or {})
 
 
 def token_limit(model: Any, tokenizer: Any, given: int | None = None) -> int | None:
@@ -123,39 +141,48 @@ def encode(tokenizer: Any, text: str, limit: int | None) -> tuple[list[int], boo
     return ids or [tokenizer.pad_token_id], cut
 
 
-def encode_chat(tokenizer: Any, prompt: str, text: str, limit: int | None) -> tuple[list[int], bool]:
-    """Ids of the prompt (user) and the text (assistant) in the tokenizer's chat template, and whether they were cut.
+def encode_chat(
+    tokenizer: Any, prompt: Prompt, text: str, limit: int | None, kwargs: Mapping[str, Any] = NO_KWARGS
+) -> tuple[list[int], bool]:
+    """Ids of the prompt and the text (assistant) in the tokenizer's chat template, and whether they were cut.
 
-    The template writes BOS itself, and control tokens that prompt or text spell out are read as text. A conversation
-    longer than ``limit`` loses the beginning of the prompt and then of the text, and nothing of the template. Raises
-    UserError where the template alone is longer, or refuses such a conversation.
+    The template writes BOS itself, and control tokens that prompt or text spell out are read as text. What is longer
+    than ``limit`` loses the oldest turns of a conversation, then the beginning of the last message and then of the
+    text, and nothing of the template and the system message. Raises UserError where these alone are longer, or where
+    the template refuses the conversation.
     """
     from jinja2 import TemplateError
 
-    def rendered(cut: int) -> list[int]:
-        """Ids of the conversation without the first ``cut`` characters of prompt + text."""
-        turns = [
-            {"role": "user", "content": prompt[cut:]},
-            {"role": "assistant", "content": text[max(0, cut - len(prompt)) :]},
-        ]
+    def rendered(before: Prompt, answer: str) -> list[int]:
+        turns = [asdict(message) for message in (*as_messages(before), Message("assistant", answer))]
         # versions of transformers without sanitize_control_tokens ignore it
-        return tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, sanitize_control_tokens=True)
+        return tokenizer.apply_chat_template(
+            turns, tokenize=True, return_dict=False, sanitize_control_tokens=True, **kwargs
+        )
+
+    def without(cut: int) -> list[int]:
+        """Ids without the first ``cut`` characters of the last message and the text."""
+        return rendered(with_last_words(left, words[cut:]), text[max(0, cut - len(words)) :])
 
     try:
-        ids = rendered(0)
+        ids = rendered(prompt, text)
         if limit is None or len(ids) <= limit:
             return ids, False
-        longer, fits = 0, len(prompt) + len(text)
-        if len(bare := rendered(fits)) > limit:
+        for left in without_oldest_turns(prompt):
+            if left != prompt and len(ids := rendered(left, text)) <= limit:
+                return ids, True
+        words = last_words(left)
+        longer, fits = 0, len(words) + len(text)
+        if len(bare := without(fits)) > limit:
             raise UserError(
-                f"the chat template alone has {len(bare)} tokens; the model is given at most {limit}",
+                f"{never_cut(left, 'the chat template')} {len(bare)} tokens; the model is given at most {limit}",
                 where=tokenizer.name_or_path,
                 hint="max_tokens sets the limit; chat: false leaves the template out",
             )
         while fits - longer > 1:
             middle = (longer + fits) // 2
-            longer, fits = (longer, middle) if len(rendered(middle)) <= limit else (middle, fits)
-        return rendered(fits), True
+            longer, fits = (longer, middle) if len(without(middle)) <= limit else (middle, fits)
+        return without(fits), True
     except TemplateError as error:
         raise UserError(
             f"the chat template refuses a prompt with an answer: {error}",

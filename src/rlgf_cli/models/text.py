@@ -22,10 +22,10 @@ from tokenizers.models import WordPiece
 from rlgf_cli.artifacts.jsonl import read_json, write_json
 from rlgf_cli.config.common import TextConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.models.truncation import cut_places, never_cut, with_last_words, without_oldest_turns
+from rlgf_cli.models.truncation import cut_places, never_cut, without_oldest_turns
 from rlgf_cli.models.turns import TurnEnd, render, turn_end
 from rlgf_cli.protocols import Prompt
-from rlgf_cli.protocols.messages import as_messages, last_words
+from rlgf_cli.protocols.messages import as_messages, last_words, with_last_words
 
 FILE = "rlgf_text.json"
 Origin = Literal["stored", "given", "default"]

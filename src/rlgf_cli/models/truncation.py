@@ -8,7 +8,6 @@ plain prompt is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from rlgf_cli.protocols.messages import Prompt
@@ -28,11 +27,6 @@ def without_oldest_turns(prompt: Prompt) -> Iterator[Prompt]:
         yield (*prompt[:system], *prompt[start:])
 
 
-def with_last_words(prompt: Prompt, words: str) -> Prompt:
-    """The prompt with ``words`` in the place of its text, or of its last message's."""
-    return words if isinstance(prompt, str) else (*prompt[:-1], replace(prompt[-1], content=words))
-
-
 def cut_places(tokenizer: Any, text: str, limit: int, *, from_start: bool) -> Sequence[int]:
     """Character positions at which a text may be cut, from the longest remainder to an empty one.
 
@@ -47,7 +41,7 @@ def cut_places(tokenizer: Any, text: str, limit: int, *, from_start: bool) -> Se
     return [*sorted({start for start, _ in spans})[-limit:], len(text)]
 
 
-def never_cut(prompt: Prompt) -> str:
+def never_cut(prompt: Prompt, template: str = "the template") -> str:
     """The part of a prompt's rendering that is never cut, in words for messages, with its verb."""
     system = not isinstance(prompt, str) and prompt[0].role == "system"
-    return "the template and the system message alone have" if system else "the template alone has"
+    return f"{template} and the system message alone have" if system else f"{template} alone has"

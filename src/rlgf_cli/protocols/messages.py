@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant"]
@@ -49,3 +49,18 @@ def transcript(prompt: Prompt) -> str:
 def last_words(prompt: Prompt) -> str:
     """A plain prompt, or the last message of a conversation."""
     return prompt if isinstance(prompt, str) else prompt[-1].content
+
+
+def with_last_words(prompt: Prompt, words: str) -> Prompt:
+    """The prompt with ``words`` in the place of its text, or of its last message's."""
+    return words if isinstance(prompt, str) else (*prompt[:-1], replace(prompt[-1], content=words))
+
+
+def with_system(instruction: str | None, prompt: Prompt) -> tuple[Message, ...]:
+    """The prompt as a conversation, with an instruction before its own system message: one system message of both."""
+    messages = as_messages(prompt)
+    if instruction is None:
+        return messages
+    if messages[0].role != "system":
+        return (Message("system", instruction), *messages)
+    return (Message("system", f"{instruction}\n\n{messages[0].content}"), *messages[1:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
@@ -19,8 +19,8 @@ from rlgf_cli.noise import short_hash
 from rlgf_cli.protocols import Example, Reward, Score
 
 Chat = Literal["auto"] | bool
-"""Whether a model reads prompt and text as a conversation in its tokenizer's chat template. ``auto``: where there is a
-template, the prompt is read, and the model is none of ``rlgf train-reward``, which trains on plain text."""
+"""Whether a model reads prompt and text as a conversation in its tokenizer's chat template. ``auto``: as a model of
+``rlgf train-reward`` was trained; of any other, where there is a template and the prompt is read."""
 Dtype = Literal["float32", "bfloat16"] | None
 """The number type of a model's computations; None: the type of its weights on disk."""
 
@@ -30,8 +30,10 @@ class _SequenceScorer(Reward):
 
     ``include_prompt``: the model reads the prompt and the text; otherwise the text alone. The two are a conversation in
     the chat template (``chat``), or the raw prompt and the text joined by a space where neither side of the boundary
-    has white space. What is longer than ``max_tokens`` (by default what the model allows) loses its beginning with the
-    prompt, its end without, and nothing of the template; ``counts["truncated"]`` says how often.
+    has white space; a prompt that is a conversation needs the template. What is longer than ``max_tokens`` (by default
+    what the model allows) loses its beginning with the prompt, its end without, and nothing of the template;
+    ``counts["truncated"]`` says how often. ``chat_template_kwargs`` are the template's variables; None: those that the
+    model was trained with.
     """
 
     kind: str
@@ -46,6 +48,7 @@ class _SequenceScorer(Reward):
         batch_size: int,
         max_tokens: int | None,
         chat: Chat,
+        chat_template_kwargs: Mapping[str, Any] | None,
         dtype: Dtype,
         device: str,
     ) -> None:
@@ -60,6 +63,8 @@ class _SequenceScorer(Reward):
         self.model, self.tokenizer = load_scorer(path, no_head=needed, dtype=dtype)
         self.model.to(pick_device(device)).eval()
         self.chat = self._reads_chat(chat)
+        given = chat_template_kwargs
+        self.kwargs = dict(classification.stored_kwargs(self.model) if given is None else given)
         self.max_tokens = classification.token_limit(self.model, self.tokenizer, max_tokens)
         self.tokenizer.truncation_side = "left" if include_prompt else "right"
         self.signature = (
@@ -68,13 +73,15 @@ class _SequenceScorer(Reward):
         )
         if self.chat:
             self.signature += f",chat={short_hash(str(self.tokenizer.chat_template))}"
+            self.signature += f",chat_template_kwargs={self.kwargs}" if self.kwargs else ""
         if self.model.dtype != torch.float32:
             self.signature += f",dtype={str(self.model.dtype).removeprefix('torch.')}"
 
     def _reads_chat(self, chat: Chat) -> bool:
         known = bool(self.tokenizer.chat_template)
         if chat == "auto":
-            return known and self.include_prompt and not classification.trained_on_plain_text(self.model, self.path)
+            stored = classification.stored_chat(self.model, self.path)
+            return known and self.include_prompt and stored is not False
         if chat and not known:
             raise UserError("chat: true, and the tokenizer has no chat template", where=self.path, hint="chat: auto")
         if chat and not self.include_prompt:
@@ -85,12 +92,24 @@ class _SequenceScorer(Reward):
             )
         return chat
 
+    def check(self, examples: Sequence[Example]) -> None:
+        if self.chat or not self.include_prompt:
+            return
+        for example in examples:
+            if example.messages:
+                raise UserError(
+                    f"{self.kind} reads plain text, and the prompt of example {example.id!r} is a conversation",
+                    where=self.path,
+                    hint="a model whose tokenizer has a chat template (chat: true), or include_prompt: false",
+                )
+
     def logits(self, examples: Sequence[Example], texts: Sequence[str]) -> torch.Tensor:
         """[N, labels], float32, on the CPU."""
+        self.check(examples)
         rows = []
         for example, text in zip(examples, texts, strict=True):
             if self.chat:
-                ids, cut = classification.encode_chat(self.tokenizer, example.prompt, text, self.max_tokens)
+                ids, cut = classification.encode_chat(self.tokenizer, example.given, text, self.max_tokens, self.kwargs)
             else:
                 read = classification.join(example.prompt, text) if self.include_prompt else text
                 ids, cut = classification.encode(self.tokenizer, read, self.max_tokens)
@@ -120,10 +139,11 @@ class ClassifierReward(_SequenceScorer):
         batch_size: Annotated[int, Field(ge=1)] = 32,
         max_tokens: Annotated[int, Field(ge=8)] | None = None,
         chat: Chat = "auto",
+        chat_template_kwargs: dict[str, Any] | None = None,
         dtype: Dtype = None,
         device: str = "auto",
     ) -> None:
-        super().__init__(path, include_prompt, batch_size, max_tokens, chat, dtype, device)
+        super().__init__(path, include_prompt, batch_size, max_tokens, chat, chat_template_kwargs, dtype, device)
         config = self.model.config
         if config.num_labels < 2:
             raise UserError(
@@ -157,10 +177,11 @@ class RewardModelReward(_SequenceScorer):
         batch_size: Annotated[int, Field(ge=1)] = 32,
         max_tokens: Annotated[int, Field(ge=8)] | None = None,
         chat: Chat = "auto",
+        chat_template_kwargs: dict[str, Any] | None = None,
         dtype: Dtype = None,
         device: str = "auto",
     ) -> None:
-        super().__init__(path, include_prompt, batch_size, max_tokens, chat, dtype, device)
+        super().__init__(path, include_prompt, batch_size, max_tokens, chat, chat_template_kwargs, dtype, device)
         if (labels := self.model.config.num_labels) != 1:
             raise UserError(
                 f"this checkpoint has {labels} labels; a reward model has one output",

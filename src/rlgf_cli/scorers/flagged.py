@@ -28,6 +28,7 @@ _ANY = "any"
 class _Reads(BaseModel):
     prompt: bool
     max_tokens: int | None
+    chat: bool = False
 
 
 class _Evaluation(BaseModel):
@@ -59,7 +60,7 @@ class FlaggedMetric(Metric):
         reads: dict[str, Any] = {
             "include_prompt": known.reads.prompt,
             "max_tokens": known.reads.max_tokens,
-            "chat": False,
+            "chat": known.reads.chat,
         }
         made = RewardModelReward if known.objective == "pairwise" else ClassifierReward
         self._scorer = made(path, **reads, batch_size=batch_size, device=device)

@@ -26,7 +26,8 @@ from rlgf_cli.artifacts.predictions import answers_alone
 from rlgf_cli.artifacts.rundir import parent_of
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.noise import short_hash
-from rlgf_cli.protocols import Example, MetricResult, Reward, Score, Scorer
+from rlgf_cli.protocols import Example, MetricResult, Prompt, Reward, Score, Scorer
+from rlgf_cli.protocols.messages import transcript
 from rlgf_cli.scorers.base import ReferenceMetric, signature
 from rlgf_cli.scorers.judge_guide import (
     ATTEMPTS,
@@ -113,7 +114,7 @@ class _JudgeScorer(Scorer):
         self.judge.stop = stop
 
     def _question(self, example: Example, **texts: str) -> str:
-        return fill(self.template, {"prompt": example.prompt, **texts, "criterion": self.criterion})
+        return fill(self.template, {"prompt": transcript(example.given), **texts, "criterion": self.criterion})
 
 
 class JudgeReward(_JudgeScorer, Reward):
@@ -189,7 +190,7 @@ class JudgeMetric(_JudgeScorer, ReferenceMetric):
         assert self.against is not None
         for example in examples:
             prompt, _ = self._opponents.get(example.id, ("", ""))
-            if prompt and prompt != example.prompt:
+            if prompt and prompt != example.given:
                 raise UserError(
                     f"the text for {example.id!r} answers another prompt",
                     where=self.against,
@@ -270,6 +271,6 @@ def preference(as_a: Winner, as_b: Winner) -> float:
     return 0.0 if as_a == "B" and as_b == "A" else 0.5
 
 
-def _read(path: str) -> dict[str, tuple[str, str]]:
+def _read(path: str) -> dict[str, tuple[Prompt, str]]:
     """``(prompt, text)`` by id."""
-    return {answer.example.id: (answer.example.prompt, answer.text) for answer in answers_alone(path)[0]}
+    return {answer.example.id: (answer.example.given, answer.text) for answer in answers_alone(path)[0]}

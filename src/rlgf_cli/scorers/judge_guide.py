@@ -60,7 +60,8 @@ class Judge:
         local = self.config.name.rpartition("/")[2]
         name = f"{local},sha256={weights[:12]}" if weights else known.get("model", self.config.name)
         changed = sampling.model_dump(exclude={"temperature", "send_seed"}, exclude_defaults=True)
-        return f"model={name},temperature={sampling.temperature:g},max_tokens={self.max_new_tokens}" + (
+        chat = ",chat" if self.config.api == "chat" and _is_local(self.config.name) else ""
+        return f"model={name},temperature={sampling.temperature:g},max_tokens={self.max_new_tokens}{chat}" + (
             f",sampling={short_hash(repr(changed), 12)}" if changed else ""
         )
 
@@ -187,6 +188,8 @@ def _config(what: str, spec: str | None, section: Mapping[str, Any], device: str
     if sampling is None or isinstance(sampling, Mapping):
         given["sampling"] = {"temperature": 0.0, "send_seed": False, **(sampling or {})}
     given.setdefault("device", device)
+    if given.get("api") is None and _is_local(given["name"]) and _has_chat_template(given["name"]):
+        given["api"] = "chat"
     # the prompt is the judge's own, not the template of the checkpoint's task, and the answer is not repaired
     given |= {"clean": "none", "prompt_template": None if given.get("api") == "chat" else "{prompt}"}
     try:
@@ -196,3 +199,17 @@ def _config(what: str, spec: str | None, section: Mapping[str, Any], device: str
         key = ".".join(map(str, first["loc"]))
         hint = did_you_mean(key, GuideConfig.model_fields) if first["type"] == "extra_forbidden" else None
         raise UserError(f"{what}: guide{'.' + key if key else ''}: {first['msg'].lower()}", hint=hint) from None
+
+
+def _is_local(name: Any) -> bool:
+    return isinstance(name, str) and name.startswith(("hf:", "vllm:"))
+
+
+def _has_chat_template(name: str) -> bool:
+    """Whether the tokenizer of a local judge has a chat template: then the question is a message of the user."""
+    from rlgf_cli.models.gguf import plain_checkpoint
+    from rlgf_cli.models.load import check_checkpoint_name, load_tokenizer
+
+    path, _ = plain_checkpoint(name.partition(":")[2])
+    check_checkpoint_name(path)
+    return bool(load_tokenizer(path).chat_template)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,22 @@ from rlgf_cli import registry
 from rlgf_cli.artifacts.rundir import file_sha256
 from rlgf_cli.errors import RlgfError, UserError, did_you_mean
 from rlgf_cli.protocols import Example, Reward, Score
+from rlgf_cli.protocols.messages import as_messages
 from rlgf_cli.scorers.checked import describe, refusal, to_score
 
-_ONE = ("prompt", "text", "completion", "references", "meta", "id")
-_MANY = ("prompts", "texts", "completions", "references", "metas", "ids")
+_ONE = ("prompt", "messages", "text", "completion", "references", "meta", "id")
+_MANY = ("prompts", "messages", "texts", "completions", "references", "metas", "ids")
 _MARKS_BATCHED = {"texts", "completions"}
 
 
 class PythonReward(Reward):
     """A function called once per text, or once per batch where it has a parameter ``texts``.
 
-    Per text it may ask for ``prompt``, ``text``, ``references`` (list), ``meta`` (dict) and ``id``, and returns a
-    number, or a dict with ``score`` and further parts to log. Per batch the same in the plural (``prompts, texts,
-    references, metas, ids``, lists in equal order), and it returns a list. ``completion`` and ``completions`` are other
+    Per text it may ask for ``prompt`` (a text; of a conversation the last message), ``messages`` (the conversation as a
+    list of ``role`` and ``content``; of a plain prompt the one message of the user), ``text``, ``references`` (list),
+    ``meta`` (dict) and ``id``, and returns a number, or a dict with ``score`` and further parts to log. Per batch the
+    same in the plural (``prompts, messages, texts, references, metas, ids``, lists in equal order; ``messages`` is a
+    list of conversations), and it returns a list. ``completion`` and ``completions`` are other
     names of ``text`` and ``texts``. Other parameters are given in the config's ``params``; ``**kwargs`` receives all
     known names and all of ``params``.
     """
@@ -42,6 +46,7 @@ class PythonReward(Reward):
         if self.batched:
             given = self._values(
                 prompts=[e.prompt for e in examples],
+                messages=[_messages(e) for e in examples],
                 texts=list(texts),
                 completions=list(texts),
                 references=[list(e.references) for e in examples],
@@ -61,6 +66,7 @@ class PythonReward(Reward):
                 self._call(
                     self._values(
                         prompt=e.prompt,
+                        messages=_messages(e),
                         text=text,
                         completion=text,
                         references=list(e.references),
@@ -93,6 +99,10 @@ class PythonReward(Reward):
             return to_score(value)
         except ValueError as error:
             raise refusal(self.name, f"returned {error}", [example], [text], where=str(self.path)) from None
+
+
+def _messages(example: Example) -> list[dict[str, Any]]:
+    return [asdict(message) for message in as_messages(example.given)]
 
 
 def _read_signature(function: Any, target: str, params: Mapping[str, Any]) -> tuple[bool, list[str]]:

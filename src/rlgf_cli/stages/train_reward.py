@@ -24,16 +24,15 @@ from rlgf_cli.config.train_reward import TrainRewardConfig
 from rlgf_cli.models import classification, scratch
 from rlgf_cli.models.device import pick_device
 from rlgf_cli.models.memory import keep_freed_memory
+from rlgf_cli.models.rendered import shown
 from rlgf_cli.stages.session import FolderResult, StageSession, pushed
 from rlgf_cli.supervised import labelled, reward_data, reward_plots, reward_report
 from rlgf_cli.supervised import trainer as supervised
 from rlgf_cli.supervised.callback import Reporter
 from rlgf_cli.supervised.reward_data import RewardData, Sample
+from rlgf_cli.supervised.reward_text import RewardText, Rows, reward_text
 
 datasets.disable_progress_bars()
-
-Rows = list[tuple[list[int], ...]]
-"""Per sample the ids of its text, or of the chosen and the rejected one."""
 
 
 def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse") -> FolderResult:
@@ -55,11 +54,15 @@ def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse")
     model, tokenizer = _starting_model(config, data, start, existing)
     model.to(device)
     limit = classification.token_limit(model, tokenizer, config.max_tokens)
+    text = reward_text(config.text, data, tokenizer, chat_default=session.chat_default)
+    if text.chat:
+        classification.store_chat(model.config, text.kwargs)
     # what the rewards cut too: prompt and response lose their beginning, a text its end
     tokenizer.truncation_side = "left" if data.joined else "right"
-    rows, truncated = _encode(tokenizer, data.train, limit)
-    eval_rows, eval_truncated = _encode(tokenizer, data.held_out, limit)
+    rows, truncated = text.encode(tokenizer, data.train, limit)
+    eval_rows, eval_truncated = text.encode(tokenizer, data.held_out, limit)
     truncated += eval_truncated
+    _report_text(text, tokenizer, rows[0])
     same = sum(len(row) == 2 and row[0] == row[1] for row in rows + eval_rows)
     if truncated:
         console.warn(f"texts cut to {limit} tokens: {truncated}")
@@ -68,7 +71,7 @@ def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse")
 
     keep_freed_memory()
     parents = (config.data, config.eval_data, config.model.name)
-    with session.running(*parents, device=str(device)) as run_dir:
+    with session.running(*parents, device=str(device), text=text.to_json()) as run_dir:
         run_dir.file("checkpoints").mkdir(exist_ok=True)
         if is_scratch(config.model.name):
             supervised.save_start(start, lambda folder: _save(folder, model, tokenizer))
@@ -81,7 +84,7 @@ def run(resolved: Resolved[TrainRewardConfig], *, existing: Existing = "refuse")
             reporter=Reporter("train-reward", console.progress, console.log),
         )
         report = _judge(config, model.eval(), data, eval_rows)
-        reads = {"prompt": data.joined, "max_tokens": limit}
+        reads = {"prompt": data.joined, "max_tokens": limit, "chat": text.chat}
         summary = {
             "objective": config.objective,
             **fitted,
@@ -114,6 +117,16 @@ def _report_data(data: RewardData) -> None:
         console.warn(f"held-out records whose prompt (or text) is in the training data too: {some}")
 
 
+def _report_text(text: RewardText, tokenizer: Any, row: Sequence[Sequence[int]]) -> None:
+    """Say how the model reads the data, and show the first text, or the first pair, in its tokens."""
+    console.log(text.describe())
+    if text.ignored:
+        console.warn("this model has a chat template, and --no-chat leaves it out: prompt and response are joined")
+    console.log("an example as the model reads it:")
+    for name, ids in zip(("chosen", "rejected") if len(row) > 1 else ("text",), row, strict=True):
+        console.log(f"  {name:<8}  {shown(tokenizer, ids)}")
+
+
 def _starting_model(config: TrainRewardConfig, data: RewardData, start: Path, existing: Existing) -> tuple[Any, Any]:
     labels = data.labels or ["reward"]
     set_seed(config.seed)
@@ -128,16 +141,6 @@ def _starting_model(config: TrainRewardConfig, data: RewardData, start: Path, ex
     )
     classification.set_labels(model.config, labels)
     return model, tokenizer
-
-
-def _encode(tokenizer: Any, samples: Sequence[Sample], limit: int | None) -> tuple[Rows, int]:
-    """Ids of every sample's texts, and how many texts were cut."""
-    rows, truncated = [], 0
-    for sample in samples:
-        encoded = [classification.encode(tokenizer, text, limit) for text in sample.texts]
-        truncated += sum(cut for _, cut in encoded)
-        rows.append(tuple(ids for ids, _ in encoded))
-    return rows, truncated
 
 
 def _trainer(

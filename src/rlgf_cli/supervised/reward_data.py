@@ -7,14 +7,18 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from rlgf_cli import noise
+from rlgf_cli.artifacts.conversations import is_messages, located, read_prompt, read_reply, split_last, split_pair
 from rlgf_cli.artifacts.jsonl import parse_record, read_objects
 from rlgf_cli.artifacts.records import LabelledRecord
 from rlgf_cli.config.train_reward import TrainRewardConfig
 from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.models.classification import join
+from rlgf_cli.protocols import Prompt
+from rlgf_cli.protocols.messages import prompt_key, transcript
 
 PAIR = "pair"
 """The one class that all pairs belong to."""
@@ -24,19 +28,28 @@ _REFERENCE = "reference"
 
 @dataclass(frozen=True)
 class Sample:
-    """One text with its label's name, or a chosen and a rejected text (label ``pair``).
+    """One response with its label's name, or a chosen and a rejected one (label ``pair``), and their prompt.
 
-    ``texts`` are what the model reads, prompt included; ``words`` counts the words of each without its prompt.
-    Samples with the same ``split_key`` are held out together. ``joined``: there is a prompt before the text.
+    Samples with the same ``split_key`` are held out together. ``joined``: there is a prompt before the responses.
     """
 
-    texts: tuple[str, ...]
-    words: tuple[int, ...]
+    prompt: Prompt
+    responses: tuple[str, ...]
     label: str
     kind: str
     split_key: str
     joined: bool
     where: str
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Each response behind the prompt as plain text."""
+        return tuple(join(transcript(self.prompt), response) for response in self.responses)
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """The number of words of each response."""
+        return tuple(len(response.split()) for response in self.responses)
 
 
 @dataclass(frozen=True)
@@ -92,22 +105,45 @@ def read_labelled(path: str, config: TrainRewardConfig) -> tuple[list[Sample], i
     samples = []
     for number, value in read_objects(path):
         where = f"{path}:{number}"
-        parts = [_text(value, key, where) for key in config.text_key]
-        text = ""
-        for part in parts:
-            text = join(text, part)
+        with located(where):
+            prompt, response = _labelled_text(value, config.text_key, where)
+        text = join(transcript(prompt), response)
         record = parse_record(LabelledRecord, {"text": text, "label": _field(value, config.label_key, where)}, where)
         label = config.label_names.get(str(record.label), str(record.label))
         kind = _kind(value, config, where, label)
-        split_key = _split_key(value, config, where, parts[0])
-        samples.append(Sample((text,), (len(parts[-1].split()),), label, kind, split_key, len(parts) > 1, where))
+        joined = len(config.text_key) > 1 or not isinstance(prompt, str)
+        first = _field(value, config.text_key[0], where)
+        split_key = _split_key(value, config, where, first if isinstance(first, str) else prompt_key(prompt))
+        samples.append(Sample(prompt, (response,), label, kind, split_key, joined, where))
     if not samples:
         raise UserError("the file holds no records", where=path)
     return samples, 0
 
 
+def _labelled_text(value: Mapping[str, Any], keys: Sequence[str], where: str) -> tuple[Prompt, str]:
+    """The text fields as prompt and response: texts are joined up to the last one, which is the response.
+
+    Of messages one field holds a whole conversation, or the first of two the prompt.
+    """
+    fields = [_field(value, key, where) for key in keys]
+    if not any(map(is_messages, fields)):
+        *before, response = [_text(value, key, where) for key in keys]
+        return reduce(join, before, ""), response
+    if len(fields) == 1:
+        prompt, answer = split_last(fields[0], keys[0])
+        if answer is None:
+            raise UserError(f"the field {keys[0]!r}: it ends with a message of the user", hint="an answer is judged")
+        return prompt, answer
+    if len(fields) > 2:
+        raise UserError("text_key names more than a prompt and a response, and one of them is a conversation")
+    prompt_field, response = fields[0], read_reply(fields[1], keys[1])
+    if not isinstance(response, str):
+        raise UserError(f"{keys[1]!r} is {response!r}, not a text")
+    return read_prompt(prompt_field, keys[0]) if is_messages(prompt_field) else _text(value, keys[0], where), response
+
+
 def read_pairs(path: str, config: TrainRewardConfig) -> tuple[list[Sample], int]:
-    """The pairs of a file, and how many rows hold none.
+    """The pairs of a file, and how many rows hold none. Messages are read as :func:`.conversations.split_pair` does.
 
     A row with ``label``, ``text`` and ``reference`` instead of a chosen text is one of ``rlgf make-negatives``: where
     its label is ``bad`` the reference was chosen and the text rejected; a ``good`` one alone is no pair.
@@ -128,7 +164,8 @@ def read_pairs(path: str, config: TrainRewardConfig) -> tuple[list[Sample], int]
             chosen_key, rejected_key = "reference", "text"
         else:
             chosen_key, rejected_key = config.chosen_key, config.rejected_key
-        chosen, rejected = _text(value, chosen_key, where), _text(value, rejected_key, where)
+        with located(where):
+            prompt, chosen, rejected = _pair(value, config, chosen_key, rejected_key, where)
         if not chosen.strip():
             raise UserError(f"the field {chosen_key!r} is empty", where=where, hint="drop the record or fill the field")
         if chosen == rejected:
@@ -137,14 +174,9 @@ def read_pairs(path: str, config: TrainRewardConfig) -> tuple[list[Sample], int]
                 where=where,
                 hint="drop the record: nothing can be learned from it",
             )
-        prompt = ""
-        if (key := _key(value, config.prompt_key, "prompt_key")) is not None:
-            prompt = _text(value, key, where)
-        texts = (join(prompt, chosen), join(prompt, rejected))
-        words = (len(chosen.split()), len(rejected.split()))
         kind = _kind(value, config, where, "rejected")
-        split_key = _split_key(value, config, where, prompt or chosen)
-        samples.append(Sample(texts, words, PAIR, kind, split_key, bool(prompt), where))
+        split_key = _split_key(value, config, where, prompt_key(prompt) or chosen)
+        samples.append(Sample(prompt, (chosen, rejected), PAIR, kind, split_key, bool(prompt), where))
     if not samples:
         raise UserError(
             f"the file holds no pairs: all {passed_over} rows are good" if passed_over else "the file holds no records",
@@ -152,6 +184,21 @@ def read_pairs(path: str, config: TrainRewardConfig) -> tuple[list[Sample], int]
             hint="a pair has a chosen and a rejected text; of rlgf make-negatives, a row with the label bad",
         )
     return samples, passed_over
+
+
+def _pair(
+    value: Mapping[str, Any], config: TrainRewardConfig, chosen_key: str, rejected_key: str, where: str
+) -> tuple[Prompt, str, str]:
+    """Prompt, chosen and rejected text of a row."""
+    prompt: Prompt = ""
+    if (key := _key(value, config.prompt_key, "prompt_key")) is not None:
+        given = _field(value, key, where)
+        prompt = read_prompt(given, key) if is_messages(given) else _text(value, key, where)
+    chosen, rejected = _field(value, chosen_key, where), _field(value, rejected_key, where)
+    if is_messages(chosen) or is_messages(rejected):
+        both, first, second = split_pair(prompt or None, chosen, rejected, (chosen_key, rejected_key))
+        return both if config.prompt_key is not None else "", first, second
+    return prompt, _text(value, chosen_key, where), _text(value, rejected_key, where)
 
 
 def _has(record: Mapping[str, Any], dotted: str) -> bool:

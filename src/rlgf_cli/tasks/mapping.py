@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rlgf_cli.artifacts.conversations import example_fields, is_messages, read_reply, split_last
+from rlgf_cli.artifacts.conversations import example_fields, is_messages, located, read_reply, split_last
 from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.protocols import ColumnMap, Prompt
 from rlgf_cli.protocols.messages import to_json
@@ -37,7 +37,7 @@ def draft(row: Row, columns: ColumnMap, *, need_references: bool) -> Draft:
     The prompt's column may hold a conversation; its last turn, if it is the assistant's, is the reference. Without
     columns for prompt and references the formats of TRL are read (:func:`.conversations.example_fields`).
     """
-    try:
+    with located(row.where):
         if columns.prompt == ColumnMap.prompt and columns.references == ColumnMap.references:
             row = replace(row, values=example_fields(row.values))
         prompt, answer = _prompt(row, columns.prompt)
@@ -45,8 +45,6 @@ def draft(row: Row, columns: ColumnMap, *, need_references: bool) -> Draft:
             raise UserError("the prompt is empty", hint="--drop-bad drops such rows and counts them")
         optional = not need_references or answer is not None
         references = [text for name in columns.references for text in _texts(row, name, optional=optional)]
-    except UserError as error:
-        raise UserError(error.message, where=row.where, hint=error.hint) from None
     if answer is not None and references:
         hint = "map another column to the prompt, or none to the references"
         raise UserError("the prompt's last turn is an answer, and there are references too", where=row.where, hint=hint)

@@ -107,6 +107,13 @@ class OpenAIGuide(LiveGuide):
                     "guide.system is for chat APIs, and this guide uses the completion API",
                     hint="put the instruction into guide.prompt_template, or set guide.api to chat",
                 )
+            if config.chat_template_kwargs and config.tokenizer is None:
+                raise UserError(
+                    "guide.chat_template_kwargs is given, and a completion API has no chat template",
+                    hint="name the tokenizer that has one: --set guide.tokenizer=NAME",
+                )
+        elif config.tokenizer is not None:
+            raise UserError("guide.tokenizer is for completion APIs; a chat API renders the messages itself")
         elif config.continuation == "template":
             continues = config.continue_template is not None
         return GuideAbilities(live=True, continues=continues, remote=True, at_once=config.concurrency)
@@ -118,6 +125,16 @@ class OpenAIGuide(LiveGuide):
                 f"max_new_tokens is {max_new_tokens}, and {self.name} takes {alias.context_length} in all",
                 hint="lower --max-new-tokens",
             )
+        if self.endpoint.api == "completion":
+            for example in examples:
+                if example.messages:
+                    self._check_text(example)
+
+    def _check_text(self, example: Example) -> None:
+        try:
+            self.builder.prompt(GuideRequest(example))
+        except UserError as error:
+            raise UserError(error.message, where=f"example {example.id!r}", hint=error.hint) from None
 
     def close(self) -> None:
         if self._connection is not None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.cleanup import fill
 from rlgf_cli.guides.openai.endpoint import Endpoint
-from rlgf_cli.protocols import GuideRequest
+from rlgf_cli.protocols import GuideRequest, Prompt
+from rlgf_cli.protocols.messages import last_words, with_last_words, with_system
 
 _PER_MESSAGE = 16
 """Tokens that a message may need besides its text, at most."""
@@ -40,7 +42,13 @@ class RequestBuilder:
             "stop": sampling.stop,
             "seed": self.seed if sampling.send_seed else None,
             "prefill": self.config.continuation == "prefill",
+            **({"chat_template_kwargs": self._sent_kwargs} if self._sent_kwargs else {}),
         }
+
+    @property
+    def _sent_kwargs(self) -> dict[str, Any] | None:
+        """The chat template's variables, for a server that renders the messages itself."""
+        return self.config.chat_template_kwargs if self.endpoint.api == "chat" else None
 
     def fields(self, request: GuideRequest) -> dict[str, Any]:
         """The part of the request that a text depends on."""
@@ -48,21 +56,32 @@ class RequestBuilder:
 
     def prompt(self, request: GuideRequest) -> dict[str, Any]:
         """``prompt`` or ``messages``, as they are sent."""
-        config = self.config
-        text = request.example.prompt
+        config, given = self.config, request.example.given
+        text = last_words(given)
         if config.prompt_template is not None:
             text = fill(config.prompt_template, text)
         if self.endpoint.api == "completion":
-            return {"prompt": text + request.prefix}
-        messages = [{"role": "system", "content": config.system}] if config.system is not None else []
+            return {"prompt": self._as_text(with_last_words(given, text)) + request.prefix}
         if request.prefix and config.continuation == "template":
             if config.continue_template is None:
                 raise UserError("this guide has no continue_template, so it cannot go on from a prefix")
             text = fill(config.continue_template, text, request.prefix)
-        messages.append({"role": "user", "content": text})
+        messages = [asdict(message) for message in with_system(config.system, with_last_words(given, text))]
         if request.prefix and config.continuation == "prefill":
             messages.append({"role": "assistant", "content": request.prefix})
         return {"messages": messages}
+
+    def _as_text(self, prompt: Prompt) -> str:
+        """The prompt for a completion API: a text as it is, or rendered by the chat template of ``guide.tokenizer``."""
+        if self.config.tokenizer is not None:
+            return rendered(self.config.tokenizer, prompt, self.config.chat_template_kwargs or {})
+        if isinstance(prompt, str):
+            return prompt
+        raise UserError(
+            "the prompt is a conversation, and a completion API takes one text",
+            hint="use the chat API (guide.api: chat), or name the model's tokenizer, whose chat template makes a text "
+            "of it (--set guide.tokenizer=NAME)",
+        )
 
     def body(self, request: GuideRequest) -> dict[str, Any]:
         """The body without its token limit, whose name depends on the server. ``extra_body``: not OpenAI's keys."""
@@ -78,6 +97,8 @@ class RequestBuilder:
             body["stop"] = sampling.stop
         if sampling.top_k:
             extra["top_k"] = sampling.top_k  # not OpenAI's; vLLM, llama.cpp and others have it
+        if self._sent_kwargs:
+            extra["chat_template_kwargs"] = self._sent_kwargs  # vLLM's, SGLang's and llama.cpp's
         if request.prefix and self.endpoint.api == "chat" and self.config.continuation == "prefill":
             extra |= {"add_generation_prompt": False, "continue_final_message": True}  # vLLM's; others need neither
         if extra:
@@ -85,6 +106,24 @@ class RequestBuilder:
         if sampling.send_seed:
             body["seed"] = request_seed(self.seed, json.dumps(self.fields(request), ensure_ascii=False))
         return body
+
+
+def rendered(name: str, prompt: Prompt, kwargs: Mapping[str, Any]) -> str:
+    """The prompt in the chat template of a tokenizer, without a BOS that the server's tokenizer adds as well."""
+    from rlgf_cli.models.text import TextFormat
+
+    tokenizer = _tokenizer(name)
+    text = TextFormat(chat=True, chat_template_kwargs=kwargs).render_prompt(tokenizer, prompt)
+    adds_bos = tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(tokenizer.bos_token) if adds_bos else text
+
+
+@cache
+def _tokenizer(name: str) -> Any:
+    from rlgf_cli.models.gguf import plain_checkpoint
+    from rlgf_cli.models.load import load_tokenizer
+
+    return load_tokenizer(plain_checkpoint(name)[0])
 
 
 def request_seed(seed: int, request: str) -> int:
