@@ -119,11 +119,11 @@ def test_the_policy_writes_while_the_guide_does(
     train: Callable[..., Result], server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second batch's roll-in is written before the first batch's answers are there."""
-    from rlgf_cli.training import rollout
+    from rlgf_cli.models.samplers import base
 
     begun = threading.Event()
     calls = 0
-    write = rollout.sample
+    write = base.sample
 
     def sample(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -132,7 +132,7 @@ def test_the_policy_writes_while_the_guide_does(
             begun.set()
         return write(*args, **kwargs)
 
-    monkeypatch.setattr(rollout, "sample", sample)
+    monkeypatch.setattr(base, "sample", sample)
 
     def plan(n: int, seen: Request) -> Reply:
         assert begun.wait(30)  # no answer before the policy has gone on

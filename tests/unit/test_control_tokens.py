@@ -26,9 +26,6 @@ from rl import (
     trainer_for,
 )
 from rlgf_cli.checks import policy_probe
-from rlgf_cli.config.loader import resolve
-from rlgf_cli.config.train import TrainConfig
-from rlgf_cli.errors import UserError
 from rlgf_cli.functional.logprobs import chosen_logprobs, process_logits
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.text import special_ids, unseen_ids
@@ -135,14 +132,6 @@ def test_likelihoods_are_taken_without_the_ban(gpt2: Loaded, monkeypatch: pytest
     row, episodes = trainer.step()
     assert episodes[0].ids == [40, PAD, 41, EOS] and 0 < row["loss/likelihood"] < 100 and row["tokens/control"] == 0
     assert math.isfinite(row["update/grad_norm"])
-
-
-def test_a_server_is_not_asked_to_ban(tmp_path: Path) -> None:
-    flags: dict[str, Any] = {"model": "m", "data": "d", "output": "o", "reward": "rouge"}
-    config = resolve(TrainConfig, flags={**flags, "rollout.ban_control_tokens": True}).config
-    assert Sampling.of(config.rollout, config.lengths).ban_control
-    with pytest.raises(UserError, match="not known to a vLLM server"):
-        resolve(TrainConfig, flags={**flags, "rollout.ban_control_tokens": True, "rollout.vllm.url": "http://x"})
 
 
 def test_generate_and_eval_say_how_many(tiny_gpt2: Path, examples_file: Path, tmp_path: Path, run_cli: Any) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from rl import ScriptedGuide, ScriptedPolicy, generator_for, loaded_from, prompts_for
+from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.models.loaded import Loaded
-from rlgf_cli.training import rollout
+from rlgf_cli.models.samplers import base as samplers
 from rlgf_cli.training.episodes import Episode
 from rlgf_cli.training.rollout import RolloutGenerator
 
@@ -33,7 +34,7 @@ def script(gpt2: Loaded, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The ids that the policy writes, EOS last."""
     ids = [*gpt2.text.encode_response(gpt2.tokenizer, SCRIPT), gpt2.eos_id]
     assert len(ids) > 40
-    monkeypatch.setattr(rollout, "sample", ScriptedPolicy(ids, gpt2.eos_id))
+    monkeypatch.setattr(samplers, "sample", ScriptedPolicy(ids, gpt2.eos_id))
     return ids
 
 
@@ -66,7 +67,7 @@ def test_a_cut_inside_a_character_or_word_moves_to_its_end(gpt2: Loaded, script:
     generator, episodes = roll(gpt2, regime, guide, whole_words=whole_words)
     asked, moved, seen = iter(guide.asked), 0, set()
     for e in episodes:
-        k = 1 + int(rollout.noise.uniforms(4, 0, "plan", 0, e.group)[1] * len(script))
+        k = 1 + int(noise.uniforms(4, 0, "plan", 0, e.group)[1] * len(script))
         seen.add(k)
         if k > last:
             assert e.segments == [("policy", script)] and e.finished and e.reached_cut
@@ -90,7 +91,7 @@ def test_a_cut_inside_a_character_or_word_moves_to_its_end(gpt2: Loaded, script:
 
 def test_a_word_that_fills_the_room_is_the_policys_own_text(gpt2: Loaded, script: list[int]) -> None:
     ids = gpt2.text.encode_response(gpt2.tokenizer, "z" * 60)
-    rollout.sample = ScriptedPolicy(ids, gpt2.eos_id)  # type: ignore[assignment] # restored with the fixture's patch
+    samplers.sample = ScriptedPolicy(ids, gpt2.eos_id)  # type: ignore[assignment] # restored with the fixture's patch
     guide = ScriptedGuide((" and", "stop"))
     generator = generator_for(gpt2, guide, max_new_tokens=20, whole_words=True)
     episodes = generator.generate(FIRST, prompts_for(gpt2, 20), 0, 10.0)
@@ -101,11 +102,11 @@ def test_a_word_that_fills_the_room_is_the_policys_own_text(gpt2: Loaded, script
 def test_half_a_character_before_eos_is_the_policys_own_ending(gpt2: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     half = gpt2.text.encode_response(gpt2.tokenizer, "日")[:-1]
     ids = [*half, gpt2.eos_id]
-    monkeypatch.setattr(rollout, "sample", ScriptedPolicy(ids, gpt2.eos_id))
+    monkeypatch.setattr(samplers, "sample", ScriptedPolicy(ids, gpt2.eos_id))
     guide = ScriptedGuide((" and", "stop"))
     regime = FIRST.model_copy(update={"cut_horizon": len(half)})
     episodes = generator_for(gpt2, guide).generate(regime, prompts_for(gpt2, 30), 0, 9.0)
-    inside = [e for e in episodes if 1 + int(rollout.noise.uniforms(4, 0, "plan", 0, e.group)[1] * len(half)) > 1]
+    inside = [e for e in episodes if 1 + int(noise.uniforms(4, 0, "plan", 0, e.group)[1] * len(half)) > 1]
     assert inside and all(e.segments == [("policy", ids)] and e.finished for e in inside)
 
 
@@ -118,7 +119,7 @@ def test_cut_inner_falls_in_the_finished_text_and_on_boundaries(
     generator, episodes = roll(gpt2, INNER, guide, whole_words=whole_words)
     drawn, moved = set(), 0
     for e in episodes:
-        k = 1 + int(rollout.noise.uniforms(4, 0, "plan", 0, e.group)[1] * (len(script) - 1))
+        k = 1 + int(noise.uniforms(4, 0, "plan", 0, e.group)[1] * (len(script) - 1))
         cut = next(n for n in range(k, len(script)) if is_boundary(gpt2, script, n, whole_words))
         assert e.cut == cut and e.segments[0] == ("policy", script[:cut]) and e.segments[1][0] == "guide"
         drawn.add(k)
@@ -130,7 +131,7 @@ def test_cut_inner_falls_in_the_finished_text_and_on_boundaries(
 def test_cut_inner_of_a_text_of_one_token_leaves_all_to_the_guide(
     gpt2: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollout, "sample", ScriptedPolicy([gpt2.eos_id], gpt2.eos_id))
+    monkeypatch.setattr(samplers, "sample", ScriptedPolicy([gpt2.eos_id], gpt2.eos_id))
     episodes = generator_for(gpt2, ScriptedGuide(("the cat", "stop"))).generate(INNER, prompts_for(gpt2, 5), 0, 9.0)
     assert all(e.cut == 0 and [a for a, _ in e.segments] == ["guide"] for e in episodes)
 
@@ -141,7 +142,7 @@ def test_a_response_prefix_that_the_policy_wrote_is_not_written_again(
     """The policy's first token is the space that stands before every response: as text it is nothing, and the guide,
     asked for a whole text, must go on behind the space and not put another one there."""
     space = gpt2.tokenizer.encode(" ", add_special_tokens=False)
-    monkeypatch.setattr(rollout, "sample", ScriptedPolicy([*space, 79, 79], gpt2.eos_id))
+    monkeypatch.setattr(samplers, "sample", ScriptedPolicy([*space, 79, 79], gpt2.eos_id))
     guide = ScriptedGuide(("the cat", "stop"))
     regime = FIRST.model_copy(update={"cut_horizon": 1})
     for e in generator_for(gpt2, guide).generate(regime, prompts_for(gpt2, 5), 0, 9.0):

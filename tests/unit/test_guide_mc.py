@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from rl import ScriptedGuide, ScriptedPolicy, generator_for, loaded_from, prompts_for, trainer_for
+from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.models.loaded import Loaded
+from rlgf_cli.models.samplers import base as samplers
 from rlgf_cli.protocols import Completion, Example, GuideRequest, Score
 from rlgf_cli.runs.metric_names import known
-from rlgf_cli.training import rollout
 from rlgf_cli.training.advantages import AdvantageInputs, AdvantageSettings, RolloutStats, compute_advantages
 from rlgf_cli.training.episodes import Episode, build_batch
 from rlgf_cli.training.rollout import RolloutGenerator
@@ -50,7 +51,7 @@ def policy_writes(gpt2: Loaded, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
     def script(text: str, *, ends: bool = False) -> list[int]:
         ids = [*gpt2.text.encode_response(gpt2.tokenizer, text), *([gpt2.eos_id] if ends else [])]
-        monkeypatch.setattr(rollout, "sample", ScriptedPolicy(ids, gpt2.eos_id))
+        monkeypatch.setattr(samplers, "sample", ScriptedPolicy(ids, gpt2.eos_id))
         return ids
 
     return script
@@ -99,7 +100,7 @@ def rolled(
 
 
 def drawn_cut(e: Episode, horizon: int = LIMIT) -> int:
-    return 1 + int(rollout.noise.uniforms(4, 0, "plan", 0, e.group)[1] * horizon)
+    return 1 + int(noise.uniforms(4, 0, "plan", 0, e.group)[1] * horizon)
 
 
 def test_the_difference_is_the_guides_own_advantage_of_the_action(gpt2: Loaded, policy_writes: Any) -> None:

@@ -26,8 +26,8 @@ from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.models import generate
 from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.loaded import Loaded
+from rlgf_cli.models.samplers import base as samplers
 from rlgf_cli.protocols import GuideRequest
-from rlgf_cli.training import rollout
 from rlgf_cli.training.episodes import Episode, build_batch, segment_texts
 from rlgf_cli.training.guide_use import GuideUse
 
@@ -163,7 +163,7 @@ def test_the_policys_cut_is_drawn_before_its_text(several: Loaded, monkeypatch: 
 def test_the_policys_cut_is_uniform_on_the_horizon(gpt2: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     """k on 1..ceil(horizon), or on 1..cut_horizon; the .999 quantile for six degrees of freedom is 22.46."""
     script = gpt2.text.encode_response(gpt2.tokenizer, f"{TEXT} {TEXT}")
-    monkeypatch.setattr(rollout, "sample", ScriptedPolicy(script, gpt2.eos_id))
+    monkeypatch.setattr(samplers, "sample", ScriptedPolicy(script, gpt2.eos_id))
     fixed = ALWAYS_POLICY_IN.model_copy(update={"cut_horizon": 7})
     for regime, horizon in ((ALWAYS_POLICY_IN, 6.3), (ALWAYS_POLICY_IN, 7.0), (fixed, 100.0)):
         generator = generator_for(gpt2, ScriptedGuide((" .", "stop")))

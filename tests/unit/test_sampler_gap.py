@@ -11,9 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from configured import config_of
 from rl import PPO, loaded_from, prompts_for, step_data, update_settings
 from rlgf_cli.functional import losses
 from rlgf_cli.functional.importance import importance_ratios, truncated_weights
@@ -131,10 +129,3 @@ def test_weights_of_one_are_no_correction_and_others_weigh_the_advantages(tiny_g
     assert all(torch.equal(none[name], ones[name]) for name in none)
     assert all(torch.equal(expected[name], corrected[name]) for name in none)
     assert any(not torch.equal(none[name], corrected[name]) for name in none)
-
-
-def test_the_own_loop_has_no_gap_to_correct() -> None:
-    with pytest.raises(ValidationError, match="own loop") as caught:
-        config_of(sampler={"correction": "truncate"})
-    assert "sampler.correction: none" in (caught.value.errors()[0]["ctx"]["error"].hint or "")
-    config_of(sampler={"correction": "truncate"}, rollout={"vllm": {"url": "http://x"}})

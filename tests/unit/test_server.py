@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM
 from conftest import toy_examples, write_rows
 from rl import loaded_from
 from rlgf_cli.config.common import LoraConfig
-from rlgf_cli.config.train import ServerConfig
+from rlgf_cli.config.train import SamplerConfig
 from rlgf_cli.models import trl_primitives
 from rlgf_cli.models.load import add_lora
 from rlgf_cli.models.loaded import Loaded
-from rlgf_cli.models.server import PolicyServer
+from rlgf_cli.models.samplers.server import ServerSampler
 
 
 class StandIn:
@@ -57,25 +57,27 @@ class StandIn:
         self.stale = False
 
     @torch.no_grad()
-    def generate(self, prompts: list[list[int]], **asked: Any) -> dict[str, Any]:
+    def generate(self, prompts: list[list[int]], *, generation_kwargs: dict[str, Any]) -> dict[str, Any]:
         assert not self.stale, "the server was asked before its cache was reset"
+        asked = generation_kwargs
         assert asked["top_k"] == 0 and asked["top_p"] == 1.0 and asked["logprobs"] == 0
         with self._lock:
             self.requests.append({"prompt": prompts[0], **asked})
             if self.fails_at is not None and len(self.requests) > self.fails_at:
                 raise ConnectionError("the server went away")
-            more = asked["generation_kwargs"]
-            generator = torch.Generator().manual_seed(more["seed"])
+            generator = torch.Generator().manual_seed(asked["seed"])
             ids, said = list(prompts[0]), []
             for written in range(asked["max_tokens"]):
                 logits = self.model(torch.tensor([ids])).logits[0, -1].double() / asked["temperature"]
-                if written < more["min_tokens"]:
-                    logits[more["stop_token_ids"]] = -torch.inf
+                if written < asked["min_tokens"]:
+                    logits[asked["stop_token_ids"]] = -torch.inf
+                for token, bias in asked.get("logit_bias", {}).items():
+                    logits[token] += bias
                 logprobs = logits.log_softmax(-1)
                 token = int(torch.multinomial(logprobs.exp(), 1, generator=generator))
                 ids.append(token)
                 said.append([float(logprobs[token])])
-                if token in more["stop_token_ids"]:
+                if token in asked["stop_token_ids"]:
                     break
         return {"completion_ids": [ids[len(prompts[0]) :]], "logprobs": [said]}
 
@@ -110,7 +112,7 @@ def test_the_server_gets_the_policys_weights(architecture: str, lora: bool, requ
     ids = torch.tensor([[5, 9, 20, 31]])
     with torch.no_grad():
         assert not torch.allclose(server.model(ids).logits, loaded.model(ids).logits, atol=1e-2)
-        PolicyServer(server, ServerConfig(url="http://x"), loaded).send()
+        ServerSampler(server, SamplerConfig(url="http://x"), loaded).send()
         torch.testing.assert_close(server.model(ids).logits, loaded.model(ids).logits, atol=2e-5, rtol=1e-5)
     assert all(torch.equal(before[name], p) for name, p in loaded.model.named_parameters())
 
@@ -141,7 +143,7 @@ def arguments(alg: str, model: Path, folder: Path, *more: str) -> Sequence[str]:
     return [
         "train", "--alg", alg, "--model", str(model), "--data", str(folder / "train.jsonl"), "--reward", "coverage",
         "--max-steps", "4", "--episodes", "8", "--batch-size", "4", "--max-new-tokens", "8", "--lr", "1e-2",
-        "--set", "rollout.vllm=http://127.0.0.1:8000", "--save-steps", "1",
+        "--set", "sampler.url=http://127.0.0.1:8000", "--save-steps", "1",
         *guide, "-o", str(folder / "run"), *more,
     ]  # fmt: skip
 
@@ -162,7 +164,7 @@ def test_training_writes_on_the_server_with_the_newest_weights(
     assert len(rows) == server.updates == 4
     assert all(row["sampler/gap"] < 1e-4 for row in rows)
     assert server.joined is not None and server.requests
-    assert len({r["generation_kwargs"]["seed"] for r in server.requests}) > len(server.requests) * 0.9
+    assert len({r["seed"] for r in server.requests}) > len(server.requests) * 0.9
 
 
 def test_a_server_that_keeps_its_old_weights_is_seen(task: Path, tiny_gpt2: Path, serve, run_cli) -> None:
@@ -179,15 +181,8 @@ def test_the_gap_to_old_weights_is_corrected(task: Path, tiny_gpt2: Path, serve,
     runs = {}
     for correction in ("none", "truncate"):
         serve(StandIn(plain_model(tiny_gpt2), deaf=True))
-        more = (
-            "--set",
-            f"sampler.correction={correction}",
-            "--reward",
-            f"{reward}:short",
-            "-o",
-            str(task / correction),
-        )
-        assert run_cli(*arguments("ppo", tiny_gpt2, task, *more)).exit_code == 0
+        more = ("--set", f"sampler.correction={correction}", "-o", str(task / correction))
+        assert run_cli(*arguments("ppo", tiny_gpt2, task, "--reward", f"{reward}:short", *more)).exit_code == 0
         runs[correction] = rows_of(task / correction)
     plain, corrected = runs["none"], runs["truncate"]
     assert "sampler/weight" not in plain[0] and plain[0]["sampler/gap_max"] < 1e-3
@@ -206,7 +201,7 @@ def test_a_server_with_another_model_stops_training_at_step_0(task: Path, tiny_g
     serve(StandIn(other, deaf=True))
     result = run_cli(*arguments("ppo", tiny_gpt2, task))
     assert result.exit_code == 1
-    assert "policy.sampler" in result.stderr and "server and policy" in result.stderr
+    assert "policy.sampler" in result.stderr and "vLLM and policy" in result.stderr
 
 
 def test_min_new_tokens_and_limits_reach_the_server(task: Path, tiny_gpt2: Path, serve, run_cli) -> None:
@@ -214,10 +209,23 @@ def test_min_new_tokens_and_limits_reach_the_server(task: Path, tiny_gpt2: Path,
     serve(server)
     more = ("--max-steps", "1", "--set", "lengths.min_new_tokens=5", "--temperature", "0.7")
     assert run_cli(*arguments("ppo", tiny_gpt2, task, *more)).exit_code == 0
-    assert {r["generation_kwargs"]["min_tokens"] for r in server.requests} == {5}
+    assert {r["min_tokens"] for r in server.requests} == {5}
     assert {r["max_tokens"] for r in server.requests} == {8}
     row = rows_of(task / "run")[0]
     assert row["length/mean"] >= 5 and row["sampler/gap"] < 1e-4
+
+
+def test_control_tokens_are_banned_by_a_bias(task: Path, tiny_gpt2: Path, serve, run_cli) -> None:
+    """Both sides score without them, so there is no gap."""
+    server = StandIn(plain_model(tiny_gpt2))
+    control = loaded_from(tiny_gpt2).control_ids
+    assert control
+    serve(server)
+    more = ("--max-steps", "2", "--set", "rollout.ban_control_tokens=true", "--temperature", "3")
+    assert run_cli(*arguments("ppo", tiny_gpt2, task, *more)).exit_code == 0
+    assert all(set(r["logit_bias"]) == control for r in server.requests)
+    rows = rows_of(task / "run")
+    assert all(row["tokens/control"] == 0 and row["sampler/gap"] < 1e-4 for row in rows)
 
 
 def test_a_server_that_goes_away_ends_the_run_which_goes_on_later(task: Path, tiny_gpt2: Path, serve, run_cli) -> None:

@@ -61,7 +61,7 @@ def probe(
             everything = Gap.of(advantages.log_ratio[batch.policy])
             checks.append(invariants.compared("policy.reference", everything, EXACT, "policy and reference"))
     if any(e.sampler_logprobs for e in episodes):
-        checks.append(_server(episodes, stats, sampling))
+        checks.append(_engine(episodes, stats, sampling))
     else:
         checks.append(_sampler(model, [episodes[i] for i in rows.tolist()], sampling, seed, step))
     checks.append(invariants.masks(episodes, batch, data.regime, model.loaded.eos_ids))
@@ -198,14 +198,14 @@ def _sampler(model: ActorCritic, episodes: Sequence[Episode], sampling: Sampling
     return invariants.sampled(torch.cat(draws), torch.cat(below), torch.cat(upto), tolerance)
 
 
-def _server(episodes: Sequence[Episode], stats: RolloutStats | None, sampling: Sampling) -> Check | None:
-    """Compare a server's log-probabilities of the tokens that it sampled with those computed here; the server computes
-    in bfloat16 most often. None where its distribution is cut (top_k, top_p) and the one here is not."""
+def _engine(episodes: Sequence[Episode], stats: RolloutStats | None, sampling: Sampling) -> Check | None:
+    """Compare vLLM's log-probabilities of the tokens that it sampled with those computed here; it computes in bfloat16
+    most often. None where its distribution is cut (top_k, top_p) and the one here is not."""
     if stats is None or sampling.top_k or sampling.top_p < 1:
         return None
     gap = sampler_gap(episodes, stats.old_logprobs)
     assert gap is not None
-    return invariants.compared("policy.sampler", Gap.of(gap), invariants.rounding(torch.bfloat16), "server and policy")
+    return invariants.compared("policy.sampler", Gap.of(gap), invariants.rounding(torch.bfloat16), "vLLM and policy")
 
 
 def make_probe(model: ActorCritic, sampling: Sampling, *, seed: int, warn: Callable[[str], None] | None) -> PolicyProbe:

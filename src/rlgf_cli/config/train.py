@@ -39,23 +39,10 @@ FREE_ON_RESUME = {
     "save_best",
     "parallel.num_processes",
     "parallel.strategy",
+    *(f"sampler.{key}" for key in ("memory_share", "sleep", "url", "group_port", "timeout", "concurrency")),
     *(f"guide.{key}" for key in TRANSPORT),
 }
 """Keys that may differ when a run is resumed: they do not change the policy."""
-
-
-class ServerConfig(Strict):
-    """A vLLM server that the policy writes on, with weights sent to it before every step (docs/scaling.md).
-
-    ``timeout``: seconds to wait for it at the start; ``concurrency``: requests at once; ``group_port``: where the
-    weights go.
-    """
-
-    scalar_key: ClassVar[str | None] = "url"
-    url: Annotated[str | None, Flag("A vLLM server that writes for the policy.", "--vllm-server-base-url")] = None
-    group_port: int = Field(51216, ge=1, le=65535)
-    timeout: float = Field(240.0, ge=0)
-    concurrency: int = Field(256, ge=1)
 
 
 class RolloutConfig(Strict):
@@ -82,19 +69,54 @@ class RolloutConfig(Strict):
     save_every: int = Field(10, ge=0)
     save_count: int = Field(16, ge=0)
     show_count: int = Field(1, ge=0)
-    vllm: ServerConfig = ServerConfig()
 
 
 class SamplerConfig(Strict):
-    """How the difference between the sampler's distribution and the training model's is treated (docs/scaling.md).
+    """What samples the policy's tokens in rollouts (docs/scaling.md).
 
-    ``correction``: ``truncate`` multiplies the policy loss of each token that the sampler wrote by min(pi / mu,
-    ``correction_cap``), the training model's probability over the sampler's (truncated importance sampling); the own
-    loop has no such difference.
+    ``engine``: ``own``: the training model in a decoding loop of the project's own; ``vllm``: vLLM in this process and
+    on the same device; ``server``: a vLLM server at ``url`` (a ``url`` alone means this one). vLLM gets the policy's
+    weights before every step. Of ``vllm``: ``memory_share``: its share of the device's memory; ``sleep``: it frees that
+    memory between rollouts, on a GPU. Of ``server``: ``timeout``: seconds to wait for it at the start;
+    ``concurrency``: requests at once; ``group_port``: where the weights go.
+    ``correction``: ``truncate`` multiplies the policy loss of each token that vLLM sampled by min(pi / mu,
+    ``correction_cap``), the training model's probability over vLLM's (truncated importance sampling).
     """
 
+    scalar_key: ClassVar[str | None] = "engine"
+    engine: Annotated[
+        Literal["own", "vllm", "server"], Flag("Samples for the policy: own loop, vllm or server.", "--sampler")
+    ] = "own"
+    memory_share: float = Field(0.3, gt=0, le=1)
+    sleep: bool = True
+    url: Annotated[str | None, Flag("A vLLM server that samples for the policy.", "--vllm-server-base-url")] = None
+    group_port: int = Field(51216, ge=1, le=65535)
+    timeout: float = Field(240.0, ge=0)
+    concurrency: int = Field(256, ge=1)
     correction: Literal["none", "truncate"] = "none"
     correction_cap: float = Field(2.0, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _url_means_server(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("url") and "engine" not in data:
+            return {**data, "engine": "server"}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> SamplerConfig:
+        if (self.engine == "server") != bool(self.url):
+            raise Refused(
+                f"sampler.engine is {self.engine} and sampler.url is {self.url}",
+                "a url is for engine: server, which needs one (--vllm-server-base-url)",
+            )
+        if self.engine == "own" and self.correction != "none":
+            raise Refused(
+                "sampler.correction is for an engine beside the training model, and the own loop samples from the "
+                "training model itself",
+                "sampler.correction: none, or sampler.engine: vllm or server",
+            )
+        return self
 
 
 AdvantageScale = Literal["auto", "none", "running", "batch", "group"]
@@ -235,7 +257,7 @@ class TrainConfig(StageConfig):
         "Rollout and update options": (
             "optim.learning_rate kl.coef rollout.episodes ppo.minibatch_size ppo.gradient_accumulation_steps "
             "ppo.epochs lengths.max_new_tokens lengths.max_prompt_tokens lengths.on_overlong rollout.temperature "
-            "reward_workers rollout.vllm.url text.chat"
+            "reward_workers sampler.engine sampler.url text.chat"
         ),
         MODEL: (
             "lora.enabled lora.r lora.alpha lora.target_modules model.load_in_4bit gradient_checkpointing "
@@ -292,21 +314,15 @@ class TrainConfig(StageConfig):
             raise Refused(
                 "fsdp shards plain weights, not an adapter or 4-bit ones", "parallel.strategy: ddp goes with them"
             )
-        if self.rollout.vllm.url and (self.parallel.strategy == "fsdp" or self.model.load_in_4bit):
+        if self.sampler.engine != "own" and (self.parallel.strategy == "fsdp" or self.model.load_in_4bit):
             raise Refused(
-                "a vLLM server is sent whole weights, not shards or 4-bit ones",
-                "leave rollout.vllm out, or use parallel.strategy: ddp and no load_in_4bit",
+                "vLLM is sent whole weights, not shards or 4-bit ones",
+                "sampler.engine: own, or parallel.strategy: ddp and no load_in_4bit",
             )
-        if self.rollout.vllm.url and self.rollout.ban_control_tokens:
+        if self.sampler.engine == "vllm" and (self.parallel.num_processes or 1) > 1:
             raise Refused(
-                "rollout.ban_control_tokens is not known to a vLLM server, which would write the tokens all the same",
-                "leave one of them out",
-            )
-        if self.sampler.correction != "none" and not self.rollout.vllm.url:
-            raise Refused(
-                "sampler.correction: truncate is for a sampler other than the training model, and the own loop samples "
-                "from the training model itself",
-                "sampler.correction: none, or let a vLLM server write (rollout.vllm)",
+                "vLLM inside the training process is for one process",
+                "sampler.engine: server with several processes, or parallel.num_processes: 1",
             )
         if self.reward_needed and not self.reward and spec.has_policy_gradient:
             raise ValueError("at least one reward is needed")

@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 
 from rlgf_cli.checks import policy_probe
 from rlgf_cli.config.train import TrainConfig
+from rlgf_cli.errors import UserError
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded, reference_length
-from rlgf_cli.models.server import PolicyServer
+from rlgf_cli.models.samplers.base import OwnSampler, Sampler
+from rlgf_cli.models.samplers.engine import EngineSampler
+from rlgf_cli.models.samplers.server import ServerSampler
 from rlgf_cli.models.token_boundaries import same_tokens
 from rlgf_cli.protocols import Example, Guide
 from rlgf_cli.training.advantages import AdvantageSettings
@@ -71,9 +74,7 @@ def make_trainer(
         guide=guide,
         covered=covered,
         whole_words=guide is not None and not same_tokens(guide.tokenizer, loaded.tokenizer),
-        server=processes.raise_together(lambda: PolicyServer.connect(config.rollout.vllm, loaded, sends=processes.main))
-        if config.rollout.vllm.url
-        else None,
+        sampler=processes.raise_together(lambda: _make_sampler(config, loaded, prompts, processes)),
         prefetch=prefetch,
     )
     return Trainer(
@@ -103,3 +104,21 @@ def make_trainer(
         probe=policy_probe.make_probe(model, sampling, seed=config.seed, warn=warn if config.step0 == "warn" else None),
         processes=processes,
     )
+
+
+def _make_sampler(config: TrainConfig, loaded: Loaded, prompts: Sequence[Encoded], processes: Processes) -> Sampler:
+    """The engine that the config names. Raises UserError where it cannot hold this policy."""
+    engine = config.sampler.engine
+    if engine == "own":
+        return OwnSampler(loaded)
+    if loaded.encoder_decoder:
+        raise UserError("vLLM takes decoder-only models", hint="sampler.engine: own for this one")
+    if engine == "server":
+        return ServerSampler.connect(config.sampler, loaded, sends=processes.main)
+    if processes.size > 1:
+        raise UserError(
+            f"vLLM inside the training process is for one process, and there are {processes.size}",
+            hint="sampler.engine: server",
+        )
+    longest = max(len(prompt.ids) for prompt in prompts) + config.lengths.max_new_tokens
+    return EngineSampler.start(config.sampler, loaded, longest=longest)

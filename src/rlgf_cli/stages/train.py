@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -128,7 +128,10 @@ def _train(session: StageSession, config: TrainConfig, processes: Processes, *, 
         if inputs.billed:
             processes.raise_together(lambda: session.charge(inputs.billed, account, shared=processes.size > 1))
         trainer = _make_trainer(config, inputs, processes)
-        summary = _loop(trainer, config, folder, inputs.billed, resume=session.existing == "resume", profile=profile)
+        with closing(trainer.generator.sampler):
+            summary = _loop(
+                trainer, config, folder, inputs.billed, resume=session.existing == "resume", profile=profile
+            )
         summary |= {name: count for name, count in inputs.counts.items() if count}
         weights = processes.whole(inputs.loaded.model.state_dict()) if processes.lockstep else None
         processes.on_main(lambda: _finish(session, config, inputs, trainer, summary, weights))
@@ -244,6 +247,10 @@ def _warn(inputs: _Inputs, config: TrainConfig) -> None:
     ):
         if inputs.counts[name]:
             console.warn(f"{inputs.counts[name]} {text}")
+    if config.sampler.engine == "vllm":
+        console.log("starting vLLM in this process")
+        if inputs.loaded.device.type == "cpu":
+            console.warn("vLLM is slower than the own loop on a CPU: it is there for tests of the same run as on a GPU")
     if config.rollout.top_k or config.rollout.top_p < 1:
         console.warn(
             "rollouts are cut to top_k/top_p, but probabilities are those of the full distribution: ratios and KL are "

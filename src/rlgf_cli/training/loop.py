@@ -119,6 +119,7 @@ class Trainer:
         start = self._start_figures() if step == 0 else {}
         with self.processes.gathered(self.model):
             episodes = self._rollout(regime, step)
+        self.generator.sampler.sleep()
         self._calibrate_critics(regime, episodes)  # changes weights: on gathered ones the change would be lost
         with self.processes.gathered(self.model):
             data = self._compute_advantages(regime, episodes)
@@ -153,10 +154,10 @@ class Trainer:
         return schedule
 
     def _send_weights(self) -> None:
-        """Send the policy to the server that samples for it, if there is one."""
-        if (server := self.generator.server) is not None:
+        """Give the policy's weights to an engine that samples with its own copy of them."""
+        if (sampler := self.generator.sampler).separate:
             with self.clock.timed("sync"):
-                self.processes.on_main(server.send)
+                self.processes.raise_together(sampler.send)
 
     def _rollout(self, regime: Regime, step: int) -> list[Episode]:
         """The step's episodes, with their scores."""

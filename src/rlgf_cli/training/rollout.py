@@ -18,10 +18,10 @@ from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.config.common import LengthConfig
 from rlgf_cli.config.train import RolloutConfig
-from rlgf_cli.models.generate import Generated, sample
+from rlgf_cli.models.generate import Generated
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded
-from rlgf_cli.models.server import PolicyServer
+from rlgf_cli.models.samplers.base import Distribution, OwnSampler, Sampler
 from rlgf_cli.models.token_boundaries import is_boundary
 from rlgf_cli.protocols import Example, Guide
 from rlgf_cli.training.branches import BranchPoint, attach, branch_points
@@ -55,6 +55,11 @@ class Sampling:
             "min_new_tokens": self.min_new_tokens,
             "ban_control": self.ban_control,
         }
+
+    @property
+    def distribution(self) -> Distribution:
+        """The distribution that the sampler draws from."""
+        return Distribution(self.temperature, self.top_k, self.top_p, self.min_new_tokens, self.ban_control)
 
     @classmethod
     def of(cls, rollout: RolloutConfig, lengths: LengthConfig) -> Sampling:
@@ -100,8 +105,8 @@ class RolloutGenerator:
 
     ``covered``: ids of the prompts that the guide has text for (None: all). ``whole_words``: the guide has another
     tokenizer, so it is given prefixes that end where a word ends; with the policy's own tokenizer whole characters
-    are enough. ``restarts``: what this step's cuts of the guide's texts depend on. ``server``: what samples for the
-    policy, if it is not sampled here. ``prefetch``: called with texts that will be scored, as soon as they are known.
+    are enough. ``restarts``: what this step's cuts of the guide's texts depend on. ``sampler``: what samples the
+    policy's tokens. ``prefetch``: called with texts that will be scored, as soon as they are known.
     """
 
     loaded: Loaded
@@ -112,12 +117,13 @@ class RolloutGenerator:
     restarts: Restarts = field(default_factory=Restarts)
     covered: frozenset[str] | None = None
     whole_words: bool = False
-    server: PolicyServer | None = None
+    sampler: Sampler = field(default=None)  # type: ignore[assignment] # the own loop, which needs ``loaded``
     prefetch: Callable[[Sequence[Example], Sequence[str]], None] | None = None
     counts: Counter[str] = field(default_factory=Counter)
     guide_writer: GuideWriter = field(init=False)
 
     def __post_init__(self) -> None:
+        self.sampler = self.sampler or OwnSampler(self.loaded)
         self.guide_writer = GuideWriter(self.loaded, self.guide, self.use, self.sampling.max_new_tokens)
 
     def generate(
@@ -190,22 +196,13 @@ class RolloutGenerator:
         if not pairs:
             return
         sampling = self.sampling
-        write = self.server.sample if self.server is not None else sample
-        rows = write(
-            self.loaded.model,
+        rows = self.sampler.sample(
             [e.prompt_ids for e, _ in pairs],
-            prefixes=[e.ids for e, _ in pairs],
-            max_new_tokens=[n for _, n in pairs],
-            uniforms=np.stack([plan.draws[e.index].tokens for e, _ in pairs]),
-            eos_ids=self.loaded.eos_ids,
-            pad_id=self.loaded.pad_id,
-            banned_ids=self.loaded.control_ids if sampling.ban_control else (),
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_new_tokens=sampling.min_new_tokens,
+            [e.ids for e, _ in pairs],
+            [n for _, n in pairs],
+            np.stack([plan.draws[e.index].tokens for e, _ in pairs]),
+            sampling.distribution,
             batch_size=sampling.batch_size,
-            dtype=self.loaded.dtype,
             on_batch=partial(self._prefetch, [e for e, _ in pairs]) if last_author and self.prefetch else None,
         )
         for (episode, _), row in zip(pairs, rows, strict=True):
