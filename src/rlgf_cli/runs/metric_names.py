@@ -84,7 +84,7 @@ METRICS: dict[str, str] = {
     "(docs/lastmile.md)",
     "time/rollout": "seconds spent on writing episodes, without the guide",
     "time/guide": "seconds spent on waiting for the guide; 0 where it was not asked",
-    "time/sync": "seconds spent on sending the weights to a vLLM server",
+    "time/sync": "seconds spent on handing the weights over to vLLM",
     "time/reward": "seconds spent on scoring",
     "time/annotate": "seconds spent on log-probabilities, values and advantages",
     "time/update": "seconds spent on the update",

@@ -10,7 +10,7 @@ from typing import Any
 
 ALWAYS = ("rollout", "guide", "reward", "annotate", "update")
 """Parts that every row has; without a request, the guide took 0 seconds."""
-PARTS = (*ALWAYS, "eval", "check", "save", "other")
+PARTS = (*ALWAYS, "sync", "eval", "check", "save", "other")
 """All parts, in the order in which they are shown. Together they are the whole time."""
 
 
