@@ -305,7 +305,7 @@ def test_a_dry_run_of_training_without_a_guide(
 ) -> None:
     done = run_cli(
         "train", "--alg", "ppo", "--model", tiny_gpt2, "--data", examples_file, "--reward", "coverage",
-        "--max-steps", 3, "--dry-run", "-o", tmp_path / "run",
+        "--max-steps", 3, "--max-new-tokens", 16, "--dry-run", "-o", tmp_path / "run",
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
     assert "guide calls: 0" in done.stdout and everything(tmp_path) == {}

@@ -205,14 +205,17 @@ def prepare_guides(guides: Sequence[Guide], budget: BudgetConfig) -> None:
         guide.check_budget(budget)
 
 
-def report_text(loaded: Loaded) -> None:
-    """Say what was loaded, how prompts become text and what ends a response, and warn of what is unusual in that."""
+def report_text(loaded: Loaded, example: Sequence[str] = ()) -> None:
+    """Say what was loaded, how prompts become text and what ends a response, and warn of what is unusual in that; then
+    the lines of an ``example``."""
     from rlgf_cli.models.formats import describe, warnings
 
     for line in (*loaded.notes, describe(loaded)):
         console.log(line)
     for warning in warnings(loaded):
         console.warn(warning)
+    for line in example:
+        console.log(line)
 
 
 def pushed(result: FolderResult, repo_id: str | None) -> FolderResult:

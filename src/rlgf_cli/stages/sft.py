@@ -25,6 +25,7 @@ from rlgf_cli.models.load import add_lora, load, save, set_generation_config
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.models.prompts import encode_prompts
+from rlgf_cli.models.rendered import example_lines
 from rlgf_cli.models.text import TextFormat
 from rlgf_cli.protocols import Example
 from rlgf_cli.runs.guide_costs import covered_prompts, provenance
@@ -59,6 +60,8 @@ def run(resolved: Resolved[SftConfig], *, existing: Existing = "refuse") -> Fold
     pairs, counts = make_pairs(loaded, examples, config, guide)
     eval_pairs = make_pairs(loaded, held_out, config)[0] if held_out else []
     _report_counts(counts)
+    for line in example_lines(loaded, pairs[0].prompt, pairs[0].response):
+        console.log(line)
     if guide is not None:
         console.log(f"{len(pairs)} texts of {guide.name} are cloned")
 

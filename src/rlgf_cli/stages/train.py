@@ -25,6 +25,7 @@ from rlgf_cli.models.load import add_lora, load, save, set_generation_config
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.models.prompts import Encoded, encode_prompts
+from rlgf_cli.models.rendered import dry_example, first_example
 from rlgf_cli.protocols import Example, Guide
 from rlgf_cli.runs import best, trackers
 from rlgf_cli.runs.alarms import Alarms
@@ -82,10 +83,12 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse", profi
 
 
 def dry_run(resolved: Resolved[TrainConfig]) -> dict[str, Any]:
-    """Check the inputs, and estimate the number of guide texts and their cost; nothing is written."""
+    """Check the inputs, show an example, and estimate the number of guide texts and their cost; nothing is written."""
     config = resolved.config
-    for path in filter(None, (config.data, config.eval.data)):
-        read_examples(path, limit=config.limit, need_references=path == config.data and config.aux.reference_nll > 0)
+    examples = read_examples(config.data, limit=config.limit, need_references=config.aux.reference_nll > 0)
+    if config.eval.data:
+        read_examples(config.eval.data, limit=config.limit)
+    report_text(*dry_example(config.model, config.text, config.lengths, examples))
     return training_estimate(config)
 
 
@@ -238,7 +241,7 @@ def _finish(
 
 def _warn(inputs: _Inputs, config: TrainConfig) -> None:
     """Warn of prompts that were changed or left out, and of settings that bias the update."""
-    report_text(inputs.loaded)
+    report_text(inputs.loaded, first_example(inputs.loaded, inputs.prompts, config.lengths))
     for name, text in (
         ("truncated", "prompts were truncated"),
         ("skipped", "prompts were too long and are left out"),
