@@ -74,7 +74,18 @@ def test_what_is_trained_is_shown_before(run: Callable[..., Result], model: Path
     assert set(AutoTokenizer.from_pretrained(model).convert_ids_to_tokens(ends)) == {"<|im_end|>", "<eos>"}
 
     stored = [FORMAT.replace(";", ", as stored with the checkpoint;"), *expected[1:]]
-    train = ("--alg", "ppo", "--reward", f"{tmp_path / 'mine.py'}:f", "--episodes", 4, "--minibatch-size", 4, "--max-steps", 1)
+    train = (
+        "--alg",
+        "ppo",
+        "--reward",
+        f"{tmp_path / 'mine.py'}:f",
+        "--episodes",
+        4,
+        "--minibatch-size",
+        4,
+        "--max-steps",
+        1,
+    )
     rl = run("train", tmp_path / "sft", *train, "-o", tmp_path / "rl")
     assert rl.exit_code == 0, rl.stderr
     assert first_lines(rl) == stored

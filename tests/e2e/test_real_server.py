@@ -229,6 +229,27 @@ def test_a_prompt_that_the_server_cannot_answer_is_no_outage(
     assert {row["id"] for row in rows_of(tmp_path / "guide.jsonl")} == {f"toy-0-{i}" for i in range(5, 12)}
 
 
+def test_a_conversation_is_the_same_prompt_in_both_apis(
+    server: RealServer, run_cli: Callable[..., Result], chat_model: Path, tmp_path: Path
+) -> None:
+    """As messages, or as the text that the model's own template makes of them."""
+    system = {"role": "system", "content": "garden"}
+    rows = [{"prompt": [system, {"role": "user", "content": row["prompt"]}]} for row in toy_examples(4)]
+    data = write_rows(tmp_path / "talks.jsonl", rows)
+    collected: list[list[tuple[str, int]]] = []
+    for api, more in (("chat", ()), ("completion", ("--set", f"guide.tokenizer={chat_model}"))):
+        result = run_cli(
+            "collect-guide", "--guide", f"openai:{server.model}", "--base-url", server.url, "--api", api,
+            "--data", data, "--temperature", 0, "--max-new-tokens", LONGEST, "--max-retries", 1, *more,
+            "-o", tmp_path / f"{api}.jsonl",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.stderr + server.log
+        written = rows_of(tmp_path / f"{api}.jsonl")
+        assert [row["prompt"] for row in written] == [row["prompt"] for row in rows]
+        collected.append([(row["completion"], row["usage"]["prompt_tokens"]) for row in written])
+    assert collected[0] == collected[1]
+
+
 # --- train
 
 

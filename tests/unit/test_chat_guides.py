@@ -142,6 +142,8 @@ def test_a_local_guide_uses_the_template_by_default(chat_model: Path, tiny_gpt2:
 
     with closing(guide(chat_model)) as default, closing(guide(chat_model, prompt_template="{prompt}")) as plain:
         assert default.text.chat and not plain.text.chat
+        assert list(default.notes) == [f"hf:{chat_model}: text: the tokenizer's chat template"]
+        assert plain.notes[1] == f"warning: hf:{chat_model} has a chat template, and it is NOT used"
         prompt, _ = default._encode(GuideRequest(EXAMPLE, max_new_tokens=8))
         shown = default.tokenizer.decode(prompt.ids)
         assert shown.startswith("<|im_start|>system\nBe brief.<|im_end|>") and shown.endswith("assistant\n")

@@ -58,7 +58,12 @@ class LocalGuide(LiveGuide):
     def _use(self, text: TextFormat, origin: Origin) -> None:
         """Take the checkpoint's text format. A chat template by default is a setting of its own: texts that were
         bought before it was the default are of other prompts."""
+        from rlgf_cli.models.formats import describe_format
+
         self.text = text
+        self.notes = [f"{self.name}: text: {describe_format(text, origin)}"]
+        if not text.chat and origin != "stored" and self.tokenizer.chat_template:
+            self.notes += [f"warning: {self.name} has a chat template, and it is NOT used"]
         if text.chat and origin == "default":
             self.settings["text"] = "chat template"
 

@@ -38,7 +38,12 @@ def text_format(
 
 def describe(loaded: Loaded) -> str:
     """One line: how prompts become text, where that was settled, and the token that ends a response."""
-    text, origin = loaded.text, loaded.text_origin
+    end = loaded.tokenizer.convert_ids_to_tokens(loaded.eos_id)
+    return f"text: {describe_format(loaded.text, loaded.text_origin)}; a response ends with {end!r}"
+
+
+def describe_format(text: TextFormat, origin: Origin) -> str:
+    """How prompts become text, and where that was settled."""
     where = {"stored": ", as stored with the checkpoint", "given": ", as the config says", "default": ""}[origin]
     if text.chat:
         own = f" with {dict(text.chat_template_kwargs)}" if text.chat_template_kwargs else ""
@@ -47,8 +52,7 @@ def describe(loaded: Loaded) -> str:
         shape = "the prompt as it is, without a template"
     else:
         shape = f"the template {text.template!r}"
-    end = loaded.tokenizer.convert_ids_to_tokens(loaded.eos_id)
-    return f"text: {shape}{where}; a response ends with {end!r}"
+    return shape + where
 
 
 def ignored_template(loaded: Loaded) -> str:

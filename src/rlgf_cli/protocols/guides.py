@@ -115,6 +115,8 @@ class Guide(ABC):
     """The device of a local model."""
     licence: str | None = None
     """A note on the terms of the texts."""
+    notes: Sequence[str] = ()
+    """Lines that a command says first, such as how a local checkpoint reads its prompts."""
     default_mode: Literal["live", "record", "replay"] = "live"
     mode: Literal["live", "record", "replay"] = "live"
     """``live`` requests every text, ``record`` stores the texts in the cache, ``replay`` only reads the cache."""

@@ -100,6 +100,8 @@ def _output(config: CollectGuideConfig) -> Path:
 def _guide(config: CollectGuideConfig) -> Guide:
     guide = make_live_guide(config.guide, seed=config.seed)
     guide.notify = console.warn
+    for line in guide.notes:
+        console.log(line)
     return guide
 
 

@@ -108,6 +108,8 @@ def _probe_guide(config: DoctorConfig, examples: Sequence[Example], loaded: Load
         return probe
     with contextlib.closing(guide):
         guide.notify = console.warn
+        for line in guide.notes:
+            console.log(line)
         guide.check(examples, limit)
         guide.charge_to(account, config.budget)
         calls = len(examples) * (2 if guide.abilities.continues else 1)

@@ -199,8 +199,10 @@ class StageSession:
 
 
 def prepare_guides(guides: Sequence[Guide], budget: BudgetConfig) -> None:
-    """Let guides warn on the console, and refuse a cap that they cannot hold."""
+    """Let guides warn on the console, say their notes, and refuse a cap that they cannot hold."""
     for guide in guides:
+        for line in guide.notes:
+            console.log(line)
         guide.notify = console.warn
         guide.check_budget(budget)
 
