@@ -60,6 +60,12 @@ def test_a_plain_prompt_beside_messages_is_the_prompt(tmp_path: Path) -> None:
     assert (example.given, example.messages, example.references) == ("dog", (), ("x",))
 
 
+def test_a_completion_that_is_a_text_is_no_reference(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no references") as caught:
+        read(tmp_path, {"prompt": "dog", "completion": "a guide's"}, need_references=True)
+    assert "--guide" in (caught.value.hint or "")
+
+
 def test_references_are_left_unread_where_none_are_wanted(tmp_path: Path) -> None:
     assert read(tmp_path, {"messages": [Q1, A1], "references": 7}, references=False)[0].references == ()
 

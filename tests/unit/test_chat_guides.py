@@ -25,6 +25,7 @@ from rlgf_cli.models.text import FILE
 from rlgf_cli.protocols import Example, GuideRequest, Message
 from rlgf_cli.scorers.classifier import ClassifierReward, RewardModelReward
 from rlgf_cli.scorers.judge import JudgeMetric, JudgeReward
+from rlgf_cli.scorers.perplexity import PerplexityMetric
 from rlgf_cli.scorers.weighted_sum import make_reward
 
 TALK = (
@@ -190,6 +191,12 @@ def test_a_local_judge_with_a_template_is_asked_in_it(chat_model: Path, tiny_gpt
     assert plain.config.api is None and not plain.settings.endswith(",chat")
     explicit = JudgeReward(f"hf:{chat_model}", guide={"api": "completion"}, device="cpu").judge
     assert not explicit.settings.endswith(",chat") and not explicit.guide.text.chat  # type: ignore[attr-defined]
+
+
+def test_perplexity_reads_the_whole_conversation(chat_model: Path) -> None:
+    metric = PerplexityMetric(str(chat_model), device="cpu")
+    before = metric.loaded.tokenizer.decode(metric._before(EXAMPLE))
+    assert before.startswith("<|im_start|>system\nBe brief.<|im_end|>") and before.endswith("assistant\n")
 
 
 # --- Python rewards

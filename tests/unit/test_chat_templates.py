@@ -129,20 +129,22 @@ def test_a_conversation_without_a_template_is_refused(checkpoint: Any) -> None:
 # --- cutting
 
 
+@pytest.mark.parametrize("encoder", [False, True], ids=["decoder", "encoder"])
 @pytest.mark.parametrize("name", ENDS)
 @given(limit=st.integers(1, 130))
-def test_the_oldest_turns_go_first_then_the_last_message(name: str, limit: int) -> None:
+def test_the_oldest_turns_go_first_then_the_last_message(name: str, encoder: bool, limit: int) -> None:
+    """Of the last message a decoder keeps the end, an encoder the beginning."""
     tokenizer, text = tokenizer_of(name), format_of(name)
     system = talk(name)[: -len(TALK)]
     whole = text.encode_prompt(tokenizer, talk(name), False)
     alone = len(text.encode_prompt(tokenizer, (*system, Message("user", "")), False))
     if limit < alone:
         with pytest.raises(UserError, match=f"alone ha.* {alone} tokens; there is room for {limit} in a prompt"):
-            text.cut_prompt(tokenizer, talk(name), False, limit)
+            text.cut_prompt(tokenizer, talk(name), encoder, limit)
         return
     if limit >= len(whole):
         return
-    ids = text.cut_prompt(tokenizer, talk(name), False, limit)
+    ids = text.cut_prompt(tokenizer, talk(name), encoder, limit)
     assert len(ids) <= limit
     shorter = [(*system, *TALK[2:]), (*system, *TALK[4:])]
     rendered = [text.encode_prompt(tokenizer, prompt, False) for prompt in shorter]
@@ -151,8 +153,8 @@ def test_the_oldest_turns_go_first_then_the_last_message(name: str, limit: int) 
         assert ids == fitting  # no more is left out than has to be
         return
     last = TALK[-1].content
-    ends = [(*system, Message("user", last[n:])) for n in range(len(last) + 1)]
-    assert ids in [text.encode_prompt(tokenizer, prompt, False) for prompt in ends]
+    parts = [last[:n] if encoder else last[n:] for n in range(len(last) + 1)]
+    assert ids in [text.encode_prompt(tokenizer, (*system, Message("user", part)), False) for part in parts]
 
 
 def test_the_system_message_is_never_cut() -> None:

@@ -16,7 +16,7 @@ from chats import chat_checkpoint
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.make import describe, make_live_guide
-from rlgf_cli.protocols import Example, GuideRequest
+from rlgf_cli.protocols import Example, GuideRequest, Message
 
 
 class Engine:
@@ -91,6 +91,25 @@ def test_the_end_of_a_chats_turn_reaches_the_engine(tmp_path: Path) -> None:
             guide.complete(requests())
             stops = [p.stop_token_ids for p in guide._engine.params]  # type: ignore[attr-defined]
             assert stops == [None if token is None else [guide.tokenizer.convert_tokens_to_ids(token)]] * 2
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_conversation_is_rendered_as_for_the_checkpoint(tmp_path: Path, tiny_gpt2: Path) -> None:
+    folder = chat_checkpoint(tmp_path, "chatml")
+    talk = (Message("system", "the queen ."), Message("user", "cat finds river"))
+    asked = GuideRequest(Example.of("x", talk), "the cat", 0, 7)
+    with (
+        closing(make_live_guide(config(folder), seed=0)) as vllm,
+        closing(make_live_guide(config(folder, "hf"), seed=0)) as hf,
+    ):
+        encoded, _ = hf._encode(asked)  # type: ignore[attr-defined]
+        ids = vllm._ids(asked)  # type: ignore[attr-defined]
+    assert ids == [*encoded.ids, *hf.text.encode_response(hf.tokenizer, "the cat")]  # type: ignore[attr-defined]
+    assert "the queen ." in vllm.tokenizer.decode(ids)
+    with closing(make_live_guide(config(tiny_gpt2), seed=0)) as bare:
+        bare.check([Example("y", "cat")], 7)
+        with pytest.raises(UserError, match="the tokenizer has no chat template"):
+            bare.check([Example.of("x", talk)], 7)
 
 
 @pytest.mark.usefixtures("engine")

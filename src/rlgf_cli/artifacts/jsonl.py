@@ -146,7 +146,8 @@ def example_records(
             raise UserError(
                 "this record has no references",
                 where=f"{path}:{number}",
-                hint="the stage needs at least one reference per prompt",
+                hint="the stage needs at least one reference per prompt"
+                + ("; a completion that is a text is a guide's (--guide)" if "completion" in value else ""),
             )
         yield number, record
 

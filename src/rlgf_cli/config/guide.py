@@ -83,8 +83,9 @@ class GuideConfig(Strict):
     there. Local checkpoints are ``live`` by default.
 
     ``api``: ``chat`` or ``completion``; for ``hf:`` and ``vllm:`` ``chat`` is the tokenizer's chat template and
-    null the template stored with the checkpoint. ``prompt_template`` holds ``{prompt}``; null is the prompt as it is
-    (``hf:``: the checkpoint's template). ``system``, ``continuation`` and ``continue_template`` are for chat APIs.
+    null the template stored with the checkpoint, else its chat template. ``prompt_template`` holds ``{prompt}``; null
+    is the prompt as it is (``hf:``: the checkpoint's template). ``system``, ``continuation`` and ``continue_template``
+    are for chat APIs.
     Of a conversation, templates are filled with the last message, and ``system`` stands before its own system message.
     ``tokenizer`` (a folder or hub name) renders prompts for a completion API with its chat template;
     ``chat_template_kwargs`` are that template's variables, or a local checkpoint's, or sent to a chat server.
