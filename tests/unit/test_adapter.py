@@ -46,6 +46,8 @@ def randomised(loaded: Loaded) -> Loaded:
         for name, parameter in loaded.model.named_parameters():
             if "lora_" in name:
                 parameter.normal_(0, 0.2)
+            elif ".modules_to_save." in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return loaded
 
 
@@ -124,6 +126,34 @@ def test_adapters_that_peft_ties_are_refused_as_it_merges_them_twice(
     monkeypatch.setattr(merge, "refuse_tied", lambda *_, **__: None)
     with pytest.raises(UserError, match="another model than the adapter's"):
         merged(adapter, tmp_path / "merged")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_that_an_adapter_replaces_are_merged_where_peft_ties_them(
+    tiny_qwen2: Path, tmp_path: Path, tied: bool
+) -> None:
+    """``modules_to_save``, which PEFT ties to the output head with ``ensure_weight_tying``."""
+    options = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": tied}
+    adapter = from_elsewhere(tiny_qwen2, ["q_proj"], tmp_path / "adapter", **options)
+    loaded = evaluated(adapter)
+    assert gap(loaded, evaluated(tiny_qwen2)) > 0.3
+    if not tied:
+        with pytest.raises(UserError, match="embed_tokens cannot be merged: its weights are those of lm_head too"):
+            merged(adapter, tmp_path / "merged")
+        with pytest.raises(UserError, match="tied embeddings"):
+            loaded_from(adapter)
+        return
+    assert gap(loaded, merged(adapter, tmp_path / "merged")) < 1e-4 * 40
+    model = actor_critic(loaded_from(adapter))
+    expected = of_responses(loaded)
+    generator = generator_for(model.loaded)
+    data = step_data(model, PPO, generator.generate(PPO, prompts_for(model.loaded, 8), 0, 9.0), generator.sampling)
+    optimizer = make_optimizer(model.trainable(), 2e-2, 0.0)
+    update(model, optimizer, data, generator.sampling, update_settings(), seed=0, step=0)
+    base = model.policy.get_base_model()
+    assert base.lm_head.weight is base.get_input_embeddings().weight
+    assert (of_responses(model.loaded) - expected).abs().max() > 0.05
 
 
 @pytest.mark.parametrize(

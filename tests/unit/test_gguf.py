@@ -114,6 +114,18 @@ def test_a_gguf_file_goes_through_the_command_line(file: Path, tmp_path: Path, r
     assert not of(tmp_path / "run").notes  # its own weights
 
 
+def test_a_gguf_file_as_guide_and_below_a_reward_model(file: Path, tiny_llama: Path) -> None:
+    from rlgf_cli.config.guide import GuideConfig
+    from rlgf_cli.guides.hf import HFGuide
+    from rlgf_cli.models.classification import load_classifier
+
+    guide = HFGuide(GuideConfig(name=f"hf:{file}", device="cpu"), seed=0)
+    assert torch.equal(of_responses(guide._loaded), of_responses(of(tiny_llama)))
+    model, _ = load_classifier(ModelConfig(name=str(file)), ["score"])
+    body = of(tiny_llama).model.model.state_dict()
+    assert all(torch.equal(model.model.state_dict()[name], tensor) for name, tensor in body.items())
+
+
 @pytest.mark.parametrize("what", ["missing", "damaged", "no package"])
 def test_a_file_that_cannot_be_read_is_refused(
     file: Path, guide_cache: Path, monkeypatch: pytest.MonkeyPatch, what: str

@@ -115,7 +115,8 @@ def check_checkpoint_name(name: str) -> None:
             hint = f"did you mean {path / inner[0]}?" if inner else "a checkpoint folder holds config.json and weights"
             raise UserError("this folder is no model checkpoint", where=name, hint=hint)
     elif path.is_file():
-        raise UserError("this is a file; a checkpoint is a folder, a hub name or a .gguf file", where=name)
+        hint = "a policy may be a .gguf file, too"
+        raise UserError("this is a file; a checkpoint is a folder or a hub name", where=name, hint=hint)
     elif is_path(name):
         raise UserError("no such checkpoint folder", where=name, hint="run rlgf sft first, or check the path")
 

@@ -15,30 +15,40 @@ ROUNDING = 1e-4
 
 
 def refuse_tied(model: Any, where: str | None = None) -> None:
-    """Raise UserError where LoRA adapts weights that another layer shares.
+    """Raise UserError where an adapter changes weights that another layer shares, and not that layer with it.
 
-    The adapter changes one layer; merged into the shared weights it would change the other as well. PEFT's
-    ``ensure_weight_tying`` (0.21) is refused too: it gives the tied layers two parameters on one storage, each with a
-    gradient of its own, and adds both changes to the shared weights when it merges.
+    Merged into the shared weights, LoRA on one layer would change the other as well. PEFT's ``ensure_weight_tying``
+    (0.21) does not help there: it gives the tied layers two parameters on one storage, each with a gradient of its own,
+    and adds both changes to the shared weights when it merges. Layers that it replaces as a whole (``modules_to_save``)
+    it does tie: they share the new weights as they shared the old.
     """
+    named = dict(model.named_parameters(remove_duplicate=False))
     owners: dict[int, list[str]] = defaultdict(list)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in named.items():
         owners[parameter.data_ptr()].append(name)
     for names in owners.values():
-        adapted = [name for name in names if ".base_layer." in name]
-        if not adapted or len(names) == 1:
+        adapted = [name for name in names if ".base_layer." in name or ".original_module." in name]
+        if not adapted or len(names) == 1 or _replaced_together(names, named):
             continue
         target = _module_of(adapted[0])
         others = " and ".join(_module_of(name) for name in names if name != adapted[0])
         raise UserError(
-            f"LoRA on {target} cannot be merged: its weights are those of {others} too (tied embeddings)",
+            f"an adapter on {target} cannot be merged: its weights are those of {others} too (tied embeddings)",
             where=where,
             hint=f"train with {target.rpartition('.')[2]} left out of lora.target_modules",
         )
 
 
+def _replaced_together(names: list[str], named: dict[str, Any]) -> bool:
+    """Whether all the layers that share weights get the same new ones."""
+    olds = [name for name in names if ".original_module." in name]
+    news = {id(named[name.replace(".original_module.", ".modules_to_save.default.")]) for name in olds}
+    return len(olds) == len(names) and len(news) == 1
+
+
 def _module_of(parameter: str) -> str:
-    plain = parameter.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    plain = parameter.removeprefix("base_model.model.")
+    plain = plain.replace(".base_layer.", ".").replace(".original_module.", ".")
     return plain.rpartition(".")[0]
 
 
