@@ -28,9 +28,10 @@ from rlgf_cli.training.advantages import AdvantageInputs, AdvantageSettings, com
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.episodes import Episode, build_batch
 from rlgf_cli.training.loop import CriticSettings, Trainer
+from rlgf_cli.training.optimizer import make_optimizer
 from rlgf_cli.training.parallel.processes import SINGLE
 from rlgf_cli.training.rollout import RolloutGenerator, Sampling
-from rlgf_cli.training.update import StepData, UpdateSettings, make_optimizer
+from rlgf_cli.training.update import StepData, UpdateSettings
 
 PPO = Regime()
 PPO_PP = Regime(roll_in="guide")
@@ -166,7 +167,7 @@ def step_data(
     *,
     critics: Sequence[str] = ("policy",),
     kl_coef: float = 0.1,
-    rows_at_once: int = 4,
+    max_tokens: int | None = 60,
 ) -> StepData:
     """The update's data; episodes without a score get one by their length."""
     for e in episodes:
@@ -174,15 +175,15 @@ def step_data(
     batch = build_batch(episodes, regime, critics, model.loaded)
     if regime.estimator == "likelihood":
         return StepData(regime, batch, None, None, None)
-    stats = compute_stats(model, batch, regime, sampling, rows_at_once=rows_at_once)
+    stats = compute_stats(model, batch, regime, sampling, max_tokens=max_tokens)
     advantages = compute_advantages(regime, batch, stats, AdvantageSettings(), AdvantageInputs(kl_coef))
     return StepData(regime, batch, stats, advantages, None)
 
 
 def update_settings(**changes: Any) -> UpdateSettings:
     given: dict[str, Any] = {
-        "epochs": 1, "minibatch_size": 64, "accumulation": 1, "clip_range": 0.2, "value_clip_range": 0.2,
-        "value_coef": 0.5, "entropy_coef": 0.0, "reference_nll": 0.0, "max_grad_norm": 1.0,
+        "epochs": 1, "minibatch_size": 64, "accumulation": 1, "max_tokens": None, "clip_range": 0.2,
+        "value_clip_range": 0.2, "value_coef": 0.5, "entropy_coef": 0.0, "reference_nll": 0.0, "max_grad_norm": 1.0,
     }  # fmt: skip
     return UpdateSettings(**{**given, **changes})
 

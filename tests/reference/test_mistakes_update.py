@@ -20,7 +20,8 @@ from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Example
 from rlgf_cli.training import update as update_module
 from rlgf_cli.training.episodes import Episode
-from rlgf_cli.training.update import Sums, make_optimizer, update
+from rlgf_cli.training.optimizer import make_optimizer
+from rlgf_cli.training.update import Sums, update
 
 
 @pytest.fixture
@@ -52,14 +53,14 @@ def test_mistake_7_a_minibatch_without_policy_tokens_divides_by_zero(
     optimizer = make_optimizer(model.trainable(), 1e-2, 0.0)
     settings = rl.update_settings(entropy_coef=0.01)
     with rl.caught_if(injected, RlgfError):
-        figures = update(model, optimizer, data, generator.sampling, settings, seed=0, step=0)
+        figures, _ = update(model, optimizer, data, generator.sampling, settings, seed=0, step=0)
         assert bool(rl.parameters_of(model).isfinite().all())
         assert figures["update/skipped"] == 0 and "loss/policy" not in figures and figures["loss/value_guide"] > 0
     unguided = rl.generator_for(gpt2).generate(rl.PPO, rl.prompts_for(gpt2, 4), 0, 5.0)
     nothing = rl.step_data(model, rl.BC, unguided, generator.sampling, critics=[])
     before = rl.state_of(model)
     with rl.caught_if(injected, RlgfError):
-        figures = update(model, optimizer, nothing, generator.sampling, settings, seed=0, step=1)
+        figures, _ = update(model, optimizer, nothing, generator.sampling, settings, seed=0, step=1)
         assert figures == {"update/skipped": 1}
         assert all(torch.equal(before[name], tensor) for name, tensor in rl.state_of(model).items())
 
@@ -97,7 +98,7 @@ def test_mistake_9a_approx_kl_is_averaged_over_masked_tokens(
     with rl.caught_if(injected):
         still = torch.optim.SGD(model.parameters(), 0.0)
         settings = rl.update_settings(minibatch_size=3)
-        figures = update(model, still, data, generator.sampling, settings, seed=0, step=1)
+        figures, _ = update(model, still, data, generator.sampling, settings, seed=0, step=1)
         assert figures["ppo/approx_kl"] == pytest.approx(expected, rel=1e-2)
         assert figures["ppo/ratio"] == pytest.approx(float(difference.exp().mean()), rel=1e-3)
 
@@ -201,7 +202,7 @@ def test_mistake_11_the_ratio_is_taken_before_the_mask(
             data.stats.old_logprobs[~data.batch.policy] = poison
             data.advantages.per_token[~data.batch.policy] = poison
         optimizer = make_optimizer(model.trainable(), 1e-2, 0.0)
-        figures = update(model, optimizer, data, generator.sampling, rl.update_settings(), seed=0, step=0)
+        figures, _ = update(model, optimizer, data, generator.sampling, rl.update_settings(), seed=0, step=0)
         return rl.parameters_of(model), figures
 
     with rl.caught_if(injected, RlgfError):
@@ -237,7 +238,7 @@ def test_mistake_12_the_number_of_minibatches_has_no_effect_and_ratios_are_dilut
 
     monkeypatch.setattr(TokenBatch, "rows", watched)
     settings = rl.update_settings(epochs=3, minibatch_size=size)
-    figures = update(model, optimizer, data, generator.sampling, settings, seed=0, step=0)
+    figures, _ = update(model, optimizer, data, generator.sampling, settings, seed=0, step=0)
     with rl.caught_if(injected):
         assert len(steps) == 3 * -(-8 // size)
         assert sorted(rows) == sorted([*range(8)] * 3)

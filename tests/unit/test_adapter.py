@@ -26,7 +26,8 @@ from rlgf_cli.models.load import add_lora, load, save
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.merging import probe_logits
 from rlgf_cli.stages import merge
-from rlgf_cli.training.update import make_optimizer, update
+from rlgf_cli.training.optimizer import make_optimizer
+from rlgf_cli.training.update import update
 
 TIED = [
     ("qwen2", ["q_proj", "embed_tokens"]),

@@ -20,7 +20,8 @@ from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.load import add_lora
 from rlgf_cli.training import checkpoint
 from rlgf_cli.training.checkpoint import TrainerState
-from rlgf_cli.training.update import make_optimizer, update
+from rlgf_cli.training.optimizer import make_optimizer
+from rlgf_cli.training.update import update
 
 STATE = TrainerState(7, 0.1 + 0.2, 11 / 3, {"policy": 4}, {"a": 3}, {"a\x1fdeadbeef": 2})
 

@@ -198,6 +198,5 @@ def test_without_a_coefficient_the_log_ratio_is_still_known() -> None:
     stats = RolloutStats(torch.full((1, 3), -1.0), torch.full((1, 3), -3.0), {"policy": torch.zeros(1, 3)})
     advantages = compute_advantages(Regime(roll_in="guide"), batch, stats, AdvantageSettings(scale="none"))
     assert advantages.rewards.tolist() == [[0.0, 0.0, 2.0]]
-    assert advantages.log_ratio is not None and advantages.log_ratio.tolist() == [
-        [0.0, 0.0, 2.0]
-    ]  # on the policy's token alone
+    ratio = stats.log_ratio(batch)
+    assert ratio is not None and ratio.tolist() == [[0.0, 0.0, 2.0]]  # on the policy's token alone

@@ -59,9 +59,9 @@ def test_what_the_losses_used(reference: bool) -> None:
         return [float(v) for row, chosen in zip(x, mask, strict=True) for v, c in zip(row, chosen, strict=True) if c]
 
     logprobs, values, returns, rewards, per_token, ratio = (torch.randn(shape) for _ in range(6))
-    ratio, per_token = ratio * batch.policy, per_token * batch.learned
-    stats = RolloutStats(logprobs, torch.randn(shape) if reference else None, {"policy": values})
-    advantages = Advantages(rewards, per_token, {"policy": returns}, ratio if reference else None)
+    per_token = per_token * batch.learned
+    stats = RolloutStats(logprobs, logprobs - ratio if reference else None, {"policy": values})
+    advantages = Advantages(rewards, per_token, {"policy": returns})
     row = figures.of_tensors(batch, stats, advantages)
     policy, fit = batch.policy, batch.fit["policy"]
     assert int(policy.sum()) == 3 + 4 + 2 + 3 < int(batch.real.sum()) == 16

@@ -43,7 +43,7 @@ SCORED = {"policy.deterministic", "policy.ratio", "policy.plain", "policy.refere
 ALWAYS = {"policy.sampler", "episodes.masks"}
 
 
-def examined(loaded: Loaded, regime: Regime, *, rows_at_once: int = 4, **sampling: Any) -> dict[str, Any]:
+def examined(loaded: Loaded, regime: Regime, *, max_tokens: int | None = 60, **sampling: Any) -> dict[str, Any]:
     guide = ScriptedGuide(lambda request: (f" {request.example.prompt} it .", "stop"))
     generator = generator_for(
         loaded, guide, **{"max_new_tokens": 10, "temperature": 0.8, "min_new_tokens": 2, **sampling}
@@ -51,7 +51,7 @@ def examined(loaded: Loaded, regime: Regime, *, rows_at_once: int = 4, **samplin
     model = actor_critic(loaded, [regime.roll_out])
     episodes = generator.generate(regime, prompts_for(loaded, 9), 0, 6.0)
     critics = [regime.roll_out]
-    data = step_data(model, regime, episodes, generator.sampling, critics=critics, rows_at_once=rows_at_once)
+    data = step_data(model, regime, episodes, generator.sampling, critics=critics, max_tokens=max_tokens)
     found = policy_probe.probe(model, episodes, data, generator.sampling, kl_coef=0.1, seed=0, step=0)
     assert [check.name for check in found] == [name for name in INVARIANTS if name in {c.name for c in found}]
     return {check.name: check for check in found}
@@ -314,7 +314,7 @@ def test_the_ratio_sees_padding_that_differs(tiny_gpt2: Path, monkeypatch: pytes
     """Batches that all hold a longest prompt would be padded alike, and agree in their mistake."""
     positions_from_the_left(monkeypatch)
     monkeypatch.setattr(policy_probe, "_some", lambda batch: torch.tensor([0, 3, 4, 1, 7, 8]))  # longest: 3, 7
-    assert examined(loaded_from(tiny_gpt2), PPO, rows_at_once=9)["policy.ratio"].status == "fail"
+    assert examined(loaded_from(tiny_gpt2), PPO, max_tokens=None)["policy.ratio"].status == "fail"
 
 
 def test_a_gap_counted_by_hand() -> None:

@@ -18,6 +18,7 @@ from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.runs.metric_names import known
+from rlgf_cli.training import loop
 from rlgf_cli.training.advantages import AdvantageSettings
 from rlgf_cli.training.divergence import HeldOutResult
 from rlgf_cli.training.loop import Trainer
@@ -143,11 +144,11 @@ def test_a_part_that_only_some_texts_have_is_averaged_over_those(gpt2: Loaded) -
 def test_accumulation_gives_the_whole_minibatchs_update(tiny_gpt2: Path, name: str) -> None:
     """Parts with few or no learned tokens count for what they hold."""
     found = []
-    for parts in (1, 4, 3):
+    for parts, tokens in ((1, None), (4, None), (3, None), (1, 30), (2, 45)):
         parameters = {"group_size": 4} if name == "grpo" else {}
         trainer = trainer_for(
             loaded_from(tiny_gpt2), name, guide(), parameters=parameters, kl_coef=0.1, learning_rate=1e-3,
-            minibatch_size=8, accumulation=parts, entropy_coef=0.01, reference_nll=0.1, epochs=2,
+            minibatch_size=8, accumulation=parts, max_tokens=tokens, entropy_coef=0.01, reference_nll=0.1, epochs=2,
         )  # fmt: skip
         # Adam divides a gradient by its size: where it is only rounding, that is no longer small
         trainer.optimizer = torch.optim.SGD([p for _, p in trainer.model.trainable()], lr=0.1)
@@ -158,6 +159,66 @@ def test_accumulation_gives_the_whole_minibatchs_update(tiny_gpt2: Path, name: s
     for other, row in found[1:]:
         assert torch.allclose(other, found[0][0], atol=1e-5)
         assert row == pytest.approx(found[0][1], rel=1e-4, abs=1e-5)
+
+
+def count_passes(trainer: Trainer) -> list[bool]:
+    """For each later pass of the policy, whether it has a gradient."""
+    passes: list[bool] = []
+    score = trainer.model.forward_logprobs
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        passes.append(torch.is_grad_enabled())
+        return score(*args, **kwargs)
+
+    trainer.model.forward_logprobs = counted  # type: ignore[method-assign]
+    return passes
+
+
+@pytest.mark.parametrize(("name", "estimator"), [("grpo", "k1"), ("grpo", "k3"), ("rloo", "k2")])
+def test_the_update_gives_the_old_log_probabilities_where_every_ratio_is_one(
+    tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch, name: str, estimator: Any
+) -> None:
+    """Against the same run that computes them before the update; from the second step on, one pass fewer."""
+    found = []
+    for deferred in (True, False):
+        if not deferred:
+            monkeypatch.setattr(loop, "old_logprobs_are_the_updates", lambda *_: False)
+        trainer = trainer_for(
+            loaded_from(tiny_gpt2), name, parameters={"group_size": 4}, kl_coef=0.1, learning_rate=1e-3,
+            minibatch_size=8, max_tokens=60, kl_estimator=estimator,
+        )  # fmt: skip
+        trainer.optimizer = torch.optim.SGD([p for _, p in trainer.model.trainable()], lr=0.1)
+        trainer.scheduler = torch.optim.lr_scheduler.ConstantLR(trainer.optimizer, factor=1.0)
+        passes = count_passes(trainer)
+        rows = [trainer.step()[0] for _ in range(3)]
+        rows = [{k: v for k, v in row.items() if not k.startswith("time/") and k != "regime"} for row in rows]
+        found.append((parameters_of(trainer.model), rows, passes.count(False)))
+    (weights, rows, before), (others, other_rows, computed) = found
+    assert before * 3 == computed > 0  # in the first step alone
+    assert torch.allclose(weights, others, atol=1e-6)
+    for row, other in zip(rows, other_rows, strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-6)
+    assert rows[2]["kl/mean"] != 0 and rows[2]["policy/entropy"] > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "changes"),
+    [
+        ("grpo", {"group_size": 4}, {"epochs": 2}),
+        ("grpo", {"group_size": 4}, {"minibatch_size": 4}),
+        ("grpo", {"group_size": 4}, {"mask_truncated": True}),
+        ("rloo", {"group_size": 4}, {"kl_coef": 0.1, "kl_where": "reward"}),
+        ("ppo", {}, {}),
+    ],
+)
+def test_old_log_probabilities_are_computed_before_the_update_where_it_needs_them(
+    gpt2: Loaded, name: str, parameters: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    trainer = trainer_for(gpt2, name, parameters=parameters, **{"minibatch_size": 8, **changes})
+    trainer.step()
+    passes = count_passes(trainer)
+    trainer.step()
+    assert passes[0] is False
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_with_the_weights_as_they_were(gpt2: Loaded) -> None:

@@ -29,7 +29,8 @@ from rlgf_cli.config.common import LoraConfig
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.load import add_lora, save
 from rlgf_cli.models.loaded import Loaded
-from rlgf_cli.training.update import make_optimizer, update
+from rlgf_cli.training.optimizer import make_optimizer
+from rlgf_cli.training.update import update
 
 
 def fresh_adapter(path: Path) -> Loaded:

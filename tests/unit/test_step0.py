@@ -22,8 +22,9 @@ from rlgf_cli.functional import losses
 from rlgf_cli.models.generate import pad_rows
 from rlgf_cli.models.load import add_lora
 from rlgf_cli.models.loaded import Loaded
+from rlgf_cli.training.optimizer import make_optimizer
 from rlgf_cli.training.rollout import Sampling
-from rlgf_cli.training.update import make_optimizer, update
+from rlgf_cli.training.update import update
 from runs import assert_tensors
 
 TEXT = "the cat sees the river it ."
@@ -220,7 +221,7 @@ def test_ratio_is_1_and_kl_0_before_the_first_update(loaded: Loaded, regime: Reg
     episodes = generator.generate(regime, rl.prompts_for(loaded, 9), 0, 6.0)
     data = rl.step_data(model, regime, episodes, sampling, critics=[regime.roll_out])
     assert data.advantages is not None and data.stats is not None
-    assert float(data.advantages.log_ratio.abs().max()) < 1e-5
+    assert float(data.stats.log_ratio(data.batch).abs().max()) < 1e-5
     assert bool((data.stats.old_logprobs[data.batch.policy] < 0).all())
     for minibatch in torch.arange(9).split(2):  # other rows, other padding, other order than in annotation
         rows = minibatch.flip(0)
@@ -372,7 +373,7 @@ def test_bfloat16_starts_at_ratio_1_too(tiny_gpt2: Path) -> None:
         model, rl.PPO, generator.generate(rl.PPO, rl.prompts_for(loaded, 8), 0, 9.0), generator.sampling
     )
     assert data.advantages is not None and data.stats is not None
-    assert float(data.advantages.log_ratio.abs().max()) < 1e-6
+    assert float(data.stats.log_ratio(data.batch).abs().max()) < 1e-6
     scored = model.forward_logprobs(
         data.batch.tokens, data.batch.learned, temperature=1.0, min_new_tokens=0, values=["policy"]
     )

@@ -169,6 +169,18 @@ def test_resuming_needs_the_same_settings_and_data(tmp_path: Path) -> None:
         resume.refuse_changed(output, values, free=["optim.weight_decay"])
 
 
+def test_a_key_that_the_run_did_not_know_yet_is_resumed_at_its_default_alone(tmp_path: Path) -> None:
+    output, values = claimed(tmp_path)
+    stored = tmp_path / "run" / "config.resolved.json"
+    content = json.loads(stored.read_text())
+    del content["values"]["optim"]["max_grad_norm"]
+    stored.write_text(json.dumps(content))
+    resume.refuse_changed(output, values)
+    values["origins"]["optim.max_grad_norm"] = "--set"
+    with pytest.raises(UserError, match=r"optim.max_grad_norm is 1.0; the run began with None"):
+        resume.refuse_changed(output, values)
+
+
 def test_nothing_to_compare_with_before_the_first_run(tmp_path: Path) -> None:
     resume.refuse_changed(str(tmp_path / "none"), {"values": {}})
     resume.refuse_used(str(tmp_path / "none"), "sft", "refuse")

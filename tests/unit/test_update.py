@@ -20,15 +20,8 @@ from rlgf_cli.training import update as update_module
 from rlgf_cli.training.advantages import AdvantageSettings
 from rlgf_cli.training.episodes import Episode
 from rlgf_cli.training.loop import CriticSettings
-from rlgf_cli.training.update import (
-    StepData,
-    UpdateSettings,
-    by_role,
-    carries_loss,
-    make_optimizer,
-    make_scheduler,
-    update,
-)
+from rlgf_cli.training.optimizer import by_role, make_optimizer, make_scheduler
+from rlgf_cli.training.update import StepData, UpdateSettings, carries_loss, update
 
 RATE = 0.01
 TEXTS: list[tuple[list[int], list[int], bool]] = [
@@ -87,7 +80,7 @@ def weights_of(model: ActorCritic) -> dict[str, torch.Tensor]:
 def run(model: ActorCritic, data: StepData, sampling: Any, **changes: Any) -> tuple[Any, dict[str, float]]:
     before = weights_of(model)
     settings = update_settings(**{"max_grad_norm": 1e9, **changes})
-    row = update(model, optimizer_of(model), data, sampling, settings, seed=0, step=0)
+    row, _ = update(model, optimizer_of(model), data, sampling, settings, seed=0, step=0)
     return moved(model, before), row
 
 
@@ -399,9 +392,9 @@ def test_every_setting_reaches_its_place(gpt2: Loaded) -> None:
     ppo = {
         "gamma": 0.91, "gae_lambda": 0.81, "adaptive_lambda": 0.71, "guide_lambda": 0.61, "critic_lambda": 0.51,
         "advantage_scale": "batch", "epochs": 3, "minibatch_size": 5, "gradient_accumulation_steps": 2,
-        "clip_range": 0.11, "clip_range_high": 0.22, "loss_average": "constant", "mask_truncated": True,
-        "value_clip_range": 0.33, "value_coef": 0.44, "entropy_coef": 0.055, "critic": "separate",
-        "critic_learning_rate": 0.077, "critic_min_explained": 0.17, "critic_warmup_steps": 6,
+        "max_tokens_per_batch": 999, "clip_range": 0.11, "clip_range_high": 0.22, "loss_average": "constant",
+        "mask_truncated": True, "value_clip_range": 0.33, "value_coef": 0.44, "entropy_coef": 0.055,
+        "critic": "separate", "critic_learning_rate": 0.077, "critic_min_explained": 0.17, "critic_warmup_steps": 6,
         "critic_warmup_explained": 0.27,
     }  # fmt: skip
     trainer = trainer_of(
@@ -414,9 +407,9 @@ def test_every_setting_reaches_its_place(gpt2: Loaded) -> None:
     assert trainer.advantage == AdvantageSettings(0.91, 0.81, 0.61, 0.51, 0.71, "batch")
     assert trainer.critic == CriticSettings(warmup_steps=6, warmup_explained=0.27, min_explained=0.17)
     assert trainer.update == UpdateSettings(
-        epochs=3, minibatch_size=5, accumulation=2, clip_range=0.11, value_clip_range=0.33, value_coef=0.44,
-        entropy_coef=0.055, reference_nll=0.19, max_grad_norm=0.37, clip_range_high=0.22, loss_average="constant",
-        mask_truncated=True, kl_estimator="k2",
+        epochs=3, minibatch_size=5, accumulation=2, max_tokens=999, clip_range=0.11, value_clip_range=0.33,
+        value_coef=0.44, entropy_coef=0.055, reference_nll=0.19, max_grad_norm=0.37, clip_range_high=0.22,
+        loss_average="constant", mask_truncated=True, kl_estimator="k2",
     )  # fmt: skip
     assert {(g["role"], g["lr"]) for g in trainer.optimizer.param_groups} == {("policy", 0.003), ("critic", 0.077)}
     assert {g["weight_decay"] for g in trainer.optimizer.param_groups} == {0.0, 0.2}

@@ -18,7 +18,7 @@ from rlgf_cli.errors import RlgfError
 from rlgf_cli.functional.logprobs import process_logits, warp_logits
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.device import autocast
-from rlgf_cli.models.forward import TokenBatch, response_forward
+from rlgf_cli.models.forward import TokenBatch, response_states
 from rlgf_cli.models.generate import decoder_start_id
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Check
@@ -57,8 +57,8 @@ def probe(
         checks += _scoring(model, episodes, batch, stats, sampling, rows)
         if isinstance(model.policy, PeftModel) and model.has_ref_model:
             checks.append(_adapters(model, batch, sampling, rows))
-        if advantages.log_ratio is not None:
-            everything = Gap.of(advantages.log_ratio[batch.policy])
+        if (ratio := stats.log_ratio(batch)) is not None:
+            everything = Gap.of(ratio[batch.policy])
             checks.append(invariants.compared("policy.reference", everything, EXACT, "policy and reference"))
     if any(e.sampler_logprobs for e in episodes):
         checks.append(_engine(episodes, stats, sampling))
@@ -66,12 +66,19 @@ def probe(
         checks.append(_sampler(model, [episodes[i] for i in rows.tolist()], sampling, seed, step))
     checks.append(invariants.masks(episodes, batch, data.regime, model.loaded.eos_ids))
     if advantages is not None:
-        checks.append(_placement(episodes, batch, advantages, kl_coef))
+        checks.append(_placement(episodes, batch, stats, advantages, kl_coef))
     return [check for check in checks if check is not None]
 
 
-def _placement(episodes: Sequence[Episode], batch: EpisodeBatch, advantages: Advantages, kl_coef: float) -> Check:
-    ratio = torch.zeros_like(advantages.rewards) if advantages.log_ratio is None else advantages.log_ratio
+def _placement(
+    episodes: Sequence[Episode],
+    batch: EpisodeBatch,
+    stats: RolloutStats | None,
+    advantages: Advantages,
+    kl_coef: float,
+) -> Check:
+    known = stats.log_ratio(batch) if stats is not None else None
+    ratio = torch.zeros_like(advantages.rewards) if known is None else known
     return invariants.placement(episodes, batch.scores, advantages.rewards, ratio, kl_coef)
 
 
@@ -116,12 +123,12 @@ def _scoring(
     for part in like.split(max(1, len(rows) // 2)):  # short prompts together, so that padding is cut off
         tokens, chosen = _of_rows(batch, part)
         scored = model.forward_logprobs(tokens, chosen, **sampling.scored).logprobs
-        others.append((scored - stats.old_logprobs[part][:, : chosen.shape[1]])[chosen])
+        others.append((scored - stats.old[part][:, : chosen.shape[1]])[chosen])
     for row in rows:
         episode = episodes[int(row)]
         mask = batch.policy[row, : episode.length]
         alone = plain_logprobs(model, episode.prompt_ids, episode.ids, sampling)
-        plain.append((alone - stats.old_logprobs[row, : len(mask)])[mask])
+        plain.append((alone - stats.old[row, : len(mask)])[mask])
     ratio = Gap.of(torch.cat(others))
     checks.append(invariants.compared("policy.ratio", ratio, tolerance, "in other batches"))
     checks.append(invariants.compared("policy.plain", Gap.of(torch.cat(plain)), tolerance, "one text at a time"))
@@ -177,15 +184,14 @@ def _sampler(model: ActorCritic, episodes: Sequence[Episode], sampling: Sampling
             [e.prompt_ids], [e.ids], pad_id=loaded.pad_id, encoder_decoder=loaded.encoder_decoder, device=loaded.device
         )
         with autocast(loaded.device, loaded.dtype):
-            logits, _ = response_forward(model.policy, tokens, own[None])
-        assert logits is not None
+            hidden = response_states(model.policy, tokens, share_prompts=False).at(own[None])
         uniforms = noise.uniforms(sampling.max_new_tokens, seed, "tokens", *e.drawn)
         at = own.nonzero()[:, 0]
         for part in torch.arange(len(at), device=at.device).split(_POSITIONS):
             places = at[part]
             ids = tokens.response_ids[0, places]
             early, banned = places < sampling.min_new_tokens, model.control if sampling.ban_control else None
-            scaled = process_logits(logits[part].float(), sampling.temperature, early, model.eos, banned)
+            scaled = process_logits(model.logits(hidden[part]), sampling.temperature, early, model.eos, banned)
             shares = torch.softmax(warp_logits(scaled, sampling.top_k, sampling.top_p), -1).cpu().double()
             cumulative = shares.cumsum(-1) / shares.sum(-1, keepdim=True)
             reached = cumulative.gather(-1, ids.cpu()[:, None])[:, 0]
@@ -203,7 +209,7 @@ def _engine(episodes: Sequence[Episode], stats: RolloutStats | None, sampling: S
     most often. None where its distribution is cut (top_k, top_p) and the one here is not."""
     if stats is None or sampling.top_k or sampling.top_p < 1:
         return None
-    gap = sampler_gap(episodes, stats.old_logprobs)
+    gap = sampler_gap(episodes, stats.old)
     assert gap is not None
     return invariants.compared("policy.sampler", Gap.of(gap), invariants.rounding(torch.bfloat16), "vLLM and policy")
 

@@ -31,6 +31,7 @@ from rlgf_cli.section import Flag, Refused, Strict
 
 FREE_ON_RESUME = {
     "step0",
+    "ppo.max_tokens_per_batch",
     "eval.every",
     "rollout.save_every",
     "rollout.show_count",
@@ -130,7 +131,8 @@ class PPOConfig(Strict):
     returns' variance that a critic must explain before its values are the baseline. ``critic_warmup_explained``: the
     critic's warm-up of at most ``critic_warmup_steps`` ends at this share. ``critic_learning_rate`` null: 1e-3 for
     a head, the policy's for a separate critic.
-    ``value_clip_range`` is in units of the returns' standard deviation.
+    ``value_clip_range`` is in units of the returns' standard deviation. ``max_tokens_per_batch``: tokens of one forward
+    pass, padding included, in scoring and in the update; it bounds the memory and changes no result beyond rounding.
     """
 
     gamma: float = Field(1.0, gt=0, le=1)
@@ -146,6 +148,7 @@ class PPOConfig(Strict):
         32, ge=1
     )
     gradient_accumulation_steps: Annotated[int, Flag("Parts of a minibatch.")] = Field(1, ge=1)
+    max_tokens_per_batch: Annotated[int, Flag("Tokens of one forward pass.")] = Field(8192, ge=1)
     clip_range: float = Field(0.2, gt=0)
     clip_range_high: float | None = Field(None, gt=0)
     loss_average: Literal["tokens", "sequences", "constant"] = "tokens"
@@ -256,8 +259,8 @@ class TrainConfig(StageConfig):
         SPEND: "budget.max_cost_usd budget.max_calls guide.mode",
         "Rollout and update options": (
             "optim.learning_rate kl.coef rollout.episodes ppo.minibatch_size ppo.gradient_accumulation_steps "
-            "ppo.epochs lengths.max_new_tokens lengths.max_prompt_tokens lengths.on_overlong rollout.temperature "
-            "reward_workers sampler.engine sampler.url text.chat"
+            "ppo.max_tokens_per_batch ppo.epochs lengths.max_new_tokens lengths.max_prompt_tokens "
+            "lengths.on_overlong rollout.temperature reward_workers sampler.engine sampler.url text.chat"
         ),
         MODEL: (
             "lora.enabled lora.r lora.alpha lora.target_modules model.load_in_4bit gradient_checkpointing "

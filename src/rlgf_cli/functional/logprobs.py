@@ -5,10 +5,15 @@ Shapes: B rows, T response positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+LOGITS_BYTES = 128 * 2**20
+"""The most memory of one chunk's float32 logits."""
 
 
 def process_logits(
@@ -59,6 +64,25 @@ class _ChosenLogprobs(torch.autograd.Function):
 def chosen_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """log softmax(``logits`` [N, V], float32) at ``tokens`` [N] -> [N]. May be differentiated once."""
     return _ChosenLogprobs.apply(logits, tokens)
+
+
+def in_chunks(
+    compute: Callable[..., tuple[torch.Tensor, ...]], rows: tuple[torch.Tensor, ...], vocabulary: int
+) -> tuple[torch.Tensor, ...]:
+    """``compute(*rows)`` on so many rows at a time that their logits take at most ``LOGITS_BYTES``.
+
+    ``rows``: tensors with the same first dimension N; ``compute`` returns tensors [N]. With more than one chunk the
+    backward pass computes a chunk's logits again instead of keeping them, so that the peak does not grow with N times
+    ``vocabulary``.
+    """
+    size = max(1, LOGITS_BYTES // (4 * vocabulary))
+    if len(rows[0]) <= size:
+        return compute(*rows)
+    parts = [
+        checkpoint(compute, *chunk, use_reentrant=False, preserve_rng_state=False)
+        for chunk in zip(*(tensor.split(size) for tensor in rows), strict=True)
+    ]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def warp_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:

@@ -16,9 +16,10 @@ from peft import PeftModel
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rlgf_cli.functional.logprobs import chosen_logprobs, process_logits
+from rlgf_cli.functional.logprobs import chosen_logprobs, in_chunks, process_logits
 from rlgf_cli.models.device import autocast
-from rlgf_cli.models.forward import TokenBatch, response_forward
+from rlgf_cli.models.forward import States, TokenBatch, response_states, sharing_problem
+from rlgf_cli.models.head import find_finish
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.trl_primitives import (
     disable_dropout_in_model,
@@ -86,8 +87,8 @@ class SeparateCritic(nn.Module):
         self.backbone.set_output_embeddings(_NoHead())
         self.head = ValueHead(hidden)
 
-    def forward(self, batch: TokenBatch) -> torch.Tensor:
-        return self.head(response_forward(self.backbone, batch, None)[1])
+    def forward(self, batch: TokenBatch, share_prompts: bool) -> torch.Tensor:
+        return self.head(response_states(self.backbone, batch, share_prompts=share_prompts).every())
 
 
 class Distribution(TypedDict):
@@ -116,18 +117,32 @@ class ActorCritic(nn.Module):
     not (``head``), or a model of its own (``separate``). ``with_ref_model`` false: no ref_model is held or run. The
     ref_model is: under LoRA on plain weights, the weights with the adapter switched off; under LoRA that goes on from
     an adapter checkpoint, a frozen second adapter with that checkpoint's weights; else a frozen copy (``ref_model``).
+    ``share_prompts``: what episodes with the same prompt have in common is computed once, where the model's attention
+    can do it; ``sharing_problem`` says why it cannot (empty: it can).
     """
 
     eos: torch.Tensor
     control: torch.Tensor
 
-    def __init__(self, loaded: Loaded, critics: Iterable[str], *, mode: str, with_ref_model: bool) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        critics: Iterable[str],
+        *,
+        mode: str,
+        with_ref_model: bool,
+        share_prompts: bool = True,
+    ) -> None:
         super().__init__()
         self.loaded = loaded
         self.policy = loaded.model
         _disable_dropout(self.policy)
         self.policy.eval()
         self._checkpointing = False
+        with autocast(loaded.device, loaded.dtype):
+            self._finish = find_finish(self.policy)
+            self.sharing_problem = sharing_problem(self.policy) if share_prompts else ""
+        self.share_prompts = share_prompts and not self.sharing_problem
         base: Any = self.policy.get_base_model() if isinstance(self.policy, PeftModel) else self.policy
         hidden = base.get_output_embeddings().weight.shape[-1]
         self.separate, self._detached = mode == "separate", mode == "head"
@@ -211,6 +226,11 @@ class ActorCritic(nn.Module):
         policy = [(f"policy.{n}", p) for n, p in self.policy.named_parameters() if p.requires_grad]
         return policy + [(f"critics.{n}", p) for n, p in self.critics.named_parameters() if p.requires_grad]
 
+    def logits(self, hidden: torch.Tensor, network: Any = None) -> torch.Tensor:
+        """The logits of hidden states [N, H] under the policy, or another network of its kind. [N, V] float32"""
+        with autocast(self.loaded.device, self.loaded.dtype):
+            return self._finish((network or self.policy).get_output_embeddings()(hidden)).float()
+
     def forward_logprobs(
         self,
         batch: TokenBatch,
@@ -228,22 +248,23 @@ class ActorCritic(nn.Module):
         """
         with autocast(self.loaded.device, self.loaded.dtype):
             names = list(values)
-            selected = _if_any(select)
-            logits = hidden = None
-            if selected is not None or (names and not self.separate):
+            states = None
+            if bool(select.any()) or (names and not self.separate):
                 learns = torch.is_grad_enabled() and not policy_frozen
                 with torch.set_grad_enabled(learns), self._layers_checkpoint(self.policy):
-                    logits, hidden = response_forward(self.policy, batch, selected)
+                    states = response_states(self.policy, batch, share_prompts=self.share_prompts)
             critic_values = {}
+            hidden = states.every() if states is not None and names and not self.separate else None
             for name in names:
                 critic = self.critics[name]
                 if self.separate:
                     with self._layers_checkpoint(critic):
-                        critic_values[name] = critic(batch)
+                        critic_values[name] = critic(batch, self.share_prompts)
                 else:
                     assert hidden is not None
                     critic_values[name] = critic(hidden.detach() if self._detached else hidden)
-        logprobs, entropies = self._select(logits, batch, select, entropy, **distribution)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not policy_frozen):
+            logprobs, entropies = self._score(self.policy, states, batch, select, entropy, **distribution)
         return TokenOutputs(logprobs, entropies, critic_values)
 
     @torch.no_grad()
@@ -251,25 +272,33 @@ class ActorCritic(nn.Module):
         self, batch: TokenBatch, select: torch.Tensor, **distribution: Unpack[Distribution]
     ) -> torch.Tensor:
         """Log-probabilities [B, T] of the selected tokens under the ref_model, 0 elsewhere."""
-        if _if_any(select) is None:
+        if not bool(select.any()):
             return torch.zeros(select.shape, device=select.device)
-        with autocast(self.loaded.device, self.loaded.dtype):
-            if self.ref_model is not None:
-                logits, _ = response_forward(self.ref_model, batch, select)
-            elif self._ref_adapter is not None:
-                self._use_adapter(self._ref_adapter)
-                try:
-                    logits, _ = response_forward(self.policy, batch, select)
-                finally:
-                    self._use_adapter("default")
-            else:
-                with self.policy.disable_adapter():
-                    logits, _ = response_forward(self.policy, batch, select)
-        return self._select(logits, batch, select, False, **distribution)[0]
+        network = self.policy if self.ref_model is None else self.ref_model
+        with self._as_ref_model():
+            with autocast(self.loaded.device, self.loaded.dtype):
+                states = response_states(network, batch, share_prompts=self.share_prompts)
+            return self._score(network, states, batch, select, False, **distribution)[0]
 
-    def _select(
+    @contextlib.contextmanager
+    def _as_ref_model(self) -> Iterator[None]:
+        """Within it, the policy's adapters are those of the ref_model, where that is not a network of its own."""
+        if self._ref_adapter is not None:
+            self._use_adapter(self._ref_adapter)
+            try:
+                yield
+            finally:
+                self._use_adapter("default")
+        elif self.ref_model is None:
+            with self.policy.disable_adapter():
+                yield
+        else:
+            yield
+
+    def _score(
         self,
-        logits: torch.Tensor | None,
+        network: Any,
+        states: States | None,
         batch: TokenBatch,
         select: torch.Tensor,
         entropy: bool,
@@ -278,27 +307,29 @@ class ActorCritic(nn.Module):
         min_new_tokens: int,
         ban_control: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits [N, V] of the selected positions (None: there are none) to log-probabilities and entropies [B, T]."""
-        if logits is None:
-            zeros = torch.zeros(select.shape, device=select.device)
+        """Log-probabilities and entropies [B, T] of the selected tokens from a network's states (None: no token is
+        selected)."""
+        zeros = torch.zeros(select.shape, device=select.device)
+        if states is None or not bool(select.any()):
             return zeros, zeros if entropy else None
-        position = torch.arange(select.shape[1], device=select.device).expand_as(select)[select]
         banned = self.control if ban_control else None
-        logits = process_logits(logits.float(), temperature, position < min_new_tokens, self.eos, banned)
-        # TRL's function has a kernel for GPUs; elsewhere it computes row by row
-        choose = selective_log_softmax if logits.is_cuda else chosen_logprobs
-        chosen = choose(logits, batch.response_ids[select])
-        empty = torch.zeros(select.shape, dtype=chosen.dtype, device=chosen.device)
-        logprobs = empty.masked_scatter(select, chosen)
-        if not entropy:
-            return logprobs, None
-        finite = logits.masked_fill(torch.isinf(logits), torch.finfo(logits.dtype).min)  # 0 x -inf is NaN
-        return logprobs, empty.masked_scatter(select, entropy_from_logits(finite))
 
+        def score(hidden: torch.Tensor, tokens: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            logits = self.logits(hidden, network)
+            logits = process_logits(logits, temperature, position < min_new_tokens, self.eos, banned)
+            # TRL's function has a kernel for GPUs; elsewhere it computes row by row
+            choose = selective_log_softmax if logits.is_cuda else chosen_logprobs
+            chosen = choose(logits, tokens)
+            if not entropy:
+                return (chosen,)
+            finite = logits.masked_fill(torch.isinf(logits), torch.finfo(logits.dtype).min)  # 0 x -inf is NaN
+            return chosen, entropy_from_logits(finite)
 
-def _if_any(select: torch.Tensor) -> torch.Tensor | None:
-    """The selection, or None where it is empty: a minibatch may hold the guide's tokens only."""
-    return select if bool(select.any()) else None
+        position = torch.arange(select.shape[1], device=select.device).expand_as(select)[select]
+        vocabulary = network.config.get_text_config().vocab_size
+        outputs = in_chunks(score, (states.at(select), batch.response_ids[select], position), vocabulary)
+        placed = [zeros.to(values.dtype).masked_scatter(select, values) for values in outputs]
+        return placed[0], placed[1] if entropy else None
 
 
 def _disable_dropout(model: Any) -> None:

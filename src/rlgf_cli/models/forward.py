@@ -1,7 +1,6 @@
-"""Teacher-forced forward passes over responses: logits and hidden states at response positions only.
+"""Teacher-forced forward passes over responses: the hidden states from which response tokens are predicted.
 
-Shapes: B episodes, P prompt columns (left-padded for decoders), T response columns (right-padded), H hidden size,
-N selected positions, V vocabulary.
+Shapes: B episodes, P prompt columns (left-padded for decoders), T response columns (right-padded), H hidden size.
 """
 
 from __future__ import annotations
@@ -11,8 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.modeling_outputs import BaseModelOutput
 
 from rlgf_cli.models.generate import decoder_start_id, pad_rows, positions_of
+from rlgf_cli.models.head import HeadInput
+from rlgf_cli.models.packing import attention_masks, groups_of, pack, saves
 
 
 @dataclass(frozen=True)
@@ -51,57 +53,107 @@ class TokenBatch:
         )
 
 
-class _HeadInput:
-    """A hook that stores the LM head's input and passes on the selected positions only.
+@dataclass(frozen=True)
+class States:
+    """Hidden states before response tokens: [B, T, H] in ``rows``, or at ``index`` [B, T] of ``rows`` [M, H]."""
 
-    That input is the last hidden state as every architecture finishes it (final norm, scaling). The head is most of a
-    small model's computation, so it is not run on positions whose logits are not needed.
+    rows: torch.Tensor
+    index: torch.Tensor | None = None
+
+    def every(self) -> torch.Tensor:
+        """Those of all response positions. [B, T, H]"""
+        return self.rows if self.index is None else self.rows[self.index]
+
+    def at(self, select: torch.Tensor) -> torch.Tensor:
+        """Those of the selected positions, in their order. select [B, T] bool -> [N, H]"""
+        return self.rows[select if self.index is None else self.index[select]]
+
+
+def response_states(model: Any, batch: TokenBatch, *, share_prompts: bool) -> States:
+    """The LM head's inputs, from which the response tokens of a batch are predicted.
+
+    ``share_prompts``: compute once what rows with the same prompt have in common, where that costs less. Position ids
+    come from the attention mask, and an encoder is given its mask.
     """
-
-    def __init__(self, head: torch.nn.Module, width: int, select: torch.Tensor | None) -> None:
-        self.width, self.select = width, select
-        self.hidden: torch.Tensor | None = None
-        self._handle = head.register_forward_pre_hook(self._before)
-
-    def _before(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = args[0][:, -self.width :]
-        self.hidden = hidden
-        if self.select is None:
-            return (hidden[:1, :1], *args[1:])  # no logits are needed; the head's shape checks need one position
-        return (hidden[self.select].unsqueeze(0), *args[1:])
-
-    def __enter__(self) -> _HeadInput:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
-
-
-def response_forward(
-    model: Any, batch: TokenBatch, select: torch.Tensor | None
-) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Logits of the selected response tokens and the hidden states that they were predicted from.
-
-    ``select`` [B, T] bool: positions whose logits are wanted, None for none. Returns ``(logits [N, V] or None,
-    hidden [B, T, H])``; row n belongs to the n-th True of ``select``; ``hidden[:, t]`` is the state before token t.
-    Position ids come from the attention mask, and an encoder is given its mask.
-    """
-    width = batch.response_ids.shape[1]
-    kwargs: dict[str, torch.Tensor | bool]
     if model.config.is_encoder_decoder:
-        start = batch.response_ids.new_full((len(batch.response_ids), 1), decoder_start_id(model))
-        kwargs = {
-            "input_ids": batch.prompt_ids,
-            "attention_mask": batch.prompt_mask,
-            "decoder_input_ids": torch.cat([start, batch.response_ids[:, :-1]], dim=1),
-        }
+        inputs = _encoder_decoder_inputs(model, batch, share_prompts)
+    elif share_prompts and (packed := _packed_states(model, batch)) is not None:
+        return packed
     else:
-        inputs = torch.cat([batch.prompt_ids, batch.response_ids[:, :-1]], dim=1)
-        real = torch.arange(width - 1, device=inputs.device) < (batch.lengths.unsqueeze(-1) - 1)
-        mask = torch.cat([batch.prompt_mask, real.to(batch.prompt_mask.dtype)], dim=1)
-        kwargs = {"input_ids": inputs, "attention_mask": mask, "position_ids": positions_of(mask)}
-    with _HeadInput(model.get_output_embeddings(), width, select) as head_input:
-        logits = model(**kwargs, use_cache=False).logits
-    assert head_input.hidden is not None
-    # squeezed, not indexed: the gradient of an index first fills a tensor with zeros
-    return (None if select is None else logits.squeeze(0)), head_input.hidden
+        inputs = _decoder_inputs(batch)
+    with HeadInput(model) as head:
+        model(**inputs, use_cache=False)
+    return States(head.hidden[:, -batch.response_ids.shape[1] :])
+
+
+def _decoder_inputs(batch: TokenBatch) -> dict[str, torch.Tensor]:
+    inputs = torch.cat([batch.prompt_ids, batch.response_ids[:, :-1]], dim=1)
+    width = batch.response_ids.shape[1]
+    real = torch.arange(width - 1, device=inputs.device) < (batch.lengths.unsqueeze(-1) - 1)
+    mask = torch.cat([batch.prompt_mask, real.to(batch.prompt_mask.dtype)], dim=1)
+    return {"input_ids": inputs, "attention_mask": mask, "position_ids": positions_of(mask)}
+
+
+def _packed_states(model: Any, batch: TokenBatch) -> States | None:
+    """States from packed rows; None where they would not cost less than separate ones."""
+    lengths = batch.lengths.tolist()
+    tensors = (batch.prompt_ids, batch.prompt_mask, batch.response_ids, batch.lengths)
+    groups = groups_of(*tensors)
+    if not saves(groups, lengths, model.config.get_text_config().hidden_size):
+        return None
+    packed = pack(groups, *tensors)
+    masks = attention_masks(model.config.get_text_config(), packed)
+    with HeadInput(model) as head:
+        model(input_ids=packed.ids, position_ids=packed.positions, attention_mask=masks, use_cache=False)
+    return States(head.hidden.flatten(0, 1), packed.index)
+
+
+def _encoder_decoder_inputs(model: Any, batch: TokenBatch, share_prompts: bool) -> dict[str, Any]:
+    start = batch.response_ids.new_full((len(batch.response_ids), 1), decoder_start_id(model))
+    inputs: dict[str, Any] = {
+        "attention_mask": batch.prompt_mask,
+        "decoder_input_ids": torch.cat([start, batch.response_ids[:, :-1]], dim=1),
+    }
+    if share_prompts:
+        groups = groups_of(batch.prompt_ids, batch.prompt_mask, batch.response_ids, batch.lengths)
+        if len(groups) < len(batch.lengths):
+            owners = torch.empty_like(batch.lengths)
+            for number, group in enumerate(groups):
+                owners[group.rows] = number
+            first = [group.rows[0] for group in groups]
+            encoded = model.get_encoder()(input_ids=batch.prompt_ids[first], attention_mask=batch.prompt_mask[first])
+            states = encoded.last_hidden_state[owners]
+            return {**inputs, "encoder_outputs": BaseModelOutput(last_hidden_state=states)}
+    return {**inputs, "input_ids": batch.prompt_ids}
+
+
+@torch.no_grad()
+def sharing_problem(model: Any) -> str:
+    """Why rows of this model cannot share their prompts; empty where they can.
+
+    Two responses to one prompt are run in both ways: an attention that takes no such mask gives an error, or other
+    states.
+    """
+    if model.config.is_encoder_decoder:
+        return ""
+    config, device = model.config.get_text_config(), model.device
+    ids = torch.arange(8, device=device).expand(2, -1) % config.vocab_size
+    responses = (ids[:, :4] + torch.tensor([[5], [9]], device=device)) % config.vocab_size
+    batch = TokenBatch(ids, torch.ones_like(ids), responses, torch.tensor([4, 4], device=device))
+    tensors = (batch.prompt_ids, batch.prompt_mask, batch.response_ids, batch.lengths)
+    packed = pack(groups_of(*tensors), *tensors)
+    masks = attention_masks(config, packed)
+    if masks is None:
+        return f"the attention {config._attn_implementation!r} of a {config.model_type!r} takes no mask of its own"
+    with HeadInput(model) as head:
+        try:
+            model(input_ids=packed.ids, position_ids=packed.positions, attention_mask=masks, use_cache=False)
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            return f"a {config.model_type!r} takes no attention mask of four dimensions ({str(error).splitlines()[0]})"
+        states = States(head.hidden.flatten(0, 1), packed.index).every().float()
+        model(**_decoder_inputs(batch), use_cache=False)
+        expected = head.hidden[:, -4:].float()
+    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
+    if float((states - expected).abs().max()) > tolerance * float(expected.abs().max()):
+        return f"a {config.model_type!r} gives other hidden states with an attention mask of four dimensions"
+    return ""

@@ -48,14 +48,18 @@ def positions_of(mask: torch.Tensor) -> torch.Tensor:
 
 
 class _DecoderState:
-    """Key-value cache of a decoder-only model, rows left-padded."""
+    """Key-value cache of a decoder-only model, rows left-padded. Equal rows are prefilled once."""
 
     def __init__(self, model: Any, rows: list[list[int]], pad_id: int) -> None:
         self.model = model
-        ids, mask = pad_rows(rows, pad_id, left=True)
+        different, owners = _different(rows)
+        ids, mask = pad_rows(different, pad_id, left=True)
         self.mask = mask.to(model.device)
         self.cache: Any = None
         self.logits = self._forward(ids.to(model.device), positions_of(self.mask))
+        if len(different) < len(rows):
+            self.keep(torch.tensor(owners, device=model.device))
+            self.logits = self.logits[owners]
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         out = self.model(
@@ -83,9 +87,12 @@ class _EncoderDecoderState:
 
     def __init__(self, model: Any, prompts: list[list[int]], prefixes: list[list[int]], pad_id: int) -> None:
         self.model = model
-        ids, mask = pad_rows(prompts, pad_id, left=False)
+        different, owners = _different(prompts)
+        ids, mask = pad_rows(different, pad_id, left=False)
         self.encoder_mask = mask.to(model.device)
         self.encoded = model.get_encoder()(input_ids=ids.to(model.device), attention_mask=self.encoder_mask)
+        if len(different) < len(prompts):
+            self._keep_encoded(torch.tensor(owners, device=model.device))
         start = decoder_start_id(model)
         ids, mask = pad_rows([[start, *prefix] for prefix in prefixes], pad_id, left=True)
         self.mask = mask.to(model.device)
@@ -111,8 +118,18 @@ class _EncoderDecoderState:
     def keep(self, rows: torch.Tensor) -> None:
         _keep_rows(self.model, self.cache, rows)
         self.mask = self.mask[rows]
+        self._keep_encoded(rows)
+
+    def _keep_encoded(self, rows: torch.Tensor) -> None:
         self.encoder_mask = self.encoder_mask[rows]
         self.encoded.last_hidden_state = self.encoded.last_hidden_state[rows]
+
+
+def _different(rows: list[list[int]]) -> tuple[list[list[int]], list[int]]:
+    """The rows without repetitions, and the place of each row among them."""
+    places: dict[tuple[int, ...], int] = {}
+    owners = [places.setdefault(tuple(row), len(places)) for row in rows]
+    return [list(row) for row in places], owners
 
 
 def _cache_of(model: Any, output: Any) -> Any:

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from rlgf_cli.errors import UserError
-from rlgf_cli.functional.logprobs import chosen_logprobs
+from rlgf_cli.functional.logprobs import chosen_logprobs, in_chunks
 from rlgf_cli.models.device import autocast
-from rlgf_cli.models.forward import TokenBatch, response_forward
+from rlgf_cli.models.forward import TokenBatch, response_states
+from rlgf_cli.models.head import Finish, find_finish
 from rlgf_cli.models.loaded import Loaded
 
 Row = tuple[Sequence[int], Sequence[int]]
@@ -47,15 +48,17 @@ def token_logprobs(
     logprobs = [np.zeros(0)] * len(rows)
     order = sorted((i for i, (_, ids) in enumerate(rows) if ids), key=lambda i: sum(map(len, rows[i])))
     on_rows(len(rows) - len(order))
+    with autocast(loaded.device, loaded.dtype):
+        finish = find_finish(loaded.model)
     for at in range(0, len(order), batch_size):
         batch = order[at : at + batch_size]
-        for i, values in zip(batch, _batch_logprobs(loaded, [rows[i] for i in batch]), strict=True):
+        for i, values in zip(batch, _batch_logprobs(loaded, [rows[i] for i in batch], finish), strict=True):
             logprobs[i] = values
         on_rows(len(batch))
     return logprobs
 
 
-def _batch_logprobs(loaded: Loaded, rows: Sequence[Row]) -> list[np.ndarray]:
+def _batch_logprobs(loaded: Loaded, rows: Sequence[Row], finish: Finish) -> list[np.ndarray]:
     batch = TokenBatch.build(
         [context for context, _ in rows],
         [ids for _, ids in rows],
@@ -64,8 +67,13 @@ def _batch_logprobs(loaded: Loaded, rows: Sequence[Row]) -> list[np.ndarray]:
         device=loaded.device,
     )
     real = torch.arange(batch.response_ids.shape[1], device=loaded.device) < batch.lengths.unsqueeze(-1)
+    head = loaded.model.get_output_embeddings()
+
+    def score(hidden: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor]:
+        return (chosen_logprobs(finish(head(hidden)).float(), tokens),)
+
     with autocast(loaded.device, loaded.dtype):
-        logits, _ = response_forward(loaded.model, batch, real)
-    assert logits is not None
-    chosen = chosen_logprobs(logits.float(), batch.response_ids[real])  # in the order of the rows
+        hidden = response_states(loaded.model, batch, share_prompts=False).at(real)
+        vocabulary = loaded.model.config.get_text_config().vocab_size
+        (chosen,) = in_chunks(score, (hidden, batch.response_ids[real]), vocabulary)  # in the order of the rows
     return [part.double().numpy() for part in chosen.cpu().split(batch.lengths.tolist())]

@@ -18,9 +18,10 @@ from rlgf_cli.protocols import Example, Guide
 from rlgf_cli.training.advantages import AdvantageSettings
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.loop import CriticSettings, HeldOutEvaluator, Scorer, ScorerAt, Trainer
+from rlgf_cli.training.optimizer import make_optimizer, make_scheduler
 from rlgf_cli.training.parallel.processes import Processes
 from rlgf_cli.training.rollout import RolloutGenerator, Sampling
-from rlgf_cli.training.update import UpdateSettings, make_optimizer, make_scheduler
+from rlgf_cli.training.update import UpdateSettings
 
 
 def needs_ref_model(config: TrainConfig) -> bool:
@@ -55,10 +56,17 @@ def make_trainer(
 ) -> Trainer:
     """The loop at its first step. ``covered``: ids of the prompts that the guide has a text for; None: all.
 
-    ``warn`` is called for a broken invariant of step 0 where that should not end the run.
+    ``warn`` is called for a broken invariant of step 0 where that should not end the run, and for groups whose prompt
+    cannot be shared.
     """
     spec, ppo = config.algorithm.spec(), config.ppo
-    model = ActorCritic(loaded, spec.critics, mode=ppo.critic, with_ref_model=needs_ref_model(config))
+    # shards are gathered in a network's forward pass, and shared prompts run the encoder outside of it
+    share = not (processes.lockstep and loaded.encoder_decoder)
+    model = ActorCritic(
+        loaded, spec.critics, mode=ppo.critic, with_ref_model=needs_ref_model(config), share_prompts=share
+    )
+    if model.sharing_problem and spec.group_size > 1:
+        warn(f"each response is computed with a prompt of its own, though groups share them: {model.sharing_problem}")
     if config.gradient_checkpointing:
         model.enable_checkpointing()
     processes.spread(model)

@@ -168,7 +168,7 @@ def _check_policy(
         stats = advantages = None
         charged = config.kl.coef if config.kl.where == "reward" else 0.0
         if regime.estimator != "likelihood":
-            stats = compute_stats(model, batch, regime, sampling, rows_at_once=sampling.batch_size)
+            stats = compute_stats(model, batch, regime, sampling, max_tokens=config.ppo.max_tokens_per_batch)
             advantages = compute_advantages(
                 regime, batch, stats, AdvantageSettings.of(config.ppo), AdvantageInputs(charged)
             )

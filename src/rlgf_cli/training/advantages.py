@@ -16,6 +16,7 @@ from rlgf_cli.functional import advantages as adv
 from rlgf_cli.functional.kl import episode_returns, log_ratio, token_rewards
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.training.episodes import EpisodeBatch
+from rlgf_cli.training.microbatches import split_by_tokens
 from rlgf_cli.training.parallel.processes import SINGLE, Processes
 from rlgf_cli.training.rollout import Sampling
 
@@ -55,12 +56,24 @@ class AdvantageInputs:
 
 @dataclass(frozen=True)
 class RolloutStats:
-    """Log-probabilities under the policy and the reference model (None: the run has none) and each critic's values,
-    before the update. All [B, T]."""
+    """Log-probabilities under the policy (None: the update's first pass gives them) and the reference model (None: the
+    run has none) and each critic's values, before the update. All [B, T]."""
 
-    old_logprobs: torch.Tensor
+    old_logprobs: torch.Tensor | None
     ref_logprobs: torch.Tensor | None
     values: dict[str, torch.Tensor]
+
+    @property
+    def old(self) -> torch.Tensor:
+        """``old_logprobs`` where they are known."""
+        assert self.old_logprobs is not None
+        return self.old_logprobs
+
+    def log_ratio(self, batch: EpisodeBatch) -> torch.Tensor | None:
+        """log pi - log pi_ref on the policy's tokens; None where one of them is not known. [B, T]"""
+        if self.old_logprobs is None or self.ref_logprobs is None:
+            return None
+        return log_ratio(self.old_logprobs, self.ref_logprobs, batch.policy)
 
 
 @dataclass(frozen=True)
@@ -68,14 +81,12 @@ class Advantages:
     """Rewards, advantages and value targets of a step. All [B, T].
 
     ``rewards``: what the advantages were made of; ``per_token``: the advantages, 0 on tokens that are not learned;
-    ``returns``: each critic's value targets, on the tokens that it is fitted on; ``log_ratio``: log pi - log pi_ref
-    on the policy's tokens (None without a reference model).
+    ``returns``: each critic's value targets, on the tokens that it is fitted on.
     """
 
     rewards: torch.Tensor
     per_token: torch.Tensor
     returns: dict[str, torch.Tensor]
-    log_ratio: torch.Tensor | None
 
 
 @torch.no_grad()
@@ -85,33 +96,39 @@ def compute_stats(
     regime: Regime,
     sampling: Sampling,
     *,
-    rows_at_once: int,
+    max_tokens: int | None = None,
+    with_policy: bool = True,
     processes: Processes = SINGLE,
 ) -> RolloutStats:
     """Log-probabilities and values of all episodes under the policy, the reference model and the regime's critics.
 
-    Each process computes some of the rows; the result has all rows, and is the same for all processes.
+    ``max_tokens``: of one forward pass. ``with_policy`` false: without the policy's log-probabilities. Each process
+    computes some of the rows; the result has all rows, and is the same for all processes.
     """
     shape, device = batch.real.shape, batch.real.device
-    logprobs = torch.zeros(shape, device=device)
+    logprobs = torch.zeros(shape, device=device) if with_policy else None
     ref_logprobs = torch.zeros(shape, device=device) if model.has_ref_model else None
     critics = {name for name, mask in batch.fit.items() if bool(mask.any())} | ({regime.critic} - {None})
     values = {str(name): torch.zeros(shape, device=device) for name in sorted(str(c) for c in critics)}
     select = batch.policy
-    order = batch.tokens.lengths.argsort()  # rows of like length together: less padding
-    for rows in processes.rows(order).split(rows_at_once):
-        if not len(rows):  # fewer rows than processes
+    mine = processes.rows(batch.tokens.lengths.argsort())
+    for part in split_by_tokens(batch.tokens, mine, max_tokens, share=model.share_prompts):
+        if not len(part):  # fewer rows than processes
             continue
+        rows = mine[part]
         tokens = batch.tokens.rows(rows)
         width = tokens.response_ids.shape[1]
         chosen = select[rows][:, :width]
-        scored = model.forward_logprobs(tokens, chosen, values=values, **sampling.scored)
-        logprobs[rows, :width] = scored.logprobs.float()
-        for name, value in scored.values.items():
-            values[name][rows, :width] = value.float()
+        if logprobs is not None or values:
+            wanted = chosen if logprobs is not None else torch.zeros_like(chosen)
+            scored = model.forward_logprobs(tokens, wanted, values=values, **sampling.scored)
+            if logprobs is not None:
+                logprobs[rows, :width] = scored.logprobs.float()
+            for name, value in scored.values.items():
+                values[name][rows, :width] = value.float()
         if ref_logprobs is not None:
             ref_logprobs[rows, :width] = model.ref_logprobs(tokens, chosen, **sampling.scored).float()
-    tensors = [logprobs, *([] if ref_logprobs is None else [ref_logprobs]), *values.values()]
+    tensors = [tensor for tensor in (logprobs, ref_logprobs, *values.values()) if tensor is not None]
     processes.add_up(tensors)  # a row is 0 in all processes but the one that computed it
     return RolloutStats(logprobs, ref_logprobs, values)
 
@@ -124,8 +141,8 @@ def compute_advantages(
     inputs: AdvantageInputs = AdvantageInputs(),
 ) -> Advantages:
     """Rewards, advantages and value targets of a step."""
-    ratio = None if stats.ref_logprobs is None else log_ratio(stats.old_logprobs, stats.ref_logprobs, batch.policy)
-    charged = torch.zeros_like(stats.old_logprobs) if ratio is None else ratio
+    ratio = stats.log_ratio(batch)
+    charged = torch.zeros(batch.real.shape, device=batch.real.device) if ratio is None else ratio
     rewards = token_rewards(batch.scores, charged, batch.last, inputs.kl_coef)
     given = _EstimatorInputs(regime, batch, stats, rewards, charged, settings, inputs)
     advantages = ESTIMATORS[regime.estimator](given)
@@ -134,7 +151,7 @@ def compute_advantages(
         if name in stats.values and bool(mask.any()):
             targets = torch.full_like(rewards, settings.critic_lambda)
             returns[name] = adv.gae(rewards, stats.values[name], batch.real, settings.gamma, targets)[1]
-    return Advantages(rewards, torch.where(batch.learned, advantages, torch.zeros_like(advantages)), returns, ratio)
+    return Advantages(rewards, torch.where(batch.learned, advantages, torch.zeros_like(advantages)), returns)
 
 
 def scale_of(scale: AdvantageScale, estimator: Estimator) -> AdvantageScale:

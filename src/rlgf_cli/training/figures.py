@@ -65,13 +65,13 @@ def of_tensors(batch: EpisodeBatch, stats: RolloutStats | None, advantages: Adva
     if stats is None or advantages is None:
         return row
     if bool(batch.policy.any()):
-        row["policy/entropy"] = -float(stats.old_logprobs[batch.policy].mean())
+        row["policy/entropy"] = -float(stats.old[batch.policy].mean())
     row["reward/sum"] = float(advantages.rewards.sum(-1).mean())
-    if advantages.log_ratio is not None:
+    if (ratio := stats.log_ratio(batch)) is not None:
         policy_tokens = batch.policy.sum().clamp_min(1)
-        row["kl/mean"] = float(advantages.log_ratio.sum() / policy_tokens)
-        row["kl/k3"] = float(k3(advantages.log_ratio).sum() / policy_tokens)
-        row["kl/episode"] = float(advantages.log_ratio.sum(-1).mean())
+        row["kl/mean"] = float(ratio.sum() / policy_tokens)
+        row["kl/k3"] = float(k3(ratio).sum() / policy_tokens)
+        row["kl/episode"] = float(ratio.sum(-1).mean())
     if int(batch.learned.sum()) > 1:
         row["advantage/std"] = float(advantages.per_token[batch.learned].std())
     for name, returns in advantages.returns.items():

@@ -36,7 +36,13 @@ from rlgf_cli.training.restarts import Gate, Restarts, update_own_scores, values
 from rlgf_cli.training.rollout import RolloutGenerator
 from rlgf_cli.training.sampler_gap import correction_weights, gap_figures
 from rlgf_cli.training.timing import Clock
-from rlgf_cli.training.update import StepData, UpdateSettings, carries_loss, update
+from rlgf_cli.training.update import (
+    StepData,
+    UpdateSettings,
+    carries_loss,
+    old_logprobs_are_the_updates,
+    update,
+)
 
 Scorer = Callable[[Sequence[Example], Sequence[str]], list[Score]]
 ScorerAt = Callable[[int], tuple[Scorer, dict[str, float]]]
@@ -125,12 +131,12 @@ class Trainer:
             data = self._compute_advantages(regime, episodes)
             self._probe_first_step(episodes, data)
         settings = self._update_settings(regime)
-        losses = self._update(episodes, data, settings)
+        losses, data = self._update(episodes, data, settings)
         row: dict[str, Any] = {
             "step": step + 1,
             **figures.of_episodes(regime, episodes),
             **figures.of_tensors(data.batch, data.stats, data.advantages),
-            **self._sampler_figures(episodes, data),
+            **(gap_figures(episodes, data.stats.old, self.correction_cap) if data.stats else {}),
             **self._state_figures(data),
             **schedule,
             **losses,
@@ -254,13 +260,17 @@ class Trainer:
             if regime.estimator == "likelihood":
                 return StepData(regime, batch, None, None, None)
             sampling = self.generator.sampling
+            # step 0 checks the policy's log-probabilities before the update
+            deferred = self.state.step > 0 and self._kl_coef.reward == 0 and self.correction_cap is None
+            with_policy = not (deferred and old_logprobs_are_the_updates(batch, regime, self.update))
             stats = compute_stats(
-                self.model, batch, regime, sampling, rows_at_once=sampling.batch_size, processes=self.processes
-            )
+                self.model, batch, regime, sampling,
+                max_tokens=self.update.max_tokens, with_policy=with_policy, processes=self.processes,
+            )  # fmt: skip
             advantages = compute_advantages(regime, batch, stats, self.advantage, self._advantage_inputs(episodes))
             weights = None
             if self.correction_cap is not None:
-                weights = correction_weights(episodes, stats.old_logprobs, self.correction_cap)
+                weights = correction_weights(episodes, stats.old, self.correction_cap)
             return StepData(regime, batch, stats, advantages, None, weights)
 
     def _advantage_inputs(self, episodes: list[Episode]) -> AdvantageInputs:
@@ -283,7 +293,9 @@ class Trainer:
 
     # the update
 
-    def _update(self, episodes: list[Episode], data: StepData, settings: UpdateSettings) -> dict[str, float]:
+    def _update(
+        self, episodes: list[Episode], data: StepData, settings: UpdateSettings
+    ) -> tuple[dict[str, float], StepData]:
         with self.clock.timed("update"):
             data = replace(data, references=self._references(episodes))
             return update(
@@ -319,9 +331,6 @@ class Trainer:
         )
 
     # the state
-
-    def _sampler_figures(self, episodes: list[Episode], data: StepData) -> dict[str, float]:
-        return {} if data.stats is None else gap_figures(episodes, data.stats.old_logprobs, self.correction_cap)
 
     def _state_figures(self, data: StepData) -> dict[str, Any]:
         """The row's figures of the trainer's own state and of the guide."""

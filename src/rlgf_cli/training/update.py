@@ -6,14 +6,11 @@ the minibatch's own gradient.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch.distributed.tensor import DTensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
@@ -26,18 +23,22 @@ from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.training.advantages import Advantages, RolloutStats
 from rlgf_cli.training.episodes import EpisodeBatch
+from rlgf_cli.training.microbatches import split_by_tokens
+from rlgf_cli.training.optimizer import by_role
 from rlgf_cli.training.parallel.processes import SINGLE, Processes, raised_by_all
 from rlgf_cli.training.rollout import Sampling
 
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """Sizes and coefficients of the update. ``kl_coef``: of the KL as a loss (0: it is charged elsewhere or not at
-    all); ``policy_frozen``: the critics learn alone (critic warm-up)."""
+    """Sizes and coefficients of the update. ``accumulation``: parts of a minibatch, each of at most ``max_tokens``
+    tokens or in parts itself; ``kl_coef``: of the KL as a loss (0: it is charged elsewhere or not at all);
+    ``policy_frozen``: the critics learn alone (critic warm-up)."""
 
     epochs: int
     minibatch_size: int
     accumulation: int
+    max_tokens: int | None
     clip_range: float
     value_clip_range: float
     value_coef: float
@@ -57,6 +58,7 @@ class UpdateSettings:
             epochs=ppo.epochs,
             minibatch_size=ppo.minibatch_size,
             accumulation=ppo.gradient_accumulation_steps,
+            max_tokens=ppo.max_tokens_per_batch,
             clip_range=ppo.clip_range,
             value_clip_range=ppo.value_clip_range if ppo.value_clip_range is not None else float("inf"),
             value_coef=ppo.value_coef,
@@ -76,6 +78,7 @@ class StepData:
 
     ``stats`` and ``advantages`` are None for the likelihood estimator. ``references``: one reference text per episode,
     for the auxiliary likelihood. ``weights`` [B, T]: importance weights of the policy loss (None: 1 everywhere).
+    :func:`update` fills in ``stats.old_logprobs`` where they are None.
     """
 
     regime: Regime
@@ -118,13 +121,17 @@ def update(
     seed: int,
     step: int,
     processes: Processes = SINGLE,
-) -> dict[str, float]:
-    """Run the epochs; returns the means of the losses and of the diagnostics over what they were taken on.
+) -> tuple[dict[str, float], StepData]:
+    """Run the epochs; returns the means of the losses and of the diagnostics over what they were taken on, and the data
+    with the log-probabilities before the update.
 
     A minibatch without anything to learn takes no optimizer step and is counted. Of each minibatch a process
     differentiates its share; the denominators are those of the whole.
     """
     sums = Sums()
+    before = None
+    if data.stats is not None and data.stats.old_logprobs is None:
+        before = torch.zeros(data.batch.real.shape, device=data.batch.real.device)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     policy_learns = not settings.policy_frozen
     for minibatch in _minibatches(len(data.batch.scores), settings, seed, step):
@@ -135,15 +142,16 @@ def update(
             continue
         sums.add("update/skipped", 0, 1)
         optimizer.zero_grad(set_to_none=True)
-        mine, mine_learned = processes.rows(minibatch), processes.rows(learned)
-        count = settings.accumulation if processes.lockstep else max(1, min(settings.accumulation, len(mine)))
-        for rows, rows_learned in zip(mine.tensor_split(count), mine_learned.tensor_split(count), strict=True):
-            if len(rows):
-                loss = _loss(model, data, sampling, settings, rows, rows_learned, counts, sums, processes.lockstep)
-            elif processes.lockstep:  # a pass of loss 0, so that all processes make the same passes
-                loss = 0 * _loss(model, data, sampling, settings, minibatch[:1], learned[:1], counts, Sums(), True)
-            else:  # fewer rows than processes
-                continue
+        for part in _passes(data, minibatch, settings, processes, share=model.share_prompts):
+            rows, its_sums = (minibatch[part], sums) if len(part) else (minibatch[:1], Sums())
+            its_learned = learned[part] if len(part) else learned[:1]
+            loss, logprobs = _loss(
+                model, data, sampling, settings, rows, its_learned, counts, its_sums, processes.lockstep
+            )
+            if not len(part):
+                loss = 0 * loss
+            elif before is not None:
+                before[rows, : logprobs.shape[1]] = logprobs
             if loss.requires_grad:
                 (processes.loss_scale * loss).backward()
         processes.add_gradients(parameters)
@@ -160,22 +168,54 @@ def update(
             sums.add("update/grad_norm" if role == "policy" else "update/critic_grad_norm", norm, 1)
         optimizer.step()
     sums.add_up(processes)
-    return sums.means()
+    if before is not None and data.stats is not None:
+        processes.add_up([before])  # a row is 0 in all processes but the one that differentiated it
+        data = replace(data, stats=replace(data.stats, old_logprobs=before))
+    return sums.means(), data
+
+
+def old_logprobs_are_the_updates(batch: EpisodeBatch, regime: Regime, settings: UpdateSettings) -> bool:
+    """Whether the update computes the log-probabilities before it, of all of the policy's tokens, by itself: it has one
+    minibatch in one epoch, so that every ratio is 1, and learns all of these tokens. No critic is needed for advantages
+    of groups."""
+    return (
+        regime.critic is None
+        and regime.estimator in ("group_mean", "leave_one_out")
+        and settings.epochs == 1
+        and len(batch.scores) <= settings.minibatch_size
+        and torch.equal(carries_loss(batch, settings), batch.policy)
+    )
+
+
+def _passes(
+    data: StepData, minibatch: torch.Tensor, settings: UpdateSettings, processes: Processes, *, share: bool
+) -> list[torch.Tensor]:
+    """The positions in a minibatch of each forward pass of this process.
+
+    In lockstep all processes make the same number of passes, and one with fewer of its own makes empty ones.
+    """
+
+    def of(rank: int) -> list[torch.Tensor]:
+        mine = Processes(rank, processes.size).rows(torch.arange(len(minibatch), device=minibatch.device))
+        count = settings.accumulation if processes.lockstep else min(settings.accumulation, len(mine))
+        parts = [
+            part[split]
+            for part in mine.tensor_split(max(1, count))
+            for split in split_by_tokens(data.batch.tokens, minibatch[part], settings.max_tokens, share=share)
+        ]
+        return parts if processes.lockstep else [part for part in parts if len(part)]
+
+    own = of(processes.rank)
+    if not processes.lockstep:
+        return own
+    passes = max(len(of(rank)) for rank in range(processes.size))
+    return own + [minibatch.new_zeros(0)] * (passes - len(own))
 
 
 def carries_loss(batch: EpisodeBatch, settings: UpdateSettings) -> torch.Tensor:
     """The tokens that the policy's loss is taken on. With ``mask_truncated`` a text that was cut at the limit has none
     (DAPO's overlong filtering, arXiv 2503.14476, section 3.4). [B, T] bool"""
     return batch.learned & batch.finished.unsqueeze(-1) if settings.mask_truncated else batch.learned
-
-
-def by_role(optimizer: torch.optim.Optimizer) -> dict[str, list[torch.Tensor]]:
-    """The parameters of the policy and of the critics: each has a learning rate and a gradient norm of its own, so that
-    the critic's error does not decide how far the policy moves."""
-    parameters: dict[str, list[torch.Tensor]] = {}
-    for params in optimizer.param_groups:
-        parameters.setdefault(params.get("role", "policy"), []).extend(params["params"])
-    return parameters
 
 
 def _clip(parameters: Sequence[torch.Tensor], limit: float) -> torch.Tensor:
@@ -229,8 +269,9 @@ def _loss(
     counts: _Counts,
     sums: Sums,
     lockstep: bool = False,
-) -> torch.Tensor:
-    """The loss of one part of a minibatch: policy (or likelihood), critics, entropy, auxiliary.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of one part of a minibatch: policy (or likelihood), critics, entropy, auxiliary; and the
+    log-probabilities of its learned tokens, without their gradient.
 
     ``lockstep``: where other parts have tokens to learn, this one runs the policy too.
     """
@@ -259,7 +300,8 @@ def _loss(
         total = total + loss
     elif bool(size):
         assert stats is not None and advantages is not None
-        old, per_token = stats.old_logprobs[rows][:, :width], advantages.per_token[rows][:, :width]
+        old = scored.logprobs.detach() if stats.old_logprobs is None else stats.old_logprobs[rows][:, :width]
+        per_token = advantages.per_token[rows][:, :width]
         if data.weights is not None:  # positive, so that min and clip of the loss are not changed by the factor
             per_token = per_token * data.weights[rows][:, :width]
         loss, diagnostics = losses.policy_loss(
@@ -296,7 +338,7 @@ def _loss(
         total = total + settings.value_coef * loss
     if references is not None and bool(counts.reference):
         total = total + settings.reference_nll * _reference_loss(model, references.rows(rows), counts.reference, sums)
-    return total
+    return total, scored.logprobs.detach().float()
 
 
 def _first_token(mask: torch.Tensor) -> torch.Tensor:
@@ -313,35 +355,3 @@ def _reference_loss(model: ActorCritic, tokens: TokenBatch, count: torch.Tensor,
     loss = losses.likelihood_loss(scored.logprobs, mask, count)
     sums.add("loss/reference_nll", loss.detach() * count, mask.sum())
     return loss
-
-
-def make_optimizer(
-    named: Sequence[tuple[str, Any]],
-    learning_rate: float,
-    weight_decay: float,
-    critic_learning_rate: float | None = None,
-) -> torch.optim.AdamW:
-    """AdamW, one kernel for all parameters; LayerNorm weights, biases and other vectors are not decayed.
-
-    Parameters named ``critics.*`` are groups of their own (``role``), with ``critic_learning_rate`` (None: the
-    policy's).
-    """
-    groups = []
-    for role, rate in (("policy", learning_rate), ("critic", critic_learning_rate or learning_rate)):
-        own = [p for name, p in named if name.startswith("critics.") == (role == "critic")]
-        for decay, params in ((weight_decay, [p for p in own if p.dim() >= 2]), (0.0, [p for p in own if p.dim() < 2])):
-            groups.append({"params": params, "weight_decay": decay, "lr": rate, "role": role})
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, eps=1e-8, fused=True)
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int) -> LambdaLR:
-    """The learning rates over ``steps`` iterations: (step + 1) / warmup_steps of them in the warmup, so that no
-    iteration is spent on a rate of 0, and then constant, or falling to 0 as a line or as half a cosine."""
-
-    def share(step: int) -> float:
-        if step + 1 < config.warmup_steps:
-            return (step + 1) / config.warmup_steps
-        done = min(1.0, max(0, step - config.warmup_steps) / max(1, steps - config.warmup_steps))
-        return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
-
-    return LambdaLR(optimizer, share)

@@ -58,7 +58,7 @@ class ShardedProcesses(Processes):
             yield
         finally:
             for module in modules:
-                module.set_reshard_after_forward(True, recurse=False)
+                module.set_reshard_after_forward(isinstance(module, GradientCheckpointingLayer), recurse=False)
                 module.reshard()
 
     def whole(self, value: Any) -> Any:
@@ -87,12 +87,18 @@ class ShardedProcesses(Processes):
             model.forward_logprobs(tiny, select, temperature=1.0, min_new_tokens=0, values=list(model.critics))
             if model.ref_model is not None:
                 model.ref_logprobs(tiny, select, temperature=1.0, min_new_tokens=0)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def _shard(network: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard a network. What is outside of its layers, the LM head above all, stays whole from the forward pass to the
+    end of the backward pass: the head is run behind the forward pass, on the positions that are scored."""
     layers = [m for m in network.modules() if isinstance(m, GradientCheckpointingLayer)]
-    for module in [*layers, network]:
+    for module in layers:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    fully_shard(network, mesh=mesh, reshard_after_forward=False)
 
 
 def _mapped(value: Any, whole: Any, seen: dict[int, torch.Tensor]) -> Any:
