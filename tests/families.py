@@ -15,6 +15,10 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 16,
 }  # fmt: skip
 _GEMMA_LAYERS = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+_VISION = {
+    "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+}  # fmt: skip
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "smollm": ("LlamaForCausalLM", "LlamaConfig", {"num_attention_heads": 3, "hidden_size": 48}),
     "llama3": ("LlamaForCausalLM", "LlamaConfig", {"tie_word_embeddings": False, "rope_parameters": _LLAMA3_ROPE}),
@@ -22,6 +26,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {"head_dim": 32}),
     "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", {"final_logit_softcapping": 3.0, **_GEMMA_LAYERS}),
     "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", {"query_pre_attn_scalar": 16, **_GEMMA_LAYERS}),
+    "gemma3 with vision": ("Gemma3ForConditionalGeneration", "Gemma3TextConfig", _GEMMA_LAYERS),
     "phi3": ("Phi3ForCausalLM", "Phi3Config", {"tie_word_embeddings": False, "sliding_window": 5}),
     "granite": ("GraniteForCausalLM", "GraniteConfig", {"logits_scaling": 0.25, "embedding_multiplier": 3.0}),
     "cohere": ("CohereForCausalLM", "CohereConfig", {"logit_scale": 2.0}),
@@ -42,6 +47,8 @@ def family_checkpoint(folder: Path, family: str) -> Path:
             "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, **own,
         }
     )  # fmt: skip
+    if family == "gemma3 with vision":
+        config = hf.Gemma3Config(text_config=config, vision_config=_VISION, mm_tokens_per_image=4, eos_token_id=1)
     torch.manual_seed(1)
     model = getattr(hf, model_class)(config)
     with torch.no_grad():

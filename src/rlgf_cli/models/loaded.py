@@ -90,7 +90,7 @@ class Loaded:
     @property
     def max_positions(self) -> int | None:
         """The most tokens of prompt plus response (decoder) or of either (encoder-decoder); None: no limit."""
-        config = self.model.config
+        config = self.model.config.get_text_config()  # a model that takes images has it below another one
         if hasattr(config, "relative_attention_num_buckets"):
             return None
         limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
