@@ -64,6 +64,10 @@ def entropy(first: float, last: float) -> Rows:
     return rows(12, lambda n: {"policy/entropy": first if n < 6 else last})
 
 
+def gaps(first: float, later: float) -> Rows:
+    return rows(8, lambda n: {"sampler/gap": first if n < 2 else later})
+
+
 def lengths(share: float, *, steps: int = 5) -> Rows:
     return rows(8, lambda n: {"length/truncated": share if 2 <= n < 2 + steps else 0.1})
 
@@ -122,6 +126,8 @@ TRIPPED: list[tuple[str, str, int, Rows]] = [
     ("values above returns below 0", "uncalibrated-critic", 7, values(0.6, -1.0)),
     ("entropy", "collapsed-entropy", 11, entropy(2.0, 0.1)),
     ("no entropy at all", "collapsed-entropy", 5, entropy(0.005, 0.005)),
+    ("weights that do not arrive", "stale-sampler", 5, gaps(0.001, 0.2)),
+    ("weights that do not arrive, in bfloat16", "stale-sampler", 6, gaps(0.02, 0.25)),
     ("truncated", "truncated", 7, lengths(0.9)),
     ("constant", "constant-reward", 7, scores(0.0)),
     ("constant but for rounding", "constant-reward", 7, scores(1e-14, mean=0.7)),
@@ -150,6 +156,8 @@ QUIET: list[tuple[str, Rows]] = [
     ("values that nothing is learned from yet", values(-1.0, 1.0, frozen=1.0)),
     ("values off by chance", values(-1.0, 1.0, sign=-1)),
     ("entropy that falls", entropy(2.0, 0.3)),
+    ("a gap of rounding", gaps(0.001, 0.04)),
+    ("a gap that was there at first", gaps(0.05, 0.3)),
     ("truncated, half", lengths(0.5)),
     ("truncated, too few steps", lengths(1.0, steps=4)),
     ("sparse", scores(1e-3)),

@@ -118,6 +118,8 @@ def test_a_url_alone_means_the_server() -> None:
         ({"sampler": {"correction": "truncate"}}, "own loop", "correction: none"),
         ({"sampler": {"engine": "vllm"}, "parallel": {"strategy": "fsdp"}}, "whole weights", "engine: own"),
         ({"sampler": {"url": "http://x"}, "model": {"name": "m", "load_in_4bit": True}}, "4-bit", "engine: own"),
+        ({"sampler": {"engine": "vllm"}, "rollout": {"temperature": 2.5}}, "from 0.01 to 2", "engine: own"),
+        ({"sampler": {"url": "http://x"}, "rollout": {"temperature": 0.001}}, "from 0.01 to 2", "engine: own"),
         ({"sampler": {"engine": "vllm"}, "parallel": {"num_processes": 2}}, "one process", "engine: server"),
     ],
 )

@@ -322,6 +322,11 @@ class TrainConfig(StageConfig):
                 "vLLM is sent whole weights, not shards or 4-bit ones",
                 "sampler.engine: own, or parallel.strategy: ddp and no load_in_4bit",
             )
+        if self.sampler.engine != "own" and not 0.01 <= self.rollout.temperature <= 2:
+            raise Refused(
+                f"vLLM samples at temperatures from 0.01 to 2, and rollout.temperature is {self.rollout.temperature}",
+                "another rollout.temperature, or sampler.engine: own",
+            )
         if self.sampler.engine == "vllm" and (self.parallel.num_processes or 1) > 1:
             raise Refused(
                 "vLLM inside the training process is for one process",

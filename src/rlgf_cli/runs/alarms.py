@@ -169,6 +169,16 @@ def _collapsed_entropy(seen: History) -> str | None:
     return f"the policy's entropy fell from {start:.3g} to {now:.3g} nats a token: it hardly explores any more"
 
 
+def _stale_sampler(seen: History) -> str | None:
+    rows = seen.last("sampler/gap", _FEW)
+    if not rows:
+        return None
+    start, now = seen.first("sampler/gap", 1)[0]["sampler/gap"], fmean(row["sampler/gap"] for row in rows)
+    if now < max(10 * start, 0.05):
+        return None
+    return f"vLLM's log-probabilities are {now:.2g} nats a token away from the policy's, and were {start:.2g} at first"
+
+
 def _truncated(seen: History) -> str | None:
     rows = seen.last("length/truncated", _FEW)
     if not rows or any(row["length/truncated"] <= 0.5 for row in rows):
@@ -256,6 +266,14 @@ ALARMS: dict[str, Alarm] = {
             "kl.coef is too small, or optim.learning_rate too high",
             "one text scores high on every prompt: read rollouts/",
             "no ppo.entropy_coef, and no guide that shows other texts",
+        ),
+    ),
+    "stale-sampler": Alarm(
+        _stale_sampler,
+        f"`sampler/gap` of {_FEW} steps above 0.05 nats and above ten times the first step's",
+        (
+            "the weights do not arrive in vLLM: it samples from an older policy",
+            "a policy that is sure of few tokens, whose rare ones round far apart: sampler.correction: truncate",
         ),
     ),
     "truncated": Alarm(
