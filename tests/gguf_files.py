@@ -26,6 +26,7 @@ def write_gguf(checkpoint: Path, path: Path) -> Path:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
     config = model.config
     writer = GGUFWriter(path, "llama")
+    writer.add_name("tiny")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
