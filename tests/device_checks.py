@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -23,7 +24,7 @@ from pretended_device import PretendedDevice, to_device
 from rl import guide, loaded_from, trainer_for
 from rlgf_cli.config.common import LoraConfig
 from rlgf_cli.functional import masks
-from rlgf_cli.models import forward, generate
+from rlgf_cli.models import forward, generate, packing
 from rlgf_cli.models.load import add_lora
 from rlgf_cli.training import episodes, update
 
@@ -36,14 +37,18 @@ STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ppo++": ("llama", "ppo++", {"guide": True}),
     "aggrevated": ("gpt2", "aggrevated", {"guide": True}),
     "grpo, lora": ("qwen3", "grpo", {"lora": True}),
+    "grpo, packed rows": ("llama", "grpo", {"packed": True}),
 }  # fmt: skip
 """A checkpoint, an algorithm, and what else: two steps of it are run on the device and on the CPU."""
 FAMILIES = sorted({family for family, _, _ in STEPS.values()})
 
 
 def step_rows(folder: str, algorithm: str, on_device: bool, options: dict[str, Any]) -> list[dict[str, float]]:
-    """Two rows of metrics.jsonl."""
+    """Two rows of metrics.jsonl. ``packed``: groups are packed though rows this short do not pay."""
     given = dict(options)
+    if given.pop("packed", False):
+        with mock.patch.object(forward, "saves", return_value=True):
+            return step_rows(folder, algorithm, on_device, given)
     loaded = loaded_from(Path(folder))
     torch.manual_seed(0)
     if given.pop("lora", False):
@@ -54,6 +59,7 @@ def step_rows(folder: str, algorithm: str, on_device: bool, options: dict[str, A
     torch.manual_seed(0)
     trainer = trainer_for(loaded, algorithm, writer, learning_rate=1e-3, **given)
     trainer.probe = None
+    assert not trainer.model.sharing_problem, trainer.model.sharing_problem  # it would hide a tensor left on the CPU
     rows = [trainer.step()[0] for _ in range(2)]
     assert all(parameter.device == loaded.device for _, parameter in trainer.model.named_parameters())
     return rows
@@ -88,7 +94,7 @@ def left_on_cpu(module: Any, function: str) -> Iterator[None]:
 
 PLANTED = [
     (forward, "arange"), (generate, "tensor"), (masks, "arange"), (episodes, "tensor"),
-    (update, "zeros"),
+    (update, "zeros"), (packing, "zeros"),
 ]  # fmt: skip
 """Where a tensor can be left on the CPU."""
 
@@ -99,7 +105,8 @@ def label(module: Any, function: str) -> str:
 
 def planted(module: Any, function: str, folder: str) -> None:
     with left_on_cpu(module, function), PretendedDevice():
-        step_rows(folder, "ppo", True, {"kl_coef": 0.1})
+        algorithm, options = ("grpo", {"packed": True}) if module is packing else ("ppo", {"kl_coef": 0.1})
+        step_rows(folder, algorithm, True, options)
 
 
 def checks(checkpoints: dict[str, str]) -> Iterator[tuple[str, Callable[[], None]]]:
