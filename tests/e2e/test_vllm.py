@@ -77,7 +77,7 @@ def train(run_cli: Any, folder: Path, output: str, *more: str) -> list[dict[str,
         "--set", "optim.schedule=constant", "--device", "cpu", "-o", folder / output, *more,
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    assert "starting vLLM" in result.stderr and "slower" in result.stderr
+    assert "starting vLLM" in result.stderr
     return [json.loads(line) for line in (folder / output / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -221,7 +221,7 @@ def test_control_tokens_are_banned_by_a_bias(task: Path, tiny_gpt2: Path, serve,
     control = loaded_from(tiny_gpt2).control_ids
     assert control
     serve(server)
-    more = ("--max-steps", "2", "--set", "rollout.ban_control_tokens=true", "--temperature", "3")
+    more = ("--max-steps", "2", "--set", "rollout.ban_control_tokens=true", "--temperature", "2")
     assert run_cli(*arguments("ppo", tiny_gpt2, task, *more)).exit_code == 0
     assert all(set(r["logit_bias"]) == control for r in server.requests)
     rows = rows_of(task / "run")

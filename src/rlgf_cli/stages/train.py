@@ -252,8 +252,6 @@ def _warn(inputs: _Inputs, config: TrainConfig) -> None:
             console.warn(f"{inputs.counts[name]} {text}")
     if config.sampler.engine == "vllm":
         console.log("starting vLLM in this process")
-        if inputs.loaded.device.type == "cpu":
-            console.warn("vLLM is slower than the own loop on a CPU: it is there for tests of the same run as on a GPU")
     if config.rollout.top_k or config.rollout.top_p < 1:
         console.warn(
             "rollouts are cut to top_k/top_p, but probabilities are those of the full distribution: ratios and KL are "
