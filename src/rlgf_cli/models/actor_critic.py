@@ -21,11 +21,7 @@ from rlgf_cli.models.device import autocast
 from rlgf_cli.models.forward import States, TokenBatch, response_states, sharing_problem
 from rlgf_cli.models.head import find_finish
 from rlgf_cli.models.loaded import Loaded
-from rlgf_cli.models.trl_primitives import (
-    disable_dropout_in_model,
-    entropy_from_logits,
-    selective_log_softmax,
-)
+from rlgf_cli.models.trl_primitives import entropy_from_logits, selective_log_softmax
 
 if TYPE_CHECKING:
     from typing_extensions import NotRequired, Unpack  # typing has both from Python 3.11
@@ -334,8 +330,9 @@ class ActorCritic(nn.Module):
 
 def _disable_dropout(model: Any) -> None:
     """Set all dropout to 0: in modules, and as the rates that layers pass to the functional form (BART, Llama)."""
-    disable_dropout_in_model(model)
     for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
         for name, value in vars(module).items():
             if name.endswith("dropout") and isinstance(value, float):
                 setattr(module, name, 0.0)

@@ -148,6 +148,8 @@ def sharing_problem(model: Any) -> str:
     with HeadInput(model) as head:
         try:
             model(input_ids=packed.ids, position_ids=packed.positions, attention_mask=masks, use_cache=False)
+        except torch.OutOfMemoryError:
+            raise
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             return f"a {config.model_type!r} takes no attention mask of four dimensions ({str(error).splitlines()[0]})"
         states = States(head.hidden.flatten(0, 1), packed.index).every().float()

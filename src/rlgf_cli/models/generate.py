@@ -15,6 +15,7 @@ import torch
 
 from rlgf_cli.errors import UserError
 from rlgf_cli.functional.logprobs import process_logits, warp_logits
+from rlgf_cli.models.cache import reserve
 from rlgf_cli.models.device import autocast
 from rlgf_cli.models.loaded import Loaded
 
@@ -286,6 +287,7 @@ def _sample_batch(
         state = _EncoderDecoderState(model, prompts, prefixes, pad_id)
     else:
         state = _DecoderState(model, [p + q for p, q in zip(prompts, prefixes, strict=True)], pad_id)
+    reserve(state.cache, max(limits))
     live = torch.arange(len(prompts), device=device)  # row of each line that is still in the batch
     index = torch.tensor([len(p) for p in prefixes], device=device)  # response position of the next token
     ends = index + torch.tensor(limits, device=device)

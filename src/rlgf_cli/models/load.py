@@ -18,23 +18,30 @@ from rlgf_cli.artifacts.disk import os_errors
 from rlgf_cli.config.common import LengthConfig, LoraConfig, ModelConfig, TextConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.models.adapter import ADAPTER_CONFIG, Base, find_base, is_path
-from rlgf_cli.models.device import DTYPES, pick_device
+from rlgf_cli.models.device import DTYPES, autocast, pick_device
 from rlgf_cli.models.formats import text_format
 from rlgf_cli.models.generate import check_cache
 from rlgf_cli.models.gguf import plain_checkpoint
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.merging import refuse_tied
+from rlgf_cli.models.precision import compute_in_float32_between_layers
 
 hf_logging.disable_progress_bar()
 
 
 def load(
-    config: ModelConfig, *, text: TextConfig | None = None, for_training: bool = False, chat_default: bool = True
+    config: ModelConfig,
+    *,
+    text: TextConfig | None = None,
+    for_training: bool = False,
+    lora: bool = False,
+    chat_default: bool = True,
 ) -> Loaded:
     """Load a policy or a guide.
 
-    ``for_training`` keeps the weights in float32 and leaves bfloat16 to autocast, and a model that rlgf cannot sample
-    from is refused; otherwise weights are loaded in ``config.dtype``. The model's generation_config is replaced, see
+    Weights are loaded in ``config.dtype``, except those that will learn: ``for_training`` keeps them in float32 and
+    leaves bfloat16 to autocast, unless they are the base of an adapter (``lora``: of one that will be put on them). A
+    model that rlgf cannot sample from is refused for training. The model's generation_config is replaced, see
     :func:`set_generation_config`. Raises UserError for a folder that is no checkpoint, a name that the hub does not
     have, a tokenizer that does not fit the model, and an adapter whose base is missing or, for training, could not be
     merged.
@@ -46,14 +53,17 @@ def load(
     if dtype == torch.bfloat16 and device.type == "mps":
         dtype = torch.float32
     common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    weights: dict[str, Any] = {"dtype": torch.float32 if for_training else dtype}
+    adapter = Path(name, ADAPTER_CONFIG).is_file()
+    learns = for_training and not (adapter or lora)
+    weights: dict[str, Any] = {"dtype": torch.float32 if learns else dtype}
     if config.load_in_4bit:
         weights = {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
-    adapter = Path(name, ADAPTER_CONFIG).is_file()
     base = find_base(name) if adapter else Base.at(name, config.revision, gguf)
     options = {**common, **weights, "revision": base.revision or config.revision}
     model = _from_hub(base.name, options, named_in=str(Path(name, ADAPTER_CONFIG)) if adapter else None)
     fuse_gelu(model)
+    if for_training and not learns and dtype != torch.float32 and not config.load_in_4bit:
+        compute_in_float32_between_layers(model)
     if adapter:
         from peft import PeftModel
 
@@ -72,7 +82,8 @@ def load(
     loaded.original_eos_ids = loaded.configured_eos_ids
     set_generation_config(loaded)
     if for_training:
-        check_cache(loaded)
+        with autocast(device, dtype):
+            check_cache(loaded)
     return loaded
 
 

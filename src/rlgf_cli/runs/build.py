@@ -9,6 +9,7 @@ from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.loaded import Loaded
+from rlgf_cli.models.precision import cast_matrices
 from rlgf_cli.models.prompts import Encoded, reference_length
 from rlgf_cli.models.samplers.base import OwnSampler, Sampler
 from rlgf_cli.models.samplers.engine import EngineSampler
@@ -67,6 +68,8 @@ def make_trainer(
     )
     if model.sharing_problem and spec.group_size > 1:
         warn(f"each response is computed with a prompt of its own, though groups share them: {model.sharing_problem}")
+    if model.ref_model is not None and not processes.lockstep:  # shards of a layer have one type
+        cast_matrices(model.ref_model, loaded.dtype)
     if config.gradient_checkpointing:
         model.enable_checkpointing()
     processes.spread(model)

@@ -83,7 +83,7 @@ def run(resolved: Resolved[DoctorConfig]) -> Diagnosis:
     if reward is not None:
         reward.check(examples)
     torch.manual_seed(config.seed)
-    loaded = add_lora(load(config.model, text=config.text, for_training=True), config.lora)
+    loaded = add_lora(load(config.model, text=config.text, for_training=True, lora=config.lora.enabled), config.lora)
     account, judges = f"doctor {uuid.uuid4().hex}", list(reward.guides) if reward is not None else []
     with closing_all(judges):
         charge_guides(judges, account, config.budget)

@@ -109,7 +109,8 @@ def _starting_model(
     """The model that training begins with: a checkpoint, or random weights (``start`` has those of a resumed run)."""
     set_seed(config.seed)
     if not is_scratch(config.model.name):
-        loaded = load(config.model, text=config.text, for_training=True, chat_default=chat_default)
+        lora = config.lora.enabled
+        loaded = load(config.model, text=config.text, for_training=True, lora=lora, chat_default=chat_default)
         return add_lora(loaded, config.lora)
     described = read_scratch(config.model.name)
     if config.lora.enabled:

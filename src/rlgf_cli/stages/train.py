@@ -182,7 +182,9 @@ def _load(config: TrainConfig, processes: int, *, chat_default: bool) -> _Inputs
     watched = _watched(config, held_out)
     keep_freed_memory()
     torch.manual_seed(config.seed)  # a fresh adapter is the one thing that starts at random
-    loaded = add_lora(load(config.model, text=config.text, for_training=True, chat_default=chat_default), config.lora)
+    lora = config.lora.enabled
+    loaded = load(config.model, text=config.text, for_training=True, lora=lora, chat_default=chat_default)
+    loaded = add_lora(loaded, config.lora)
     set_generation_config(loaded, config.lengths)
     guide: Guide | None = None
     if config.guide is not None and spec.needs_guide:
