@@ -127,3 +127,9 @@ def test_a_reserved_cache_holds_what_a_growing_one_holds(room: int) -> None:
         assert torch.equal(plain.layers[0].keys, reserved.layers[0].keys)
         assert torch.equal(plain.layers[0].values, reserved.layers[0].values)
     assert start != reserved.layers[0]._all_keys.data_ptr()
+
+
+def test_a_critic_of_its_own_learns_in_float32(tiny_llama: Path) -> None:
+    """It starts from the base of the policy's adapter, which is stored in bfloat16."""
+    model = rl.actor_critic(with_adapter(tiny_llama, lora=True), mode="separate")
+    assert {parameter.dtype for _, parameter in model.trainable()} == {torch.float32}

@@ -344,6 +344,6 @@ def _adapter_is_trained(model: PeftModel) -> bool:
 
 
 def _without_adapters(model: PeftModel) -> Any:
-    """The policy as plain weights with its adapter merged in, from which a separate critic starts."""
-    merged = copy.deepcopy(model).merge_and_unload()
+    """The policy as plain float32 weights with its adapter merged in, from which a separate critic starts."""
+    merged = copy.deepcopy(model).float().merge_and_unload()
     return merged.requires_grad_(True)
