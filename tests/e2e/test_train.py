@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from conftest import Result, guide_rows, toy_examples, write_rows
+from rlgf_cli.runs import memory
 from rlgf_cli.runs.metric_names import known
 
 LIVE = ["aggrevated", "lols", "d2lols", "dagger"]
@@ -147,6 +150,28 @@ def test_what_a_run_leaves(train: Train, tiny_gpt2: Path, data: Path, tmp_path: 
     assert all(torch.equal(tensor, kept[name]) for name, tensor in weights_of(run).items())
     for row in rows:
         assert row["score/mean"] == pytest.approx(row["score/part/coverage"] + row["score/part/letters"], abs=1e-6)
+
+
+def test_the_memory_is_estimated_before_and_compared_after(
+    train: Train, run_cli: Callable[..., Result], tiny_gpt2: Path, data: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    command = ("train", "--alg", "ppo", "--model", tiny_gpt2, "--data", data, "--reward", "coverage", "--device", "cpu")
+    sizes = ("--episodes", 8, "--batch-size", 4, "--max-new-tokens", 10, "-o", tmp_path / "no")
+    (line,) = [line for line in run_cli(*command, *sizes, "--dry-run").stdout.splitlines() if line.startswith("memory")]
+    assert re.match(r"memory gb per device: total [\d.]+, weights [\d.]+, gradients [\d.]+, adamw [\d.]+, ", line)
+    told = json.loads(run_cli(*command, *sizes, "--dry-run", "--json").stdout)["memory_gb_per_device"]
+    assert sum(told.values()) - told["total"] == pytest.approx(told["total"], rel=0.02)
+
+    growing = itertools.count(10**9, 10**6)  # other tests of this process held more than this run will
+    monkeypatch.setattr(memory, "_peak_resident", lambda: next(growing))
+    monkeypatch.setattr(memory, "_resident", lambda: 10**9)
+    run = train("ppo")
+    recorded = json.loads((run / "run.json").read_text())["memory"]
+    assert recorded["estimated_bytes"] == sum(recorded["parts"].values())
+    assert recorded["estimated_bytes"] / 1e9 == pytest.approx(told["total"], rel=0.02)
+    assert recorded["peak_bytes"] == 10**6
+    assert recorded["ratio"] == pytest.approx(10**6 / recorded["estimated_bytes"], abs=1e-3)
 
 
 def test_rollouts_hold_segments_with_their_authors(train: Train) -> None:

@@ -80,7 +80,9 @@ class Invocation:
 
 
 def shown(value: Any) -> str:
-    """A value of a dry run: an interval as low, expected and high; ``unknown`` for None."""
+    """A value of a dry run: an interval as low, expected and high; figures with their names; ``unknown`` for None."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {part:,.7g}" for name, part in value.items())
     if isinstance(value, list):
         return " .. ".join(f"{part:,.7g}" for part in value)
     return "unknown" if value is None else str(value)

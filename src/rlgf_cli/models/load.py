@@ -154,32 +154,38 @@ def add_lora(loaded: Loaded, config: LoraConfig) -> Loaded:
 
     Raises UserError for target modules that the model lacks, or that could not be merged (tied embeddings).
     """
-    from peft import LoraConfig as PeftLora
-    from peft import PeftModel, TaskType, get_peft_model
-    from transformers.pytorch_utils import Conv1D
+    from peft import PeftModel
 
     if not config.enabled or isinstance(loaded.model, PeftModel):
         return loaded
-    task = TaskType.SEQ_2_SEQ_LM if loaded.encoder_decoder else TaskType.CAUSAL_LM
     base = loaded.base.with_digest() if loaded.base else None
+    loaded.model = put_adapter(loaded.model, config, revision=base.revision if base else None)
+    refuse_tied(loaded.model)
+    loaded.base = base
+    return loaded
+
+
+def put_adapter(model: Any, config: LoraConfig, *, revision: str | None = None) -> Any:
+    """A model with a fresh adapter, which is not checked. Raises UserError for target modules that it lacks."""
+    from peft import LoraConfig as PeftLora
+    from peft import TaskType, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
     adapter = PeftLora(
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=config.target_modules,
-        task_type=task,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in loaded.model.modules()),
+        task_type=TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     try:
         with warnings.catch_warnings():
-            # tied weights are refused below; PEFT itself corrects fan_in_fan_out
+            # tied weights are refused by add_lora; PEFT itself corrects fan_in_fan_out
             warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings|fan_in_fan_out is set")
-            loaded.model = get_peft_model(loaded.model, adapter, revision=base.revision if base else None)
+            return get_peft_model(model, adapter, revision=revision)
     except ValueError as error:
         raise UserError(f"LoRA does not fit this model: {_first_line(error)}", hint="set lora.target_modules") from None
-    refuse_tied(loaded.model)
-    loaded.base = base
-    return loaded
 
 
 def save(folder: Path, loaded: Loaded, *, weights: dict[str, torch.Tensor] | None = None) -> None:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
 from rlgf_cli.config.common import LengthConfig, ModelConfig, TextConfig
-from rlgf_cli.models.adapter import ADAPTER_CONFIG, Base, find_base
 from rlgf_cli.models.formats import text_format
 from rlgf_cli.models.gguf import plain_checkpoint
 from rlgf_cli.models.load import check_checkpoint_name, load_tokenizer
 from rlgf_cli.models.loaded import Loaded
-from rlgf_cli.models.prompts import Encoded, encode_prompts, encode_target
-from rlgf_cli.protocols import Example
+from rlgf_cli.models.prompts import Encoded, encode_target
+from rlgf_cli.models.sizes import model_without_weights
 
 _HEAD, _TAIL = 900, 500
 """Most characters that are shown of a text's beginning and end."""
@@ -56,21 +51,7 @@ def without_weights(config: ModelConfig, text: TextConfig | None) -> Loaded:
     """
     name, _ = plain_checkpoint(config.name)
     check_checkpoint_name(name)
-    common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    tokenizer = load_tokenizer(name, **common)
-    base = find_base(name) if Path(name, ADAPTER_CONFIG).is_file() else Base.at(name, config.revision)
-    shape = AutoConfig.from_pretrained(base.name, **{**common, "revision": base.revision or config.revision})
-    auto = AutoModelForSeq2SeqLM if shape.is_encoder_decoder else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto.from_config(shape, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    model, base = model_without_weights(config)
     format_, origin = text_format(text, tokenizer, name)
     return Loaded(model, tokenizer, format_, name, base=base, text_origin=origin)
-
-
-def dry_example(
-    model: ModelConfig, text: TextConfig | None, lengths: LengthConfig, examples: Sequence[Example]
-) -> tuple[Loaded, list[str]]:
-    """The first example of the data without loading the model's weights, and what it was rendered with."""
-    loaded = without_weights(model, text)
-    encoded, _ = encode_prompts(loaded, examples[:1], lengths)
-    return loaded, first_example(loaded, encoded, lengths)

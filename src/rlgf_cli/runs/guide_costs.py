@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.artifacts.jsonl import example_records
+from rlgf_cli.artifacts.rundir import RunDir
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.make import check_guide, describe, make_offline_guide
 from rlgf_cli.guides.openai.estimate import Plan, estimate
-from rlgf_cli.ledger.spend import spend_of
+from rlgf_cli.ledger.spend import record_spend, spend_of
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Guide, GuideRequest
+from rlgf_cli.training.parallel.processes import Processes, concluded
 
 _SAMPLED = 200
 """Prompts from whose lengths those of all are estimated."""
@@ -71,6 +73,26 @@ def merge_spend(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One row of the processes' rows: they share one account, and each counts its own cached and repaired texts."""
     each = ("guide/cached", "guide/mended")
     return {**rows[0], **{name: sum(row[name] for row in rows) for name in each if name in rows[0]}}
+
+
+@contextmanager
+def recorded_spend(
+    billed: Sequence[Guide], guide: Guide | None, folder: RunDir | None, processes: Processes
+) -> Iterator[None]:
+    """Record in run.json, however the block ends, the guide and the judges that were used, and their cost."""
+
+    def write(together: Processes) -> None:
+        for writer in billed:
+            for rank, cached, models in together.gather((processes.rank, writer.spend()["cached"], writer.models)):
+                if rank != processes.rank:
+                    writer.add_cached(cached)
+                    writer.models.update(models)
+        if billed and folder is not None:
+            own = guide if guide is not None and guide.abilities.live else None
+            record_spend(folder.manifest, guide=own, judges=[judge for judge in billed if judge is not guide])
+
+    with concluded(processes, write):
+        yield
 
 
 def provenance(guide: Guide, requests: int, distinct: int) -> dict[str, Any]:

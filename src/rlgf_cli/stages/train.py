@@ -17,15 +17,15 @@ from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.common import DecodingConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.train import FREE_ON_RESUME, TrainConfig
-from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
+from rlgf_cli.errors import Interrupted, StoppedEarly, UserError
 from rlgf_cli.guides.make import check_guide, closing_all, make_guide
-from rlgf_cli.ledger.spend import record_spend
 from rlgf_cli.models import hub
+from rlgf_cli.models.device import pick_device
 from rlgf_cli.models.load import add_lora, load, save, set_generation_config
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.memory import keep_freed_memory
 from rlgf_cli.models.prompts import Encoded, encode_prompts
-from rlgf_cli.models.rendered import dry_example, first_example
+from rlgf_cli.models.rendered import first_example, without_weights
 from rlgf_cli.protocols import Example, Guide
 from rlgf_cli.runs import best, trackers
 from rlgf_cli.runs.alarms import Alarms
@@ -35,11 +35,13 @@ from rlgf_cli.runs.guide_costs import (
     merge_spend,
     planned_calls,
     provenance,
+    recorded_spend,
     share_of,
     spend_row,
     training_estimate,
 )
 from rlgf_cli.runs.held_out import make_evaluator
+from rlgf_cli.runs.memory import PeakMemory, gigabytes, recorded_peak, training_memory
 from rlgf_cli.runs.run_writer import WATCHED, RunWriter, note, resume_from, summary_of, tracked
 from rlgf_cli.scorers.checked import score_checked
 from rlgf_cli.scorers.per_text import PerText, per_text
@@ -50,7 +52,7 @@ from rlgf_cli.training.divergence import FEWEST
 from rlgf_cli.training.episodes import Episode, segment_texts
 from rlgf_cli.training.loop import Trainer
 from rlgf_cli.training.parallel.join import join
-from rlgf_cli.training.parallel.processes import SINGLE, Processes, raised_by_all
+from rlgf_cli.training.parallel.processes import Processes, raised_by_all
 
 _EARLY = (
     "the run ended at step {diverged_at} of {max_steps}: the watched figure fell while the score rose. "
@@ -83,13 +85,16 @@ def run(resolved: Resolved[TrainConfig], *, existing: Existing = "refuse", profi
 
 
 def dry_run(resolved: Resolved[TrainConfig]) -> dict[str, Any]:
-    """Check the inputs, show an example, and estimate the number of guide texts and their cost; nothing is written."""
+    """Check the inputs, show an example, and estimate guide texts, their cost and the memory; nothing is written."""
     config = resolved.config
     examples = read_examples(config.data, limit=config.limit, need_references=config.aux.reference_nll > 0)
     if config.eval.data:
         read_examples(config.eval.data, limit=config.limit)
-    report_text(*dry_example(config.model, config.text, config.lengths, examples))
-    return training_estimate(config)
+    loaded = without_weights(config.model, config.text)
+    prompts, _ = encode_prompts(loaded, examples, config.lengths)
+    report_text(loaded, first_example(loaded, prompts, config.lengths))
+    memory = training_memory(config, prompts, config.parallel.num_processes or 1, log=console.warn)
+    return {**training_estimate(config), "memory_gb_per_device": gigabytes(memory)}
 
 
 def _check(session: StageSession, config: TrainConfig) -> FolderResult | None:
@@ -130,8 +135,9 @@ def _train(session: StageSession, config: TrainConfig, processes: Processes, *, 
         account = processes.broadcast(processes.on_main(lambda: _begin(session, config, inputs, processes)))
         if inputs.billed:
             processes.raise_together(lambda: session.charge(inputs.billed, account, shared=processes.size > 1))
+        memory = processes.on_main(lambda: training_memory(config, inputs.prompts, processes.size, log=console.log))
         trainer = _make_trainer(config, inputs, processes)
-        with closing(trainer.generator.sampler):
+        with recorded_peak(inputs.peak, memory, folder, processes), closing(trainer.generator.sampler):
             summary = _loop(
                 trainer, config, folder, inputs.billed, resume=session.existing == "resume", profile=profile
             )
@@ -146,7 +152,8 @@ class _Inputs:
     """The inputs of a run, loaded and tokenised.
 
     ``watched`` gives the figure of ``--watch`` per text; ``covered`` has the ids of prompts with a guide text (None:
-    all); ``counts`` are prompts that were left out or changed, by reason.
+    all); ``counts`` are prompts that were left out or changed, by reason; ``peak`` measures from before the model was
+    loaded.
     """
 
     loaded: Loaded
@@ -157,6 +164,7 @@ class _Inputs:
     watched: PerText | None
     covered: frozenset[str] | None
     counts: dict[str, int]
+    peak: PeakMemory
 
     @property
     def billed(self) -> list[Guide]:
@@ -181,6 +189,7 @@ def _load(config: TrainConfig, processes: int, *, chat_default: bool) -> _Inputs
             )
     watched = _watched(config, held_out)
     keep_freed_memory()
+    peak = PeakMemory(pick_device(config.model.device))
     torch.manual_seed(config.seed)  # a fresh adapter is the one thing that starts at random
     lora = config.lora.enabled
     loaded = load(config.model, text=config.text, for_training=True, lora=lora, chat_default=chat_default)
@@ -197,7 +206,7 @@ def _load(config: TrainConfig, processes: int, *, chat_default: bool) -> _Inputs
         guide.check([p.example for p in prompts], config.lengths.max_new_tokens)
     prepare_guides(_billed_guides(guide, reward), config.budget)
     held_out_prompts = encode_prompts(loaded, held_out, config.lengths)[0] if held_out else []
-    return _Inputs(loaded, guide, reward, prompts, held_out_prompts, watched, covered, counts)
+    return _Inputs(loaded, guide, reward, prompts, held_out_prompts, watched, covered, counts, peak)
 
 
 def _billed_guides(guide: Guide | None, reward: SumReward | None) -> list[Guide]:
@@ -303,7 +312,7 @@ def _loop(
     resumed = resume and resume_from(checkpoints, trainer, log=console.log, warn=console.warn)
     alarms = Alarms(may_end=config.lengths.min_new_tokens < config.lengths.max_new_tokens)
     with (
-        _recorded_spend(billed, trainer.generator.guide, folder, processes),
+        recorded_spend(billed, trainer.generator.guide, folder, processes),
         RunWriter(folder, config, trainer) as run_writer,
         _profiled(run_writer, trainer, config) if profile else nullcontext(),
         console.interruptible("finishing this step and saving") as stop,
@@ -366,28 +375,3 @@ def _profiled(run_writer: RunWriter, trainer: Trainer, config: TrainConfig) -> I
 def _print_profile(rows: Sequence[dict[str, Any]], last_save: float, config: TrainConfig) -> None:
     if rows:
         console.log(console.table(timing.HEADER, timing.profile(rows, last_save, epochs=config.ppo.epochs)))
-
-
-@contextmanager
-def _recorded_spend(
-    billed: Sequence[Guide], guide: Guide | None, folder: RunDir | None, processes: Processes
-) -> Iterator[None]:
-    """Record in run.json, however the loop ends, the guide and the judges that were used, and their cost."""
-    together = False  # whether all processes reach the end of the block, so that they can gather their counts
-    try:
-        yield
-        together = True
-    except RlgfError as error:
-        together = error.shared
-        raise
-    finally:
-        for writer in billed:
-            for rank, cached, models in (processes if together else SINGLE).gather(
-                (processes.rank, writer.spend()["cached"], writer.models)
-            ):
-                if rank != processes.rank:
-                    writer.add_cached(cached)
-                    writer.models.update(models)
-        if billed and folder is not None:
-            own = guide if guide is not None and guide.abilities.live else None
-            record_spend(folder.manifest, guide=own, judges=[judge for judge in billed if judge is not guide])

@@ -7,8 +7,8 @@ of its own prompts, scores its own texts, and takes its own part of every miniba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -160,6 +160,21 @@ def raised_by_all(error: Exception) -> Exception:
     """Mark an error that every process raises: one of them prints it."""
     error.shared = True  # type: ignore[attr-defined]
     return error
+
+
+@contextmanager
+def concluded(processes: Processes, record: Callable[[Processes], None]) -> Iterator[None]:
+    """Call ``record`` however the block ends, with the processes that reach its end together and can gather their
+    figures: all, or, after an error that only this one raises, this one alone."""
+    together = SINGLE
+    try:
+        yield
+        together = processes
+    except RlgfError as error:
+        together = processes if error.shared else SINGLE
+        raise
+    finally:
+        record(together)
 
 
 def _buckets(parameters: Iterable[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
