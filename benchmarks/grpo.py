@@ -35,6 +35,8 @@ CASES = {
     "LoRA r 16, bfloat16": GrpoCase(lora=True),
     "float32, all weights, prompts of 300 tokens": GrpoCase(prompt=300),
     "LoRA r 16, bfloat16, prompts of 300 tokens": GrpoCase(lora=True, prompt=300),
+    "float32, all weights, gradient checkpointing": GrpoCase(checkpointing=True),
+    "LoRA r 16, bfloat16, gradient checkpointing": GrpoCase(lora=True, checkpointing=True),
 }
 HEADER = [
     "case", "prompt tokens", "side", "CPU s per step", "episodes per CPU s", "times TRL", "peak MB", "of TRL's",

@@ -40,6 +40,7 @@ def main() -> None:
         "rollout.save_every": 0,
         "ppo.minibatch_size": EPISODES,
         "ppo.epochs": 1,
+        "gradient_checkpointing": case.checkpointing,
         "kl.coef": KL,
         "optim.learning_rate": LEARNING_RATE,
         "max_steps": case.iterations + 1,

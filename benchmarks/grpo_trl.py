@@ -1,7 +1,7 @@
 """One run of the GRPO benchmark's workload with TRL's GRPOTrainer, as released; CPU time is read around its parts.
 
-It is given what makes it fast at this size: no gradient checkpointing (its default), no logging, one generation for
-each optimizer step, so that it computes no log-probabilities of the old policy.
+It is given what makes it fast at this size: no logging, one generation for each optimizer step, so that it computes no
+log-probabilities of the old policy, and gradient checkpointing (its default) only where the case says so.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
         max_steps=case.iterations + 1,
-        gradient_checkpointing=False,
+        gradient_checkpointing=case.checkpointing,
         use_cpu=True,
         bf16=case.lora,
         model_init_kwargs={"dtype": "bfloat16" if case.lora else "float32"},

@@ -26,12 +26,14 @@ REQUEST = "Write one sentence that uses the words: {words}."
 class GrpoCase:
     """``lora``: LoRA on all linear layers in bfloat16, else all weights in float32. ``prompt``: the most tokens of a
     rendered prompt, which example sentences fill up to within 8; 0: no examples. ``eos``: whether a text may end before
-    ``response`` tokens. ``iterations`` are measured after an unmeasured one."""
+    ``response`` tokens. ``checkpointing``: with gradient checkpointing, TRL's default. ``iterations``: those that are
+    measured, after one that is not."""
 
     lora: bool = False
     prompt: int = 0
     response: int = 24
     eos: bool = False
+    checkpointing: bool = False
     iterations: int = 4
 
     def to_json(self) -> str:

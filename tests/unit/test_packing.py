@@ -279,3 +279,19 @@ def test_states_of_a_group_of_one_are_those_of_its_row(tiny_llama: Path) -> None
     assert torch.allclose(packed.every()[4, :4], alone[0], atol=1e-5)
     one = forward._packed_states(loaded.model, replace(batch, prompt_ids=batch.prompt_ids + torch.arange(8)[:, None]))
     assert one is None
+
+
+def test_entropies_and_log_probabilities_by_definition_with_their_gradients() -> None:
+    """In float64, with a logit of minus infinity, against autograd through log_softmax."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn((5, 7), generator=generator, dtype=torch.float64) * 3
+    logits[:, 2] = float("-inf")
+    tokens, weights = torch.tensor([0, 1, 3, 6, 4]), torch.randn((2, 5), generator=generator, dtype=torch.float64)
+    own, plain = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    chosen, entropies = logprobs.chosen_logprobs_and_entropies(own, tokens)
+    (weights[0] * chosen + weights[1] * entropies).sum().backward()
+    logp = plain[:, [0, 1, 3, 4, 5, 6]].log_softmax(-1)
+    expected = logp[torch.arange(5), torch.tensor([0, 1, 2, 5, 3])], -(logp.exp() * logp).sum(-1)
+    (weights[0] * expected[0] + weights[1] * expected[1]).sum().backward()
+    assert torch.allclose(chosen, expected[0]) and torch.allclose(entropies, expected[1])
+    assert own.grad is not None and torch.allclose(own.grad, plain.grad)

@@ -66,6 +66,35 @@ def chosen_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return _ChosenLogprobs.apply(logits, tokens)
 
 
+class _ChosenAndEntropy(torch.autograd.Function):
+    """log softmax at one index per row, and the entropy of the row, with two buffers for the gradient.
+
+    With p = softmax and H = -sum p log p: dH/d logits = -p (log p + H). ``entr(p)`` is -p log p, and 0 where p is 0 (a
+    logit of minus infinity).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        norm = logits.logsumexp(-1)
+        entropy = torch.special.entr((logits - norm.unsqueeze(-1)).exp_()).sum(-1)
+        ctx.save_for_backward(logits, norm, tokens, entropy)
+        return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - norm, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_chosen: torch.Tensor, of_entropy: torch.Tensor) -> tuple[torch.Tensor, None]:
+        logits, norm, tokens, entropy = ctx.saved_tensors
+        shares = (logits - norm.unsqueeze(-1)).exp_()
+        gradient = torch.special.entr(shares).mul_(of_entropy.unsqueeze(-1))
+        gradient.sub_(shares.mul_((of_chosen + of_entropy * entropy).unsqueeze(-1)))
+        return gradient.scatter_add_(-1, tokens.unsqueeze(-1), of_chosen.unsqueeze(-1)), None
+
+
+def chosen_logprobs_and_entropies(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`chosen_logprobs`, and the entropies (nats) of softmax(``logits``): [N] each."""
+    return _ChosenAndEntropy.apply(logits, tokens)
+
+
 def in_chunks(
     compute: Callable[..., tuple[torch.Tensor, ...]], rows: tuple[torch.Tensor, ...], vocabulary: int
 ) -> tuple[torch.Tensor, ...]:
@@ -78,11 +107,18 @@ def in_chunks(
     size = max(1, LOGITS_BYTES // (4 * vocabulary))
     if len(rows[0]) <= size:
         return compute(*rows)
-    parts = [
-        checkpoint(compute, *chunk, use_reentrant=False, preserve_rng_state=False)
-        for chunk in zip(*(tensor.split(size) for tensor in rows), strict=True)
-    ]
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    chunks = zip(*(tensor.split(size) for tensor in rows), strict=True)
+    if torch.is_grad_enabled():
+        parts = [checkpoint(compute, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    # written into tensors made before: results between two chunks' logits would split the memory that is free again
+    outputs: tuple[torch.Tensor, ...] = ()
+    for number, chunk in enumerate(chunks):
+        part = compute(*chunk)
+        outputs = outputs or tuple(values.new_empty(len(rows[0])) for values in part)
+        for output, values in zip(outputs, part, strict=True):
+            output[number * size : number * size + len(values)] = values
+    return outputs
 
 
 def warp_logits(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:

@@ -16,7 +16,12 @@ from peft import PeftModel
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rlgf_cli.functional.logprobs import chosen_logprobs, in_chunks, process_logits
+from rlgf_cli.functional.logprobs import (
+    chosen_logprobs,
+    chosen_logprobs_and_entropies,
+    in_chunks,
+    process_logits,
+)
 from rlgf_cli.models.device import autocast
 from rlgf_cli.models.forward import States, TokenBatch, response_states, sharing_problem
 from rlgf_cli.models.head import find_finish
@@ -313,13 +318,13 @@ class ActorCritic(nn.Module):
         def score(hidden: torch.Tensor, tokens: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, ...]:
             logits = self.logits(hidden, network)
             logits = process_logits(logits, temperature, position < min_new_tokens, self.eos, banned)
-            # TRL's function has a kernel for GPUs; elsewhere it computes row by row
-            choose = selective_log_softmax if logits.is_cuda else chosen_logprobs
-            chosen = choose(logits, tokens)
+            if not logits.is_cuda:
+                return chosen_logprobs_and_entropies(logits, tokens) if entropy else (chosen_logprobs(logits, tokens),)
+            # TRL's functions have kernels for GPUs; elsewhere they compute row by row
+            chosen = selective_log_softmax(logits, tokens)
             if not entropy:
                 return (chosen,)
-            finite = logits.masked_fill(torch.isinf(logits), torch.finfo(logits.dtype).min)  # 0 x -inf is NaN
-            return chosen, entropy_from_logits(finite)
+            return chosen, entropy_from_logits(logits.clamp_min(torch.finfo(logits.dtype).min))  # 0 x -inf is NaN
 
         position = torch.arange(select.shape[1], device=select.device).expand_as(select)[select]
         vocabulary = network.config.get_text_config().vocab_size

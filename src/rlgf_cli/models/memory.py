@@ -9,12 +9,12 @@ import platform
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SETTINGS = {
     "MALLOC_TRIM_THRESHOLD_": (_M_TRIM_THRESHOLD, 2**31 - 1),
-    "MALLOC_MMAP_THRESHOLD_": (_M_MMAP_THRESHOLD, 1 << 30),
+    "MALLOC_MMAP_THRESHOLD_": (_M_MMAP_THRESHOLD, 64 << 20),
 }
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed blocks of up to 1 GiB for the next step; returns whether all settings were accepted.
+    """Let glibc keep freed blocks of up to 64 MiB for the next step; returns whether all settings were accepted.
 
     By default glibc returns large blocks to the kernel and gets them again, zeroed page by page, at every step of a
     training on the CPU (docs/performance.md has the cost). The peak memory of the process stays the same, but memory is

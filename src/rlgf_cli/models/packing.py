@@ -143,11 +143,11 @@ def attention_masks(config: Any, packed: Packed) -> torch.Tensor | dict[str, tor
     window = getattr(config, "sliding_window", None)
 
     def mask(window: int | None) -> torch.Tensor:
+        # added to the scores; a boolean mask would be turned into such a one, and be kept, once for each layer
         seen = packed.within(window)
-        if config._attn_implementation == "sdpa":
-            return seen
-        # eager attention adds its mask to the scores
-        return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, torch.finfo(torch.float32).min)
+        kind = seen.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
     if not types:
         return mask(window if getattr(config, "use_sliding_window", True) else None)
