@@ -9,7 +9,7 @@ TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist w
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help venv demo demo-evidence test test-full lint format types docs bench-help bench-guide bench-speed bench-learning \
-	bench-grpo bench-samplers test-vllm bench-restarts bench-significance bench-metrics bench-evolve clean
+	bench-grpo bench-memory bench-samplers test-vllm bench-restarts bench-significance bench-metrics bench-evolve clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -53,6 +53,9 @@ bench-speed: venv  ## training iterations against TRL 1.12.0's PPOTrainer; makes
 
 bench-grpo: .venv/.test  ## GRPO on SmolLM2 against TRL's GRPOTrainer; needs RLGF_REAL_DATA (40 minutes)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/grpo.py
+
+bench-memory: venv  ## peak memory of the LM head at a large vocabulary (five minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py
 
 bench-samplers: vllm-python  ## own loop, transformers and vLLM sampling SmolLM2; needs VLLM_PYTHON and RLGF_REAL_DATA (15 minutes)
 	PYTHONPATH=src OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM_PYTHON) benchmarks/samplers.py

@@ -45,7 +45,7 @@ def measured(vocabulary: int, tokens: int, mode: str, grad: bool, output: Path) 
 
     keep_freed_memory()  # as rlgf train does
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
     config = Qwen2Config(vocab_size=vocabulary, num_hidden_layers=1, tie_word_embeddings=True, **sizes)
     model = Qwen2ForCausalLM(config)
     tokenizer = PreTrainedTokenizerFast(

@@ -168,6 +168,9 @@ def test_a_model_that_takes_no_such_mask_is_computed_row_by_row(
         monkeypatch.undo()
         alone = rl.plain_logprobs(loaded, PROMPTS[0], ROWS[0][1], **SCORED)
         assert torch.allclose(found[0, : len(alone)].double(), alone, atol=2e-5)
+    loaded.model.config.attention_types = [[["global", "local"], 1]]  # GPT-Neo's windows are of columns
+    assert "no custom attention mask" in sharing_problem(loaded.model)
+    del loaded.model.config.attention_types
     loaded.model.config._attn_implementation = "flash_attention_2"
     assert "flash_attention_2" in sharing_problem(loaded.model)
 
@@ -224,23 +227,23 @@ def test_parts_hold_every_row_once_within_the_budget(data: st.DataObject) -> Non
     count = data.draw(st.integers(1, 9))
     prompts = data.draw(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=4), min_size=count, max_size=count))
     responses = data.draw(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=6), min_size=count, max_size=count))
-    limit, share = data.draw(st.integers(1, 40)), data.draw(st.booleans())
+    limit, shared_by = data.draw(st.integers(1, 40)), data.draw(st.sampled_from([None, 1, 64]))
     tokens = TokenBatch.build(prompts, responses, pad_id=0, encoder_decoder=False, device=torch.device("cpu"))
     rows = torch.tensor(data.draw(st.permutations(range(count))))[: data.draw(st.integers(1, count))]
-    parts = split_by_tokens(tokens, rows, limit, share=share)
+    parts = split_by_tokens(tokens, rows, limit, shared_by=shared_by)
     assert sorted(i for part in parts for i in part.tolist()) == list(range(len(rows)))
     if len(parts) == 1:
         assert parts[0].tolist() == list(range(len(rows)))
     for part in parts:
         own = tokens.rows(rows[part])
-        if share:
-            groups = groups_of(own.prompt_ids, own.prompt_mask, own.response_ids, own.lengths)
+        groups = groups_of(own.prompt_ids, own.prompt_mask, own.response_ids, own.lengths)
+        if shared_by is not None and saves(groups, own.lengths.tolist(), shared_by):
             size = len(groups) * max(g.columns(own.lengths.tolist()) for g in groups)
         else:
             longest = max(int(m.sum()) + int(n) for m, n in zip(own.prompt_mask, own.lengths, strict=True)) - 1
             size = len(part) * longest
         assert size <= limit or len(part) == 1
-    assert split_by_tokens(tokens, rows, None, share=share)[0].tolist() == list(range(len(rows)))
+    assert split_by_tokens(tokens, rows, None, shared_by=shared_by)[0].tolist() == list(range(len(rows)))
 
 
 # --- sampling
@@ -295,3 +298,21 @@ def test_entropies_and_log_probabilities_by_definition_with_their_gradients() ->
     (weights[0] * expected[0] + weights[1] * expected[1]).sum().backward()
     assert torch.allclose(chosen, expected[0]) and torch.allclose(entropies, expected[1])
     assert own.grad is not None and torch.allclose(own.grad, plain.grad)
+
+
+@pytest.mark.parametrize(("prompt", "response"), [(30, 20), (6, 30), (36, 2)])
+def test_no_forward_pass_exceeds_the_budget(tiny_llama: Path, prompt: int, response: int) -> None:
+    """Read off the model's inputs: also where a part is not packed after all, because that would cost more."""
+    model = rl.actor_critic(rl.loaded_from(tiny_llama))
+    rows = [[20 + i, *range(30, 29 + response)] for i in range(16)]
+    batch = rl.token_batch(model.loaded, [[7] * prompt] * 16, rows)
+    sizes: list[int] = []
+    hook = model.policy.register_forward_pre_hook(
+        lambda m, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    everything, limit = torch.arange(16), 150
+    for part in split_by_tokens(batch, everything, limit, shared_by=model.shared_by):
+        own = batch.rows(part)
+        model.forward_logprobs(own, rl.real_mask(own), **SCORED)
+    hook.remove()
+    assert max(sizes) <= limit and sum(sizes) <= 16 * (prompt + response - 1)

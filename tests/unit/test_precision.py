@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 import rl
 from rlgf_cli.config.common import LoraConfig, ModelConfig
+from rlgf_cli.models import cache as cache_module
 from rlgf_cli.models.cache import ReservedLayer, reserve
 from rlgf_cli.models.generate import sample
 from rlgf_cli.models.load import add_lora, load
@@ -106,27 +107,31 @@ def test_the_trainer_holds_its_reference_in_bfloat16(tiny_llama: Path) -> None:
     assert {p.dtype for p in trainer.model.policy.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("room", [0, 2, 9])
-def test_a_reserved_cache_holds_what_a_growing_one_holds(room: int) -> None:
+@pytest.mark.parametrize("room", [1, 2, 9])
+def test_a_reserved_cache_holds_what_a_growing_one_holds(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens appended, rows selected and repeated in between, beyond the room that was made."""
     plain, reserved = DynamicCache(), DynamicCache()
     generator = torch.Generator().manual_seed(0)
     for cache in (plain, reserved):
         generator.manual_seed(0)
         cache.update(*torch.randn((2, 3, 2, 4, 5), generator=generator), 0)
-    reserve(reserved, room)
-    assert isinstance(reserved.layers[0], ReservedLayer)
-    start = reserved.layers[0]._all_keys.data_ptr()
+    monkeypatch.setattr(cache_module, "ROOM", room)
+    reserve(reserved)
+    layer = reserved.layers[0]
+    assert isinstance(layer, ReservedLayer)
+    start = layer._all_keys.data_ptr()
+    reserved.update(*torch.zeros((2, 3, 2, 1, 5)), 0)
+    plain.update(*torch.zeros((2, 3, 2, 1, 5)), 0)
+    assert layer._all_keys.data_ptr() == start
     for step, rows in enumerate([[0, 1, 2], [0, 1, 2], [2, 0], [1, 1, 0], [2]]):
         for cache in (plain, reserved):
             cache.batch_select_indices(torch.tensor(rows))
             generator.manual_seed(step + 1)
             keys, values = torch.randn((2, len(rows), 2, 1, 5), generator=generator)
             shown = cache.update(keys, values, 0)
-            assert shown[0].shape[-2] == cache.get_seq_length() == 5 + step
+            assert shown[0].shape[-2] == cache.get_seq_length() == 6 + step
         assert torch.equal(plain.layers[0].keys, reserved.layers[0].keys)
         assert torch.equal(plain.layers[0].values, reserved.layers[0].values)
-    assert start != reserved.layers[0]._all_keys.data_ptr()
 
 
 def test_a_critic_of_its_own_learns_in_float32(tiny_llama: Path) -> None:

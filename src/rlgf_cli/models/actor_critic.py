@@ -179,6 +179,12 @@ class ActorCritic(nn.Module):
             self._use_adapter("default")
 
     @property
+    def shared_by(self) -> int | None:
+        """The hidden size of a decoder whose rows are packed; None for a model whose rows are computed one by one."""
+        packs = self.share_prompts and not self.loaded.encoder_decoder
+        return int(self.policy.config.get_text_config().hidden_size) if packs else None
+
+    @property
     def ref_model_is_frozen_adapter(self) -> bool:
         """Whether the ref_model is a second, frozen adapter: training goes on from an adapter checkpoint."""
         return self._ref_adapter is not None

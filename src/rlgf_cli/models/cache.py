@@ -1,4 +1,4 @@
-"""A key-value cache with room for the tokens to come: appending one does not copy those before it."""
+"""A key-value cache with room for tokens to come: appending one seldom copies those before it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer, EncoderDecoderCache
 
+ROOM = 32
+"""Tokens that there is room for beyond those of a cache, each time that it is copied."""
+
 
 class ReservedLayer(DynamicLayer):
     """A layer of a cache whose ``keys`` and ``values`` [B, heads, length, D] are views of longer tensors."""
@@ -14,14 +17,14 @@ class ReservedLayer(DynamicLayer):
     keys: torch.Tensor
     values: torch.Tensor
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, room: int) -> None:
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
-        self._reserve(keys, values, room)
+        self._reserve(keys, values)
 
-    def _reserve(self, keys: torch.Tensor, values: torch.Tensor, room: int) -> None:
+    def _reserve(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self._all_keys, self._all_values = (
-            torch.cat([states, states.new_empty((*states.shape[:-2], room, states.shape[-1]))], dim=-2)
+            torch.cat([states, states.new_empty((*states.shape[:-2], ROOM, states.shape[-1]))], dim=-2)
             for states in (keys, values)
         )
         self._show(keys.shape[-2])
@@ -35,22 +38,20 @@ class ReservedLayer(DynamicLayer):
         before = self.keys.shape[-2]
         after = before + key_states.shape[-2]
         if after > self._all_keys.shape[-2]:
-            self._reserve(self.keys, self.values, after)
+            self._reserve(self.keys, self.values)
         self._all_keys[..., before:after, :] = key_states
         self._all_values[..., before:after, :] = value_states
         self._show(after)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        length = self.keys.shape[-2]
-        self._all_keys, self._all_values = self._all_keys[indices], self._all_values[indices]
-        self._show(length)
+        self._reserve(self.keys[indices], self.values[indices])
 
 
-def reserve(cache: Any, room: int) -> None:
-    """Make room for ``room`` more tokens in a cache that holds the prompts. Layers of other kinds (a sliding window, a
+def reserve(cache: Any) -> None:
+    """Make room for more tokens in a cache that holds the prompts. Layers of other kinds (a sliding window, a
     recurrent state) stay as they are."""
     own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     for i, layer in enumerate(getattr(own, "layers", ())):
         if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
-            own.layers[i] = ReservedLayer(layer.keys, layer.values, room)
+            own.layers[i] = ReservedLayer(layer.keys, layer.values)

@@ -287,7 +287,7 @@ def _sample_batch(
         state = _EncoderDecoderState(model, prompts, prefixes, pad_id)
     else:
         state = _DecoderState(model, [p + q for p, q in zip(prompts, prefixes, strict=True)], pad_id)
-    reserve(state.cache, max(limits))
+    reserve(state.cache)
     live = torch.arange(len(prompts), device=device)  # row of each line that is still in the batch
     index = torch.tensor([len(p) for p in prefixes], device=device)  # response position of the next token
     ends = index + torch.tensor(limits, device=device)

@@ -31,7 +31,7 @@ class Packed:
     index: torch.Tensor
 
     def within(self, window: int | None) -> torch.Tensor:
-        """``allowed``, of keys fewer than ``window`` positions back (None: of all). [R, 1, L, L]"""
+        """``allowed``, restricted to keys fewer than ``window`` positions back (None: no restriction). [R, 1, L, L]"""
         allowed = self.allowed
         if window is not None:
             allowed = allowed & (self.positions.unsqueeze(-1) - self.positions.unsqueeze(-2) < window)
@@ -41,7 +41,7 @@ class Packed:
 @dataclass(frozen=True)
 class PromptGroup:
     """Rows with the same prompt: their numbers, the prompt's length, and how many tokens at the beginning of their
-    responses are common to all of them (and are followed by another one in each of them)."""
+    responses are common to all of them. The last token of a response is not counted: it is no input."""
 
     rows: list[int]
     prompt: int
@@ -137,7 +137,8 @@ def attention_masks(config: Any, packed: Packed) -> torch.Tensor | dict[str, tor
 
     None where none is known: an attention kernel without masks, or layers that are neither full nor sliding.
     """
-    if config._attn_implementation not in ("sdpa", "eager"):
+    # GPT-Neo's local attention is a mask of its own over columns, which positions do not change
+    if config._attn_implementation not in ("sdpa", "eager") or hasattr(config, "attention_types"):
         return None
     types = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)

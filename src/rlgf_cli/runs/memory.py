@@ -184,12 +184,11 @@ def pass_shape(
     groups = min(groups, rows)
     of_a_group = math.ceil(rows / groups)
     alone = prompt + response - 1
-    members = [PromptGroup(list(range(of_a_group)), prompt, 0)] * groups
     if encoder_decoder:
         fitting = max(1, min(rows, limit // alone))
         return PassShape(fitting, response, fitting, prompt, math.ceil(fitting / of_a_group))
-    if of_a_group > 1 and response > 1 and saves(members, [response] * of_a_group, hidden):
-        own = max(1, min(of_a_group, (limit - prompt) // (response - 1)))
+    own = max(1, min(of_a_group, (limit - prompt) // max(1, response - 1)))
+    if own > 1 and saves([PromptGroup(list(range(own)), prompt, 0)], [response] * own, hidden):
         columns = prompt + own * (response - 1)
         packed = max(1, min(math.ceil(rows / own), limit // columns))
         return PassShape(packed, columns, min(rows, packed * own), prompt, packed)

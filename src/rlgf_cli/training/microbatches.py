@@ -5,31 +5,47 @@ from __future__ import annotations
 import torch
 
 from rlgf_cli.models.forward import TokenBatch
-from rlgf_cli.models.packing import PromptGroup, groups_of
+from rlgf_cli.models.packing import PromptGroup, groups_of, saves
 
 
-def split_by_tokens(tokens: TokenBatch, rows: torch.Tensor, limit: int | None, *, share: bool) -> list[torch.Tensor]:
+def split_by_tokens(
+    tokens: TokenBatch, rows: torch.Tensor, limit: int | None, *, shared_by: int | None
+) -> list[torch.Tensor]:
     """Positions in ``rows`` [n], in parts of at most ``limit`` tokens each (None: one part).
 
     The tokens of a part are its columns times its rows, padding included, as they are computed: rows with the same
-    prompt are one packed row where prompts are shared (``share``). A single row that is larger is a part by itself.
-    Rows of like length are together, so that little is padding; where one part is enough, their order is kept.
+    prompt are one packed row where a model of hidden size ``shared_by`` packs them (None: it does not). A single row
+    that is larger is a part by itself. Rows of like length are together, so that little is padding; where one part is
+    enough, their order is kept.
     """
     everything = torch.arange(len(rows), device=rows.device)
     if limit is None or not len(rows):
         return [everything]
     lengths = tokens.lengths[rows].tolist()
     own = (tokens.prompt_ids[rows], tokens.prompt_mask[rows], tokens.response_ids[rows], tokens.lengths[rows])
-    groups = groups_of(*own) if share else _alone(own[1], lengths)
+    alone = _alone(own[1], lengths)
+    if shared_by is None:
+        parts = _parts(alone, lengths, limit)
+    else:
+        parts = []
+        for part in _parts(groups_of(*own), lengths, limit):
+            # a part that would not be packed is computed row by row
+            fits = saves(part, lengths, shared_by)
+            parts += [part] if fits else _parts([alone[i] for row in part for i in row.rows], lengths, limit)
+    if len(parts) == 1:
+        return [everything]
+    return [everything[sorted(i for row in part for i in row.rows)] for part in parts]
+
+
+def _parts(groups: list[PromptGroup], lengths: list[int], limit: int) -> list[list[PromptGroup]]:
+    """Packed rows of groups, in parts of at most ``limit`` tokens."""
     packed = sorted((row for g in groups for row in _packed_rows(g, lengths, limit)), key=lambda r: r.columns(lengths))
     parts: list[list[PromptGroup]] = [[]]
     for row in packed:  # in ascending order: the new row is the widest of its part
         if parts[-1] and (len(parts[-1]) + 1) * row.columns(lengths) > limit:
             parts.append([])
         parts[-1].append(row)
-    if len(parts) == 1:
-        return [everything]
-    return [everything[sorted(i for row in part for i in row.rows)] for part in parts]
+    return parts
 
 
 def _alone(prompt_mask: torch.Tensor, lengths: list[int]) -> list[PromptGroup]:

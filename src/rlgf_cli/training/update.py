@@ -31,8 +31,8 @@ from rlgf_cli.training.rollout import Sampling
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """Sizes and coefficients of the update. ``accumulation``: parts of a minibatch, each of at most ``max_tokens``
-    tokens or in parts itself; ``kl_coef``: of the KL as a loss (0: it is charged elsewhere or not at all);
+    """Sizes and coefficients of the update. ``accumulation``: parts of a minibatch, which are split further where they
+    have more than ``max_tokens`` tokens; ``kl_coef``: of the KL as a loss (0: it is charged elsewhere or not at all);
     ``policy_frozen``: the critics learn alone (critic warm-up)."""
 
     epochs: int
@@ -142,7 +142,7 @@ def update(
             continue
         sums.add("update/skipped", 0, 1)
         optimizer.zero_grad(set_to_none=True)
-        for part in _passes(data, minibatch, settings, processes, share=model.share_prompts):
+        for part in _passes(data, minibatch, settings, processes, shared_by=model.shared_by):
             rows, its_sums = (minibatch[part], sums) if len(part) else (minibatch[:1], Sums())
             its_learned = learned[part] if len(part) else learned[:1]
             loss, logprobs = _loss(
@@ -175,9 +175,9 @@ def update(
 
 
 def old_logprobs_are_the_updates(batch: EpisodeBatch, regime: Regime, settings: UpdateSettings) -> bool:
-    """Whether the update computes the log-probabilities before it, of all of the policy's tokens, by itself: it has one
-    minibatch in one epoch, so that every ratio is 1, and learns all of these tokens. No critic is needed for advantages
-    of groups."""
+    """Whether the update's own passes give the log-probabilities before the update of all of the policy's tokens: one
+    minibatch in one epoch, so that every ratio is 1, and a loss on all of these tokens. Only advantages of groups need
+    no pass before the update; others need a critic's values."""
     return (
         regime.critic is None
         and regime.estimator in ("group_mean", "leave_one_out")
@@ -188,9 +188,9 @@ def old_logprobs_are_the_updates(batch: EpisodeBatch, regime: Regime, settings: 
 
 
 def _passes(
-    data: StepData, minibatch: torch.Tensor, settings: UpdateSettings, processes: Processes, *, share: bool
+    data: StepData, minibatch: torch.Tensor, settings: UpdateSettings, processes: Processes, *, shared_by: int | None
 ) -> list[torch.Tensor]:
-    """The positions in a minibatch of each forward pass of this process.
+    """The positions in a minibatch of each forward pass of this process, of responses as of references.
 
     In lockstep all processes make the same number of passes, and one with fewer of its own makes empty ones.
     """
@@ -198,11 +198,13 @@ def _passes(
     def of(rank: int) -> list[torch.Tensor]:
         mine = Processes(rank, processes.size).rows(torch.arange(len(minibatch), device=minibatch.device))
         count = settings.accumulation if processes.lockstep else min(settings.accumulation, len(mine))
-        parts = [
-            part[split]
-            for part in mine.tensor_split(max(1, count))
-            for split in split_by_tokens(data.batch.tokens, minibatch[part], settings.max_tokens, share=share)
-        ]
+        parts = list(mine.tensor_split(max(1, count)))
+        for tokens in filter(None, (data.batch.tokens, data.references)):
+            parts = [
+                part[split]
+                for part in parts
+                for split in split_by_tokens(tokens, minibatch[part], settings.max_tokens, shared_by=shared_by)
+            ]
         return parts if processes.lockstep else [part for part in parts if len(part)]
 
     own = of(processes.rank)
