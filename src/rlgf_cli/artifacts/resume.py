@@ -51,7 +51,7 @@ def refuse_changed(
     if not stored.is_file():
         return
     before, now = _flat(read_json(stored)["values"]), _flat(resolved["values"])
-    # a key that the run's version of rlgf did not have is at its default, which changes nothing of what it did
+    # a key that the run's version of rlgf did not have: a default is chosen so that earlier runs go on as they began
     new = {key for key in now if key not in before and resolved["origins"].get(key) == "default"}
     for key in sorted({*before, *now} - {*_ANY_TIME, *free, *new}):
         if before.get(key) != now.get(key):

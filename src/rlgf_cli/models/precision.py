@@ -1,8 +1,8 @@
 """Weights in bfloat16 where they do not learn: half the memory, and no cast for every token.
 
-Autocast rounds the weights of matrix products to bfloat16, and leaves what is added up between the layers in float32.
-It keeps the rounded weights until its end where they learn, and rounds frozen ones in every call. Weights that are
-stored in bfloat16 give the same numbers, if the rest stays as it is.
+Autocast rounds the weights of matrix products to bfloat16 and leaves the sums between the layers in float32. Rounded
+weights that learn are kept as long as the autocast context lasts; frozen ones are rounded again in every call. Weights
+that are stored in bfloat16 give the same numbers if everything else stays in float32.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ def make_trainer(
         loaded, spec.critics, mode=ppo.critic, with_ref_model=needs_ref_model(config), share_prompts=share
     )
     if model.sharing_problem and spec.group_size > 1:
-        warn(f"each response is computed with a prompt of its own, though groups share them: {model.sharing_problem}")
-    if model.ref_model is not None and not processes.lockstep:  # shards of a layer have one type
+        warn(f"the prompt of a group is computed once for each response, which takes longer: {model.sharing_problem}")
+    if model.ref_model is not None and not processes.lockstep:  # FSDP needs one dtype in each group of shards
         cast_matrices(model.ref_model, loaded.dtype)
     if config.gradient_checkpointing:
         model.enable_checkpointing()

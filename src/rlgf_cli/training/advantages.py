@@ -56,8 +56,8 @@ class AdvantageInputs:
 
 @dataclass(frozen=True)
 class RolloutStats:
-    """Log-probabilities under the policy (None: the update's first pass gives them) and the reference model (None: the
-    run has none) and each critic's values, before the update. All [B, T]."""
+    """Log-probabilities under the policy (None: the passes of the update's one minibatch give them) and the reference
+    model (None: the run has none) and each critic's values, before the update. All [B, T]."""
 
     old_logprobs: torch.Tensor | None
     ref_logprobs: torch.Tensor | None
