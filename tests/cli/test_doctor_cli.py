@@ -135,7 +135,7 @@ def test_a_file_for_other_prompts_breaks_the_first_truth(doctor, tmp_path: Path)
     rows = [{"id": e["id"], "prompt": "other", "completion": "a text"} for e in toy_examples(6)]
     done = doctor(write_rows(tmp_path / "guide.jsonl", rows))
     assert done.exit_code == 1
-    assert "error: 1 of 12 checks failed: guide.answers" in done.stderr and "hint: run collect-guide" in done.stderr
+    assert "error: 1 of 13 checks failed: guide.answers" in done.stderr and "hint: run collect-guide" in done.stderr
     assert "6 of 6 prompts have no text in the file; 6 have their id in the file with another prompt" in done.stdout
 
 
@@ -184,7 +184,7 @@ def test_a_loss_at_the_seam_breaks_a_truth(doctor, unigram: Path, tmp_path: Path
     monkeypatch.setattr(TextFormat, "encode_continuation", TextFormat.encode_response)
     done = doctor(guide, model=unigram)
     assert done.exit_code == 1
-    assert "error: 1 of 17 checks failed: tokens.cuts" in done.stderr and "hint: this tokenizer" in done.stderr
+    assert "error: 1 of 18 checks failed: tokens.cuts" in done.stderr and "hint: this tokenizer" in done.stderr
     shown = done.stdout.partition("fail  tokens.cuts")[2]
     assert "      lost at the boundary:\n" in shown and f"        text: {TEXTS[0]!r}" in shown
     assert json.loads(doctor(guide, "--json", model=unigram).stdout)["ok"] is False

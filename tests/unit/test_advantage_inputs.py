@@ -156,7 +156,7 @@ def test_a_critics_share_of_the_variance_is_followed_and_its_worst_steps_count_f
     expected = 0.0
     for now in (0.4, -30.0, None, 0.9, 0.9, 0.9):
         trainer.optimizer.step()
-        advantages = Advantages(torch.zeros(1), torch.zeros(1), {"policy": torch.zeros(1)}, None)
+        advantages = Advantages(torch.zeros(1), torch.zeros(1), {"policy": torch.zeros(1)})
         row = {} if now is None else {"value/explained_policy": now}
         episodes = [Episode(0, prompts_for(gpt2, 1)[0].example, [5], 0, "policy", [("policy", [7])])]
         trainer._advance(episodes, advantages, row)
@@ -274,7 +274,7 @@ def test_the_adaptive_coefficient_follows_the_kl_of_the_episode(gpt2: Loaded, ta
     kl = {"coef": 0.1, "adaptive": True, "target": target, "horizon": 400}
     trainer = trainer_of(gpt2, kl=kl)
     trainer.optimizer.step()
-    advantages = Advantages(torch.zeros(1), torch.zeros(1), {}, torch.zeros(1))
+    advantages = Advantages(torch.zeros(1), torch.zeros(1), {})
     episodes = [Episode(i, prompts_for(gpt2, 1)[0].example, [5], i, "policy", [("policy", [7])]) for i in range(6)]
     trainer._advance(episodes, advantages, {"kl/episode": 4.0, "kl/mean": 0.4, "kl/k3": 0.6})
     assert trainer.state.kl_coef == pytest.approx(0.1 * (1 + error * 6 / 400))

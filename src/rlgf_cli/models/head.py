@@ -51,7 +51,7 @@ def find_finish(model: Any) -> Finish:
         logits = model(**dict.fromkeys(names, ids), use_cache=False).logits[0, 0]
     own = model.get_output_embeddings()(head.hidden[:1, :1])[0, 0]
     for finish in _known(model):
-        if torch.allclose(finish(own).float(), logits.float(), rtol=1e-3, atol=1e-3):
+        if torch.allclose(finish(own).float(), logits.float(), rtol=1e-3, atol=1e-3, equal_nan=True):
             return finish
     raise UserError(
         f"a model of type {model.config.model_type!r} changes the output of its LM head, and rlgf does not know how",
