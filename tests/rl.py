@@ -26,8 +26,9 @@ from rlgf_cli.protocols import Completion, Example, FinishReason, Guide, GuideAb
 from rlgf_cli.runs.build import make_trainer
 from rlgf_cli.training.advantages import AdvantageInputs, AdvantageSettings, compute_advantages, compute_stats
 from rlgf_cli.training.checkpoint import TrainerState
+from rlgf_cli.training.critics import CriticSettings
 from rlgf_cli.training.episodes import Episode, build_batch
-from rlgf_cli.training.loop import CriticSettings, Trainer
+from rlgf_cli.training.loop import Trainer
 from rlgf_cli.training.optimizer import make_optimizer
 from rlgf_cli.training.parallel.processes import SINGLE
 from rlgf_cli.training.rollout import RolloutGenerator, Sampling

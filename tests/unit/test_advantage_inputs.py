@@ -19,8 +19,9 @@ from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training.advantages import Advantages
+from rlgf_cli.training.critics import TRUST_MEMORY, CriticSettings, calibrate_critics
 from rlgf_cli.training.episodes import Episode, build_batch
-from rlgf_cli.training.loop import TRUST_MEMORY, CriticSettings, Trainer
+from rlgf_cli.training.loop import Trainer
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_values_begin_at_the_mean_score_and_are_never_thrown_out_of_place(gpt2: 
     before, unit = values(), float(trainer.model.value_unit("policy"))
     for e in episodes:
         e.score = Score(40 * e.value - 3)
-    trainer._calibrate_critics(trainer.spec.regimes[0], episodes)
+    calibrate_critics(trainer.model, trainer.state, ["policy"], trainer.spec.regimes[0], episodes)
     assert float(trainer.model.value_unit("policy")) > 5 * unit
     assert float(before.std()) > 1e-4 and torch.allclose(values(), before, atol=1e-4)
 
@@ -163,9 +164,13 @@ def test_a_critics_share_of_the_variance_is_followed_and_its_worst_steps_count_f
         if now is not None:
             expected = TRUST_MEMORY * expected + (1 - TRUST_MEMORY) * max(now, -1.0)
         assert trainer.state.explained["policy"] == pytest.approx(expected)
-        assert trainer._trusts("policy") == (expected >= 0.05)
+        assert trainer.critic.trusts(trainer.state, "policy") == (expected >= 0.05)
         assert trainer._advantage_inputs([]).trusted == ({"policy"} if expected >= 0.05 else set())
-    assert trainer.state.critic_steps == {"policy": 6} and 0.05 < expected < 0.9 and not trainer._trusts("guide")
+    assert (
+        trainer.state.critic_steps == {"policy": 6}
+        and 0.05 < expected < 0.9
+        and not trainer.critic.trusts(trainer.state, "guide")
+    )
 
 
 @pytest.mark.parametrize(("explained", "trusted"), [(0.04, False), (0.06, True)])

@@ -18,8 +18,8 @@ from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.training import update as update_module
 from rlgf_cli.training.advantages import AdvantageSettings
+from rlgf_cli.training.critics import CriticSettings
 from rlgf_cli.training.episodes import Episode
-from rlgf_cli.training.loop import CriticSettings
 from rlgf_cli.training.optimizer import by_role, make_optimizer, make_scheduler
 from rlgf_cli.training.update import StepData, UpdateSettings, carries_loss, update
 

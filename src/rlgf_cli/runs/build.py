@@ -18,7 +18,8 @@ from rlgf_cli.models.token_boundaries import same_tokens
 from rlgf_cli.protocols import Example, Guide
 from rlgf_cli.training.advantages import AdvantageSettings
 from rlgf_cli.training.checkpoint import TrainerState
-from rlgf_cli.training.loop import CriticSettings, HeldOutEvaluator, Scorer, ScorerAt, Trainer
+from rlgf_cli.training.critics import CriticSettings
+from rlgf_cli.training.loop import HeldOutEvaluator, Scorer, ScorerAt, Trainer
 from rlgf_cli.training.optimizer import make_optimizer, make_scheduler
 from rlgf_cli.training.parallel.processes import Processes
 from rlgf_cli.training.rollout import RolloutGenerator, Sampling

@@ -14,7 +14,7 @@ from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import AlgorithmSpec, Regime
 from rlgf_cli.config.train import KLConfig
 from rlgf_cli.functional.kl import KLCoefficients, adapt_kl_coef
-from rlgf_cli.functional.stats import running_moments, spread_of
+from rlgf_cli.functional.stats import spread_of
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.prompts import Encoded, encode_target
@@ -28,6 +28,7 @@ from rlgf_cli.training.advantages import (
     compute_stats,
 )
 from rlgf_cli.training.checkpoint import TrainerState
+from rlgf_cli.training.critics import CriticSettings, calibrate_critics, note_fits
 from rlgf_cli.training.divergence import HeldOutResult, compare_watched
 from rlgf_cli.training.episodes import Episode, build_batch, by_group, scored_texts, without_variance
 from rlgf_cli.training.parallel.processes import SINGLE, Processes
@@ -49,8 +50,6 @@ ScorerAt = Callable[[int], tuple[Scorer, dict[str, float]]]
 """The scorer of an iteration (counted from 0), and the figures of its schedule, for the iteration's row."""
 LENGTH_MEMORY = 0.9
 """Weight of the past in the running mean of response lengths."""
-TRUST_MEMORY = 0.8
-"""Weight of the past in the running share of the returns' variance that a critic explains; single steps are noisy."""
 
 
 class PolicyProbe(Protocol):
@@ -63,18 +62,6 @@ class HeldOutEvaluator(Protocol):
     """Samples the policy alone on held-out prompts and scores the texts."""
 
     def __call__(self) -> HeldOutResult: ...
-
-
-@dataclass(frozen=True)
-class CriticSettings:
-    """Conditions under which a critic's values are used. The policy waits for at most ``warmup_steps`` fits of it, or
-    until it explains ``warmup_explained`` of the returns' variance; below ``min_explained`` the mean score takes its
-    place.
-    """
-
-    warmup_steps: int = 0
-    warmup_explained: float | None = None
-    min_explained: float = 0.05
 
 
 @dataclass
@@ -126,7 +113,8 @@ class Trainer:
         with self.processes.gathered(self.model):
             episodes = self._rollout(regime, step)
         self.generator.sampler.sleep()
-        self._calibrate_critics(regime, episodes)  # changes weights: on gathered ones the change would be lost
+        # changes weights: on gathered ones the change would be lost
+        calibrate_critics(self.model, self.state, self.spec.critics, regime, episodes)
         with self.processes.gathered(self.model):
             data = self._compute_advantages(regime, episodes)
             self._probe_first_step(episodes, data)
@@ -242,17 +230,6 @@ class Trainer:
     def _kl_coef(self) -> KLCoefficients:
         return KLCoefficients.of(self.kl.where, self.state.kl_coef)
 
-    def _calibrate_critics(self, regime: Regime, episodes: list[Episode]) -> None:
-        """Add the step's scores to the running moments, and set the units of the critics' values by them."""
-        state = self.state
-        for name in self.spec.critics:
-            if values := [e.value for e in episodes if e.score is not None and e.fits == name]:
-                moments = state.moments[name] = running_moments(state.moments.get(name), values)
-                fitted = state.critic_steps.get(name, 0) > 0
-                self.model.head(name).calibrate(moments[1], spread_of(moments), keep=fitted)
-        if regime.estimator != "likelihood" and (values := [e.value for e in episodes if e.score is not None]):
-            state.moments["scores"] = running_moments(state.moments.get("scores"), values)
-
     def _compute_advantages(self, regime: Regime, episodes: list[Episode]) -> StepData:
         """The episodes as tensors, with log-probabilities, values and advantages."""
         with self.clock.timed("annotate"):
@@ -277,12 +254,8 @@ class Trainer:
         moments = self.state.moments.get("scores")
         # a step whose scores differ more than the run's so far does not weigh more for it
         own = pstdev([e.value for e in episodes if e.score is not None]) if moments else 0.0
-        trusted = frozenset(name for name in self.spec.critics if self._trusts(name))
+        trusted = frozenset(name for name in self.spec.critics if self.critic.trusts(self.state, name))
         return AdvantageInputs(self._kl_coef.reward, max(own, spread_of(moments)) if moments else 0.0, trusted)
-
-    def _trusts(self, critic: str) -> bool:
-        """Whether a critic explained enough, lately, for its values to be the baseline."""
-        return self.state.explained.get(critic, 0.0) >= self.critic.min_explained
 
     def _probe_first_step(self, episodes: list[Episode], data: StepData) -> None:
         # sharded models answer only where all processes make the same passes
@@ -305,11 +278,7 @@ class Trainer:
 
     def _update_settings(self, regime: Regime) -> UpdateSettings:
         """The policy is frozen while the critic that its advantages come from is not warm yet."""
-        frozen = False
-        if regime.critic is not None:
-            wanted = self.critic.warmup_explained
-            warm = wanted is not None and self.state.explained.get(regime.critic, 0.0) >= wanted
-            frozen = self.state.critic_steps.get(regime.critic, 0) < self.critic.warmup_steps and not warm
+        frozen = regime.critic is not None and self.critic.warming_up(self.state, regime.critic)
         return replace(self.update, policy_frozen=frozen, kl_coef=self._kl_coef.loss)
 
     def _references(self, episodes: list[Episode]) -> TokenBatch | None:
@@ -345,17 +314,13 @@ class Trainer:
             row["rollout/resampled"] = self.resampled
         if advantages is not None:
             row["kl/coef"] = self._kl_coef.reward + self._kl_coef.loss
-            row |= {f"value/trusted_{name}": float(self._trusts(name)) for name in advantages.returns}
+            row |= {f"value/trusted_{name}": float(self.critic.trusts(self.state, name)) for name in advantages.returns}
         return row
 
     def _advance(self, episodes: list[Episode], advantages: Advantages | None, row: dict[str, Any]) -> None:
         """Move the trainer's state to the next step."""
         state = self.state
-        for name in advantages.returns if advantages is not None else ():
-            state.critic_steps[name] = state.critic_steps.get(name, 0) + 1
-            if (explained := row.get(f"value/explained_{name}")) is not None:
-                before, now = state.explained.get(name, 0.0), max(explained, -1.0)
-                state.explained[name] = TRUST_MEMORY * before + (1 - TRUST_MEMORY) * now
+        note_fits(state, advantages.returns if advantages is not None else (), row)
         mean = fmean(e.length for e in episodes)
         state.typical_length = LENGTH_MEMORY * state.typical_length + (1 - LENGTH_MEMORY) * mean
         if self.kl.adaptive and advantages is not None:
