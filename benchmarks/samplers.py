@@ -40,7 +40,7 @@ from rlgf_cli.models.generate import pad_rows
 from rlgf_cli.models.load import add_lora, load
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded, encode_prompts
-from rlgf_cli.models.samplers.base import Distribution, OwnSampler
+from rlgf_cli.models.samplers.base import Distribution, OwnSampler, SampleRequest
 from rlgf_cli.models.samplers.engine import EngineSampler
 from rlgf_cli.protocols import Example
 
@@ -101,7 +101,7 @@ def arrival(loaded: Loaded, engine: EngineSampler, prompts: list[Encoded]) -> di
     sent = time.process_time() - began
     ids, limits = [p.ids for p in prompts], [TOKENS] * len(prompts)
     empty: list[list[int]] = [[] for _ in prompts]
-    own, theirs = (s.sample(ids, empty, limits, None, Distribution()) for s in (OwnSampler(loaded), engine))
+    own, theirs = (s.sample(SampleRequest(ids, empty, limits, None)) for s in (OwnSampler(loaded), engine))
     differences = []
     for prompt, a, b in zip(prompts, own, theirs, strict=True):
         at = next((i for i, (x, y) in enumerate(zip(a.ids, b.ids, strict=False)) if x != y), None)
@@ -121,7 +121,7 @@ def arrival(loaded: Loaded, engine: EngineSampler, prompts: list[Encoded]) -> di
             sys.exit(f"{prompt.example.id}: one text is the beginning of the other")
     uniforms = np.random.default_rng(0).random((len(prompts), TOKENS))
     gaps: list[float] = []
-    for prompt, row in zip(prompts, engine.sample(ids, empty, limits, uniforms, Distribution()), strict=True):
+    for prompt, row in zip(prompts, engine.sample(SampleRequest(ids, empty, limits, uniforms)), strict=True):
         expected = logprobs_of(loaded, prompt.ids, row.ids)[range(len(row.ids)), row.ids]
         gaps += (torch.tensor(row.logprobs) - expected).abs().tolist()
     return {
@@ -164,11 +164,9 @@ def side(engine: str, loaded: Loaded, prompts: list[Encoded]) -> Iterator[Callab
     with closing(sampler):
 
         def sample(ids: list[list[int]], uniforms: np.ndarray) -> list[list[int]]:
-            rows = sampler.sample(
-                ids, [[] for _ in ids], [TOKENS] * len(ids), uniforms, Distribution(min_new_tokens=TOKENS),
-                batch_size=len(ids),
-            )  # fmt: skip
-            return [row.ids for row in rows]
+            distribution = Distribution(min_new_tokens=TOKENS)
+            request = SampleRequest(ids, [[] for _ in ids], [TOKENS] * len(ids), uniforms, distribution)
+            return [row.ids for row in sampler.sample(request, batch_size=len(ids))]
 
         sample.send = sampler.send  # type: ignore[attr-defined]
         yield sample

@@ -24,7 +24,7 @@ from rlgf_cli.config.train import SamplerConfig
 from rlgf_cli.models.load import add_lora
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import encode_prompts
-from rlgf_cli.models.samplers.base import Distribution, OwnSampler
+from rlgf_cli.models.samplers.base import Distribution, OwnSampler, SampleRequest
 from rlgf_cli.models.samplers.engine import EngineSampler
 
 if importlib.util.find_spec("vllm") is None:
@@ -139,7 +139,7 @@ def test_every_update_arrives(pair: tuple[Loaded, EngineSampler]) -> None:
     for update in range(3):
         changed(loaded, update)
         engine.send()
-        theirs, own = (s.sample(ids, empty, [16] * 24, None, Distribution()) for s in (engine, OwnSampler(loaded)))
+        theirs, own = (s.sample(SampleRequest(ids, empty, [16] * 24, None)) for s in (engine, OwnSampler(loaded)))
         for prompt, a, b in zip(ids, theirs, own, strict=True):
             at = next((i for i, (x, y) in enumerate(zip(a.ids, b.ids, strict=False)) if x != y), None)
             if at is None:
@@ -160,14 +160,15 @@ def test_log_probabilities_are_those_of_the_training_model(pair: tuple[Loaded, E
     ids, uniforms = prompts(loaded, 24), np.random.default_rng(0).random((24, 16))
     prefixes = [[40, 41, 42][: i % 4] for i in range(24)]
     limits = [16 - len(prefix) for prefix in prefixes]
-    rows = engine.sample(ids, prefixes, limits, uniforms, Distribution(temperature=0.8, min_new_tokens=5))
+    request = SampleRequest(ids, prefixes, limits, uniforms, Distribution(temperature=0.8, min_new_tokens=5))
+    rows = engine.sample(request)
     for prompt, prefix, limit, row in zip(ids, prefixes, limits, rows, strict=True):
         whole = [*prefix, *row.ids]
         assert row.finished or len(row.ids) == limit
         assert len(whole) >= 5 and not set(whole[:-1]) & loaded.eos_ids
         expected = plain_logprobs(loaded, prompt, whole, temperature=0.8, min_new_tokens=5)[len(prefix) :]
         assert row.logprobs == pytest.approx(expected.tolist(), abs=1e-3)
-    again = engine.sample(ids, prefixes, limits, uniforms, Distribution(temperature=0.8, min_new_tokens=5))
+    again = engine.sample(request)
     assert [row.ids for row in again] == [row.ids for row in rows]
 
 
@@ -179,7 +180,9 @@ def test_tokens_are_drawn_from_the_policys_distribution(pair: tuple[Loaded, Engi
     engine.send()
     prompt, count = prompts(loaded, 1)[0], 3000
     uniforms = np.random.default_rng(1).random((count, 1))
-    rows = engine.sample([prompt] * count, [[]] * count, [1] * count, uniforms, Distribution(temperature=1.5))
+    rows = engine.sample(
+        SampleRequest([prompt] * count, [[]] * count, [1] * count, uniforms, Distribution(temperature=1.5))
+    )
     shares = (plain_logits(loaded, prompt, [0])[0].double() / 1.5).softmax(-1)
     frequent = (shares > 5 / count).nonzero()[:, 0].tolist()
     found = np.bincount([row.ids[0] for row in rows], minlength=len(shares))
@@ -196,6 +199,8 @@ def test_control_tokens_are_not_written_where_they_are_banned(pair: tuple[Loaded
     ids, uniforms = prompts(loaded, 200), np.random.default_rng(2).random((200, 16))
     written = {}
     for ban in (False, True):
-        rows = engine.sample(ids, [[]] * 200, [16] * 200, uniforms, Distribution(temperature=2.0, ban_control=ban))
+        rows = engine.sample(
+            SampleRequest(ids, [[]] * 200, [16] * 200, uniforms, Distribution(temperature=2.0, ban_control=ban))
+        )
         written[ban] = {token for row in rows for token in row.ids}
     assert written[False] & loaded.control_ids and not written[True] & loaded.control_ids

@@ -21,8 +21,9 @@ from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.models.generate import Generated, sample
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.samplers import engine
-from rlgf_cli.models.samplers.base import Distribution, OwnSampler, Sampler, requests_of
+from rlgf_cli.models.samplers.base import Distribution, OwnSampler, Sampler, SampleRequest
 from rlgf_cli.models.samplers.engine import EngineSampler
+from rlgf_cli.models.samplers.vllm_requests import requests_of
 from rlgf_cli.runs.build import make_trainer
 from rlgf_cli.training.parallel.processes import Processes
 
@@ -39,7 +40,9 @@ def test_the_own_sampler_is_the_decoding_loop(gpt2: Loaded) -> None:
     distribution = Distribution(temperature=0.7, top_k=50, top_p=0.9, min_new_tokens=3, ban_control=True)
     batches: list[list[int]] = []
     rows = OwnSampler(gpt2).sample(
-        prompts, prefixes, limits, uniforms, distribution, batch_size=2, on_batch=lambda batch, _: batches.append(batch)
+        SampleRequest(prompts, prefixes, limits, uniforms, distribution),
+        batch_size=2,
+        on_batch=lambda batch, _: batches.append(batch),
     )
     expected = sample(
         gpt2.model, prompts, prefixes=prefixes, max_new_tokens=limits, uniforms=uniforms, eos_ids=gpt2.eos_ids,
@@ -52,12 +55,12 @@ def test_the_own_sampler_is_the_decoding_loop(gpt2: Loaded) -> None:
 def test_a_row_is_a_request_with_its_own_limit_and_seed(gpt2: Loaded) -> None:
     uniforms = np.array([[0.25, 0.5, 0.75, 0.0], [0.5, 0.125, 0.0, 0.0]])
     distribution = Distribution(temperature=0.5, top_k=7, top_p=0.9, min_new_tokens=3)
-    first, second = requests_of(gpt2, [[5, 6], [7]], [[40, 41], []], [2, 4], uniforms, distribution)
+    first, second = requests_of(gpt2, SampleRequest([[5, 6], [7]], [[40, 41], []], [2, 4], uniforms, distribution))
     assert first.ids == [5, 6, 40, 41] and second.ids == [7]
     shared = {"temperature": 0.5, "top_k": 7, "top_p": 0.9, "logprobs": 0, "stop_token_ids": sorted(gpt2.eos_ids)}
     assert first.params == {**shared, "max_tokens": 2, "min_tokens": 1, "seed": int(0.75 * (1 << 31))}
     assert second.params == {**shared, "max_tokens": 4, "min_tokens": 3, "seed": int(0.5 * (1 << 31))}
-    (greedy,) = requests_of(gpt2, [[5]], [[]], [4], None, Distribution(ban_control=True))
+    (greedy,) = requests_of(gpt2, SampleRequest([[5]], [[]], [4], None, Distribution(ban_control=True)))
     assert greedy.params["temperature"] == 0 and "seed" not in greedy.params
     assert greedy.params["logit_bias"] == dict.fromkeys(gpt2.control_ids, -100.0)
 
@@ -211,7 +214,7 @@ def test_the_engine_starts_from_the_config_and_is_sent_the_weights(gpt2: Loaded,
     sampler.send()
     assert [name for name, *_ in sampler.llm.calls] == ["reload_weights", "_pack_again", "reset_prefix_cache"]
     assert all(torch.equal(p, sampler.llm.weights[name]) for name, p in gpt2.model.named_parameters())
-    first, second = sampler.sample([[5], [6]], [[], [7]], [4, 1], np.full((2, 4), 0.5), Distribution())
+    first, second = sampler.sample(SampleRequest([[5], [6]], [[], [7]], [4, 1], np.full((2, 4), 0.5)))
     eos = min(gpt2.eos_ids)
     assert first.ids == [40, eos] and first.finished and first.logprobs == [-4.0, -eos / 10]
     assert second.ids == [40] and not second.finished
@@ -236,7 +239,7 @@ def test_the_engine_sleeps_from_rollout_to_rollout(gpt2: Loaded, monkeypatch: py
 def test_what_vllm_raises_names_the_way_out(gpt2: Loaded, vllm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = EngineSampler.start(SamplerConfig(engine="vllm"), gpt2, longest=9)
     with pytest.raises(AssertionError, match="send"):
-        sampler.sample([[5]], [[]], [1], None, Distribution())
+        sampler.sample(SampleRequest([[5]], [[]], [1], None))
     sampler.llm.fails = "reload_weights"
     with pytest.raises(RlgfError, match="the engine broke") as failed:
         sampler.send()

@@ -92,7 +92,7 @@ class SeparateCritic(nn.Module):
         return self.head(response_states(self.backbone, batch, share_prompts=share_prompts).every())
 
 
-class Distribution(TypedDict):
+class ScoredDistribution(TypedDict):
     """The distribution whose log-probabilities are computed: the full one at a temperature, without EOS before
     ``min_new_tokens``, and without control tokens (``ban_control``)."""
 
@@ -246,7 +246,7 @@ class ActorCritic(nn.Module):
         values: Iterable[str] = (),
         entropy: bool = False,
         policy_frozen: bool = False,
-        **distribution: Unpack[Distribution],
+        **distribution: Unpack[ScoredDistribution],
     ) -> TokenOutputs:
         """Log-probabilities, entropies and values of the selected tokens under the policy.
 
@@ -276,7 +276,7 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def ref_logprobs(
-        self, batch: TokenBatch, select: torch.Tensor, **distribution: Unpack[Distribution]
+        self, batch: TokenBatch, select: torch.Tensor, **distribution: Unpack[ScoredDistribution]
     ) -> torch.Tensor:
         """Log-probabilities [B, T] of the selected tokens under the ref_model, 0 elsewhere."""
         if not bool(select.any()):

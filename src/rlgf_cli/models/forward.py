@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from rlgf_cli.models.generate import decoder_start_id, pad_rows, positions_of
 from rlgf_cli.models.head import HeadInput
-from rlgf_cli.models.packing import attention_masks, groups_of, pack, saves
+from rlgf_cli.models.packing import Packed, PromptGroup, attention_masks, groups_of, pack, saves
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,16 @@ class TokenBatch:
         prompt_ids, prompt_mask = pad_rows(prompts, pad_id, left=not encoder_decoder)
         response_ids, mask = pad_rows(responses, pad_id, left=False)
         return cls(prompt_ids.to(device), prompt_mask.to(device), response_ids.to(device), mask.sum(-1).to(device))
+
+    @cached_property
+    def groups(self) -> list[PromptGroup]:
+        """The rows by their prompts."""
+        return groups_of(self.prompt_ids, self.prompt_mask, self.response_ids, self.lengths)
+
+    @cached_property
+    def packed(self) -> Packed:
+        """The packed rows of ``groups``, made once for all networks that the batch is given to."""
+        return pack(self.groups, self.prompt_ids, self.prompt_mask, self.response_ids, self.lengths)
 
     def rows(self, index: torch.Tensor) -> TokenBatch:
         """The rows at ``index`` without the columns that are padding in all of them (so T may shrink)."""
@@ -96,13 +107,11 @@ def _decoder_inputs(batch: TokenBatch) -> dict[str, torch.Tensor]:
 
 def _packed_states(model: Any, batch: TokenBatch) -> States | None:
     """States from packed rows; None where they would not cost less than separate ones."""
-    lengths = batch.lengths.tolist()
-    tensors = (batch.prompt_ids, batch.prompt_mask, batch.response_ids, batch.lengths)
-    groups = groups_of(*tensors)
-    if not saves(groups, lengths, model.config.get_text_config().hidden_size):
+    config = model.config.get_text_config()
+    if not saves(batch.groups, batch.lengths.tolist(), config.hidden_size):
         return None
-    packed = pack(groups, *tensors)
-    masks = attention_masks(model.config.get_text_config(), packed)
+    packed = batch.packed
+    masks = attention_masks(config, packed)
     with HeadInput(model) as head:
         model(input_ids=packed.ids, position_ids=packed.positions, attention_mask=masks, use_cache=False)
     return States(head.hidden.flatten(0, 1), packed.index)
@@ -115,7 +124,7 @@ def _encoder_decoder_inputs(model: Any, batch: TokenBatch, share_prompts: bool) 
         "decoder_input_ids": torch.cat([start, batch.response_ids[:, :-1]], dim=1),
     }
     if share_prompts:
-        groups = groups_of(batch.prompt_ids, batch.prompt_mask, batch.response_ids, batch.lengths)
+        groups = batch.groups
         if len(groups) < len(batch.lengths):
             owners = torch.empty_like(batch.lengths)
             for number, group in enumerate(groups):
@@ -140,8 +149,7 @@ def sharing_problem(model: Any) -> str:
     ids = torch.arange(8, device=device).expand(2, -1) % config.vocab_size
     responses = (ids[:, :4] + torch.tensor([[5], [9]], device=device)) % config.vocab_size
     batch = TokenBatch(ids, torch.ones_like(ids), responses, torch.tensor([4, 4], device=device))
-    tensors = (batch.prompt_ids, batch.prompt_mask, batch.response_ids, batch.lengths)
-    packed = pack(groups_of(*tensors), *tensors)
+    packed = batch.packed
     masks = attention_masks(config, packed)
     if masks is None:
         return (

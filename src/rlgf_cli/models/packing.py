@@ -126,10 +126,11 @@ def pack(
             index[i, :shared] = r * width + group.prompt - 1 + torch.arange(shared)
             index[i, shared : shared + own] = r * width + at + torch.arange(own)
             at += own
+    positions, segments = positions.to(device), segments.to(device)  # the mask is large: it is made on the device
     query, key = segments.unsqueeze(-1), segments.unsqueeze(-2)
     seen = ((key == 0) | ((key == query) & (key > 0))) & (positions.unsqueeze(-2) <= positions.unsqueeze(-1))
-    allowed = seen | torch.eye(width, dtype=torch.bool)  # padding sees itself: a row without a key has no softmax
-    return Packed(ids, positions.to(device), allowed.to(device), index.to(device))
+    itself = torch.eye(width, dtype=torch.bool, device=device)  # of padding: a row without a key has no softmax
+    return Packed(ids, positions, seen | itself, index.to(device))
 
 
 def attention_masks(config: Any, packed: Packed) -> torch.Tensor | dict[str, torch.Tensor] | None:

@@ -201,18 +201,18 @@ def training_memory(
 ) -> dict[str, int] | None:
     """The parts of the estimate for a run on ``prompts``. None, and the reason to ``log``, for an architecture that
     cannot be traced."""
+    # a fresh adapter, which nobody trains, must not move the numbers that the run draws
+    with torch.random.fork_rng(devices=[]):
+        model = with_adapter(model_without_weights(config.model)[0], config.model, config.lora)
+    sizes = sizes_of(model)
+    plan = plan_of(
+        config, prompt=max(len(prompt.ids) for prompt in prompts), processes=processes, hidden=sizes.hidden,
+        encoder_decoder=model.config.is_encoder_decoder, adapter=sizes.adapter > 0,
+    )  # fmt: skip
+    dtype = DTYPES[config.model.dtype]
     try:
-        # a fresh adapter, which nobody trains, must not move the numbers that the run draws
-        with torch.random.fork_rng(devices=[]):
-            model = with_adapter(model_without_weights(config.model)[0], config.model, config.lora)
-        sizes = sizes_of(model)
-        plan = plan_of(
-            config, prompt=max(len(prompt.ids) for prompt in prompts), processes=processes, hidden=sizes.hidden,
-            encoder_decoder=model.config.is_encoder_decoder, adapter=sizes.adapter > 0,
-        )  # fmt: skip
-        dtype = DTYPES[config.model.dtype]
         traced = trace(model, plan.shape, dtype, checkpointing=config.gradient_checkpointing)
-    except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
+    except (RuntimeError, TypeError, AttributeError) as error:  # of torch or of the model's own code, without weights
         reason = str(error).strip().split("\n")[0]
         log(f"the memory is not known: a forward pass of this architecture cannot be traced ({reason})")
         return None

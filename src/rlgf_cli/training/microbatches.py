@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rlgf_cli.models.forward import TokenBatch
-from rlgf_cli.models.packing import PromptGroup, groups_of, saves
+from rlgf_cli.models.packing import PromptGroup, saves
 
 
 def split_by_tokens(
@@ -21,14 +21,14 @@ def split_by_tokens(
     everything = torch.arange(len(rows), device=rows.device)
     if limit is None or not len(rows):
         return [everything]
-    lengths = tokens.lengths[rows].tolist()
-    own = (tokens.prompt_ids[rows], tokens.prompt_mask[rows], tokens.response_ids[rows], tokens.lengths[rows])
-    alone = _alone(own[1], lengths)
+    own = tokens.rows(rows)
+    lengths = own.lengths.tolist()
+    alone = _alone(own.prompt_mask, lengths)
     if shared_by is None:
         parts = _parts(alone, lengths, limit)
     else:
         parts = []
-        for part in _parts(groups_of(*own), lengths, limit):
+        for part in _parts(own.groups, lengths, limit):
             # a part that would not be packed is computed row by row
             fits = saves(part, lengths, shared_by)
             parts += [part] if fits else _parts([alone[i] for row in part for i in row.rows], lengths, limit)

@@ -21,7 +21,7 @@ from rlgf_cli.config.train import RolloutConfig
 from rlgf_cli.models.generate import Generated
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded
-from rlgf_cli.models.samplers.base import Distribution, OwnSampler, Sampler
+from rlgf_cli.models.samplers.base import Distribution, OwnSampler, Sampler, SampleRequest
 from rlgf_cli.models.token_boundaries import is_boundary
 from rlgf_cli.protocols import Example, Guide
 from rlgf_cli.training.branches import BranchPoint, attach, branch_points
@@ -196,12 +196,15 @@ class RolloutGenerator:
         if not pairs:
             return
         sampling = self.sampling
+        request = SampleRequest(
+            prompts=[e.prompt_ids for e, _ in pairs],
+            prefixes=[e.ids for e, _ in pairs],
+            max_new_tokens=[n for _, n in pairs],
+            uniforms=np.stack([plan.draws[e.index].tokens for e, _ in pairs]),
+            distribution=sampling.distribution,
+        )
         rows = self.sampler.sample(
-            [e.prompt_ids for e, _ in pairs],
-            [e.ids for e, _ in pairs],
-            [n for _, n in pairs],
-            np.stack([plan.draws[e.index].tokens for e, _ in pairs]),
-            sampling.distribution,
+            request,
             batch_size=sampling.batch_size,
             on_batch=partial(self._prefetch, [e for e, _ in pairs]) if last_author and self.prefetch else None,
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,8 +18,6 @@ from rlgf_cli.models.generate import Generated, sample
 from rlgf_cli.models.loaded import Loaded
 
 OnBatch = Callable[[list[int], list[Generated]], None]
-_FORBIDDEN = -100.0
-"""The bias (nats) of a token that must not be sampled; vLLM takes none below it."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,21 @@ class Distribution:
     ban_control: bool = False
 
 
+@dataclass(frozen=True)
+class SampleRequest:
+    """N texts to continue: prompts and prefixes [N] as ids, and at most ``max_new_tokens`` [N] more tokens for each.
+
+    ``uniforms`` [N, T] in [0, 1): column t is the draw for the response's t-th token; a vLLM engine takes the seed of a
+    row from that of its next token. None is greedy.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    prefixes: Sequence[Sequence[int]]
+    max_new_tokens: Sequence[int]
+    uniforms: np.ndarray | None
+    distribution: Distribution = Distribution()
+
+
 class Sampler(ABC):
     """Samples the policy's tokens. ``separate``: with weights of its own, which :meth:`send` renews before a step, and
     log-probabilities of its own, which :attr:`Generated.logprobs` reports."""
@@ -42,21 +55,12 @@ class Sampler(ABC):
 
     @abstractmethod
     def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        prefixes: Sequence[Sequence[int]],
-        max_new_tokens: Sequence[int],
-        uniforms: np.ndarray | None,
-        distribution: Distribution,
-        *,
-        batch_size: int = 64,
-        on_batch: OnBatch | None = None,
+        self, request: SampleRequest, *, batch_size: int = 64, on_batch: OnBatch | None = None
     ) -> list[Generated]:
-        """Continue each prompt and prefix by at most ``max_new_tokens`` tokens (one limit per row).
+        """Continue each prompt and prefix.
 
-        ``uniforms`` [N, T] in [0, 1): column t is the draw for the response's t-th token; a vLLM engine takes the seed
-        of a row from that of its next token. None is greedy. The own loop samples ``batch_size`` rows at a time and
-        calls ``on_batch`` with the rows and responses of each batch; vLLM makes the batches itself and does not.
+        The own loop samples ``batch_size`` rows at a time and calls ``on_batch`` with the rows and responses of each
+        batch; vLLM makes the batches itself and does not.
         """
 
     def send(self) -> None:  # noqa: B027 - the own loop has nothing to do
@@ -78,23 +82,15 @@ class OwnSampler(Sampler):
         self.loaded = loaded
 
     def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        prefixes: Sequence[Sequence[int]],
-        max_new_tokens: Sequence[int],
-        uniforms: np.ndarray | None,
-        distribution: Distribution,
-        *,
-        batch_size: int = 64,
-        on_batch: OnBatch | None = None,
+        self, request: SampleRequest, *, batch_size: int = 64, on_batch: OnBatch | None = None
     ) -> list[Generated]:
-        loaded = self.loaded
+        loaded, distribution = self.loaded, request.distribution
         return sample(
             loaded.model,
-            prompts,
-            prefixes=prefixes,
-            max_new_tokens=max_new_tokens,
-            uniforms=uniforms,
+            request.prompts,
+            prefixes=request.prefixes,
+            max_new_tokens=request.max_new_tokens,
+            uniforms=request.uniforms,
             eos_ids=loaded.eos_ids,
             pad_id=loaded.pad_id,
             banned_ids=loaded.control_ids if distribution.ban_control else (),
@@ -106,44 +102,3 @@ class OwnSampler(Sampler):
             dtype=loaded.dtype,
             on_batch=on_batch,
         )
-
-
-@dataclass(frozen=True)
-class Request:
-    """One row for a vLLM engine: the ids to continue, and vLLM's sampling parameters by name."""
-
-    ids: list[int]
-    params: dict[str, Any]
-
-
-def requests_of(
-    loaded: Loaded,
-    prompts: Sequence[Sequence[int]],
-    prefixes: Sequence[Sequence[int]],
-    max_new_tokens: Sequence[int],
-    uniforms: np.ndarray | None,
-    distribution: Distribution,
-) -> list[Request]:
-    """One request a row, so that each has its own limit, and its own seed from the row's draw for its next token."""
-    fixed: dict[str, Any] = {
-        "temperature": 0.0 if uniforms is None else distribution.temperature,
-        "top_k": distribution.top_k,
-        "top_p": distribution.top_p,
-        "logprobs": 0,  # that of the sampled token alone
-        "stop_token_ids": sorted(loaded.eos_ids),
-    }
-    if distribution.ban_control:
-        fixed["logit_bias"] = dict.fromkeys(sorted(loaded.control_ids), _FORBIDDEN)
-    requests = []
-    for row, (prompt, prefix, limit) in enumerate(zip(prompts, prefixes, max_new_tokens, strict=True)):
-        own = {"max_tokens": limit, "min_tokens": min(limit, max(0, distribution.min_new_tokens - len(prefix)))}
-        if uniforms is not None:
-            own["seed"] = int(uniforms[row][len(prefix)] * (1 << 31))
-        requests.append(Request([*prompt, *prefix], {**fixed, **own}))
-    return requests
-
-
-def generated(loaded: Loaded, ids: Sequence[int], logprobs: Sequence[float]) -> Generated:
-    """A vLLM engine's answer to one request."""
-    tokens = [int(token) for token in ids]
-    return Generated(tokens, bool(tokens) and tokens[-1] in loaded.eos_ids, [float(value) for value in logprobs])

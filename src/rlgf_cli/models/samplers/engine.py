@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from peft import PeftModel
 
@@ -17,7 +16,8 @@ from rlgf_cli.config.train import SamplerConfig
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.models.generate import Generated
 from rlgf_cli.models.loaded import Loaded
-from rlgf_cli.models.samplers.base import Distribution, OnBatch, Sampler, generated, requests_of
+from rlgf_cli.models.samplers.base import OnBatch, Sampler, SampleRequest
+from rlgf_cli.models.samplers.vllm_requests import generated, requests_of
 from rlgf_cli.models.samplers.weights import policy_weights
 
 T = TypeVar("T")
@@ -108,22 +108,14 @@ class EngineSampler(Sampler):
             self.asleep = True
 
     def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        prefixes: Sequence[Sequence[int]],
-        max_new_tokens: Sequence[int],
-        uniforms: np.ndarray | None,
-        distribution: Distribution,
-        *,
-        batch_size: int = 64,
-        on_batch: OnBatch | None = None,
+        self, request: SampleRequest, *, batch_size: int = 64, on_batch: OnBatch | None = None
     ) -> list[Generated]:
         assert self.sent and not self.asleep, "the engine has no weights: send() comes first"
-        requests = requests_of(self.loaded, prompts, prefixes, max_new_tokens, uniforms, distribution)
+        requests = requests_of(self.loaded, request)
         outputs = _call(
             lambda: self.llm.generate(
-                [{"prompt_token_ids": request.ids} for request in requests],
-                [self.params(**request.params, detokenize=False) for request in requests],
+                [{"prompt_token_ids": row.ids} for row in requests],
+                [self.params(**row.params, detokenize=False) for row in requests],
                 use_tqdm=False,
             )
         )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from rlgf_cli.config.train import SamplerConfig
 from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.models.generate import Generated
 from rlgf_cli.models.loaded import Loaded
-from rlgf_cli.models.samplers.base import Distribution, OnBatch, Request, Sampler, generated, requests_of
+from rlgf_cli.models.samplers.base import OnBatch, Sampler, SampleRequest
+from rlgf_cli.models.samplers.vllm_requests import VllmRequest, generated, requests_of
 from rlgf_cli.models.samplers.weights import policy_weights
 
 T = TypeVar("T")
@@ -59,17 +59,9 @@ class ServerSampler(Sampler):
             self._call(update)
 
     def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        prefixes: Sequence[Sequence[int]],
-        max_new_tokens: Sequence[int],
-        uniforms: np.ndarray | None,
-        distribution: Distribution,
-        *,
-        batch_size: int = 64,
-        on_batch: OnBatch | None = None,
+        self, request: SampleRequest, *, batch_size: int = 64, on_batch: OnBatch | None = None
     ) -> list[Generated]:
-        requests = requests_of(self.loaded, prompts, prefixes, max_new_tokens, uniforms, distribution)
+        requests = requests_of(self.loaded, request)
 
         def all_rows() -> list[Generated]:
             with ThreadPoolExecutor(max_workers=self.config.concurrency) as pool:
@@ -77,7 +69,7 @@ class ServerSampler(Sampler):
 
         return self._call(all_rows)
 
-    def _answer(self, request: Request) -> Generated:
+    def _answer(self, request: VllmRequest) -> Generated:
         answer = self.client.generate([request.ids], generation_kwargs=request.params)
         return generated(self.loaded, answer["completion_ids"][0], [token[0] for token in answer["logprobs"][0]])
 
