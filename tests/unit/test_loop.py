@@ -182,7 +182,7 @@ def test_the_update_gives_the_old_log_probabilities_where_every_ratio_is_one(
     found = []
     for deferred in (True, False):
         if not deferred:
-            monkeypatch.setattr(loop, "old_logprobs_are_the_updates", lambda *_: False)
+            monkeypatch.setattr(loop, "update_gives_old_logprobs", lambda *_: False)
         trainer = trainer_for(
             loaded_from(tiny_gpt2), name, parameters={"group_size": 4}, kl_coef=0.1, learning_rate=1e-3,
             minibatch_size=8, max_tokens=60, kl_estimator=estimator,

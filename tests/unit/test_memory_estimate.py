@@ -219,7 +219,7 @@ def test_the_shape_is_that_of_the_largest_part(rows: int, groups: int, limit: in
             return len(part) * (length + response - 1)
         return len(found) * max(g.columns(own.lengths.tolist()) for g in found)
 
-    split = split_by_tokens(tokens, torch.arange(rows), limit, shared_by=32)
+    split = split_by_tokens(tokens, torch.arange(rows), limit, packing_hidden=32)
     shape = pass_shape(rows, groups, length, response, limit=limit, hidden=32, encoder_decoder=False)
     assert shape.rows * shape.columns == max(map(columns, split))
 

@@ -227,23 +227,23 @@ def test_parts_hold_every_row_once_within_the_budget(data: st.DataObject) -> Non
     count = data.draw(st.integers(1, 9))
     prompts = data.draw(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=4), min_size=count, max_size=count))
     responses = data.draw(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=6), min_size=count, max_size=count))
-    limit, shared_by = data.draw(st.integers(1, 40)), data.draw(st.sampled_from([None, 1, 64]))
+    limit, packing_hidden = data.draw(st.integers(1, 40)), data.draw(st.sampled_from([None, 1, 64]))
     tokens = TokenBatch.build(prompts, responses, pad_id=0, encoder_decoder=False, device=torch.device("cpu"))
     rows = torch.tensor(data.draw(st.permutations(range(count))))[: data.draw(st.integers(1, count))]
-    parts = split_by_tokens(tokens, rows, limit, shared_by=shared_by)
+    parts = split_by_tokens(tokens, rows, limit, packing_hidden=packing_hidden)
     assert sorted(i for part in parts for i in part.tolist()) == list(range(len(rows)))
     if len(parts) == 1:
         assert parts[0].tolist() == list(range(len(rows)))
     for part in parts:
         own = tokens.rows(rows[part])
         groups = groups_of(own.prompt_ids, own.prompt_mask, own.response_ids, own.lengths)
-        if shared_by is not None and saves(groups, own.lengths.tolist(), shared_by):
+        if packing_hidden is not None and saves(groups, own.lengths.tolist(), packing_hidden):
             size = len(groups) * max(g.columns(own.lengths.tolist()) for g in groups)
         else:
             longest = max(int(m.sum()) + int(n) for m, n in zip(own.prompt_mask, own.lengths, strict=True)) - 1
             size = len(part) * longest
         assert size <= limit or len(part) == 1
-    assert split_by_tokens(tokens, rows, None, shared_by=shared_by)[0].tolist() == list(range(len(rows)))
+    assert split_by_tokens(tokens, rows, None, packing_hidden=packing_hidden)[0].tolist() == list(range(len(rows)))
 
 
 # --- sampling
@@ -309,7 +309,7 @@ def test_no_forward_pass_exceeds_the_budget(tiny_llama: Path, prompt: int, respo
         lambda m, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     everything, limit = torch.arange(16), 150
-    for part in split_by_tokens(batch, everything, limit, shared_by=model.shared_by):
+    for part in split_by_tokens(batch, everything, limit, packing_hidden=model.packing_hidden):
         own = batch.rows(part)
         model.forward_logprobs(own, rl.real_mask(own), **SCORED)
     hook.remove()

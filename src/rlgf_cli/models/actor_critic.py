@@ -179,7 +179,7 @@ class ActorCritic(nn.Module):
             self._use_adapter("default")
 
     @property
-    def shared_by(self) -> int | None:
+    def packing_hidden(self) -> int | None:
         """The hidden size of a decoder whose rows are packed; None for a model whose rows are computed one by one."""
         packs = self.share_prompts and not self.loaded.encoder_decoder
         return int(self.policy.config.get_text_config().hidden_size) if packs else None

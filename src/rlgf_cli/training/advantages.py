@@ -112,7 +112,7 @@ def compute_stats(
     values = {str(name): torch.zeros(shape, device=device) for name in sorted(str(c) for c in critics)}
     select = batch.policy
     mine = processes.rows(batch.tokens.lengths.argsort())
-    for part in split_by_tokens(batch.tokens, mine, max_tokens, shared_by=model.shared_by):
+    for part in split_by_tokens(batch.tokens, mine, max_tokens, packing_hidden=model.packing_hidden):
         if not len(part):  # fewer rows than processes
             continue
         rows = mine[part]

@@ -41,8 +41,8 @@ from rlgf_cli.training.update import (
     StepData,
     UpdateSettings,
     carries_loss,
-    old_logprobs_are_the_updates,
     update,
+    update_gives_old_logprobs,
 )
 
 Scorer = Callable[[Sequence[Example], Sequence[str]], list[Score]]
@@ -239,7 +239,7 @@ class Trainer:
             sampling = self.generator.sampling
             # step 0 checks the policy's log-probabilities before the update
             deferred = self.state.step > 0 and self._kl_coef.reward == 0 and self.correction_cap is None
-            with_policy = not (deferred and old_logprobs_are_the_updates(batch, regime, self.update))
+            with_policy = not (deferred and update_gives_old_logprobs(batch, regime, self.update))
             stats = compute_stats(
                 self.model, batch, regime, sampling,
                 max_tokens=self.update.max_tokens, with_policy=with_policy, processes=self.processes,

@@ -9,14 +9,14 @@ from rlgf_cli.models.packing import PromptGroup, saves
 
 
 def split_by_tokens(
-    tokens: TokenBatch, rows: torch.Tensor, limit: int | None, *, shared_by: int | None
+    tokens: TokenBatch, rows: torch.Tensor, limit: int | None, *, packing_hidden: int | None
 ) -> list[torch.Tensor]:
     """Positions in ``rows`` [n], in parts of at most ``limit`` tokens each (None: one part).
 
-    The tokens of a part are its columns times its rows, padding included, as they are computed: rows with the same
-    prompt are one packed row where a model of hidden size ``shared_by`` packs them (None: it does not). A single row
-    that is larger is a part by itself. Rows of like length are together, so that little is padding; where one part is
-    enough, their order is kept.
+    The tokens of a part are its columns times its rows, padding included, as they are computed. Rows with the same
+    prompt are one packed row where a model packs them; ``packing_hidden``: its hidden size (None: it does not pack). A
+    single row that is larger is a part by itself. Rows of like length are together, so that little is padding; where
+    one part is enough, their order is kept.
     """
     everything = torch.arange(len(rows), device=rows.device)
     if limit is None or not len(rows):
@@ -24,13 +24,13 @@ def split_by_tokens(
     own = tokens.rows(rows)
     lengths = own.lengths.tolist()
     alone = _alone(own.prompt_mask, lengths)
-    if shared_by is None:
+    if packing_hidden is None:
         parts = _parts(alone, lengths, limit)
     else:
         parts = []
         for part in _parts(own.groups, lengths, limit):
             # a part that would not be packed is computed row by row
-            fits = saves(part, lengths, shared_by)
+            fits = saves(part, lengths, packing_hidden)
             parts += [part] if fits else _parts([alone[i] for row in part for i in row.rows], lengths, limit)
     if len(parts) == 1:
         return [everything]

@@ -142,7 +142,7 @@ def update(
             continue
         sums.add("update/skipped", 0, 1)
         optimizer.zero_grad(set_to_none=True)
-        for part in _passes(data, minibatch, settings, processes, shared_by=model.shared_by):
+        for part in _passes(data, minibatch, settings, processes, packing_hidden=model.packing_hidden):
             rows, its_sums = (minibatch[part], sums) if len(part) else (minibatch[:1], Sums())
             its_learned = learned[part] if len(part) else learned[:1]
             loss, logprobs = _loss(
@@ -174,7 +174,7 @@ def update(
     return sums.means(), data
 
 
-def old_logprobs_are_the_updates(batch: EpisodeBatch, regime: Regime, settings: UpdateSettings) -> bool:
+def update_gives_old_logprobs(batch: EpisodeBatch, regime: Regime, settings: UpdateSettings) -> bool:
     """Whether the update's own passes give the log-probabilities before the update of all of the policy's tokens: one
     minibatch in one epoch, so that every ratio is 1, and a loss on all of these tokens. Only advantages of groups need
     no pass before the update; others need a critic's values."""
@@ -188,7 +188,12 @@ def old_logprobs_are_the_updates(batch: EpisodeBatch, regime: Regime, settings: 
 
 
 def _passes(
-    data: StepData, minibatch: torch.Tensor, settings: UpdateSettings, processes: Processes, *, shared_by: int | None
+    data: StepData,
+    minibatch: torch.Tensor,
+    settings: UpdateSettings,
+    processes: Processes,
+    *,
+    packing_hidden: int | None,
 ) -> list[torch.Tensor]:
     """The positions in a minibatch of each forward pass of this process, of responses as of references.
 
@@ -203,7 +208,9 @@ def _passes(
             parts = [
                 part[split]
                 for part in parts
-                for split in split_by_tokens(tokens, minibatch[part], settings.max_tokens, shared_by=shared_by)
+                for split in split_by_tokens(
+                    tokens, minibatch[part], settings.max_tokens, packing_hidden=packing_hidden
+                )
             ]
         return parts if processes.lockstep else [part for part in parts if len(part)]
 
