@@ -79,18 +79,18 @@ def authored(head: str, segments: Sequence[tuple[str, str]], tail: str) -> None:
     coloured = screen.is_terminal and screen.color_system is not None and not screen.no_color
     line = Text("  ")
     for author, text in segments:
-        shown = _printable(text)
+        shown = one_line(text)
         line.append(shown if coloured else f"[{author}]{shown}", style=_COLOURS.get(author, "") if coloured else "")
     line.append(f"  {tail}", style="dim" if coloured else "")
     if coloured:
         for author in dict.fromkeys(author for author, _ in segments):
             line.append(f" {author}", style=_COLOURS.get(author, ""))
-    for shown_line in (Text(_printable(head), style="bold" if coloured else ""), line):
+    for shown_line in (Text(one_line(head), style="bold" if coloured else ""), line):
         screen.print(shown_line, soft_wrap=True)
 
 
-def _printable(text: str) -> str:
-    """One line without control characters, cut at :data:`_SHOWN`."""
+def one_line(text: str) -> str:
+    """The text as one line without control characters, cut at :data:`_SHOWN`."""
     line = "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
     return line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."
 

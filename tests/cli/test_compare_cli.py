@@ -64,6 +64,27 @@ class TestTable:
         exact = run_cli("compare", poor, good, "--metrics", "rouge.rougeL", "--test", "randomisation").stdout
         assert "approximate randomisation" in exact and "are few" not in exact
 
+    def test_texts_of_a_few_prompts_stand_below_the_tables(self, evaluated, run_cli, tmp_path):
+        poor, good, other = evaluated("poor", 0.4), evaluated("good", 0.9), evaluated("other", 0.8)
+        out = tmp_path / "c.json"
+        result = run_cli("compare", poor, f"the best={good},{other}", "--texts", 3, "--seed", 5, "-o", out)
+        assert result.exit_code == 0, result.stderr
+        shown = json.loads(out.read_text())["texts"]
+        assert len({row["id"] for row in shown}) == 3
+        below = result.stdout.splitlines()[-4 * len(shown) :]
+        for row, lines in zip(shown, zip(*[iter(below)] * 4, strict=True), strict=True):
+            of_prompt = [
+                next(r for r in map(json.loads, (f / "predictions.jsonl").open()) if r["id"] == row["id"])
+                for f in (poor, good)
+            ]
+            first, second = (record["prediction"] for record in of_prompt)
+            assert row["prompt"] == of_prompt[0]["prompt"]
+            assert row["texts"] == {"poor": first, "the best": second}
+            assert lines == ("", row["prompt"], f"  poor      {first}", f"  the best  {second}")
+        another = run_cli("compare", poor, good, "--texts", 3, "--seed", 6, "--json").stdout
+        assert {row["id"] for row in json.loads(another)["texts"]} != {row["id"] for row in shown}
+        assert "texts" not in run_cli("compare", poor, good).stdout
+
     def test_json_holds_the_paired_bootstrap(self, evaluated, tmp_path, run_cli):
         base, other = evaluated("base", 0.5), evaluated("other", 0.6)
         out = tmp_path / "comparison.json"

@@ -42,6 +42,7 @@ def compare(invocation: Invocation) -> None:
         _print_markdown(comparison)
     else:
         _print_tables(comparison)
+        _print_texts(comparison)
 
 
 def _print_tables(comparison: Comparison) -> None:
@@ -52,6 +53,17 @@ def _print_tables(comparison: Comparison) -> None:
         console.result()
     for line in _footer(comparison):
         console.result(line)
+
+
+def _print_texts(comparison: Comparison) -> None:
+    """Print a few prompts, each with one line per system, below the prompt's last message."""
+    width = max(map(len, comparison.systems))
+    for shown in comparison.texts:
+        console.result()
+        prompt = shown["prompt"]
+        console.result(console.one_line(prompt if isinstance(prompt, str) else prompt[-1]["content"]))
+        for label, text in shown["texts"].items():
+            console.result(f"  {label:{width}}  {'-' if text is None else console.one_line(text)}")
 
 
 def _print_markdown(comparison: Comparison) -> None:

@@ -24,13 +24,14 @@ class CompareConfig(Strict):
     ``metrics`` names figures (``rouge.rougeL``) or metrics (``rouge``: all of its figures); by default what all systems
     have. ``test`` says whose p-values are corrected after Holm. ``force`` also compares systems that differ in
     signature, references or ids. ``pair_seeds``: the i-th seed of every system belongs with the i-th of the base (the
-    same start, the same order of data), and differences are formed within these pairs.
+    same start, the same order of data), and differences are formed within these pairs. ``texts``: so many prompts,
+    drawn with ``seed``, are shown with the text of every system (of its first seed).
     """
 
     usage: ClassVar[Mapping[str, str]] = {"systems": "rlgf compare BASE OTHER [MORE ...]"}
     panels: ClassVar[Mapping[str, str]] = {
         "": "systems",
-        "Comparison options": "metrics force interval.level interval.resamples test pair_seeds --markdown",
+        "Comparison options": "metrics force interval.level interval.resamples test pair_seeds texts --markdown",
         COMMON: "output --config --set seed",
         RUN: "--overwrite --print-config --json",
     }
@@ -53,6 +54,7 @@ class CompareConfig(Strict):
     pair_seeds: Annotated[
         bool, Flag("Seeds belong together in the order given: differences are formed within the pairs.")
     ] = False
+    texts: Annotated[int, Flag("Prompts to show with the text of every system.")] = Field(0, ge=0)
     force: Annotated[bool, Flag("Compare in spite of different signatures, references or prompts.")] = False
     output: Annotated[str | None, Flag("Also write the comparison to this JSON file.", "--output", "-o")] = None
     seed: Seed = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from rlgf_cli.artifacts.rundir import Existing
 from rlgf_cli.config.compare import CompareConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import UserError
+from rlgf_cli.protocols.messages import to_json
 from rlgf_cli.stages.session import StageSession
 from rlgf_cli.stats.bootstrap import Aggregate, Interval, resampled
 from rlgf_cli.stats.comparable import comparable
@@ -38,11 +40,15 @@ _FEW_PROMPTS = 50
 
 @dataclass
 class Comparison:
-    """The result that is printed and written: ``figures[name]`` holds a row per system, the base first."""
+    """The result that is printed and written: ``figures[name]`` holds a row per system, the base first.
+
+    ``texts``: a few prompts with the text of each system.
+    """
 
     systems: dict[str, list[str]]
     tests: dict[str, Any]
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    texts: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def base(self) -> str:
@@ -55,6 +61,7 @@ class Comparison:
             "systems": self.systems,
             "tests": self.tests,
             "figures": self.figures,
+            "texts": self.texts,
         }
 
 
@@ -83,12 +90,27 @@ def run(resolved: Resolved[CompareConfig], *, existing: Existing = "refuse") -> 
                 comparison.figures[name] = _compare(systems, name, table, config, bar.update)
     _correct(comparison)
     _note_figures(comparison)
+    comparison.texts = _texts(systems, ids, config)
     if config.output is not None:
         parents = [evaluation.folder / "predictions.jsonl" for _, evaluation in every(systems)]
         session = StageSession("compare", resolved, existing, can_resume=False)
         with session.writing_file(*parents, seed=config.seed, config=False):
             jsonl.write_json(config.output, comparison.to_json())
     return comparison
+
+
+def _texts(systems: Sequence[System], ids: Sequence[str], config: CompareConfig) -> list[dict[str, Any]]:
+    """``config.texts`` of the prompts, drawn with the seed, with the text of each system's first evaluation."""
+    firsts = {system.label: system.evaluations[0].records for system in systems}
+    base = firsts[systems[0].label]
+    return [
+        {
+            "id": name,
+            "prompt": to_json(base[name].prompt),
+            "texts": {label: records[name].prediction for label, records in firsts.items()},
+        }
+        for name in random.Random(config.seed).sample(ids, min(config.texts, len(ids)))
+    ]
 
 
 def _refuse_unpaired(systems: Sequence[System]) -> None:
