@@ -51,6 +51,10 @@ class Interrupted(RlgfError):
     exit_code = 130
 
 
+class RlgfWarning(UserWarning):
+    """A warning for the user from a room that does not write to the console; the same text is shown once."""
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that the disk, or the user's quota, is full.
 

@@ -7,13 +7,13 @@ import os
 import sys
 import traceback
 import warnings
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from rlgf_cli import __version__, console
 from rlgf_cli.cli.commands import FAMILIES, SETTINGS, LazyGroup, called, family, load, spelled
-from rlgf_cli.errors import RlgfError, UserError, is_disk_full
+from rlgf_cli.errors import RlgfError, RlgfWarning, UserError, is_disk_full
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
@@ -61,12 +61,27 @@ def main(argv: list[str] | None = None) -> NoReturn:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not debug:  # a user cannot act on the deprecation warnings of libraries
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|datasets)\b")
+    _show_own_warnings()
     code = _guarded(arguments, debug)
     if "RLGF_EXIT_CODE" in os.environ:
         from rlgf_cli.cli.launch import leave_exit_code
 
         leave_exit_code(code)
     sys.exit(code)
+
+
+def _show_own_warnings() -> None:
+    """Print an RlgfWarning as the console prints warnings, and those of libraries as Python does."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        if issubclass(category, RlgfWarning):
+            console.warn(str(message))
+        else:
+            others(message, category, *place, **options)
+
+    warnings.showwarning = show
+    warnings.filterwarnings("once", category=RlgfWarning)
 
 
 def _guarded(arguments: list[str], debug: bool) -> int:

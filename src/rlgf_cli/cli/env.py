@@ -58,10 +58,17 @@ def _collect() -> dict[str, dict[str, Any]]:
             "platform": platform.platform(),
             "python": sys.executable,
             "cpu cores": os.cpu_count(),
+            "cpu bfloat16 units": _bfloat16_units(),
             **_devices(),
         },
         "environment": variables,
     }
+
+
+def _bfloat16_units() -> str:
+    from rlgf_cli.models.device import cpu_capabilities, has_bfloat16_units
+
+    return {True: "yes", False: "no", None: "unknown"}[has_bfloat16_units(cpu_capabilities())]
 
 
 def _devices() -> dict[str, Any]:

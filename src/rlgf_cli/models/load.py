@@ -18,7 +18,7 @@ from rlgf_cli.artifacts.disk import os_errors
 from rlgf_cli.config.common import LengthConfig, LoraConfig, ModelConfig, TextConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.models.adapter import ADAPTER_CONFIG, Base, find_base, is_path
-from rlgf_cli.models.device import DTYPES, autocast, pick_device
+from rlgf_cli.models.device import DTYPES, autocast, pick_device, warn_of_slow_bfloat16
 from rlgf_cli.models.formats import text_format
 from rlgf_cli.models.generate import check_cache
 from rlgf_cli.models.gguf import plain_checkpoint
@@ -52,6 +52,7 @@ def load(
     dtype = DTYPES[config.dtype]
     if dtype == torch.bfloat16 and device.type == "mps":
         dtype = torch.float32
+    warn_of_slow_bfloat16(device, dtype)
     common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     adapter = Path(name, ADAPTER_CONFIG).is_file()
     learns = for_training and not (adapter or lora)

@@ -14,7 +14,7 @@ from rlgf_cli.artifacts.jsonl import read_json
 from rlgf_cli.config.common import ModelConfig
 from rlgf_cli.config.scratch import ScratchConfig, TokenizerConfig
 from rlgf_cli.errors import UserError
-from rlgf_cli.models.device import DTYPES, pick_device
+from rlgf_cli.models.device import DTYPES, pick_device, warn_of_slow_bfloat16
 from rlgf_cli.models.load import fuse_gelu, set_generation_config
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.text import TextFormat
@@ -56,6 +56,7 @@ def build(
     network = auto.from_config(build_config(config, tokenizer))
     fuse_gelu(network)  # as load() does with its checkpoint, so that a resumed run rounds alike
     network.to(pick_device(model.device)).eval()
+    warn_of_slow_bfloat16(network.device, DTYPES[model.dtype])
     loaded = Loaded(network, tokenizer, text, model.name, DTYPES[model.dtype])
     set_generation_config(loaded)
     return loaded

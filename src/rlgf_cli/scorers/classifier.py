@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from rlgf_cli.artifacts.rundir import model_signature
 from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.models import classification
-from rlgf_cli.models.device import DTYPES, pick_device
+from rlgf_cli.models.device import DTYPES, pick_device, warn_of_slow_bfloat16
 from rlgf_cli.models.load import check_checkpoint_name
 from rlgf_cli.noise import short_hash
 from rlgf_cli.protocols import Example, Reward, Score
@@ -62,6 +62,7 @@ class _SequenceScorer(Reward):
         needed = f"train one with `rlgf train-reward --objective {self.objective}`"
         self.model, self.tokenizer = load_scorer(path, no_head=needed, dtype=dtype)
         self.model.to(pick_device(device)).eval()
+        warn_of_slow_bfloat16(self.model.device, self.model.dtype)
         self.chat = self._reads_chat(chat)
         given = chat_template_kwargs
         self.kwargs = dict(classification.stored_kwargs(self.model) if given is None else given)

@@ -21,6 +21,7 @@ from rlgf_cli.artifacts.checkpoints import is_complete, mark_complete
 from rlgf_cli.artifacts.disk import os_errors
 from rlgf_cli.config.supervised import SupervisedConfig
 from rlgf_cli.errors import Interrupted, UserError
+from rlgf_cli.models.device import warn_of_slow_bfloat16
 from rlgf_cli.supervised.callback import ProgressCallback, Reporter, last_checkpoint, mean_loss, remove_torn
 
 
@@ -49,6 +50,7 @@ def training_arguments(
     **more: Any,
 ) -> Any:
     """The Trainer's arguments for a stage's config. ``folder`` receives the checkpoints."""
+    warn_of_slow_bfloat16(device, dtype)
     optim = config.optim
     # "constant" ignores the warmup
     schedule = "constant_with_warmup" if optim.schedule == "constant" and optim.warmup_steps else optim.schedule
