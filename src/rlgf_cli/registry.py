@@ -86,6 +86,7 @@ BUILTIN: dict[str, dict[str, Entry]] = {
             "rlgf_cli.scorers.membership:MembershipMetric",
             "membership:TRAIN.jsonl, how well likelihoods tell training examples from held-out ones (AUC)",
         ),
+        "kl": Entry("rlgf_cli.scorers.kl:KLMetric", "kl:START, KL of the evaluated model from START, in nats per text"),
         "perplexity": Entry("rlgf_cli.scorers.perplexity:PerplexityMetric", "perplexity:PATH, under a language model"),
         "reward": Entry(
             "rlgf_cli.scorers.reward_metric:RewardMetric", "reward:SPEC, any reward; several add up to one total"

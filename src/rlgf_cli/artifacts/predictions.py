@@ -18,12 +18,16 @@ OnMissing = Literal["error", "skip"]
 
 @dataclass(frozen=True)
 class Answer:
-    """A text for one example. ``finish_reason`` None: not known. ``written`` False: no text was generated."""
+    """A text for one example. ``finish_reason`` None: not known. ``written`` False: no text was generated.
+
+    ``token_ids`` are those that the evaluated model generated, EOS included; None for a text made elsewhere.
+    """
 
     example: Example
     text: str
     finish_reason: FinishReason | None = None
     written: bool = True
+    token_ids: Sequence[int] | None = None
 
 
 def read_predictions(path: str | Path) -> tuple[list[tuple[int, PredictionRecord]], dict[str, int]]:

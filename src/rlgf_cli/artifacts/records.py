@@ -152,7 +152,8 @@ class CachedTextRecord(Record):
 class EvaluatedRecord(Record):
     """A line of ``rlgf eval``. ``prediction`` is null where no metric needed a text.
 
-    ``scores`` are the values whose mean is a figure; ``statistics`` the rows whose sum makes one (BLEU).
+    ``token_ids`` are those that the model generated, its EOS included; null for a text made elsewhere. ``scores`` are
+    the values whose mean is a figure; ``statistics`` the rows whose sum makes one (BLEU).
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -161,6 +162,7 @@ class EvaluatedRecord(Record):
     prediction: str | None
     references: list[Reply] = Field(default_factory=list)
     finish_reason: FinishReason | None = None
+    token_ids: list[int] | None = None
     scores: dict[str, float | None] = Field(default_factory=dict)
     statistics: dict[str, list[float] | None] = Field(default_factory=dict)
 

@@ -79,4 +79,4 @@ class HFGuide(LocalGuide):
             prefixes=[request.prefix for request in requests],
             limits=[request.max_new_tokens for request in requests],
         )
-        return texts
+        return list(texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +15,14 @@ from rlgf_cli.models.device import autocast
 from rlgf_cli.models.generate import Generated, decoder_start_id, pad_rows, sample
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded
-from rlgf_cli.protocols import Completion
+from rlgf_cli.protocols import Completion, FinishReason
+
+
+@dataclass(frozen=True)
+class GeneratedText(Completion):
+    """A completion of a model in memory, with the ids of its tokens as they were generated, EOS included."""
+
+    token_ids: Sequence[int] = ()
 
 
 def generate_texts(
@@ -28,7 +36,7 @@ def generate_texts(
     prefixes: Sequence[str] | None = None,
     limits: Sequence[int] | None = None,
     on_rows: Callable[[int], None] | None = None,
-) -> list[Completion]:
+) -> list[GeneratedText]:
     """Responses as text: greedy (temperature 0), sampled, or by beam search.
 
     ``prefixes``: partial responses to continue; a completion is the text after its prefix. ``limits``: new tokens for
@@ -71,7 +79,8 @@ def generate_texts(
         text = whole.removeprefix(before) if start else whole
         usage = {"prompt_tokens": len(prompt) + len(start), "completion_tokens": len(row.ids)}
         usage["control_tokens"] = sum(i in control for i in row.ids)
-        completions.append(Completion(text.rstrip(), "stop" if row.finished else "length", loaded.name, usage=usage))
+        finish: FinishReason = "stop" if row.finished else "length"
+        completions.append(GeneratedText(text.rstrip(), finish, loaded.name, usage=usage, token_ids=row.ids))
     return completions
 
 

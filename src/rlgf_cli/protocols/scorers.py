@@ -127,6 +127,8 @@ class Metric(Scorer, ABC):
 
     reads_texts: bool = True
     """False: it needs no texts. Where no metric does, ``rlgf eval`` generates none."""
+    reads_tokens: bool = False
+    """True: it needs the tokens of the evaluated model's texts, which :meth:`take_tokens` gives."""
 
     def check_set(self, examples: Sequence[Example]) -> None:
         """Raise UserError where no example has what the metric needs. Called before a run starts: keep it cheap."""
@@ -138,4 +140,14 @@ class Metric(Scorer, ABC):
     def take_model(self, loaded: Any, lengths: Any) -> None:
         """For metrics of the evaluated model: the model (``models.loaded.Loaded``) and the lengths of its prompts and
         responses. Raises UserError where the metric cannot use it; never called where texts are read from a file.
+        """
+
+    def take_decoding(self, decoding: Any) -> None:
+        """For metrics that hold for some ways of decoding alone: how the model's texts are generated
+        (``config.common.DecodingConfig``). Raises UserError for another way; called before :meth:`take_model`.
+        """
+
+    def take_tokens(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> None:
+        """Where :attr:`reads_tokens`: the ids that the model read as each prompt, and those that it generated, EOS
+        included where it ended the text. Called before :meth:`compute`, with one of each per text.
         """

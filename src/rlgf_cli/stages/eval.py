@@ -63,9 +63,10 @@ def run(resolved: Resolved[EvalConfig], *, existing: Existing = "refuse") -> Eva
             metric.check_set(source.examples)
         inputs = _inputs(config)
         with session.claim().running() as run_dir:
-            source.read_stored(run_dir, inputs["model"])
+            source.read_stored(run_dir, inputs["model"], need_tokens=any(metric.reads_tokens for metric in metrics))
             session.begin(parents=[parent for parent in inputs.values() if parent and "sha256" in parent])
             answers = source.answers(run_dir, generate=any(metric.reads_texts for metric in metrics))
+            source.give_tokens(metrics, answers)
             with _recorded_spend(judges, session):
                 figures, counts = _score(metrics, answers)
             entries = {name: _entry(name, figure, config, len(answers)) for name, figure in figures.items()}
@@ -118,8 +119,11 @@ class _FileTexts:
     def give_model(self, metric: Metric) -> None:
         """Do nothing: texts of a file come without a model."""
 
-    def read_stored(self, run_dir: RunDir, model: Mapping[str, Any] | None) -> None:
+    def read_stored(self, run_dir: RunDir, model: Mapping[str, Any] | None, *, need_tokens: bool) -> None:
         """Do nothing: the texts are in a file of their own, and no earlier session stored any."""
+
+    def give_tokens(self, metrics: Sequence[Metric], answers: Sequence[Answer]) -> None:
+        """Do nothing: a metric that reads tokens needs a model, and has refused."""
 
     def answers(self, run_dir: RunDir, *, generate: bool) -> list[Answer]:
         return self._answers
@@ -158,10 +162,17 @@ class _ModelTexts:
         }
 
     def give_model(self, metric: Metric) -> None:
-        """Let a metric use the model and its length limits."""
+        """Let a metric use the model and its length limits, where it can with this decoding."""
+        metric.take_decoding(self.config.decoding)
         metric.take_model(self.loaded, self.config.lengths)
 
-    def read_stored(self, run_dir: RunDir, model: Mapping[str, Any] | None) -> None:
+    def give_tokens(self, metrics: Sequence[Metric], answers: Sequence[Answer]) -> None:
+        """Give the tokens of prompts and texts to the metrics that read them."""
+        for metric in metrics:
+            if metric.reads_tokens:
+                metric.take_tokens([e.ids for e in self.encoded], [a.token_ids or () for a in answers])
+
+    def read_stored(self, run_dir: RunDir, model: Mapping[str, Any] | None, *, need_tokens: bool) -> None:
         """Read the texts of an earlier session with equal settings, if there are any; ``model`` is the model's input.
 
         An evaluation whose metrics read no texts has stored records without any.
@@ -180,8 +191,14 @@ class _ModelTexts:
             return
         if lacking := len(records) - len(texts):
             raise UserError(f"{lacking} of {len(records)} texts are missing", where=str(path), hint=hint)
+        if need_tokens and any(record.token_ids is None for record in records.values()):
+            # the text's tokens need not be those that were sampled
+            raise UserError("these texts were stored without their tokens", where=str(path), hint=hint)
         console.log(f"{len(texts)} texts are there already; they are scored as they are")
-        self._stored = [Answer(e, texts[e.id], records[e.id].finish_reason) for e in self.examples]
+        self._stored = [
+            Answer(e, texts[e.id], records[e.id].finish_reason, token_ids=records[e.id].token_ids)
+            for e in self.examples
+        ]
 
     def answers(self, run_dir: RunDir, *, generate: bool) -> list[Answer]:
         """The stored texts, else newly generated ones; with ``generate`` False the examples without texts."""
@@ -208,7 +225,9 @@ class _ModelTexts:
                 on_rows=bar.update,
             )
         self.counts["control_tokens"] = sum(t.usage["control_tokens"] for t in texts)
-        return [Answer(e, t.text, t.finish_reason) for e, t in zip(self.examples, texts, strict=True)]
+        return [
+            Answer(e, t.text, t.finish_reason, token_ids=t.token_ids) for e, t in zip(self.examples, texts, strict=True)
+        ]
 
 
 def _score(metrics: Sequence[Metric], answers: Sequence[Answer]) -> tuple[dict[str, Figure], dict[str, int]]:
@@ -297,6 +316,7 @@ def _records(answers: Sequence[Answer], figures: Mapping[str, Figure]) -> list[E
             prediction=answer.text if answer.written else None,
             references=list(answer.example.references),
             finish_reason=answer.finish_reason,
+            token_ids=None if answer.token_ids is None else list(answer.token_ids),
             scores={name: figure.values[i] for name, figure in figures.items() if figure.values is not None},
             statistics={name: figure.corpus.rows[i] for name, figure in figures.items() if figure.corpus is not None},
         )

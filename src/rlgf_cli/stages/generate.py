@@ -76,6 +76,7 @@ def _texts(config: GenerateConfig, examples: list[Example]) -> list[GeneratedRec
             prediction=completion.text,
             references=list(row.example.references),
             finish_reason=completion.finish_reason,
+            token_ids=list(completion.token_ids),
             sample_index=index,
         )
         for row, index, completion in zip(rows, indices, completions, strict=True)
