@@ -17,10 +17,10 @@ help:  ## this list
 venv: .venv/.core  ## a virtual environment with rlgf in it
 
 demo: venv  ## the whole pipeline on data it makes itself, with a table at the end
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo/run.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/synthetic/run.sh
 
 demo-evidence: venv  ## the demo's comparison on three seeds
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo/evidence.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/synthetic/evidence.sh
 
 test: .venv/.test  ## the tests, without those marked slow
 	$(TEST) -m "not slow"

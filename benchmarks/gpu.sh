@@ -30,7 +30,7 @@ cuda*)
 esac
 
 mkdir -p "$out"
-"$python" "$here/../recipes/demo/grammar.py" "$out/grammar"
+"$python" "$here/../recipes/synthetic/grammar.py" "$out/grammar"
 "$python" "$here/gpu.py" prepare "$out" --device "$device" --layers "$layers" --width "$width"
 "$python" "$here/gpu.py" ceilings "$out" --device "$device"
 

@@ -1,7 +1,7 @@
-"""A harder task than the demonstration's: twelve concept words to a sentence of two clauses that uses all of them.
+"""A harder task than the synthetic one: twelve concept words to a sentence of two clauses that uses all of them.
 
 ``python benchmarks/harder.py FOLDER`` writes its data; ``benchmarks/harder.py:score`` is its reward. A sentence has
-twenty-two words and a full stop; the words of each clause and their order are those of ``recipes/demo/grammar.py``.
+twenty-two words and a full stop; the words of each clause and their order are those of recipes/synthetic/grammar.py.
 Two words of every kind are in the prompt, so that the writer has to know which of them it has used: a small model from
 scratch learns that from text and hardly from a reward. With the concepts of the start's sentences replaced with
 probability 0.6 and those of the guide's with 0.12, the start never succeeds and the guide in one text of ten.
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes" / "demo"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes" / "synthetic"))
 
 import grammar
 

@@ -1,11 +1,11 @@
 """Candidates for PPO's defaults, on tasks that each test another weakness. docs/results.md has the table.
 
-    python benchmarks/ppo_defaults.py [FOLDER] [--tasks flat levels demo imdb] [--seeds 0 1 2] [--candidates NAME ...]
+    python benchmarks/ppo_defaults.py [FOLDER] [--tasks flat levels synthetic imdb] [--seeds 0 1 2] [--candidates ...]
 
 - flat: every text scores 1 +- 0.1 (or -1, 10) whatever it says; mean length after 30 iterations as a share of the
   start's. Nothing is to be learned, so 1 is best (tests/flat.py).
 - levels: the exact value of the policy after 40 iterations on a task whose optimum is 1 (tests/learning.py).
-- demo: held-out score after 20, 60 and 100 iterations of 128 episodes on the demonstration's task (recipes/demo);
+- synthetic: held-out score after 20, 60 and 100 iterations of 128 episodes on the synthetic task (recipes/synthetic);
   FOLDER/seed_N/sft is its starting policy, made where it is absent.
 - imdb: the same after 20 and 60 iterations of recipes/imdb/small; FOLDER/imdb/{sft,classifier,data} must be there
   (the first stages of its run.sh).
@@ -75,8 +75,8 @@ def on_levels(folder: Path, seed: int, sets: Sequence[str]) -> dict[str, float]:
     return {"value": learning.value_of(loaded)}
 
 
-def on_demo(folder: Path, seed: int, sets: Sequence[str]) -> dict[str, float]:
-    recipe, data, start = Path("recipes/demo"), folder / "data", folder / f"seed_{seed}/sft"
+def on_synthetic(folder: Path, seed: int, sets: Sequence[str]) -> dict[str, float]:
+    recipe, data, start = Path("recipes/synthetic"), folder / "data", folder / f"seed_{seed}/sft"
     if not data.exists():
         subprocess.run([sys.executable, recipe / "grammar.py", data], check=True)
     if not (start / "model.safetensors").exists():
@@ -112,7 +112,7 @@ def rlgf(*words: object) -> None:
 
 
 TASKS: dict[str, Callable[[Path, int, Sequence[str]], dict[str, float]]] = {
-    "flat": on_flat, "levels": on_levels, "demo": on_demo, "imdb": on_imdb,
+    "flat": on_flat, "levels": on_levels, "synthetic": on_synthetic, "imdb": on_imdb,
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def test_the_readme_starts_with_the_two_commands_of_the_makefile() -> None:
 
 
 def test_the_tour_runs_as_it_is_written(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "recipes" / "demo", tmp_path / "recipes" / "demo")
+    shutil.copytree(ROOT / "recipes" / "synthetic", tmp_path / "recipes" / "synthetic")
     found = commands()
     assert len(found) >= 8
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

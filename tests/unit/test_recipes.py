@@ -29,7 +29,7 @@ TASKS = ["imdb", "commongen", "tldr"]
 ALGORITHMS = ["ppo", "ppo++", "aggrevated", "lols", "d2lols"]
 SCRATCH = {"model", "guide_model", "classifier", "judge"}
 """Files that describe a model from scratch."""
-OVERLAYS = {"guide": "sft", "clone": "sft", "live": "train", "encoder": "train_reward"}
+OVERLAYS = {"guide": "sft", "clone": "sft", "live": "train", "fewshot": "train", "encoder": "train_reward"}
 """Files that are laid over a stage's own, with ``-c STAGE.yaml -c OVERLAY.yaml``."""
 STAGES = {
     "prepare": "prepare:PrepareConfig",
@@ -77,7 +77,7 @@ def files_of(path: Path) -> tuple[str, list[Path]]:
 
 
 def test_the_recipes_are_found():
-    assert {path.parent.name for path in SCRIPTS} >= {"demo", "small", *TASKS}
+    assert {path.parent.name for path in SCRIPTS} >= {"synthetic", "small", *TASKS}
     assert len(YAMLS) > 40
 
 
@@ -107,14 +107,14 @@ def test_models_come_from_the_environment(monkeypatch):
     assert config("sft", RECIPES / "tldr/sft.yaml").model.name == "EleutherAI/gpt-j-6b"
 
 
-def test_the_demos_sweep_has_the_points_that_it_promises(tmp_path, monkeypatch):
+def test_the_synthetic_sweep_has_the_points_that_it_promises(tmp_path, monkeypatch):
     for name in ("sft", "guide", "data"):
         (tmp_path / name).mkdir()
     for name in ("train", "test"):
         (tmp_path / "data" / f"{name}.jsonl").write_text('{"prompt": "a"}\n')
-    monkeypatch.setenv("RLGF_DEMO", str(tmp_path))
+    monkeypatch.setenv("RLGF_SYNTHETIC", str(tmp_path))
     monkeypatch.chdir(ROOT)
-    plan = make_plan(resolve(SweepConfig, files=[RECIPES / "demo/sweep.yaml"], flags={"output": "out"}))
+    plan = make_plan(resolve(SweepConfig, files=[RECIPES / "synthetic/sweep.yaml"], flags={"output": "out"}))
     assert len(plan.trainings) == 15 and plan.expansion.folded == 3 and plan.baselines == ["ppo", "SFT"]
     assert plan.systems == [
         "ppo", "ppo++, rollin_prob 0.5", "ppo++, rollin_prob 0.8", "aggrevated, rollin_prob 0.5",

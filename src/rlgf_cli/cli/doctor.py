@@ -24,7 +24,7 @@ def doctor(invocation: Invocation) -> None:
 
     ```
     rlgf doctor --model runs/sft --data train.jsonl --reward rouge
-    rlgf doctor -c recipes/demo/train.yaml --alg ppo++ --model runs/sft --guide guide.jsonl --data train.jsonl
+    rlgf doctor -c recipes/synthetic/train.yaml --alg ppo++ --model runs/sft --guide guide.jsonl --data train.jsonl
     rlgf doctor --guide gpt-3.5 --model runs/sft --data train.jsonl -L 5 --max-new-tokens 48 --json
     ```
     """

@@ -14,9 +14,9 @@ def sweep(invocation: Invocation) -> None:
     One YAML says what is varied; every point is trained, evaluated, and a row of the table.
 
     ```
-    rlgf sweep recipes/demo/sweep.yaml -o runs/sweep --dry-run
-    rlgf sweep recipes/demo/sweep.yaml -o runs/sweep --jobs 2
-    rlgf sweep recipes/demo/sweep.yaml -o runs/sweep --resume
+    rlgf sweep recipes/synthetic/sweep.yaml -o runs/sweep --dry-run
+    rlgf sweep recipes/synthetic/sweep.yaml -o runs/sweep --jobs 2
+    rlgf sweep recipes/synthetic/sweep.yaml -o runs/sweep --resume
     ```
     """
     invocation.options["config"] = [*(invocation.options["recipes"] or []), *(invocation.options["config"] or [])]

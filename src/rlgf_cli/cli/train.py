@@ -15,7 +15,7 @@ def train(invocation: Invocation) -> None:
     ```
     rlgf train --alg ppo --model runs/sft --data train.jsonl --reward rouge -o runs/ppo
     rlgf train --alg ppo++ --model runs/sft --guide runs/guide.jsonl --data train.jsonl --reward rouge -o runs/ppopp
-    rlgf train -c recipes/demo/train.yaml --alg aggrevated --guide hf:runs/guide --seed 1 -o runs/aggrevated
+    rlgf train -c recipes/synthetic/train.yaml --alg aggrevated --guide hf:runs/guide --seed 1 -o runs/aggrevated
     ```
     """
     resolved, existing = invocation.resolve(), invocation.existing

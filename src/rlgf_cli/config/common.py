@@ -158,7 +158,7 @@ class DecodingConfig(Strict):
 class OptimConfig(Strict):
     """AdamW. LayerNorm weights and biases are never decayed."""
 
-    learning_rate: Annotated[float, Flag("Peak learning rate.")] = Field(1e-5, gt=0)
+    learning_rate: Annotated[float, Flag("AdamW's peak.", "--learning-rate", "--lr")] = Field(1e-5, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_steps: Annotated[int, Flag("Steps up to the peak.")] = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)

@@ -272,7 +272,6 @@ class TrainConfig(StageConfig):
         ),
     }
     flags: ClassVar[Mapping[str, Flag]] = {
-        "optim.learning_rate": Flag("AdamW's.", "--learning-rate", "--lr"),
         "lengths.max_prompt_tokens": Flag("Longest prompt.", "--max-prompt-tokens", "--max-prompt-length"),
         "lengths.max_new_tokens": Flag("Longest response.", "--max-new-tokens", "--max-completion-length"),
         "lengths.on_overlong": Flag("Longer prompts: error, truncate or skip."),

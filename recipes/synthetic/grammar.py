@@ -1,7 +1,7 @@
-"""The demonstration's task: six concept words to a sentence of a small grammar that uses all of them.
+"""The synthetic task: six concept words to a sentence of a small grammar that uses all of them.
 
-``python recipes/demo/grammar.py FOLDER`` writes its data; ``grammar.py:score`` is its reward, and shows how a task of
-one's own is written: JSONL and a Python function.
+``python recipes/synthetic/grammar.py FOLDER`` writes its data; ``grammar.py:score`` is its reward, and shows how a
+task of one's own is written: JSONL and a Python function.
 
 A training sentence is spoilt with probability q per concept: the concept is replaced, mostly by a favourite word of
 its kind. A model trained on badly spoilt sentences (q = 0.65, the starting policy) knows the grammar and its habits,
@@ -112,7 +112,7 @@ def records(name: str, count: int, q: float, seed: int) -> list[dict[str, Any]]:
 
 
 def main(folder: Path, seed: int = 0) -> None:
-    """Write the four files of the demonstration."""
+    """Write the four files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, count, q in (("start", 20000, 0.65), ("guide", 20000, 0.1), ("train", 8000, 0.0), ("test", 400, 0.0)):
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as stream:

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The demonstration with three seeds, and the differences to plain RL at its best and to cloning followed by plain RL.
-#   bash recipes/demo/evidence.sh [FOLDER] [SEED ...]
+# The synthetic task with three seeds, and the differences to plain RL at its best and to cloning followed by plain RL.
+#   bash recipes/synthetic/evidence.sh [FOLDER] [SEED ...]
 source "$(dirname "$0")/../common.sh"
-root=${1:-runs/evidence}
+root=${1:-runs/synthetic_evidence}
 shift $(($# > 0 ? 1 : 0))
 seeds=${*:-0 1 2}
 
 for seed in $seeds; do
-    [ -e "$root/seed_$seed/table.json" ] || bash recipes/demo/run.sh "$root/seed_$seed" "$seed"
+    [ -e "$root/seed_$seed/table.json" ] || bash recipes/synthetic/run.sh "$root/seed_$seed" "$seed"
 done
 
 all() { # a system's name and its runs, one per seed

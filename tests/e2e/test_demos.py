@@ -20,18 +20,16 @@ def differences(table: Path) -> dict[str, dict]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(5400)
-def test_the_guide_decides(tmp_path: Path) -> None:
+def test_the_synthetic_task(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     out = tmp_path / "evidence"
-    script = ["bash", str(ROOT / "recipes" / "demo" / "evidence.sh"), str(out), "1"]
+    script = ["bash", str(ROOT / "recipes" / "synthetic" / "evidence.sh"), str(out), "1"]
     done = subprocess.run(script, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    folder = out / "seed_1"
-    guided = ("PPO++", "AggreVaTeD", "LOLS", "D2LOLS")
-    for name in ("table.json", "ppo_table.json", "guide_table.json"):  # against the start, PPO and the guide
-        rows = differences(folder / name)
-        for system in guided:
-            assert rows[system]["difference"]["low"] > 0, f"{system} in {name}: {rows[system]}"
-    alone = differences(folder / "guide_table.json")
-    assert alone["cut:inner"]["value"] < 0.05, "with cut: inner this seed collapses"
-    assert alone["AggreVaTeD"]["value"] > 0.8
+    over_ppo, over_guide = differences(out / "table_PPO.json"), differences(out / "table_guide.json")
+    for system in ("PPO", "GRPO", "RLOO", "clone+PPO", "clone+GRPO", "PPO++", "AggreVaTeD", "LOLS", "D2LOLS"):
+        assert over_guide[system]["difference"]["low"] > 0, f"{system} against the guide: {over_guide[system]}"
+    for system in ("clone+PPO", "clone+GRPO"):
+        assert over_ppo[system]["difference"]["value"] > 0, f"{system} against PPO: {over_ppo[system]}"
+    for system in ("PPO++", "AggreVaTeD", "LOLS", "D2LOLS"):
+        assert over_ppo[system]["difference"]["high"] < 0, f"{system} against PPO: {over_ppo[system]}"

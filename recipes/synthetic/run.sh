@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# The whole pipeline on a generated task: data, starting policy and guide, guide text, its clone, plain and guided RL, evaluation,
+# The whole pipeline on a synthetic task: data, starting policy and guide, guide text, its clone, plain and guided RL, evaluation,
 # table, report.
-#   bash recipes/demo/run.sh [FOLDER] [SEED]
+#   bash recipes/synthetic/run.sh [FOLDER] [SEED]
 # Two processes run side by side, one thread each; about six minutes on two cores. Logs are in FOLDER/log.
 # The settings of ppo and grpo are the best of a sweep; rloo has the steadier of its two best (baselines.yaml, docs/results.md).
 source "$(dirname "$0")/../common.sh"
 seed=${2:-0}
-out=${1:-runs/demo}
+out=${1:-runs/synthetic}
 n=2
-while [ $# -eq 0 ] && [ -e "$out" ]; do # an earlier demonstration is kept
-    out=runs/demo-$n
+while [ $# -eq 0 ] && [ -e "$out" ]; do # an earlier run is kept
+    out=runs/synthetic-$n
     n=$((n + 1))
 done
-recipe=recipes/demo
+recipe=recipes/synthetic
 
 if [ -e "$out" ]; then
     echo "error: $out is already there; remove it or name another folder" >&2
@@ -63,6 +63,6 @@ echo
 rlgf compare "${systems[@]}" -o "$out/table.json"
 echo
 echo "== report: all of it on one page" >&2
-rlgf report "${systems[@]}" --comparison "$out/table.json" --title "The demonstration" -o "$out/report.html"
+rlgf report "${systems[@]}" --comparison "$out/table.json" --title "The synthetic task" -o "$out/report.html"
 print_seconds :
 find "$out" -maxdepth 2 \( -name '*.jsonl' -o -name 'table.json' -o -name 'eval' -o -name 'model.safetensors' \) | sort
