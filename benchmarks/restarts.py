@@ -3,9 +3,9 @@
     python benchmarks/restarts.py [FOLDER] [--seeds 0 1 2] [--arms uniform uniform+gate ...] [--steps 150]
 
 Starting policy, guide and the guide's texts are made anew for each seed (recipes/synthetic); the training prompts are
-few, so that each returns and the gate has something to compare. One process at a time: 45 minutes of a free core for all.
-What is in FOLDER already is not made again, and an interrupted run goes on. Prints the held-out score of the policy
-alone along the way, and at the end a paired comparison with the first arm on the held-out prompts.
+few, so that each returns and the gate has something to compare. One process at a time: 45 minutes of a free core for
+all. What is in FOLDER already is not made again, and an interrupted run goes on. Prints the held-out score of the
+policy alone along the way, and at the end a paired comparison with the first arm on the held-out prompts.
 """
 
 from __future__ import annotations
