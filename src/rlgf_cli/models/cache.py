@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicLayer, EncoderDecoderCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
 ROOM = 32
 """Tokens that there is room for beyond those of a cache, each time that it is copied."""
@@ -46,6 +46,31 @@ class ReservedLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self._reserve(self.keys[indices], self.values[indices])
+
+
+def holds_all_tokens(config: Any) -> bool:
+    """Whether a model's cache holds the keys and values of all tokens, in every layer, and nothing else; and whether
+    they do not depend on the tokens that come later, as positions scaled by the text's length make them."""
+    rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+    return plain and not kinds & {"dynamic", "longrope"}
+
+
+def spread_row(cache: Any, shifts: torch.Tensor) -> bool:
+    """Make a cache of one row the cache of B rows, in each of which the tokens lie ``shifts`` [B] columns further on.
+
+    The number of columns stays: the last tokens of a shifted row fall out, its first columns hold padding. Returns
+    False, with the cache as it was, where a layer holds anything but the keys and values of all tokens.
+    """
+    layers = getattr(cache, "layers", None)
+    if not layers or not all(type(layer) is DynamicLayer for layer in layers):
+        return False
+    for layer in layers:
+        columns = torch.arange(layer.keys.shape[-2], device=layer.keys.device)
+        source = (columns - shifts.to(columns.device)[:, None]).clamp_min(0)
+        layer.keys, layer.values = (states[0][:, source].transpose(0, 1) for states in (layer.keys, layer.values))
+    return True
 
 
 def reserve(cache: Any) -> None:

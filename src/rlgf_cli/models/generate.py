@@ -15,9 +15,12 @@ import torch
 
 from rlgf_cli.errors import UserError
 from rlgf_cli.functional.logprobs import process_logits, warp_logits
-from rlgf_cli.models.cache import reserve
+from rlgf_cli.models.cache import holds_all_tokens, reserve, spread_row
 from rlgf_cli.models.device import autocast
 from rlgf_cli.models.loaded import Loaded
+
+_WORTH_SHARING = 32
+"""Tokens that all rows must begin with, for their beginning to be run once."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ def positions_of(mask: torch.Tensor) -> torch.Tensor:
 
 
 class _DecoderState:
-    """Key-value cache of a decoder-only model, rows left-padded. Equal rows are prefilled once."""
+    """Key-value cache of a decoder-only model, rows left-padded. Equal rows are prefilled once, and so is a long
+    beginning of all rows."""
 
     def __init__(self, model: Any, rows: list[list[int]], pad_id: int) -> None:
         self.model = model
@@ -57,10 +61,29 @@ class _DecoderState:
         ids, mask = pad_rows(different, pad_id, left=True)
         self.mask = mask.to(model.device)
         self.cache: Any = None
-        self.logits = self._forward(ids.to(model.device), positions_of(self.mask))
+        positions, done = positions_of(self.mask), 0
+        if (shared := _shared_beginning(different)) and holds_all_tokens(model.config):
+            lengths = torch.tensor([len(row) for row in different], device=model.device)
+            done = self._prefill_beginning(different[0][:shared], ids.shape[1] - lengths)
+        self.logits = self._forward(ids[:, done:].to(model.device), positions[:, done:])
         if len(different) < len(rows):
             self.keep(torch.tensor(owners, device=model.device))
             self.logits = self.logits[owners]
+
+    def _prefill_beginning(self, beginning: list[int], shifts: torch.Tensor) -> int:
+        """Run the beginning of all rows once, and fill with it the first columns of the rows' cache. Returns how many
+        columns that are: those of the beginning, or none where the model's cache cannot be filled so.
+
+        ``shifts`` [B] are the rows' columns of padding. The cache is that of a prefill of whole rows, column by column:
+        what is left of a shorter row begins inside the beginning and is run again.
+        """
+        ids = torch.tensor([beginning], device=self.model.device)
+        out = self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        self.cache = _cache_of(self.model, out)
+        if spread_row(self.cache, shifts):
+            return len(beginning)
+        self.cache = None
+        return 0
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         out = self.model(
@@ -131,6 +154,17 @@ def _different(rows: list[list[int]]) -> tuple[list[list[int]], list[int]]:
     places: dict[tuple[int, ...], int] = {}
     owners = [places.setdefault(tuple(row), len(places)) for row in rows]
     return [list(row) for row in places], owners
+
+
+def _shared_beginning(rows: list[list[int]]) -> int:
+    """The tokens that all of several rows begin with, at least one fewer than the shortest has; 0 where they are too
+    few to be worth a pass of their own."""
+    if len(rows) < 2:
+        return 0
+    first, last = min(rows), max(rows)  # what these two share, all rows between them have
+    common = next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    shared = min(common, min(map(len, rows)) - 1)
+    return shared if shared >= _WORTH_SHARING and 4 * shared > max(map(len, rows)) else 0
 
 
 def _cache_of(model: Any, output: Any) -> Any:
