@@ -127,10 +127,10 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(monkeypatch: pytest.Mon
 def test_keys_that_a_kind_does_not_know_are_refused() -> None:
     with pytest.raises(UserError, match="has no beam search"):
         describe(GuideConfig.model_validate({"name": "gpt-3.5", "sampling": {"num_beams": 4}}))
-    with pytest.raises(UserError, match=r"guide\.system is for chat APIs"):
+    with pytest.raises(UserError, match=r"guide\.system makes turns .* uses the completion API"):
         describe(GuideConfig(name="openai:m", api="completion", system="be brief"))
-    with pytest.raises(UserError, match=r"guide\.system is for chat APIs"):
-        describe(GuideConfig(name="hf:x", system="be brief"))
+    with pytest.raises(UserError, match=r"guide\.system makes turns .* leaves out the chat template"):
+        describe(GuideConfig(name="hf:x", prompt_template="Q: {prompt}", system="be brief"))
     with pytest.raises(UserError, match="not both"):
         describe(GuideConfig(name="hf:x", api="chat", prompt_template="Q: {prompt}"))
 

@@ -43,8 +43,8 @@ TRANSPORT = {
 }
 """Keys that decide how requests are sent, not which texts the guide writes: they may differ when a run is resumed."""
 
-_ADDED = ("tokenizer", "chat_template_kwargs")
-"""Keys that came later: settings of texts that were bought before do not have them, where they are null."""
+_ADDED = ("tokenizer", "chat_template_kwargs", "examples")
+"""Keys that came later: settings of texts that were bought before do not have them, where they are null or empty."""
 
 
 class GuideSampling(Strict):
@@ -72,6 +72,13 @@ class GuideSampling(Strict):
         return self
 
 
+class GuideExample(Strict):
+    """A prompt with its answer, which the guide is given as two earlier turns of the conversation."""
+
+    prompt: str = Field(min_length=1)
+    completion: str = Field(min_length=1)
+
+
 class GuideConfig(Strict):
     """A guide and how texts are requested from it.
 
@@ -84,9 +91,12 @@ class GuideConfig(Strict):
 
     ``api``: ``chat`` or ``completion``; for ``hf:`` and ``vllm:`` ``chat`` is the tokenizer's chat template and
     null the template stored with the checkpoint, else its chat template. ``prompt_template`` holds ``{prompt}``; null
-    is the prompt as it is (``hf:``: the checkpoint's template). ``system``, ``continuation`` and ``continue_template``
-    are for chat APIs.
+    is the prompt as it is (``hf:``: the checkpoint's template). ``continuation`` and ``continue_template`` are for chat
+    APIs.
     Of a conversation, templates are filled with the last message, and ``system`` stands before its own system message.
+    ``examples`` are earlier turns before every prompt, a user's and an assistant's each, behind the system message;
+    ``prompt_template`` is filled with their prompts too. ``system`` and ``examples`` are for chat APIs, and for guides
+    whose prompts a chat template renders.
     ``tokenizer`` (a folder or hub name) renders prompts for a completion API with its chat template;
     ``chat_template_kwargs`` are that template's variables, or a local checkpoint's, or sent to a chat server.
     ``continuation`` says how a chat model is given a partial text: ``template`` puts it into
@@ -109,7 +119,8 @@ class GuideConfig(Strict):
     mode: Annotated[Mode | None, Flag("live, record (cache), or replay (cache alone).", "--guide-mode")] = None
     api: Annotated[Api | None, Flag("chat or completion.")] = None
     base_url: Annotated[str | None, Flag("OpenAI-compatible endpoint; else $OPENAI_BASE_URL.")] = None
-    system: Annotated[str | None, Flag("System message (chat API).")] = None
+    system: Annotated[str | None, Flag("System message (chat API or chat template).")] = None
+    examples: list[GuideExample] = Field(default_factory=list)
     prompt_template: Annotated[str | None, Flag("Template of the guide's prompt; holds {prompt}.")] = None
     tokenizer: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -156,7 +167,7 @@ class GuideConfig(Strict):
 
     def settings(self) -> dict[str, Any]:
         """The settings that decide the guide's text, as JSON: all keys but those of transport and hardware."""
-        unset = {key for key in _ADDED if getattr(self, key) is None}
+        unset = {key for key in _ADDED if getattr(self, key) in (None, [])}
         return self.model_dump(mode="json", exclude=TRANSPORT | unset)
 
 

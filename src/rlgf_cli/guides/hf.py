@@ -57,7 +57,7 @@ class HFGuide(LocalGuide):
             on_overlong=self._config.on_overlong,
         )
         # One by one: room depends on the request alone, never on what else is in its batch.
-        encoded, counts = encode_prompts(loaded, [request.example], lengths)
+        encoded, counts = encode_prompts(loaded, [self._given(request)], lengths)
         return encoded[0], counts["truncated"]
 
     def _write(self, requests: Sequence[GuideRequest]) -> list[Completion]:

@@ -15,9 +15,10 @@ from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.cleanup import cut_at_stop
+from rlgf_cli.guides.conversation import refuse_turns, with_turns
 from rlgf_cli.guides.stream import Outcome
 from rlgf_cli.ledger.store import StoredText
-from rlgf_cli.protocols import Completion, GuideAbilities, GuideRequest
+from rlgf_cli.protocols import Completion, Example, GuideAbilities, GuideRequest
 from rlgf_cli.protocols.messages import to_json
 
 if TYPE_CHECKING:
@@ -45,8 +46,10 @@ class LocalGuide(LiveGuide):
     @classmethod
     def describe(cls, config: GuideConfig) -> GuideAbilities:
         text_config(config)
-        if config.system is not None:
-            raise UserError("guide.system is for chat APIs; a local checkpoint has no system message")
+        if config.prompt_template is not None or config.api == "completion":
+            key = "prompt_template" if config.prompt_template is not None else "api: completion"
+            why = f"guide.{key} leaves out the chat template, which has them"
+            refuse_turns(config, why, f"leave guide.{key} out, or write them into guide.prompt_template as text")
         if config.tokenizer is not None:
             raise UserError("guide.tokenizer is for completion APIs; a local checkpoint has its own")
         return GuideAbilities(live=True, continues=True, at_once=config.batch_size)
@@ -60,12 +63,25 @@ class LocalGuide(LiveGuide):
         bought before it was the default are of other prompts."""
         from rlgf_cli.models.formats import describe_format
 
+        if not text.chat:
+            why = f"{self.name} reads prompts without a chat template ({describe_format(text, origin)})"
+            hint = "use a chat model, or --set guide.api=chat where its tokenizer has a chat template"
+            refuse_turns(self._config, why, hint)
         self.text = text
         self.notes = [f"{self.name}: text: {describe_format(text, origin)}"]
         if not text.chat and origin != "stored" and self.tokenizer.chat_template:
             self.notes += [f"warning: {self.name} has a chat template, and it is NOT used"]
         if text.chat and origin == "default":
             self.settings["text"] = "chat template"
+
+    def _given(self, request: GuideRequest) -> Example:
+        """The request's example with the turns of ``guide.system`` and ``guide.examples``: what the model is given."""
+        example = request.example
+        given = with_turns(self._config, example.given)
+        return example if given is example.given else Example.of(example.id, given, example.references, example.meta)
+
+    def prompt_bytes(self, request: GuideRequest) -> int:
+        return super().prompt_bytes(replace(request, example=self._given(request)))
 
     def identity(self) -> dict[str, Any]:
         return {"kind": self.kind, **self.settings}

@@ -52,7 +52,15 @@ def kind_of(name: str) -> str:
 def describe(config: GuideConfig) -> GuideAbilities:
     """The guide's abilities; no model is loaded, no server called. Raises UserError."""
     kind = kind_of(config.name)
-    return RecordedGuide.abilities if kind == RECORDED else _live_kind(kind).describe(config)
+    if kind != RECORDED:
+        return _live_kind(kind).describe(config)
+    if config.examples:
+        raise UserError(
+            "guide.examples is for guides that write; the texts of a file are there already",
+            where=config.name,
+            hint="leave it out, or name the guide that shall write: hf:PATH, openai:MODEL or an alias",
+        )
+    return RecordedGuide.abilities
 
 
 def check_guide(config: GuideConfig, spec: AlgorithmSpec) -> None:
@@ -70,7 +78,10 @@ def check_guide(config: GuideConfig, spec: AlgorithmSpec) -> None:
 def make_guide(config: GuideConfig, *, seed: int) -> Guide:
     """The guide itself: the file read, the model loaded, or the client made."""
     kind = kind_of(config.name)
-    return RecordedGuide(config.name) if kind == RECORDED else _live_kind(kind)(config, seed=seed)
+    if kind != RECORDED:
+        return _live_kind(kind)(config, seed=seed)
+    describe(config)
+    return RecordedGuide(config.name)
 
 
 def make_live_guide(config: GuideConfig, *, seed: int) -> Guide:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
+from rlgf_cli.guides.conversation import adds_turns
 from rlgf_cli.guides.local import LocalGuide, text_config
 from rlgf_cli.guides.openai.request import request_seed
 from rlgf_cli.protocols import Completion, Example, FinishReason, GuideAbilities, GuideRequest
@@ -46,7 +47,7 @@ class VLLMGuide(LocalGuide):
 
     def check(self, examples: Iterable[Example], max_new_tokens: int) -> None:
         for example in examples:
-            if example.messages:
+            if example.messages or adds_turns(self._config):
                 self._ids(GuideRequest(example, max_new_tokens=max_new_tokens))
 
     def _write(self, requests: Sequence[GuideRequest]) -> list[Completion]:
@@ -55,7 +56,8 @@ class VLLMGuide(LocalGuide):
         return [self._completion(output) for output in outputs]
 
     def _ids(self, request: GuideRequest) -> list[int]:
-        ids = self.text.encode_prompt(self.tokenizer, request.example.given, False)
+        given = self._given(request).given
+        ids = self.text.encode_prompt(self.tokenizer, given, False)
         written = self.text.encode_response(self.tokenizer, request.prefix) if request.prefix else []
         limit = self._config.max_prompt_tokens
         if limit is not None and len(ids) > limit:
@@ -65,7 +67,7 @@ class VLLMGuide(LocalGuide):
                     hint="--on-overlong truncate cuts its beginning off",
                 )
             self.counts["prompts_truncated"] += 1
-            ids = self.text.cut_prompt(self.tokenizer, request.example.given, False, limit)
+            ids = self.text.cut_prompt(self.tokenizer, given, False, limit)
         return [*ids, *written]
 
     def _sampling(self, request: GuideRequest) -> Any:

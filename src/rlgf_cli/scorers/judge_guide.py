@@ -29,7 +29,7 @@ ATTEMPTS = 3
 MAX_NEW_TOKENS = 512
 CRITERION = "It does what the prompt asks for. It is correct, fluent and complete, and adds nothing that is not wanted."
 _REMINDER = "Mind the last line: an answer that does not end as asked is of no use."
-_OWN_WORDS = ("prompt_template", "clean", "continuation", "continue_template")
+_OWN_WORDS = ("prompt_template", "examples", "clean", "continuation", "continue_template")
 """Keys of a guide's section that change its prompt or its text; a judge takes none of them."""
 
 

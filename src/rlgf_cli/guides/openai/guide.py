@@ -15,6 +15,7 @@ from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.cleanup import clean_text
+from rlgf_cli.guides.conversation import adds_turns, refuse_turns
 from rlgf_cli.guides.openai import batch
 from rlgf_cli.guides.openai.endpoint import OPENAI_URL, Connection, endpoint_of, same_model
 from rlgf_cli.guides.openai.rate_limits import RateLimiter, back_off, retry_after
@@ -102,10 +103,12 @@ class OpenAIGuide(LiveGuide):
             raise UserError("guide.sampling.num_beams is for local checkpoints; an API has no beam search")
         continues = True
         if endpoint.api == "completion":
-            if config.system is not None:
-                raise UserError(
-                    "guide.system is for chat APIs, and this guide uses the completion API",
-                    hint="put the instruction into guide.prompt_template, or set guide.api to chat",
+            if config.tokenizer is None:
+                refuse_turns(
+                    config,
+                    "this guide uses the completion API, which takes one text",
+                    "name the model's tokenizer, whose chat template makes a text of them "
+                    "(--set guide.tokenizer=NAME), or set guide.api to chat; guide.prompt_template takes them as text",
                 )
             if config.chat_template_kwargs and config.tokenizer is None:
                 raise UserError(
@@ -127,7 +130,7 @@ class OpenAIGuide(LiveGuide):
             )
         if self.endpoint.api == "completion":
             for example in examples:
-                if example.messages:
+                if example.messages or adds_turns(self._config):
                     self._check_text(example)
 
     def _check_text(self, example: Example) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.cleanup import fill
+from rlgf_cli.guides.conversation import with_turns
 from rlgf_cli.guides.openai.endpoint import Endpoint
 from rlgf_cli.protocols import GuideRequest, Prompt
-from rlgf_cli.protocols.messages import last_words, with_last_words, with_system
+from rlgf_cli.protocols.messages import as_messages, last_words, with_last_words
 
 _PER_MESSAGE = 16
 """Tokens that a message may need besides its text, at most."""
@@ -61,12 +62,12 @@ class RequestBuilder:
         if config.prompt_template is not None:
             text = fill(config.prompt_template, text)
         if self.endpoint.api == "completion":
-            return {"prompt": self._as_text(with_last_words(given, text)) + request.prefix}
+            return {"prompt": self._as_text(with_turns(config, with_last_words(given, text))) + request.prefix}
         if request.prefix and config.continuation == "template":
             if config.continue_template is None:
                 raise UserError("this guide has no continue_template, so it cannot go on from a prefix")
             text = fill(config.continue_template, text, request.prefix)
-        messages = [asdict(message) for message in with_system(config.system, with_last_words(given, text))]
+        messages = [asdict(message) for message in as_messages(with_turns(config, with_last_words(given, text)))]
         if request.prefix and config.continuation == "prefill":
             messages.append({"role": "assistant", "content": request.prefix})
         return {"messages": messages}
