@@ -40,6 +40,8 @@ def rows(steps: int, *, lift: float = 0.02, every: int = 4, seed: int = 0, full:
             }  # fmt: skip
         if step % every == 0:
             row["eval/score"] = lift * step
+            if full:
+                row["eval/watch"] = 0.5 - lift * step / 2
         found.append(row)
     return found
 

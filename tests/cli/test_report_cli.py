@@ -110,6 +110,33 @@ class TestPage:
         assert names == {p.name for p in (study / "run0" / "plots").iterdir()}
         assert all(p.stat().st_size > 1000 for p in (study / "run0" / "plots").iterdir())
 
+    def test_the_score_against_the_watched_figure_follows_the_held_out_score(self, study, run_cli):
+        watched = rows(40)
+        for row in watched:
+            if "eval/score" in row:
+                row["eval/watch"] = 0.6 - row["eval/score"] / 2
+        flags = {"model": str(study / "start"), "watch": "coverage", "reward": "rougeL", "eval.data": "test.jsonl"}
+        run = write_run(study / "watched", metrics=watched, flags=flags)
+        other = evaluate(run_cli, study / "clone" / "eval", keep=0.5, metrics="coverage,reward:rougeL")
+        done = run_cli("report", run, f"clone={other}", "-o", study / "page.html", "--json")
+        assert done.exit_code == 0, done.stderr
+        plots = [Path(path).name for path in json.loads(done.stdout)["plots"] if path.endswith(".svg")]
+        assert plots[:3] == ["page-held-out.svg", "page-score-watched.svg", "page-training.svg"]
+        html = (study / "page.html").read_text()
+        ids = [html.index(f'<figure class="card" id="{name}">') for name in ("held-out", "score-watched", "training")]
+        assert ids == sorted(ids)
+        scores = json.loads((other / "scores.json").read_text())["metrics"]
+        x, y = (scores[name]["value"] for name in ("reward.rougeL", "coverage"))
+        said = str(Text(html))
+        assert f"to 0.8 and 0.2; clone is at {x:.3g} and {y:.3g}." in said and "has gamed its reward" in said
+        assert run_cli("report", study / "run0", "-o", study / "p.html").exit_code == 0
+        assert "has gamed its reward" not in (study / "p.html").read_text()
+
+    def test_evaluations_by_two_figures(self, study, report):
+        said = str(report(study / "run0", "--score", "coverage", "--against", "rouge.rougeL"))
+        assert "coverage against rouge.rougeL" in said and "rouge.rougeL (up) and coverage (to the right)" in said
+        assert "coverage against" not in str(report(study / "run0", "--score", "coverage"))
+
     def test_a_report_is_replaced_and_another_file_is_not(self, study, run_cli):
         assert run_cli("report", study / "run0").exit_code == 0
         assert run_cli("report", study / "run0", "--title", "Anew").exit_code == 0
@@ -288,6 +315,8 @@ class TestRefused:
         (study / "x.json").write_text('{"figures": {}}')
         for arguments, words in (
             (["--score", "coverag"], "did you mean 'coverage'"),
+            (["--against", "coverag"], "did you mean 'coverage'"),
+            (["--against", "coverage"], "'coverage' would be drawn against itself"),
             (["--comparison", study / "x.json"], "this is no comparison: base"),
             (["--comparison", study / "none.json"], "no such file"),
             (["--guide", study / "nowhere"], "no such file or folder"),

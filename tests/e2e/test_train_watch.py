@@ -83,6 +83,7 @@ def test_a_gamed_reward_is_said_and_the_run_goes_on(train: Train, tmp_path: Path
     assert [row["step"] for row in looked] == [2, 4, 6, 8, 10, 12]
     first, last = looked[0], looked[-1]
     assert last["eval/score"] > 3 * first["eval/score"] and last["eval/watch"] < 0.7 * first["eval/watch"]
+    assert last["eval/watch"] < 0.7 * rows[0]["eval/start_watch"] and "eval/start_watch" not in rows[1]
     assert result["warning/gamed-reward"] == sum(row.get("eval/diverged", 0) for row in looked) >= 2
     assert result["steps"] == STEPS and "diverged_at" not in result
     assert_tensors(weights(tmp_path / "run"), weights(tmp_path / f"run/checkpoints/step_{STEPS}"))

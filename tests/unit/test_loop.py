@@ -72,17 +72,24 @@ def test_every_figure_of_a_row_is_known_and_finite(gpt2: Loaded, name: str) -> N
     assert not known("score/meen")
 
 
-def test_the_first_row_has_the_held_out_score_before_the_first_step(gpt2: Loaded) -> None:
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_the_first_row_has_the_held_out_figures_before_the_first_step(gpt2: Loaded, is_watched: bool) -> None:
     trainer = trainer_for(gpt2, "ppo")
 
     def evaluate() -> HeldOutResult:
-        return HeldOutResult({"eval/score": float(parameters_of(trainer.model).sum()), "eval/score_error": 0.5}, {})
+        score = float(parameters_of(trainer.model).sum())
+        return HeldOutResult({"eval/score": score, "eval/score_error": 0.5}, {"a": score, "b": score}, watched(score))
+
+    def watched(score: float) -> dict[str, float] | None:
+        return {"a": score + 1, "b": score + 3} if is_watched else None
 
     trainer.evaluate = evaluate
     before = evaluate().figures["eval/score"]
     (first, _), (second, _) = trainer.step(), trainer.step()
     assert (first["eval/start"], first["eval/start_error"]) == (before, 0.5) and first["eval/score"] != before
-    assert "eval/start" not in second and "eval/start_error" not in second
+    assert first.get("eval/start_watch") == (pytest.approx(before + 2) if is_watched else None)
+    assert not {key for key in second if key.startswith("eval/start")}
+    assert all(known(key) for key in first)
 
 
 @pytest.mark.parametrize(("name", "frozen"), [("ppo", [1, 1, 0, 0, 0]), ("d2lols", [1, 1, 0, 1, 1]), ("grpo", [0] * 5)])

@@ -16,15 +16,16 @@ class ReportConfig(Strict):
     makes them seeds of one system.
 
     ``output`` null: ``report.html`` in the first folder. ``score`` names the figure of the evaluations that is shown
-    first; null: the one that is the trainings' reward, else the first. ``guide`` is a guide.jsonl, a predictions.jsonl
-    or an evaluated folder; null: the guide of the trainings, where that is an evaluated checkpoint. ``comparison`` is
-    what ``rlgf compare -o`` wrote. ``texts`` prompts are shown with all texts, drawn with ``seed``.
+    first; null: the one that is the trainings' reward, else the first. ``against`` is another figure, against which
+    that one is drawn. ``guide`` is a guide.jsonl, a predictions.jsonl or an evaluated folder; null: the guide of the
+    trainings, where that is an evaluated checkpoint. ``comparison`` is what ``rlgf compare -o`` wrote. ``texts``
+    prompts are shown with all texts, drawn with ``seed``.
     """
 
     usage: ClassVar[Mapping[str, str]] = {"runs": "rlgf report RUN [MORE ...]"}
     panels: ClassVar[Mapping[str, str]] = {
         "": "runs",
-        "Report options": "title score guide comparison texts",
+        "Report options": "title score against guide comparison texts",
         COMMON: "output --config --set seed",
         RUN: "--print-config --json",
     }
@@ -40,6 +41,7 @@ class ReportConfig(Strict):
     score: Annotated[
         str | None, Flag("Figure of the evaluations that comes first. Default: the trainings' reward.")
     ] = None
+    against: Annotated[str | None, Flag("Another figure of the evaluations, to draw the first one against.")] = None
     guide: Annotated[
         str | None,
         Flag(

@@ -109,9 +109,10 @@ def build(sources: Sources) -> Page:
     rows = tables.evaluation_rows([(s.system, s.look) for s in styled])
     rows += _level_rows(rows, of)
     columns = tables.columns(rows)
-    main = _main_figure(config, systems, rows, [column.figure for column in columns])
+    known = [column.figure for column in columns]
+    main = _main_figure(config, systems, rows, known)
     columns.sort(key=lambda column: column.figure != main)
-    drawn = figures.report_plots(styled, of.all, rows, main)
+    drawn = figures.report_plots(styled, of.all, rows, main, _against(config, main, known))
     prompts, common = _prompts(sources, rows, main)
     trained = [system for system in systems if system.trained]
     samples = [(s, texts.samples(s.system.trained[0])) for s in styled if s.system.trained]
@@ -240,6 +241,17 @@ def _main_figure(
             if (figure := score_figure(run, evaluation)) is not None:
                 return figure
     return known[0] if known else None
+
+
+def _against(config: ReportConfig, main: str | None, known: Sequence[str]) -> str | None:
+    """The figure that the main one is drawn against."""
+    against = config.against
+    if against is not None and against not in known:
+        raise UserError(f"no evaluation has the figure {against!r}", hint=did_you_mean(against, known))
+    if against is not None and against == main:
+        hint = "--score and --against take two figures of the evaluations"
+        raise UserError(f"{against!r} would be drawn against itself", hint=hint)
+    return against
 
 
 def _shared(systems: Sequence[System]) -> list[tuple[str, str]]:

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rlgf_cli.report.draw import HEIGHT, LABEL, WIDTH, Look, Palette, Plot, plot, printable, style
-from rlgf_cli.report.read import Curve
-from rlgf_cli.report.systems import FEW_SEEDS, Band, Level, System, band, curves_of, thinned
+from rlgf_cli.report.systems import FEW_SEEDS, Band, Level, System, band, curves_of
 
 POINTS = 4000
 """The largest number of points of all lines of a plot; beyond it, consecutive rows are drawn as their mean."""
@@ -66,61 +65,13 @@ def learning(
             _line(axes, palette, styled, each)
         for level in shown:
             _level(axes, palette, level)
-        _legend(canvas, axes, palette)
+        legend(canvas, axes, palette)
 
-    lasts = [f"{styled.name} ends at {_shown(each.mean[-1])}" for styled, each in bands if len(each.mean)]
-    alt = f"{what} over training steps. " + "; ".join([*lasts, *(f"{n.name} level {_shown(n.value)}" for n in shown)])
-    return plot(name, title, _caption([each for _, each in bands]), alt + ".", _size(len(bands) + len(shown)), paint)
-
-
-def against_kl(systems: Sequence[StyledSystem], *, figure: str, kl: str, what: str) -> Plot | None:
-    """The score against the KL from the start, a path per run from its first point to its last."""
-    paths: list[tuple[StyledSystem, list[tuple[np.ndarray, np.ndarray]]]] = []
-    width = 1
-    for styled in systems:
-        of_system = []
-        for run in styled.system.trained:
-            if figure in run.curves and kl in run.curves:
-                scores, divergence = run.curves[figure], run.curves[kl]
-                steps, at, of = np.intersect1d(scores.steps, divergence.steps, return_indices=True)
-                if len(steps):
-                    k = max(1, -(-len(steps) // 60))
-                    width = max(width, k)
-                    of_system.append((_means(divergence.values[of], k), _means(scores.values[at], k)))
-        if of_system:
-            paths.append((styled, of_system))
-    if not paths:
-        return None
-    unit = "nats per episode" if kl == "kl/episode" else "nats per token"
-
-    def paint(canvas: Figure, palette: Palette) -> None:
-        axes = canvas.subplots()
-        style(axes, palette, x=f"KL from the start: {kl} ({unit})", y=what, grid="both")
-        for styled, of_system in paths:
-            colour = palette[styled.look.role]
-            axes.plot([], [], color=colour, linestyle=styled.look.dashes, marker=styled.look.marker, markersize=4.5,
-                      label=styled.name)  # fmt: skip
-            for x, y in of_system:
-                axes.plot(x, y, color=colour, linewidth=0.9, alpha=0.6, linestyle=styled.look.dashes)
-                axes.scatter(x, y, s=8 + 22 * np.linspace(0, 1, len(x)), color=colour, marker=styled.look.marker,
-                             linewidths=0)  # fmt: skip
-                axes.scatter(x[:1], y[:1], s=34, facecolors=palette["paper"], edgecolors=colour, linewidths=1.2,
-                             marker=styled.look.marker, zorder=3)  # fmt: skip
-        _legend(canvas, axes, palette)
-
-    caption = (
-        "A path per run from its first point (hollow) to its last; later points are larger. Up and to the left is "
-        f"more score for less distance. {what[:1].upper()}{what[1:]} against {kl} of the same step."
+    lasts = [f"{styled.name} ends at {rounded(each.mean[-1])}" for styled, each in bands if len(each.mean)]
+    alt = f"{what} over training steps. " + "; ".join([*lasts, *(f"{n.name} level {rounded(n.value)}" for n in shown)])
+    return plot(
+        name, title, _caption([each for _, each in bands]), alt + ".", size_with_legend(len(bands) + len(shown)), paint
     )
-    if width > 1:
-        caption += f" A point is the mean of up to {width} steps."
-    ends = [
-        f"{styled.name} ends at KL {_shown(x[-1])} and score {_shown(y[-1])}"
-        for styled, of_system in paths
-        for x, y in of_system[:1]
-    ]
-    alt = f"{what} against KL. " + "; ".join(ends) + "."
-    return plot("score-kl", "Score against KL", caption, alt, _size(len(paths)), paint)
 
 
 def intervals(rows: Sequence[IntervalRow], figure: str, caption: str) -> Plot:
@@ -139,7 +90,7 @@ def intervals(rows: Sequence[IntervalRow], figure: str, caption: str) -> Plot:
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
 
-    alt = "; ".join(f"{row.label} {_shown(row.value)}" for row in rows)
+    alt = "; ".join(f"{row.label} {rounded(row.value)}" for row in rows)
     size = (WIDTH, 0.75 + 0.3 * len(rows))
     return plot("evaluation", f"Evaluation: {figure}", caption, f"{figure}: {alt}.", size, paint)
 
@@ -169,7 +120,7 @@ def histograms(name: str, title: str, rows: Sequence[Distribution], what: str, c
                 [np.mean(row.values)], [0], marker="^", markersize=6, color=palette["ink"], clip_on=False, zorder=5
             )
 
-    alt = "; ".join(f"{row.label} mean {_shown(float(np.mean(row.values)))} of {len(row.values)}" for row in rows)
+    alt = "; ".join(f"{row.label} mean {rounded(float(np.mean(row.values)))} of {len(row.values)}" for row in rows)
     size = (WIDTH, 0.55 + 0.42 * len(rows))
     return plot(name, title, caption, f"Histograms of {what}. {alt}.", size, paint)
 
@@ -199,9 +150,9 @@ def time_parts(systems: Sequence[StyledSystem]) -> Plot | None:
             left += seconds[part]
         axes.set_yticks(range(len(timed)), [s.name for s in timed])
         axes.set_ylim(len(timed) - 0.4, -0.6)
-        _legend(canvas, axes, palette)
+        legend(canvas, axes, palette)
 
-    alt = "; ".join(f"{s.name} {_shown(sum(part[i] for part in seconds.values()))} s" for i, s in enumerate(timed))
+    alt = "; ".join(f"{s.name} {rounded(sum(part[i] for part in seconds.values()))} s" for i, s in enumerate(timed))
     caption = "Mean seconds of a step, by the time/* of metrics.jsonl"
     caption += f"; the {len(parts)} largest parts." if len(seconds) > len(parts) else "."
     size = (WIDTH, 1.3 + 0.32 * len(timed))
@@ -232,7 +183,7 @@ def _level(axes: Axes, palette: Palette, level: Level) -> None:
     axes.axhline(level.value, color=colour, linewidth=1.3, linestyle=dashes, label=name, zorder=1.5)
 
 
-def _legend(canvas: Figure, axes: Axes, palette: Palette) -> None:
+def legend(canvas: Figure, axes: Axes, palette: Palette) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
         return
@@ -241,7 +192,7 @@ def _legend(canvas: Figure, axes: Axes, palette: Palette) -> None:
                   handlelength=2.6, columnspacing=1.4)  # fmt: skip
 
 
-def _size(entries: int) -> tuple[float, float]:
+def size_with_legend(entries: int) -> tuple[float, float]:
     return WIDTH, HEIGHT + 0.2 * -(-entries // 3)
 
 
@@ -268,10 +219,6 @@ def _caption(bands: Sequence[Band]) -> str:
     return " ".join(words)
 
 
-def _means(values: np.ndarray, width: int) -> np.ndarray:
-    return thinned(Curve(np.arange(len(values)), values), width).values
-
-
 def _bins(values: np.ndarray) -> tuple[np.ndarray, bool]:
     """Bin edges, and whether they are a bin per whole number: where there are few of them, else twenty equal ones."""
     low, high = float(values.min()), float(values.max())
@@ -280,5 +227,5 @@ def _bins(values: np.ndarray) -> tuple[np.ndarray, bool]:
     return np.linspace(low, high if high > low else low + 1, 21), False
 
 
-def _shown(value: float) -> str:
+def rounded(value: float) -> str:
     return f"{value:.3g}"

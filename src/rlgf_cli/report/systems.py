@@ -10,11 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from rlgf_cli import registry
 from rlgf_cli.artifacts import jsonl
 from rlgf_cli.artifacts.evaluations import folder_label
 from rlgf_cli.errors import UserError
 from rlgf_cli.report.read import Curve, Evaluation, Run, evaluation_of, leaves
 
+_PLAIN = {"weight": 1, "weight_steps": None, "shift": 0, "scale": 1, "clip": None}
+"""Keys of a part of the reward, and their values where the part's score is the reward."""
+_OTHER_SCALE = ("bleu", "cider")
+"""Rewards whose metric of the same name has a figure of that name on another scale."""
 PER_RUN = ("seed", "output")
 """Config keys that differ between the seeds of a system."""
 FEW_SEEDS = 5
@@ -182,8 +187,8 @@ def passing_step(curve: Curve, level: float) -> int | None:
 def score_figure(run: Run, evaluation: Evaluation) -> str | None:
     """The figure of an evaluation that measures the run's reward; None where there is none.
 
-    It is ``reward.total`` where the metrics ``reward:SPEC`` are the parts of the run's reward, or the figure of the
-    same Python function or metric where the reward is one part of weight 1.
+    It is ``reward.total`` where the metrics ``reward:SPEC`` are the parts of the run's reward. Where the reward is one
+    part of weight 1, it is also ``reward.PART``, or the figure of the same Python function or metric.
     """
     parts = run.values.get("reward") or []
     measured = [
@@ -193,11 +198,62 @@ def score_figure(run: Run, evaluation: Evaluation) -> str | None:
     ]
     if measured and measured == list(parts) and "reward.total" in evaluation.figures:
         return "reward.total"
-    if len(parts) != 1 or parts[0] not in list(evaluation.metrics) or parts[0].get("weight", 1) != 1:
+    if len(parts) != 1 or any(parts[0].get(key, plain) != plain for key, plain in _PLAIN.items()):
         return None
-    name = str(parts[0]["name"])
-    figure = name.rpartition(":")[2] if ".py:" in name else name
-    return figure if figure in evaluation.figures else None
+    return _figure_of_reward(str(parts[0]["name"]), parts[0].get("params") or {}, evaluation)
+
+
+def measures(run: Run) -> tuple[Any, ...]:
+    """What a training optimises and what it watches; equal where their figures may be drawn on one pair of axes."""
+    watch = run.values.get("watch")
+    keys = ("name", "figure", "params")
+    return run.values.get("reward"), [watch.get(key) for key in keys] if isinstance(watch, Mapping) else None
+
+
+def watched_figure(run: Run, evaluation: Evaluation) -> str | None:
+    """The figure of an evaluation that is the run's watched one; None where there is none, or where it is not certain.
+
+    A reward is matched as in :func:`score_figure`; of a metric it is the named figure, or the only mean that it has.
+    """
+    watch = run.values.get("watch")
+    if not isinstance(watch, Mapping):
+        return None
+    name, params, figure = str(watch["name"]), watch.get("params") or {}, watch.get("figure")
+    if figure is None and (".py:" in name or name.partition(":")[0] in registry.entries("rewards")):
+        return _figure_of_reward(name, params, evaluation)
+    if not _is_only_metric(name, params, evaluation):
+        return None
+    metric = name.partition(":")[0]
+    own = [key for key in evaluation.figures if key == metric or key.startswith(f"{metric}.")]
+    if figure is not None:
+        return str(figure) if figure in own else None
+    means = [key for key in own if evaluation.figures[key].get("aggregate", "mean") == "mean"]
+    return means[0] if len(means) == 1 else None
+
+
+def _figure_of_reward(name: str, params: Mapping[str, Any], evaluation: Evaluation) -> str | None:
+    """The figure of an evaluation that is the mean of this reward's scores."""
+    base = _base(name)
+    if _is_only_metric(f"reward:{name}", params, evaluation) and f"reward.{base}" in evaluation.figures:
+        return f"reward.{base}"
+    figure = base if ".py:" in name else name
+    same = figure in evaluation.figures and figure not in _OTHER_SCALE
+    return figure if same and _is_only_metric(name, params, evaluation) else None
+
+
+def _is_only_metric(name: str, params: Mapping[str, Any], evaluation: Evaluation) -> bool:
+    """Whether the evaluation has this metric, or reward as a metric, and no other that gives figures of its name."""
+
+    def key(of: str) -> tuple[bool, str]:
+        return of.startswith("reward:"), _base(of.removeprefix("reward:"))
+
+    alike = [metric for metric in evaluation.metrics if key(str(metric["name"])) == key(name)]
+    return len(alike) == 1 and (alike[0]["name"], alike[0].get("params") or {}) == (name, params)
+
+
+def _base(name: str) -> str:
+    """What figures are named after: the function of ``file.py:function``, else the name before a colon."""
+    return name.rpartition(":")[2] if ".py:" in name else name.partition(":")[0]
 
 
 def start_level(run: Run) -> Level | None:

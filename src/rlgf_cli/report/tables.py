@@ -172,18 +172,18 @@ def about(system: System) -> list[tuple[str, str]]:
     run = system.first
     facts = [("command", run.command if run.command != "train" else ""), ("algorithm", algorithm(run) or "")]
     for key in ("model", "guide", "reward", "data"):
-        facts.append((key, _short(run.values.get(key))))
+        facts.append((key, short(run.values.get(key))))
     evaluation = run.values.get("eval")
-    facts.append(("held-out data", _short(evaluation.get("data")) if isinstance(evaluation, Mapping) else ""))
+    facts.append(("held-out data", short(evaluation.get("data")) if isinstance(evaluation, Mapping) else ""))
     return [(name, text) for name, text in facts if text]
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """The name of a section, or the names of several with their weights."""
     if isinstance(value, Mapping):
-        return _short(value.get("name"))
+        return short(value.get("name"))
     if isinstance(value, list):
-        return ", ".join(_short(v) + (f" (weight {v['weight']:g})" if v.get("weight", 1) != 1 else "") for v in value)
+        return ", ".join(short(v) + (f" (weight {v['weight']:g})" if v.get("weight", 1) != 1 else "") for v in value)
     return "" if value is None else str(value)
 
 

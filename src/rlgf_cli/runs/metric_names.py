@@ -76,6 +76,7 @@ METRICS: dict[str, str] = {
     "eval/start_error": "its standard error",
     "eval/length": "mean words of those texts",
     "eval/watch": "mean of the watched figure of those texts (watch)",
+    "eval/start_watch": "in the first row: the same before the first step",
     "eval/watch_skipped": "where there are any: how many of those texts the watched figure has no number for",
     "eval/watch_best_step": "the earlier step with the best watched figure, which this one is compared with",
     "eval/watch_change": "mean difference, prompt by prompt, of the watched figure from that step's",

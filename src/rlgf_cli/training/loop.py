@@ -341,12 +341,13 @@ class Trainer:
             return evaluate()
 
     def _start_figures(self) -> dict[str, float]:
-        """The held-out score before the first step: without it, the fall of a policy that degrades before the first
-        evaluation would not be seen."""
+        """The held-out score (and the watched figure) before the first step: without it, the fall of a policy that
+        degrades before the first evaluation would not be seen."""
         if self.evaluate is None:
             return {}
-        start = self._evaluated(self.evaluate).figures
-        return {"eval/start": start["eval/score"], "eval/start_error": start["eval/score_error"]}
+        start = self._evaluated(self.evaluate)
+        figures = {"eval/start": start.figures["eval/score"], "eval/start_error": start.figures["eval/score_error"]}
+        return figures | ({"eval/start_watch": fmean(start.watched.values())} if start.watched else {})
 
     def _held_out_figures(self, evaluate: HeldOutEvaluator) -> dict[str, float]:
         """The figures of the policy on held-out prompts, and their comparison with those of earlier steps."""
