@@ -383,6 +383,58 @@ def test_a_manifest_whose_file_was_never_written_is_no_obstacle(tmp_path):
     assert path.read_text() == '{"a": 1}\n'
 
 
+# files beside it
+
+
+def collected_with(path, beside, existing="refuse"):
+    with claim_file(path, "collect-guide", existing=existing, beside=[beside]).running():
+        path.write_text('{"a": 1}\n')
+        beside.write_text('{"b": 1}\n')
+
+
+def test_a_file_beside_the_product_is_replaced_with_it(tmp_path):
+    path, beside = tmp_path / "guide.jsonl", tmp_path / "guide.dropped.jsonl"
+    collected_with(path, beside)
+    claim_file(path, "collect-guide", existing="resume", beside=[beside])
+    assert names(tmp_path) == ["guide.dropped.jsonl", "guide.jsonl", "guide.jsonl.run.json"]
+    claim_file(path, "collect-guide", existing="overwrite")  # by a run that writes no such file, too
+    assert names(tmp_path) == []
+
+
+def test_a_file_beside_a_product_that_was_removed_is_used(tmp_path):
+    path, beside = tmp_path / "guide.jsonl", tmp_path / "guide.dropped.jsonl"
+    collected_with(path, beside)
+    path.unlink()
+    with pytest.raises(UserError, match="already exists") as caught:
+        claim_file(path, "collect-guide", beside=[beside], can_resume=True)
+    assert caught.value.where == str(beside) and "--resume" in caught.value.hint
+
+
+@pytest.mark.parametrize("existing", ["refuse", "resume", "overwrite"])
+@pytest.mark.parametrize("before", ["nothing", "another run"])
+def test_a_file_of_that_name_from_elsewhere_is_left_alone(tmp_path, existing, before):
+    path, beside = tmp_path / "guide.jsonl", tmp_path / "guide.dropped.jsonl"
+    if before == "another run":
+        collected(path)
+        if existing == "refuse":
+            path.unlink()
+    beside.write_text("mine")
+    left = names(tmp_path)
+    with pytest.raises(UserError, match="this one is not its"):
+        claim_file(path, "collect-guide", existing=existing, beside=[beside])
+    assert names(tmp_path) == left and beside.read_text() == "mine"
+
+
+def test_a_manifest_removes_no_file_of_another_folder(tmp_path):
+    path, other = tmp_path / "runs" / "guide.jsonl", tmp_path / "other"
+    collected(path)
+    other.write_text("mine")
+    run_json = path.with_name("guide.jsonl.run.json")
+    run_json.write_text(run_json.read_text().replace('"wrote": []', '"wrote": ["../other"]'))
+    claim_file(path, "collect-guide", existing="overwrite")
+    assert names(tmp_path) == ["other"]
+
+
 def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(UserError, match="a file name is needed"):
         claim_file(tmp_path, "collect-guide")

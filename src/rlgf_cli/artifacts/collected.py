@@ -1,4 +1,4 @@
-"""The texts of a guide file, and the missing ones, in a database on disk, so that memory does not grow."""
+"""The texts of a collection and the missing ones, in a database on disk, so that memory does not grow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AT_ONCE = 500
 
 _SCHEMA = """
 CREATE TABLE examples (id TEXT PRIMARY KEY, prompt BLOB, line INTEGER) WITHOUT ROWID;
-CREATE TABLE records (id TEXT, prompt BLOB, sample INTEGER, text BLOB);
+CREATE TABLE records (id TEXT, prompt BLOB, sample INTEGER, text BLOB, score REAL, dropped INTEGER);
 """
 _SORTED = """
 CREATE TABLE own AS SELECT DISTINCT id, sample, prompt FROM records JOIN examples USING (id, prompt);
@@ -47,7 +47,7 @@ class CollectedTexts:
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._db.executescript(f"PRAGMA synchronous = OFF; BEGIN; {_SCHEMA}")
         self._new: list[tuple[Any, ...]] = []
-        self.records = self.empty = self.cut = self.unpriced = 0
+        self.records = self.dropped = self.empty = self.cut = self.unpriced = 0
         self.cost_usd = 0.0
         self._count = 0
         self.usage: Counter[str] = Counter()
@@ -91,19 +91,22 @@ class CollectedTexts:
             raise
         rows.clear()
 
-    def read(self, path: Path) -> None:
-        """Store the records of a guide file."""
-        for record in read_records(path, GuideRecord, torn_tail=True):
-            self.add(record)
+    def read(self, path: Path, dropped: Path | None = None) -> None:
+        """Store the records of a guide file, and those of the file of its dropped texts. A missing file has none."""
+        for file in (path, dropped):
+            if file is not None and file.is_file():
+                for record in read_records(file, GuideRecord, torn_tail=True):
+                    self.add(record, dropped=file is dropped)
         self._flush()
         self._db.executescript(_SORTED)
         self._has_records = self.records > 0
         self._has_spare = self._db.execute("SELECT 1 FROM spare LIMIT 1").fetchone() is not None
 
-    def add(self, record: GuideRecord) -> None:
-        """Count a record of the file. A continuation of a prefix is counted and answers no example."""
+    def add(self, record: GuideRecord, *, dropped: bool = False) -> None:
+        """Count a record. A continuation of a prefix is counted and answers no example."""
         text = record.completion
         self.records += 1
+        self.dropped += dropped
         self.empty += not text.strip()
         self.cut += record.finish_reason == "length"
         self.models[record.model] += 1
@@ -115,12 +118,13 @@ class CollectedTexts:
             self.cost_usd += record.cost_usd
         if not record.prefix:
             digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-            self._new.append((record.id, _digest(record.prompt), record.sample_index, digest))
+            row = (record.id, _digest(record.prompt), record.sample_index, digest, record.score, dropped)
+            self._new.append(row)
             if len(self._new) >= _AT_ONCE:
                 self._flush()
 
     def _flush(self) -> None:
-        self._db.executemany("INSERT INTO records VALUES (?, ?, ?, ?)", self._new)
+        self._db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)", self._new)
         self._new.clear()
 
     @contextmanager
@@ -150,6 +154,20 @@ class CollectedTexts:
             ).rowcount
         ]
 
+    def summary(self) -> dict[str, Any]:
+        """Counts, models and cost of all texts, dropped ones included."""
+        prompts, same = self.same_text()
+        return {
+            "records": self.records,
+            "prompts": prompts,
+            "empty": self.empty,
+            "cut_at_length": self.cut,
+            "same_text": same,
+            "models": dict(self.models),
+            "usage": dict(self.usage),
+            "cost_usd": round(self.cost_usd, 8) if self.records > self.unpriced else None,
+        }
+
     def same_text(self) -> tuple[int, int]:
         """The number of prompts, and of those whose several samples are all the same text."""
         self._flush()
@@ -157,6 +175,20 @@ class CollectedTexts:
             "SELECT count(*), sum(n > 1 AND lowest = highest) FROM "
             "(SELECT count(*) AS n, min(text) AS lowest, max(text) AS highest FROM records GROUP BY prompt)"
         ).fetchone()
+
+    def score_summary(self) -> dict[str, Any]:
+        """Texts that were kept and dropped, examples for whose prompt none was kept, and the mean score of the texts
+        and of each prompt's best text (None where none has a score)."""
+        self._flush()
+        without = "SELECT count(*) FROM examples WHERE prompt NOT IN (SELECT prompt FROM records WHERE NOT dropped)"
+        best = "SELECT avg(best) FROM (SELECT max(score) AS best FROM records GROUP BY prompt)"
+        return {
+            "kept": self.records - self.dropped,
+            "dropped": self.dropped,
+            "prompts_without_text": self._db.execute(without).fetchone()[0],
+            "mean_score": self._db.execute("SELECT avg(score) FROM records").fetchone()[0],
+            "mean_best_score": self._db.execute(best).fetchone()[0],
+        }
 
 
 def _digest(prompt: Prompt) -> bytes:

@@ -109,7 +109,8 @@ class FailureRecord(Record):
 class GuideRecord(Record):
     """One completion by a guide. Files made elsewhere need ``prompt`` and ``completion`` only.
 
-    ``cost_usd`` is the price when the text was bought; ``cached``: it was bought before this collection.
+    ``cost_usd`` is the price when the text was bought; ``cached``: it was bought before this collection. ``score`` is
+    that of the collection's reward; None: it had none.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -129,6 +130,7 @@ class GuideRecord(Record):
     created: str = ""
     mended: list[str] = Field(default_factory=list)
     licence: str | None = None
+    score: float | None = None
 
 
 class CachedTextRecord(Record):

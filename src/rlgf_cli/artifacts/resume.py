@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlgf_cli.artifacts.jsonl import read_json
-from rlgf_cli.artifacts.rundir import Existing, RunDir, parent_of
+from rlgf_cli.artifacts.rundir import Existing, Manifest, RunDir, parent_of
 from rlgf_cli.errors import UserError
 
 _ANY_TIME = ("output", "push_to_hub", "report_to", "logging_steps", "save_steps", "save_total_limit")
@@ -70,6 +70,24 @@ def refuse_changed(
                 where=str(path),
                 hint=f"start another run with another -o, or put the old {what} back",
             )
+
+
+def refuse_other_settings(
+    manifest: Manifest, settings: Mapping[str, Any], path: Path, *, free: Collection[str] = ()
+) -> None:
+    """Refuse to mix texts of different settings in one file. ``free``: settings that may differ."""
+    before = manifest.data.get("settings")
+    if before is None:
+        return
+    differ = [key for key in sorted({*before, *settings} - {*free}) if before.get(key) != settings.get(key)]
+    if differ:
+        key = differ[0]
+        raise UserError(
+            f"the file was collected with other settings ({', '.join(differ)}); "
+            f"{key} was {before.get(key)!r} and is now {settings.get(key)!r}",
+            where=str(path),
+            hint="use the old settings, --overwrite, or another -o",
+        )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

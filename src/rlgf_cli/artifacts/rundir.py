@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -341,10 +341,12 @@ def claim_file(
     existing: Existing = "refuse",
     seed: int | None = None,
     can_resume: bool = False,
+    beside: Sequence[Path] = (),
 ) -> Manifest:
     """Take a single JSONL file as a stage's product; its manifest lies beside it as ``<file>.run.json``.
 
-    ``can_resume``: whether the command has ``--resume``, for the hint.
+    ``can_resume``: whether the command has ``--resume``, for the hint. ``beside``: further files in the same folder
+    that the run writes; the manifest lists them, and ``overwrite`` removes those that it lists.
     """
     path = Path(path)
     run_json = path.with_name(path.name + ".run.json")
@@ -352,11 +354,31 @@ def claim_file(
     if run_json.is_file():
         manifest = Manifest.reopen(run_json)
         _check_command(manifest, command, path, "file")
+        wrote = manifest.data["wrote"]
+        _refuse_used_beside(beside, wrote, existing, can_resume)
         if existing == "resume":
+            wrote += [other.name for other in beside if other.name not in wrote]
             return manifest
-        path.unlink(missing_ok=True)
+        for name in (path.name, *filter(_removable, wrote)):
+            (path.parent / name).unlink(missing_ok=True)
         run_json.unlink()
     elif path.exists():
         raise UserError("this file was not written by rlgf", where=str(path), hint="choose another -o")
+    else:
+        _refuse_used_beside(beside, (), existing, can_resume)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return Manifest(run_json, command, seed=seed)
+    manifest = Manifest(run_json, command, seed=seed)
+    manifest.data["wrote"] = [other.name for other in beside]
+    return manifest
+
+
+def _refuse_used_beside(beside: Sequence[Path], wrote: Sequence[str], existing: Existing, can_resume: bool) -> None:
+    for other in beside:
+        if other.name in wrote:
+            refuse_used_file(other, existing, can_resume=can_resume)
+        elif other.exists():
+            raise UserError(
+                "the run writes a file of this name, and this one is not its",
+                where=str(other),
+                hint="choose another -o, or move the file",
+            )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlgf_cli.artifacts.jsonl import read_records
 from rlgf_cli.artifacts.records import GuideRecord, prompt_hash
 from rlgf_cli.errors import RlgfError, UserError
+from rlgf_cli.ledger.meter import usd
 from rlgf_cli.protocols import Completion, Example, Guide, GuideAbilities, GuideRequest
 
 
@@ -92,3 +94,28 @@ class RecordedGuide(Guide):
                 raise RlgfError(f"the guide has no text for the prompt {request.example.id!r}", where=self.name)
             completions.append(texts[request.sample_index % len(texts)])
         return completions
+
+
+def guide_record(
+    request: GuideRequest, text: Completion, guide: Guide, sampling: dict[str, Any], score: float | None
+) -> GuideRecord:
+    """The line of a guide file for a completion. ``score``: None where there is no reward."""
+    return GuideRecord(
+        id=request.example.id,
+        prompt=request.example.given,
+        prompt_sha256=prompt_hash(request.example.given),
+        prefix=request.prefix,
+        sample_index=request.sample_index,
+        completion=text.text,
+        finish_reason=text.finish_reason,
+        model=text.model,
+        guide=guide.name,
+        sampling=sampling,
+        usage=dict(text.usage),
+        cost_usd=usd(text.nano_usd),
+        cached=text.cached,
+        created=text.created,
+        mended=list(text.repaired),
+        licence=guide.licence,
+        score=score,
+    )

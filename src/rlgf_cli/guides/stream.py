@@ -27,6 +27,24 @@ Pending = tuple[int, GuideRequest, bytes]
 """A request of a stream with its index and its cache key (empty in mode ``live``)."""
 
 
+def in_groups(answers: Iterable[Answer], size: int) -> Iterator[list[Answer]]:
+    """Answers in groups of ``size``; those that came before an error are a group before it is raised."""
+    group: list[Answer] = []
+    failed: RlgfError | None = None
+    try:
+        for answer in answers:
+            group.append(answer)
+            if len(group) == size:
+                yield group
+                group = []
+    except RlgfError as error:
+        failed = error
+    if group:
+        yield group
+    if failed is not None:
+        raise failed
+
+
 class Backend(Protocol):
     """What a stream needs of a guide with a cache; :class:`rlgf_cli.guides.base.LiveGuide` documents each member."""
 

@@ -3,32 +3,38 @@
 Prompts are streamed, so that memory does not grow with them. Each answer is stored in the cache when it is received and
 appended to the file as a whole line before the next one is read: a kill loses no complete answer. A resumed run reads
 the file and requests the missing texts.
+
+With a reward, texts wait to be scored until as many have arrived as the guide writes at once, and are appended then, to
+the output or to the file of dropped texts. In that time the cache alone holds those that cost money, so a guide that
+has one must use it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rlgf_cli import console
+from rlgf_cli.artifacts import resume
 from rlgf_cli.artifacts.collected import CollectedTexts
-from rlgf_cli.artifacts.jsonl import Appender, example_records
-from rlgf_cli.artifacts.records import GuideRecord, prompt_hash
+from rlgf_cli.artifacts.guide_files import GuideFiles
+from rlgf_cli.artifacts.jsonl import example_records
+from rlgf_cli.artifacts.records import GuideRecord
 from rlgf_cli.artifacts.rundir import Existing, Manifest, manifest_of
 from rlgf_cli.config.collect_guide import CollectGuideConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import Interrupted, RlgfError, UserError
 from rlgf_cli.guides.make import make_live_guide
 from rlgf_cli.guides.openai.estimate import Plan, estimate, lines
-from rlgf_cli.ledger.meter import usd
+from rlgf_cli.guides.recorded import guide_record
+from rlgf_cli.guides.stream import in_groups
 from rlgf_cli.protocols import Answer, Completion, Example, Failure, Guide, GuideRequest
+from rlgf_cli.scorers.text_filter import SETTINGS, TextFilter
 from rlgf_cli.stages.session import FileResult, StageSession
 
 COMMAND = "collect-guide"
@@ -36,8 +42,8 @@ _SHOWN_PER_KIND = 3
 """Failures, and repaired texts, of one kind that are printed."""
 _MOST_RETRIES = 10_000
 """Failed requests that are kept, to be sent once more at the end."""
-_WINDOW = 500
-"""Requests that are looked up in the cache at once."""
+Write = Callable[[GuideRecord, bool], None]
+"""``write(record, keep)``: append a text to the output, or to the file of dropped ones."""
 _HINT = "run the same command with --resume: it requests only the missing texts"
 
 
@@ -48,28 +54,37 @@ def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse"
     """
     config = resolved.config
     session = StageSession(COMMAND, resolved, existing)
-    path = _output(config)
+    files = GuideFiles.of(config.output, drops=config.keep_above is not None)
+    for file in (files.path, files.beside):
+        resume.refuse_own_input(str(file), config.data)
+    text_filter = TextFilter.make(config.reward, config.keep_above, device=config.guide.device)
     with contextlib.closing(CollectedTexts()) as collected, contextlib.closing(_guide(config)) as guide:
         _check_prompts(config, collected, guide)
+        if text_filter is not None:
+            _check_filter(text_filter, config, guide)
         guide.check_budget(config.budget)
         if config.batch:
             guide.check_batch()
-        if existing == "overwrite" and (before := manifest_of(path)) is not None:
+        if existing == "overwrite" and (before := manifest_of(files.path)) is not None:
             guide.refuse_open_batches(before["run_id"])
         settings = {**guide.settings, "max_new_tokens": config.max_new_tokens}
-        manifest = session.claim_file(seed=config.seed)
-        _refuse_other_settings(manifest, settings, path)
+        if text_filter is not None:
+            settings |= text_filter.settings
+        manifest = session.claim_file(seed=config.seed, beside=[files.dropped] if files.dropped else [])
+        # before there is a text, another reward or threshold mixes nothing: a reward may have failed at once
+        free = () if GuideFiles(files.path, drops=True).hold_texts() else SETTINGS
+        resume.refuse_other_settings(manifest, settings, files.path, free=free)
         session.charge([guide])
         manifest.data.update(settings=settings, config=resolved.to_json(), device=guide.device)
         try:
             with manifest.running():
                 manifest.add_parent(config.data)
                 manifest.add_parent(config.guide.name.partition(":")[2] if guide.device else None)
-                return _Collection(config, collected, guide, manifest, path).run()
+                return _Collection(config, collected, guide, text_filter, manifest, files).run()
         except UserError:
             # no text was bought: leave no file behind
-            if path.exists() and not path.stat().st_size and not guide.spend()["calls"]:
-                path.unlink()
+            if files.path.exists() and not files.hold_texts() and not guide.spend()["calls"]:
+                files.remove()
                 manifest.path.unlink()
             raise
 
@@ -77,24 +92,21 @@ def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse"
 def dry_run(resolved: Resolved[CollectGuideConfig]) -> dict[str, Any]:
     """The requests that the command would send, and their cost; nothing is written and no request is sent."""
     config = resolved.config
-    path = _output(config)
+    files = GuideFiles.of(config.output, drops=config.keep_above is not None)
     offline = config.model_copy(update={"guide": config.guide.model_copy(update={"mode": "replay"})})
     with contextlib.closing(CollectedTexts()) as collected, contextlib.closing(_guide(offline)) as guide:
         _check_prompts(config, collected, guide)
-        if path.is_file():
-            collected.read(path)
+        collected.read(files.path, files.dropped)
         cache = (config.guide.mode or guide.default_mode) != "live"
         estimated = estimate(guide, _plan(config, collected, guide, cache=cache))
     for line in lines(estimated):
         console.log(line)
+    if config.keep_above is not None:
+        console.log(
+            f"texts that score below {config.keep_above:g} will be in {files.dropped}; the estimate is of all "
+            f"{config.samples} texts of a prompt"
+        )
     return estimated
-
-
-def _output(config: CollectGuideConfig) -> Path:
-    path = Path(config.output)
-    if path.suffix == ".gz":
-        raise UserError("the output is appended to, so it cannot be .gz", where=str(path), hint="pack it afterwards")
-    return path
 
 
 def _guide(config: CollectGuideConfig) -> Guide:
@@ -116,6 +128,16 @@ def _check_prompts(config: CollectGuideConfig, collected: CollectedTexts, guide:
     guide.check(_examples(config), config.max_new_tokens)
 
 
+def _check_filter(text_filter: TextFilter, config: CollectGuideConfig, guide: Guide) -> None:
+    """Refuse examples that the reward cannot score, and bought texts that would be in memory alone meanwhile."""
+    if guide.mode == "live" and guide.default_mode != "live":
+        raise UserError(
+            "a text waits in the cache until the reward has scored it, and guide.mode live stores none there",
+            hint="--guide-mode record (the default of this guide); another --seed requests other texts",
+        )
+    text_filter.check(_examples(config))
+
+
 def _missing(config: CollectGuideConfig, collected: CollectedTexts) -> Iterator[GuideRequest]:
     """Requests for the texts that the file does not hold, in the order of the examples."""
     for example in _examples(config):
@@ -124,20 +146,10 @@ def _missing(config: CollectGuideConfig, collected: CollectedTexts) -> Iterator[
 
 
 def _plan(config: CollectGuideConfig, collected: CollectedTexts, guide: Guide, *, cache: bool) -> Plan:
-    """Count the requests that neither the file nor the cache answers."""
-    plan = Plan(requests=collected.count() * config.samples, batch=config.batch)
-    missing = 0
+    """Count the requests that neither the files nor the cache answer."""
     with collected.counting():
-        requests = _missing(config, collected)
-        while window := list(itertools.islice(requests, _WINDOW)):
-            missing += len(window)
-            in_cache = guide.cached(window) if cache else [False] * len(window)
-            plan.cached += sum(in_cache)
-            for request, cached in zip(window, in_cache, strict=True):
-                if not cached:
-                    plan.add(guide, request)
-    plan.in_file = plan.requests - missing
-    return plan
+        wanted = collected.count() * config.samples
+        return Plan.of(guide, _missing(config, collected), wanted, cache=cache, batch=config.batch)
 
 
 @dataclass
@@ -150,40 +162,49 @@ class _Collection:
     config: CollectGuideConfig
     collected: CollectedTexts
     guide: Guide
+    text_filter: TextFilter | None
     manifest: Manifest
-    path: Path
+    files: GuideFiles
     new: int = 0
     skipped: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     repaired: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
     def run(self) -> FileResult:
+        path = self.files.path
         stopped: RlgfError | None = None
-        # The appender is opened first: it cuts off a torn last line, which must not count as a text of the file.
-        with Appender(self.path) as out:
-            self.collected.read(self.path)
+        # The files are opened first: that cuts off a torn last line, which must not count as a text.
+        with self.files.appending() as write:
+            self.collected.read(self.files.path, self.files.dropped)
             before = self.guide.spend()
             estimated = self._log_estimate()
             try:
-                self._collect(out)
+                self._collect(write)
             except KeyboardInterrupt:
-                stopped = Interrupted("interrupted; every received text is kept", where=str(self.path), hint=_HINT)
+                stopped = Interrupted("interrupted; every received text is kept", where=str(path), hint=_HINT)
             except RlgfError as error:
                 stopped = error
         wanted = self.collected.count() * self.config.samples
         missing = wanted - self.skipped - self.new
-        summary, spend = self._summary(), self.guide.spend()
+        summary, spend = self.collected.summary(), self.guide.spend()
         summary.update(new=self.new, missing=missing, failed=dict(self.failed), mended=dict(self.guide.counts))
+        if self.text_filter is not None:
+            summary |= self.collected.score_summary()
         if estimated is not None:
             estimated["actual"] = _difference(before, spend)
         self.manifest.save(result=summary, spend=spend, estimate=estimated, guide=self.guide.provenance())
         self._report(summary, spend)
+        if self.text_filter is not None and summary["records"]:
+            for line in self.text_filter.lines(summary, self.files):
+                console.log(line)
+            if stopped is None and (warning := self.text_filter.warning(summary, self.files)):
+                console.warn(warning)
         if stopped is not None:
             raise stopped
         if missing:
             why = ", ".join(f"{kind}: {count}" for kind, count in self.failed.most_common())
-            raise RlgfError(f"{missing} of {wanted} texts are still missing ({why})", where=str(self.path), hint=_HINT)
-        return FileResult(self.path, summary, spend)
+            raise RlgfError(f"{missing} of {wanted} texts are still missing ({why})", where=str(path), hint=_HINT)
+        return FileResult(path, summary, spend)
 
     def _log_estimate(self) -> dict[str, Any] | None:
         """Log the estimate of the run, and return it; None where no endpoint will be asked."""
@@ -196,7 +217,7 @@ class _Collection:
             console.log(line)
         return estimated
 
-    def _collect(self, out: Appender) -> None:
+    def _collect(self, write: Write) -> None:
         with console.interruptible("waiting for the answers to the requests in flight") as stop:
             stopped: RlgfError | None = None
             if self.config.batch:
@@ -210,10 +231,11 @@ class _Collection:
             retries: list[GuideRequest] = []
             with console.progress("guide", self.collected.count() * self.config.samples) as bar:
                 progress = _Progress(self, bar)
-                self._ask(self._requests(stop, progress), out, retries, progress)
+                self._ask(self._requests(stop, progress), write, retries, progress, stop)
                 if retries and not stop.is_set():
                     console.log(f"sending {len(retries)} failed requests once more")
-                    self._ask(iter(retries), out, None, progress)
+                    again = (request for request in retries if not stop.is_set())
+                    self._ask(again, write, None, progress, stop)
         if stopped is not None:
             raise stopped
         if stop.is_set():
@@ -232,26 +254,54 @@ class _Collection:
                 yield GuideRequest(example, sample_index=index, max_new_tokens=self.config.max_new_tokens)
 
     def _ask(
-        self, requests: Iterator[GuideRequest], out: Appender, retries: list[GuideRequest] | None, progress: _Progress
+        self,
+        requests: Iterator[GuideRequest],
+        write: Write,
+        retries: list[GuideRequest] | None,
+        progress: _Progress,
+        stop: threading.Event,
     ) -> None:
-        """Write texts as they arrive. A failure that is not final goes into ``retries``; any other one is counted."""
-        sampling = {**self.config.guide.sampling.model_dump(), "max_new_tokens": self.config.max_new_tokens}
+        """Write texts as they arrive. A failure that is not final goes into ``retries``; any other one is counted.
+
+        Where the reward fails, the texts in flight are awaited, because they are paid for: the cache keeps them.
+        """
         ask = self.guide.stored if self.config.batch else self.guide.stream
+        broken: RlgfError | None = None
         with contextlib.closing(ask(requests)) as answers:
-            for answer in answers:
-                outcome = answer.outcome
-                if isinstance(outcome, Failure):
-                    if retries is not None and not outcome.final and len(retries) < _MOST_RETRIES:
+            for group in in_groups(answers, self.guide.abilities.at_once if self.text_filter else 1):
+                texts: list[tuple[GuideRequest, Completion]] = []
+                for answer in group:
+                    if isinstance(answer.outcome, Completion):
+                        texts.append((answer.request, answer.outcome))
+                    elif retries is not None and not answer.outcome.final and len(retries) < _MOST_RETRIES:
                         retries.append(answer.request)
-                        continue
-                    self._count_failure(answer, outcome)
-                else:
-                    record = guide_record(answer.request, outcome, self.guide, sampling)
-                    out.write(record)
-                    self.collected.add(record)
-                    self.new += 1
-                    self._keep_repaired(outcome)
-                progress.done(1)
+                    else:
+                        self._count_failure(answer, answer.outcome)
+                        progress.done(1)
+                if broken is None:
+                    try:
+                        self._write(texts, write)
+                        progress.done(len(texts))
+                    except RlgfError as error:
+                        broken = error
+                        stop.set()
+        if broken is not None:
+            raise broken
+
+    def _write(self, texts: list[tuple[GuideRequest, Completion]], write: Write) -> None:
+        """Score texts, and append each to the output or to the file of dropped ones."""
+        scores: list[float | None] = [None] * len(texts)
+        if self.text_filter is not None:
+            given = [request.example for request, _ in texts]
+            scores = [*self.text_filter.scores(given, [text.text for _, text in texts])]
+        sampling = {**self.config.guide.sampling.model_dump(), "max_new_tokens": self.config.max_new_tokens}
+        for (request, text), score in zip(texts, scores, strict=True):
+            record = guide_record(request, text, self.guide, sampling, score)
+            keep = self.text_filter is None or score is None or self.text_filter.keeps(text.text, score)
+            write(record, keep)
+            self.collected.add(record, dropped=not keep)
+            self.new += 1
+            self._keep_repaired(text)
 
     def _count_failure(self, answer: Answer, failure: Failure) -> None:
         self.failed[failure.kind] += 1
@@ -266,20 +316,6 @@ class _Collection:
             shown = self.repaired.setdefault(kind, [])
             if len(shown) < _SHOWN_PER_KIND and text.raw is not None:
                 shown.append((text.raw, text.text))
-
-    def _summary(self) -> dict[str, Any]:
-        collected = self.collected
-        prompts, same = collected.same_text()
-        return {
-            "records": collected.records,
-            "prompts": prompts,
-            "empty": collected.empty,
-            "cut_at_length": collected.cut,
-            "same_text": same,
-            "models": dict(collected.models),
-            "usage": dict(collected.usage),
-            "cost_usd": round(collected.cost_usd, 8) if collected.records > collected.unpriced else None,
-        }
 
     def _report(self, summary: dict[str, Any], spend: dict[str, Any]) -> None:
         if not summary["records"]:
@@ -297,7 +333,8 @@ class _Collection:
             for raw, text in self.repaired.get(kind, []):
                 console.log(f"  {_short(raw)} -> {_short(text)}")
         if summary["empty"]:
-            console.warn(f"{summary['empty']} texts are empty; they are kept and never used")
+            which = "dropped" if self.files.drops else "kept and never used"
+            console.warn(f"{summary['empty']} texts are empty; they are {which}")
         # short samples are equal by chance on some prompts; where a server ignores the temperature, on most of them
         temperature = self.config.guide.sampling.temperature
         if 2 * (summary["same_text"] or 0) > summary["prompts"] and temperature > 0:
@@ -327,34 +364,15 @@ class _Progress:
     def _note(self) -> str:
         collection = self._collection
         parts = []
+        if collection.files.drops:
+            received = collection.collected.records
+            parts.append(f"{received - collection.collected.dropped} of {received} kept")
         spend, cap = collection.guide.spend(), collection.config.budget.max_cost_usd
         if spend["charged_usd"]:
             parts.append(f"${spend['charged_usd']:.4f}" + (f" of {cap:g}" if cap is not None else ""))
         if collection.failed:
             parts.append(f"{collection.failed.total()} failed")
         return ", ".join(parts)
-
-
-def guide_record(request: GuideRequest, text: Completion, guide: Guide, sampling: dict[str, Any]) -> GuideRecord:
-    """The line of the guide file for an answer."""
-    return GuideRecord(
-        id=request.example.id,
-        prompt=request.example.given,
-        prompt_sha256=prompt_hash(request.example.given),
-        prefix=request.prefix,
-        sample_index=request.sample_index,
-        completion=text.text,
-        finish_reason=text.finish_reason,
-        model=text.model,
-        guide=guide.name,
-        sampling=sampling,
-        usage=dict(text.usage),
-        cost_usd=usd(text.nano_usd),
-        cached=text.cached,
-        created=text.created,
-        mended=list(text.repaired),
-        licence=guide.licence,
-    )
 
 
 def _difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -367,21 +385,6 @@ def _difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]
         **usage,
         "usd": round(usd, 9) if after["charged_usd"] is not None else None,
     }
-
-
-def _refuse_other_settings(manifest: Manifest, settings: dict[str, Any], path: Path) -> None:
-    """Refuse to mix texts of different guide settings in one file."""
-    before = manifest.data.get("settings")
-    if before is None or before == settings:
-        return
-    differ = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
-    key = differ[0]
-    raise UserError(
-        f"the file was collected with other settings ({', '.join(differ)}); "
-        f"{key} was {before.get(key)!r} and is now {settings.get(key)!r}",
-        where=str(path),
-        hint="use the old settings, --overwrite, or another -o",
-    )
 
 
 def _short(text: str) -> str:

@@ -177,10 +177,11 @@ class StageSession:
         data = self.manifest.data
         return FolderResult(self.run.path, data["result"], data["spend"])
 
-    def claim_file(self, *, seed: int | None = None) -> Manifest:
-        """Take the output as a single file of this run; returns its manifest (``<file>.run.json``), not yet written."""
+    def claim_file(self, *, seed: int | None = None, beside: Sequence[Path] = ()) -> Manifest:
+        """Take the output as a single file of this run, and files ``beside`` it; returns its manifest
+        (``<file>.run.json``), not yet written."""
         self.manifest = claim_file(
-            self.output, self.command, existing=self.existing, seed=seed, can_resume=self.can_resume
+            self.output, self.command, existing=self.existing, seed=seed, can_resume=self.can_resume, beside=beside
         )
         return self.manifest
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, pvariance
 from typing import Any
@@ -18,6 +19,8 @@ _BYTES_PER_TOKEN = (2.0, 4.0, 6.0)
 _LENGTH_SHARE = (0.05, 0.5, 1.0)
 """Length of an answer of an unknown guide as a share of the limit: least, expected, most."""
 _Z = 1.96
+_WINDOW = 500
+"""Requests that are looked up in the cache at once."""
 
 Interval = tuple[float, float, float]
 """Low, expected, high."""
@@ -34,6 +37,20 @@ class Plan:
     limit_tokens: int = 0
     reference_bytes: list[int] = field(default_factory=list)
     batch: bool = False
+
+    @classmethod
+    def of(cls, guide: Guide, missing: Iterator[GuideRequest], wanted: int, *, cache: bool, batch: bool) -> Plan:
+        """The plan for ``wanted`` texts of which ``missing`` are in no file. ``cache``: whether the cache is read."""
+        plan, count = cls(requests=wanted, batch=batch), 0
+        while window := list(itertools.islice(missing, _WINDOW)):
+            count += len(window)
+            in_cache = guide.cached(window) if cache else [False] * len(window)
+            plan.cached += sum(in_cache)
+            for request, cached in zip(window, in_cache, strict=True):
+                if not cached:
+                    plan.add(guide, request)
+        plan.in_file = wanted - count
+        return plan
 
     @property
     def to_ask(self) -> int:
