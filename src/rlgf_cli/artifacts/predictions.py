@@ -88,9 +88,9 @@ def answers_alone(path: str | Path) -> tuple[list[Answer], dict[str, int]]:
 
 
 def answers_to(
-    examples: Sequence[Example], path: str | Path, *, on_missing: OnMissing = "error"
+    examples: Sequence[Example], path: str | Path, *, on_missing: OnMissing = "error", limit: int | None = None
 ) -> tuple[list[Answer], dict[str, int]]:
-    """The predictions of a file joined to ``examples``, in their order.
+    """The predictions of a file joined to the first ``limit`` of ``examples``, in their order.
 
     A record joins by its id; one without an id by its prompt. Raises UserError that counts predictions for
     unknown examples, examples with two predictions, predictions whose prompt is another one, and (unless
@@ -126,14 +126,15 @@ def answers_to(
         other, len(records), "predictions have the id of an example but another prompt", path,
         "is it the right --data? Leave the prompts out of the predictions where they only differ in format",
     )  # fmt: skip
-    missing = [repr(example.id) for example in examples if example.id not in matched]
+    wanted = examples[:limit]
+    missing = [repr(example.id) for example in wanted if example.id not in matched]
     if on_missing == "error":
         hint = "--on-missing skip scores the examples that have one, and counts the others"
-        _refuse(missing, len(examples), "examples have no prediction", path, hint)
+        _refuse(missing, len(wanted), "examples have no prediction", path, hint)
     counts["missing"] = len(missing)
     answers = [
         Answer(example, matched[example.id].prediction, matched[example.id].finish_reason)
-        for example in examples
+        for example in wanted
         if example.id in matched
     ]
     return answers, counts

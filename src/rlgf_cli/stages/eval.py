@@ -107,10 +107,12 @@ class _FileTexts:
         assert config.predictions is not None  # EvalConfig holds it
         if config.data is not None:
             examples = jsonl.read_examples(config.data)
-            answers, self.counts = answers_to(examples, config.predictions, on_missing=config.on_missing)
+            self._answers, self.counts = answers_to(
+                examples, config.predictions, on_missing=config.on_missing, limit=config.limit
+            )
         else:
             answers, self.counts = answers_alone(config.predictions)
-        self._answers = answers[: config.limit]
+            self._answers = answers[: config.limit]
 
     @property
     def examples(self) -> list[Example]:

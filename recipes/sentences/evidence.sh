@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# All systems of run.sh with three seeds: more iterations and requests, references, and the differences to plain RL and to cloning
+# followed by RL.
+#   bash recipes/sentences/evidence.sh [FOLDER] [SEED ...]
+# COMMONGEN=SOURCE: CommonGen's concept sets and GPT-4's recorded texts (commongen.py) in the place of the recipe's own words.
+# Finished stages are kept: the same command goes on.
+source "$(dirname "$0")/../common.sh"
+root=${1:-runs/sentences_evidence} recipe=recipes/sentences
+shift $(($# > 0 ? 1 : 0))
+seeds=${*:-0 1 2}
+export SYSTEMS=${SYSTEMS:-grpo ppo clone_grpo clone_ppo ppo++ grpo++ aggrevated d2lols clone_ppo++ clone_grpo++ clone_aggrevated}
+export STEPS=${STEPS:-16} METRICS=coverage,$recipe/data.py:natural,$recipe/data.py:repeated,$recipe/data.py:listed
+METRICS+=,perplexity:smollm2,kl:smollm2,length,rouge
+if [ -n "${COMMONGEN:-}" ]; then
+    export TRAIN=300 TEST=100 TOKENS=32 METRICS=$METRICS,cider
+else
+    export TRAIN=100 TEST=200
+fi
+
+for seed in $seeds; do
+    out=$root/seed_$seed
+    if [ -n "${COMMONGEN:-}" ]; then
+        [ -e "$out/data/test.jsonl" ] || python "$recipe/commongen.py" "$COMMONGEN" "$out"
+    elif [ ! -e "$out/data/test.jsonl" ]; then # references for the held-out requests: texts of the guide that use all words
+        python "$recipe/data.py" "$root/requests"
+        rlgf collect-guide -c $recipe/fewshot.yaml --max-new-tokens 24 --data "$root/requests/test.jsonl" -k 4 --seed 1000 --resume \
+            --reward coverage --keep-above 1 -o "$root/references.jsonl"
+        mkdir -p "$out/data"
+        cp "$root/requests/train.jsonl" "$out/data/"
+        python "$recipe/data.py" "$root/requests/test.jsonl" "$root/references.jsonl" "$out/data/test.jsonl"
+    fi
+    bash $recipe/run.sh "$out" "$seed"
+done
+
+all() { # a system's name and its runs, one per seed
+    echo "$1=$(printf "$root/seed_%s/$2\n" $seeds | paste -sd ,)"
+}
+systems=("$(all start start)" "$(all guide guide)" "$(all clone clone)")
+for name in $SYSTEMS; do systems+=("$(all "${name/clone_/clone+}" "$name")"); done
+for base in grpo clone+grpo; do
+    echo
+    echo "all seeds, differences to $base"
+    first=() others=()
+    for system in "${systems[@]}"; do
+        if [ "${system%%=*}" = "$base" ]; then first=("$system"); else others+=("$system"); fi
+    done
+    rlgf compare "${first[@]}" "${others[@]}" --texts 4 --overwrite -o "$root/table_$base.json"
+done
+folders=() # the report takes NAME=FOLDER, a seed each
+for system in "${systems[@]}"; do
+    for folder in $(tr , ' ' <<<"${system#*=}"); do folders+=("${system%%=*}=$folder"); done
+done
+rlgf report "${folders[@]}" --comparison "$root/table_grpo.json" --title "Sentences with given words, three seeds" -o "$root/report.html"
