@@ -12,13 +12,18 @@ keep_freed_memory() { # glibc returns large blocks to the kernel and requests th
     export MALLOC_MMAP_THRESHOLD_=536870912 MALLOC_TRIM_THRESHOLD_=2147483648
 }
 
-show_progress() { # until the script ends: every few seconds the last lines of the logs in folder $1 that have grown
-    while sleep "${2:-10}"; do
-        for log in $(find "$1" -name '*.log' -newermt "-${2:-10} seconds" | sort); do
+show_progress() { # every ten seconds, until stop_progress or the end, the last lines of the logs in folder $1 that have grown
+    while sleep 10; do
+        for log in $(find "$1" -name '*.log' -newermt '-10 seconds' | sort); do
             printf '%5d s  %-16s %s\n' $((SECONDS - started)) "$(basename "$log" .log)" "$(grep . "$log" | tail -n 1 | cut -c 1-100)" >&2
         done
     done &
-    trap "kill $! 2>/dev/null || true" EXIT
+    progress=$!
+    trap stop_progress EXIT
+}
+
+stop_progress() {
+    kill "$progress" 2>/dev/null || true
 }
 
 print_seconds() {

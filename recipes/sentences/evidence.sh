@@ -35,7 +35,7 @@ done
 all() { # a system's name and its runs, one per seed
     echo "$1=$(printf "$root/seed_%s/$2\n" $seeds | paste -sd ,)"
 }
-systems=("$(all start start)" "$(all guide guide)" "$(all clone clone)")
+systems=("$(all start start/eval)" "$(all guide guide/eval)" "$(all clone clone)")
 for name in $SYSTEMS; do systems+=("$(all "${name/clone_/clone+}" "$name")"); done
 for base in grpo clone+grpo; do
     echo

@@ -54,8 +54,8 @@ evaluate() { # one system's texts for the held-out requests
             collect guide_test --data "$out/data/test.jsonl" --limit "$TEST" || return
             ;;
     esac
-    rlgf eval -c $recipe/eval.yaml ${figures:+--metrics "$figures"} $whose --data "$out/data/test.jsonl" --limit "$TEST" --max-new-tokens "$TOKENS" --seed "$seed" --resume \
-        -o "$out/$1/eval" >"$out/log/eval_$1.log" 2>&1
+    rlgf eval -c $recipe/eval.yaml ${figures:+--metrics "$figures"} $whose --data "$out/data/test.jsonl" --limit "$TEST" --max-new-tokens "$TOKENS" --seed "$seed" \
+        --resume -o "$out/$1/eval" >"$out/log/eval_$1.log" 2>&1
 }
 export -f collect clone train evaluate
 trainings() { # the lines "train SYSTEM" of the systems that need the guide's texts (guided), or of those that do not (plain)
@@ -74,10 +74,11 @@ trainings guided | both
 echo "== eval: held-out requests, one sampled text each" >&2
 printf 'evaluate %s\n' start guide clone $systems | both
 
-folders=() # the first training is what the others are compared with
-first=${systems%% *}
-for name in $first start guide clone ${systems#"$first"}; do folders+=("${name/clone_/clone+}=$out/$name"); done
+stop_progress
+first=${systems%% *} # the first training is what the others are compared with
+folders=("$first=$out/$first" "start=$out/start/eval" "guide=$out/guide/eval" "clone=$out/clone")
+for name in ${systems#"$first"}; do folders+=("${name/clone_/clone+}=$out/$name"); done
 echo
 rlgf compare "${folders[@]}" --metrics coverage,natural,repeated,listed,perplexity --texts 4 --overwrite -o "$out/table.json"
-rlgf report "${folders[@]}" --comparison "$out/table.json" --title "Sentences with given words" -o "$out/report.html"
-print_seconds ": figures above, every text and curve in $out/report.html"
+rlgf report "${folders[@]}" --comparison "$out/table.json" --title "Sentences with given words" -o "$out/report.html" >/dev/null
+print_seconds ": figures above; curves, texts and figures in $out/report.html"
