@@ -9,8 +9,9 @@ root=${1:-runs/sentences_evidence} recipe=recipes/sentences
 shift $(($# > 0 ? 1 : 0))
 seeds=${*:-0 1 2}
 export SYSTEMS=${SYSTEMS:-grpo ppo clone_grpo clone_ppo ppo++ grpo++ aggrevated d2lols clone_ppo++ clone_grpo++ clone_aggrevated}
-export STEPS=${STEPS:-16} METRICS=coverage,$recipe/data.py:natural,$recipe/data.py:repeated,$recipe/data.py:listed
-METRICS+=,perplexity:smollm2,kl:smollm2,length,rouge
+figures=(natural plain repeated listed)
+METRICS=coverage$(printf ",$recipe/data.py:%s" "${figures[@]}"),perplexity:smollm2,kl:smollm2,length,rouge
+export STEPS=${STEPS:-16} METRICS
 if [ -n "${COMMONGEN:-}" ]; then
     export TRAIN=300 TEST=100 TOKENS=32 METRICS=$METRICS,cider
 else
