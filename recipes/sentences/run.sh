@@ -5,7 +5,7 @@
 #   bash recipes/sentences/run.sh [FOLDER] [SEED]
 # Two processes side by side, one thread each; ten minutes on two cores. Logs are in FOLDER/log. Finished stages are kept: the same
 # command goes on. From the environment:
-#   SYSTEMS     the trainings (grpo clone_grpo ppo++; also ppo, grpo++, aggrevated, lols, d2lols, and each of them after clone_)
+#   SYSTEMS     the trainings (grpo clone_grpo grpo++; also ppo, grpo++, aggrevated, lols, d2lols, and each of them after clone_)
 #   STEPS, TRAIN, TEST   iterations (12), requests for training (60), held-out ones (60)
 #   METRICS     of the evaluation, in the place of eval.yaml's
 #   RLGF_GUIDE  another guide, as for rlgf collect-guide --guide: gpt-4o-mini, openai:MODEL, hf:FOLDER
@@ -14,7 +14,7 @@ source "$(dirname "$0")/../common.sh"
 keep_freed_memory
 export out=${1:-runs/sentences} seed=${2:-0} recipe=recipes/sentences
 export STEPS=${STEPS:-12} TRAIN=${TRAIN:-60} TEST=${TEST:-60} TOKENS=${TOKENS:-24} RLGF_GUIDE=${RLGF_GUIDE:-} METRICS=${METRICS:-}
-systems=${SYSTEMS:-grpo clone_grpo ppo++}
+systems=${SYSTEMS:-grpo clone_grpo grpo++}
 
 mkdir -p "$out/log"
 echo "== $out: write one sentence that uses three given words; the reward is the share of the words that are used" >&2
