@@ -9,10 +9,11 @@ TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist w
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help venv demo demo-evidence demo-synthetic demo-synthetic-evidence test test-full lint format types docs \
-	bench-help bench-guide bench-speed bench-learning bench-grpo bench-memory bench-samplers test-vllm bench-restarts bench-significance bench-metrics bench-evolve clean
+	bench-help bench-guide bench-speed bench-learning bench-grpo bench-memory bench-samplers test-vllm bench-restarts \
+	bench-significance bench-metrics bench-evolve clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 26
 
 venv: .venv/.core  ## a virtual environment with rlgf in it
 

@@ -4,8 +4,25 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1
 started=$SECONDS
 
-both() { # run the commands on stdin two at a time; stop at the first that fails
-    xargs -P 2 -d '\n' -I{} bash -c '{}'
+if ((BASH_VERSINFO[0] < 4)) || ! xargs --version >/dev/null 2>&1; then
+    echo "error: the recipes need bash 4 and GNU xargs and find (on macOS: brew install bash findutils, with gnubin on the PATH)" >&2
+    exit 2
+fi
+trap finish EXIT
+
+both() { # run the commands on stdin two at a time; after one that fails no other is begun
+    xargs -P 2 -d '\n' -I'<>' bash -c '(<>) || exit 255' 2> >(grep -v '^xargs: ' >&2)
+}
+
+finish() { # where the script failed: the ends of the logs that hold an error
+    local status=$? log
+    stop_progress
+    [ $status != 0 ] && [ -d "${out:-}/log" ] || return 0
+    grep -lE '^(error|interrupted|Traceback)' "$out"/log/*.log 2>/dev/null | while read -r log; do
+        printf '\n%s:\n' "$log"
+        tail -n 5 "$log"
+    done >&2
+    echo "stopped; the logs are in $out/log" >&2
 }
 
 keep_freed_memory() { # glibc returns large blocks to the kernel and requests them again at every step: up to 2/5 of sft's CPU time
@@ -13,17 +30,17 @@ keep_freed_memory() { # glibc returns large blocks to the kernel and requests th
 }
 
 show_progress() { # every ten seconds, until stop_progress or the end, the last lines of the logs in folder $1 that have grown
-    while sleep 10; do
-        for log in $(find "$1" -name '*.log' -newermt '-10 seconds' | sort); do
+    while sleep 10 >/dev/null 2>&1; do
+        find "$1" -name '*.log' -newermt '-10 seconds' | sort | while read -r log; do
             printf '%5d s  %-16s %s\n' $((SECONDS - started)) "$(basename "$log" .log)" "$(grep . "$log" | tail -n 1 | cut -c 1-100)" >&2
         done
     done &
     progress=$!
-    trap stop_progress EXIT
 }
 
 stop_progress() {
-    kill "$progress" 2>/dev/null || true
+    [ -z "${progress:-}" ] || kill "$progress" 2>/dev/null || true
+    progress=''
 }
 
 print_seconds() {

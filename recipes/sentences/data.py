@@ -35,10 +35,10 @@ def listed(text: str, meta: Mapping[str, Any]) -> float:
     """
     run: list[str] = []
     for word in words(text):
-        if word in run or word not in meta["concepts"]:
-            run = [] if word != "and" else run
         if word in meta["concepts"]:
-            run.append(word)
+            run = [*run[run.index(word) + 1 if word in run else 0 :], word]
+        elif word != "and":
+            run = []
         if len(run) == 3:
             return 1.0
     return 0.0

@@ -16,6 +16,7 @@ export out=${1:-runs/sentences} seed=${2:-0} recipe=recipes/sentences
 export STEPS=${STEPS:-12} TRAIN=${TRAIN:-60} TEST=${TEST:-60} TOKENS=${TOKENS:-24} RLGF_GUIDE=${RLGF_GUIDE:-} METRICS=${METRICS:-}
 systems=${SYSTEMS:-grpo clone_grpo grpo++}
 
+case $out in *[[:space:]]*) echo "error: $out: a folder without spaces, please" >&2 && exit 2 ;; esac
 mkdir -p "$out/log"
 echo "== $out: write one sentence that uses three given words; the reward is the share of the words that are used" >&2
 show_progress "$out/log"
@@ -36,12 +37,12 @@ clone() { # the start is fine-tuned on the guide's texts
 }
 train() { # one system: an algorithm from the start or, as clone_*, from the clone
     local alg=${1#clone_} from=smollm2 guide=''
-    [ "$alg" = "$1" ] || from=$out/clone
+    [ "$alg" = "$1" ] || from="$out/clone --lr 1e-4"
     case $alg in
         ppo++ | grpo++) guide="--guide $out/guide.jsonl" ;;
         aggrevated | lols | d2lols) guide="-c $recipe/fewshot.yaml ${RLGF_GUIDE:+--guide $RLGF_GUIDE}" ;;
     esac
-    rlgf train -c $recipe/train.yaml --alg "$alg" --model "$from" $guide --data "$out/data/train.jsonl" --limit "$TRAIN" \
+    rlgf train -c $recipe/train.yaml --alg "$alg" --model $from $guide --data "$out/data/train.jsonl" --limit "$TRAIN" \
         --eval-data "$out/data/test.jsonl" --watch $recipe/data.py:plain --max-new-tokens "$TOKENS" --max-steps "$STEPS" --seed "$seed" \
         --resume -o "$out/$1" >/dev/null 2>>"$out/log/$1.log"
 }
@@ -50,7 +51,7 @@ evaluate() { # one system's texts for the held-out requests
     case $1 in
         start) whose="--model smollm2" ;;
         guide) # its texts have no policy whose KL could be measured
-            whose="--predictions $out/guide_test.jsonl" figures=${METRICS/,kl:smollm2/}
+            whose="--predictions $out/guide_test.jsonl" figures=$(tr , '\n' <<<"$METRICS" | grep -v '^kl:' | paste -sd ,)
             collect guide_test --data "$out/data/test.jsonl" --limit "$TEST" || return
             ;;
     esac
@@ -79,6 +80,8 @@ first=${systems%% *} # the first training is what the others are compared with
 folders=("$first=$out/$first" "start=$out/start/eval" "guide=$out/guide/eval" "clone=$out/clone")
 for name in ${systems#"$first"}; do folders+=("${name/clone_/clone+}=$out/$name"); done
 echo
-rlgf compare "${folders[@]}" --metrics coverage,natural,repeated,listed,perplexity --texts 4 --overwrite -o "$out/table.json"
+shown=''
+[ -n "$METRICS" ] || shown="--metrics coverage,natural,repeated,listed,perplexity"
+rlgf compare "${folders[@]}" $shown --texts 4 --overwrite -o "$out/table.json"
 rlgf report "${folders[@]}" --comparison "$out/table.json" --title "Sentences with given words" -o "$out/report.html" >/dev/null
 print_seconds ": figures above; curves, texts and figures in $out/report.html"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -192,6 +194,19 @@ def test_the_scripts_words_are_understood():
     assert seen == expected
     words = dict(rlgf_commands(RECIPES / "imdb/small/run.sh"))["train"]
     assert {"--alg", "--guide", "--eval-data", "--episodes", "--max-steps"} <= set(words)  # of $common and $roll
+
+
+def test_a_script_whose_stage_fails_shows_the_error_and_begins_no_other_stage(tmp_path):
+    stub = tmp_path / "bin" / "rlgf"
+    stub.parent.mkdir()
+    stub.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/calls\necho "error: $1 says no" >&2\nexit 2\n')
+    stub.chmod(0o755)
+    path = f"{stub.parent}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    script = ["bash", str(RECIPES / "sentences" / "run.sh"), str(tmp_path / "out")]
+    done = subprocess.run(script, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "error: collect-guide says no" in done.stderr and f"{tmp_path}/out/log" in done.stderr
+    assert set((tmp_path / "calls").read_text().split()) <= {"collect-guide", "train"}  # the first two, side by side
 
 
 # --- the paper's settings ------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ META = {"concepts": ["dog", "carry", "bread"]}
         ("A dog is carried by dogs with bread.", 0, 1, 0),  # any of its forms
         ("dog dog carry", 0, 1, 0),
         ("dog dog carry bread", 1, 1, 0),
+        ("dog carry dog bread", 1, 1, 0),
         ("", 0, 0, 0),
     ],
 )
