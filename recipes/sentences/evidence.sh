@@ -11,7 +11,7 @@ seeds=${*:-0 1 2}
 export SYSTEMS=${SYSTEMS:-grpo ppo clone_grpo clone_ppo ppo++ grpo++ aggrevated d2lols clone_ppo++ clone_grpo++ clone_aggrevated}
 figures=(natural plain repeated listed)
 METRICS=coverage$(printf ",$recipe/data.py:%s" "${figures[@]}"),perplexity:smollm2,kl:smollm2,length,rouge
-export STEPS=${STEPS:-16} METRICS
+export STEPS=${STEPS:-16} EVERY=${EVERY:-4} METRICS
 if [ -n "${COMMONGEN:-}" ]; then
     export TRAIN=300 TEST=100 TOKENS=32 METRICS=$METRICS,cider
 else
