@@ -81,7 +81,7 @@ folders=("$first=$out/$first" "start=$out/start/eval" "guide=$out/guide/eval" "c
 for name in ${systems#"$first"}; do folders+=("${name/clone_/clone+}=$out/$name"); done
 echo
 shown=''
-[ -n "$METRICS" ] || shown="--metrics coverage,natural,repeated,listed,perplexity"
+[ -n "$METRICS" ] || shown="--metrics coverage,natural,repeated"
 rlgf compare "${folders[@]}" $shown --texts 4 --overwrite -o "$out/table.json"
 rlgf report "${folders[@]}" --comparison "$out/table.json" --title "Sentences with given words" -o "$out/report.html" >/dev/null
 print_seconds ": figures above; curves, texts and figures in $out/report.html"
