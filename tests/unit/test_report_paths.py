@@ -185,6 +185,10 @@ class TestScoreAgainstTheWatchedFigure:
         assert "Single points: evaluations by rlgf eval. Bars: 95 % bootstrap" in plot.caption
         assert "a goes from score 0.2 and watched figure 0.6 to 0.5 and 0.4; clone is at 0.4 and 0.5" in plot.alt
 
+    def test_a_function_is_named_without_its_path(self, drawn):
+        figures._against_watched(styled([run(watch="a/long/path/of/folders/to/figures.py:plain")]), [])
+        assert drawn[0].axes.get_ylabel() == "watched: plain"
+
     def test_seeds_are_averaged_and_marked(self, drawn):
         systems = styled([run()])
         rows = [self.row("clone", Look.of(3), (0.4, 0.5), (0.6, 0.9))]

@@ -106,7 +106,7 @@ def against_watched(
 
     def paint(canvas: Figure, palette: Palette) -> None:
         axes = canvas.subplots()
-        x, y = f"trained on: {printable(score, 40)}", f"watched: {printable(watched, 30)}"
+        x, y = f"trained on: {_named(score, 40)}", f"watched: {_named(watched, 30)}"
         style(axes, palette, x=x, y=y, grid="both")
         _draw_paths(axes, palette, paths)
         _draw_points(axes, palette, points)
@@ -139,6 +139,11 @@ def against_figure(points: Sequence[Point], *, x: str, y: str, caption: str) -> 
 
     alt = f"{x} against {y}. " + "; ".join(map(_in_words, points)) + "."
     return plot("score-against", f"{x} against {y}", caption, alt, size_with_legend(len(points)), paint)
+
+
+def _named(figure: str, most: int) -> str:
+    """The name of a figure on an axis: of ``folder/file.py:function`` the function, for the path would be cut first."""
+    return printable(figure.rpartition(":")[2] if ".py:" in figure and "," not in figure else figure, most)
 
 
 def _of_systems(systems: Sequence[StyledSystem], path: Callable[[Run], RunPath | None]) -> list[SystemPaths]:
