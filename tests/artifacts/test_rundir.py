@@ -410,6 +410,19 @@ def test_a_file_beside_a_product_that_was_removed_is_used(tmp_path):
     assert caught.value.where == str(beside) and "--resume" in caught.value.hint
 
 
+def test_it_is_kept_by_a_run_that_writes_no_such_file(tmp_path):
+    path, beside = tmp_path / "guide.jsonl", tmp_path / "guide.dropped.jsonl"
+    collected_with(path, beside)
+    path.rename(tmp_path / "kept.jsonl")
+    left = names(tmp_path)
+    with pytest.raises(UserError, match="already exists") as caught:
+        claim_file(path, "collect-guide")
+    assert caught.value.where == str(beside) and "--overwrite" in caught.value.hint
+    assert names(tmp_path) == left
+    claim_file(path, "collect-guide", existing="overwrite")
+    assert names(tmp_path) == ["kept.jsonl"]
+
+
 @pytest.mark.parametrize("existing", ["refuse", "resume", "overwrite"])
 @pytest.mark.parametrize("before", ["nothing", "another run"])
 def test_a_file_of_that_name_from_elsewhere_is_left_alone(tmp_path, existing, before):

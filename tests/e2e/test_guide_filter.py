@@ -107,6 +107,7 @@ def test_the_kept_texts_are_those_of_filtering_afterwards(run_cli: Any, work: Pa
     assert saved["wrote"] == ["guide.dropped.jsonl"] and saved["status"] == "done"
     assert f"{kept} of 48 texts score 0.5 or more and are kept; {48 - kept} are in guide.dropped.jsonl" in done.stderr
     assert f"warning: {without} prompts have no text in guide.jsonl" in done.stderr
+    assert "requests more texts for every prompt" in done.stderr
     examples = [Example(f"p{i}", f"prompt {i}") for i in range(16)]
     assert RecordedGuide(work / "guide.jsonl").coverage(examples)[0] == 16 - without
 
@@ -277,6 +278,19 @@ def test_overwrite_replaces_both_files(run_cli: Any, work: Path) -> None:
     assert files_of(work) == {"guide.jsonl", "guide.jsonl.run.json"} and len(lines(work / "guide.jsonl")) == 8
 
 
+def test_dropped_texts_whose_kept_ones_were_moved_are_replaced_by_overwrite_alone(run_cli: Any, work: Path) -> None:
+    data = prompts_file(work, 4)
+    with FakeOpenAI() as server:
+        assert run_cli(*command(server, data, *filtered())).exit_code == 0
+        before = (work / "guide.dropped.jsonl").read_bytes()
+        (work / "guide.jsonl").rename(work / "kept.jsonl")
+        done = run_cli(*command(server, data))
+        assert done.exit_code == 2 and "guide.dropped.jsonl" in done.stderr and "--overwrite" in done.stderr
+        assert before and (work / "guide.dropped.jsonl").read_bytes() == before
+        assert run_cli(*command(server, data, "--overwrite")).exit_code == 0
+    assert files_of(work) == {"guide.jsonl", "guide.jsonl.run.json"}
+
+
 @pytest.mark.parametrize("existing", [(), ("--overwrite",), ("--resume",)])
 def test_a_file_in_the_place_of_the_dropped_texts_is_left_alone(
     run_cli: Any, work: Path, existing: tuple[str, ...]
@@ -314,9 +328,10 @@ def test_a_refused_start_leaves_nothing_and_requests_nothing(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     with FakeOpenAI() as server:
-        done = run_cli(*command(server, prompts_file(work, 2), *more))
-        assert done.exit_code == 2 and message in done.stderr and not server.requests
-    assert files_of(work) == set()
+        for dry in ((), ("--dry-run",)):
+            done = run_cli(*command(server, prompts_file(work, 2), *more, *dry))
+            assert done.exit_code == 2 and message in done.stderr and not server.requests
+            assert files_of(work) == set()
 
 
 def test_a_refused_key_leaves_neither_file(run_cli: Any, work: Path) -> None:

@@ -346,7 +346,7 @@ def claim_file(
     """Take a single JSONL file as a stage's product; its manifest lies beside it as ``<file>.run.json``.
 
     ``can_resume``: whether the command has ``--resume``, for the hint. ``beside``: further files in the same folder
-    that the run writes; the manifest lists them, and ``overwrite`` removes those that it lists.
+    that the run writes; the manifest lists them, and ``overwrite`` alone removes those that it lists.
     """
     path = Path(path)
     run_json = path.with_name(path.name + ".run.json")
@@ -355,12 +355,13 @@ def claim_file(
         manifest = Manifest.reopen(run_json)
         _check_command(manifest, command, path, "file")
         wrote = manifest.data["wrote"]
-        _refuse_used_beside(beside, wrote, existing, can_resume)
+        listed = [path.parent / name for name in filter(_removable, wrote)]
+        _refuse_used_beside([*beside, *listed], wrote, existing, can_resume)
         if existing == "resume":
             wrote += [other.name for other in beside if other.name not in wrote]
             return manifest
-        for name in (path.name, *filter(_removable, wrote)):
-            (path.parent / name).unlink(missing_ok=True)
+        for written in (path, *listed):
+            written.unlink(missing_ok=True)
         run_json.unlink()
     elif path.exists():
         raise UserError("this file was not written by rlgf", where=str(path), hint="choose another -o")

@@ -79,4 +79,5 @@ class TextFilter:
             return None
         if not summary["kept"]:
             return f"no text scores {self.keep_above:g} or more, and {files.path} is empty: lower --keep-above"
-        return f"{without} prompts have no text in {files.path}; --resume with a larger -k requests more texts"
+        more = "--resume with a larger -k requests more texts for every prompt"
+        return f"{without} prompts have no text in {files.path}; {more}"

@@ -57,11 +57,9 @@ def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse"
     files = GuideFiles.of(config.output, drops=config.keep_above is not None)
     for file in (files.path, files.beside):
         resume.refuse_own_input(str(file), config.data)
-    text_filter = TextFilter.make(config.reward, config.keep_above, device=config.guide.device)
+    text_filter = _text_filter(config)
     with contextlib.closing(CollectedTexts()) as collected, contextlib.closing(_guide(config)) as guide:
-        _check_prompts(config, collected, guide)
-        if text_filter is not None:
-            _check_filter(text_filter, config, guide)
+        _check(config, collected, guide, text_filter)
         guide.check_budget(config.budget)
         if config.batch:
             guide.check_batch()
@@ -94,8 +92,9 @@ def dry_run(resolved: Resolved[CollectGuideConfig]) -> dict[str, Any]:
     config = resolved.config
     files = GuideFiles.of(config.output, drops=config.keep_above is not None)
     offline = config.model_copy(update={"guide": config.guide.model_copy(update={"mode": "replay"})})
+    text_filter = _text_filter(config)
     with contextlib.closing(CollectedTexts()) as collected, contextlib.closing(_guide(offline)) as guide:
-        _check_prompts(config, collected, guide)
+        _check(config, collected, guide, text_filter)
         collected.read(files.path, files.dropped)
         cache = (config.guide.mode or guide.default_mode) != "live"
         estimated = estimate(guide, _plan(config, collected, guide, cache=cache))
@@ -121,16 +120,19 @@ def _examples(config: CollectGuideConfig) -> Iterator[Example]:
     return (record.to_example() for _, record in example_records(config.data, limit=config.limit))
 
 
-def _check_prompts(config: CollectGuideConfig, collected: CollectedTexts, guide: Guide) -> None:
-    """Read and check all prompts, before the first request is paid for."""
+def _text_filter(config: CollectGuideConfig) -> TextFilter | None:
+    return TextFilter.make(config.reward, config.keep_above, device=config.guide.device)
+
+
+def _check(config: CollectGuideConfig, collected: CollectedTexts, guide: Guide, text_filter: TextFilter | None) -> None:
+    """Read and check all prompts, before the first request is paid for. With a filter, refuse examples that the reward
+    cannot score, and bought texts that would be in memory alone meanwhile."""
     for _ in collected.examples(config.data, limit=config.limit):
         pass
     guide.check(_examples(config), config.max_new_tokens)
-
-
-def _check_filter(text_filter: TextFilter, config: CollectGuideConfig, guide: Guide) -> None:
-    """Refuse examples that the reward cannot score, and bought texts that would be in memory alone meanwhile."""
-    if guide.mode == "live" and guide.default_mode != "live":
+    if text_filter is None:
+        return
+    if config.guide.mode == "live" and guide.default_mode != "live":
         raise UserError(
             "a text waits in the cache until the reward has scored it, and guide.mode live stores none there",
             hint="--guide-mode record (the default of this guide); another --seed requests other texts",
