@@ -212,6 +212,15 @@ class TestScoreAgainstTheWatchedFigure:
         assert max(max(place) for place in marks(plot.axes)) < 1
         assert plot.caption.endswith("their reward or their watched figure is another one: b, d.")
 
+    def test_an_evaluation_of_what_is_left_out_is_no_point_either(self, drawn):
+        other = run({paths.SCORE: {4: 5.0}, paths.WATCHED: {4: 5.0}}, watch="bleu")
+        systems = styled([run()], [other])
+        rows = [self.row("b", systems[1].look, (0.4, 0.5)), self.row("clone", Look.of(3), (0.6, 0.7))]
+        figures._against_watched(systems, rows)
+        (plot,) = drawn
+        assert points(plot.axes) == {"clone": (0.6, 0.7)}
+        assert plot.caption.endswith("Not shown, for their reward or their watched figure is another one: b.")
+
     def test_nothing_is_drawn_where_nothing_is_watched(self, drawn):
         rows = [self.row("clone", Look.of(3), (0.4, 0.5))]
         assert figures._against_watched(styled([run({paths.SCORE: {4: 0.3}}, watch=None)]), rows) is None

@@ -118,7 +118,8 @@ def report_plots(
 
 def _against_watched(systems: Sequence[StyledSystem], rows: Sequence[tables.EvaluationRow]) -> Plot | None:
     """The held-out score against the watched figure: of the first system that has both, and of those with the same
-    reward and watched figure. Rows of other systems are points, where their evaluations have the two figures."""
+    reward and watched figure; the other systems that have both are named, and neither path nor point. Rows of systems
+    without a path are points, where their evaluations have the two figures."""
     runs = [(s, run) for s in systems for run in s.system.trained if paths.watched_path(run) is not None]
     if not runs:
         return None
@@ -128,7 +129,7 @@ def _against_watched(systems: Sequence[StyledSystem], rows: Sequence[tables.Eval
     for row in rows:
         figures = [(score_figure(run, e), watched_figure(run, e)) for e in row.evaluations]
         x, y = figures[0]
-        if x is None or y is None or len(set(figures)) > 1 or row.look in [s.look for s in alike]:
+        if x is None or y is None or len(set(figures)) > 1 or row.look in [s.look for s, _ in runs]:
             continue
         points.append(_point(row, x, y))
         kinds |= {_bounds(row, figure)[1] for figure in (x, y)}
