@@ -62,8 +62,12 @@ class TestJoin:
     def test_of_a_limit_the_first_examples_need_a_prediction(self, given):
         answers, counts = answers_to(EXAMPLES, given({"id": "a", "text": "A"}), limit=1)
         assert [answer.text for answer in answers] == ["A"] and counts["missing"] == 0
-        answers, counts = answers_to(EXAMPLES, given({"id": "b", "text": "B"}), limit=1, on_missing="skip")
-        assert not answers and counts["missing"] == 1
+        some = given({"id": "b", "text": "B"})
+        answers, counts = answers_to(EXAMPLES, some, limit=2, on_missing="skip")
+        assert [answer.text for answer in answers] == ["B"] and counts["missing"] == 1
+        with pytest.raises(UserError, match="none of the first 1 examples has a prediction") as caught:
+            answers_to(EXAMPLES, some, limit=1, on_missing="skip")
+        assert caught.value.where == str(some) and "--limit" in caught.value.hint
         with pytest.raises(UserError, match="1 of 1 examples have no prediction: 'a'"):
             answers_to(EXAMPLES, given({"id": "b", "text": "B"}), limit=1)
 

@@ -94,7 +94,8 @@ def answers_to(
 
     A record joins by its id; one without an id by its prompt. Raises UserError that counts predictions for
     unknown examples, examples with two predictions, predictions whose prompt is another one, and (unless
-    ``on_missing`` is ``skip``: then they are counted) examples without a prediction.
+    ``on_missing`` is ``skip``: then they are counted) examples without a prediction; and where none of the examples
+    has one.
     """
     records, counts = read_predictions(path)
     by_id = {example.id: example for example in examples}
@@ -131,6 +132,12 @@ def answers_to(
     if on_missing == "error":
         hint = "--on-missing skip scores the examples that have one, and counts the others"
         _refuse(missing, len(wanted), "examples have no prediction", path, hint)
+    if len(missing) == len(wanted):
+        raise UserError(
+            f"none of the first {len(wanted)} examples has a prediction",
+            where=str(path),
+            hint=f"--limit takes the first examples of the data; the predictions are for others of its {len(examples)}",
+        )
     counts["missing"] = len(missing)
     answers = [
         Answer(example, matched[example.id].prediction, matched[example.id].finish_reason)
