@@ -85,6 +85,16 @@ class TestTable:
         assert {row["id"] for row in json.loads(another)["texts"]} != {row["id"] for row in shown}
         assert "texts" not in run_cli("compare", poor, good).stdout
 
+    @pytest.mark.parametrize("prompt", ["", " \n"])
+    def test_texts_without_a_prompt_have_their_id(self, evaluated, run_cli, prompt):
+        a, b = evaluated("a", 0.4), evaluated("b", 0.9)
+        for folder in (a, b):
+            rewrite(folder / "predictions.jsonl", lambda rows: [row.update(prompt=prompt) for row in rows])
+        systems = ("compare", a, b, "--texts", 1, "--metrics", "coverage")
+        (shown,) = json.loads(run_cli(*systems, "--json").stdout)["texts"]
+        assert run_cli(*systems).stdout.splitlines()[-3] == shown["id"]
+        assert f"### {shown['id']}" in run_cli(*systems, "--markdown").stdout.splitlines()
+
     def test_json_holds_the_paired_bootstrap(self, evaluated, tmp_path, run_cli):
         base, other = evaluated("base", 0.5), evaluated("other", 0.6)
         out = tmp_path / "comparison.json"
@@ -382,6 +392,25 @@ class TestMarkdown:
         assert rows[2][:4] == ["coverage", "40", "base\\|line", "1"] and rows[3][:3] == ["", "", "b"]
         assert rows[3][-3:] == ["<0.001", "<0.002", "\\*\\*"] and rows[2][-3:] == ["", "", ""]
         assert "Holm over 2 tests" in footer and "1000 resamples, seed 0" in footer and "\\*\\* p < 0.01" in footer
+
+    def test_the_texts_stand_below_it(self, evaluated, run_cli):
+        a, b = evaluated("a", 0.4), evaluated("b", 0.9)
+
+        def mark_up(rows):
+            for row in rows:
+                row["prompt"], row["prediction"] = "1 *star*\nand # <b>", "a_b_ [x](y) `c` \\| ~~z~~ &amp; $1$"
+
+        for folder in (a, b):
+            rewrite(folder / "predictions.jsonl", mark_up)
+        systems = ("compare", f"b*s={a}", f"b={b}", "--markdown", "--metrics", "coverage")
+        plain = run_cli(*systems)
+        assert plain.exit_code == 0, plain.stderr
+        result = run_cli(*systems, "--texts", 2)
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout.startswith(plain.stdout)
+        text = r"a\_b\_ \[x\](y) \`c\` \\\| \~\~z\~\~ \&amp; \$1\$"
+        shown = ["", r"### 1 \*star\* and \# \<b\>", "", rf"- b\*s: {text}", f"- b: {text}"]
+        assert result.stdout[len(plain.stdout) :].splitlines() == 2 * shown
 
     def test_not_with_json(self, evaluated, run_cli):
         a, b = evaluated("a", 0.4), evaluated("b", 0.9)

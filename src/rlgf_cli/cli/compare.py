@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from rlgf_cli import console
@@ -11,6 +12,9 @@ from rlgf_cli.errors import UserError
 
 if TYPE_CHECKING:
     from rlgf_cli.stages.compare import Comparison
+
+_MARKUP = "\\`*_[]<>#|~$&"
+"""Characters that are markup within a line of Markdown, as GitHub reads it."""
 
 
 def compare(invocation: Invocation) -> None:
@@ -40,6 +44,7 @@ def compare(invocation: Invocation) -> None:
         console.result_json(comparison.to_json())
     elif invocation.options["markdown"]:
         _print_markdown(comparison)
+        _print_markdown_texts(comparison)
     else:
         _print_tables(comparison)
         _print_texts(comparison)
@@ -60,10 +65,20 @@ def _print_texts(comparison: Comparison) -> None:
     width = max(map(len, comparison.systems))
     for shown in comparison.texts:
         console.result()
-        prompt = shown["prompt"]
-        console.result(console.one_line(prompt if isinstance(prompt, str) else prompt[-1]["content"]))
+        console.result(_heading(shown))
         for label, text in shown["texts"].items():
-            console.result(f"  {label:{width}}  {'-' if text is None else console.one_line(text)}")
+            console.result(f"  {label:{width}}  {_shown(text)}")
+
+
+def _heading(shown: dict[str, Any]) -> str:
+    """The prompt or its last message as one line; its id where the predictions have no prompts."""
+    prompt = shown["prompt"]
+    words = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    return console.one_line(words.strip() or shown["id"])
+
+
+def _shown(text: str | None) -> str:
+    return "-" if text is None else console.one_line(text)
 
 
 def _print_markdown(comparison: Comparison) -> None:
@@ -72,11 +87,26 @@ def _print_markdown(comparison: Comparison) -> None:
     for name, figure in comparison.figures.items():
         for i, row in enumerate(figure["rows"]):
             cells = [name if i == 0 else "", _prompts(figure) if i == 0 else "", *_cells(comparison, row)]
-            rows.append([cell.replace("|", "\\|").replace("*", "\\*") for cell in cells])
-    header = [cell.replace("|", "\\|").replace("*", "\\*") for cell in _header(comparison)]
+            rows.append([_escaped(cell, "|*") for cell in cells])
+    header = [_escaped(cell, "|*") for cell in _header(comparison)]
     console.result(console.table(["figure", "n", *header], rows))
     console.result()
-    console.result(" ".join(f"{line}." for line in _footer(comparison)).replace("*", "\\*"))
+    console.result(_escaped(" ".join(f"{line}." for line in _footer(comparison)), "*"))
+
+
+def _print_markdown_texts(comparison: Comparison) -> None:
+    """Print a few prompts, each a heading with a list of the systems' texts below it."""
+    for shown in comparison.texts:
+        console.result()
+        console.result(f"### {_escaped(_heading(shown), _MARKUP)}")
+        console.result()
+        for label, text in shown["texts"].items():
+            console.result(f"- {_escaped(label, _MARKUP)}: {_escaped(_shown(text), _MARKUP)}")
+
+
+def _escaped(text: str, characters: str) -> str:
+    """The text with a backslash before each of the characters, which Markdown then prints as they are."""
+    return re.sub(f"[{re.escape(characters)}]", r"\\\g<0>", text)
 
 
 def _prompts(figure: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ OPTIONS = {
     "--print-config": Option(bool, "Print the resolved config with origins, and stop."),
     "--json": Option(bool, "Print the result as JSON."),
     "--dry-run": Option(bool, "Print how many requests there would be and their cost; send none."),
-    "compare --markdown": Option(bool, "Print one Markdown table, to paste."),
+    "compare --markdown": Option(bool, "Print one Markdown table, to paste, and the texts below it."),
     "generate --json": Option(bool, "Print JSON Lines even for one prompt."),
     "prepare FILES": Option(list[Path], "With --check: the files to check."),
     "prepare --map": Option(
