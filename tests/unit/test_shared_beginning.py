@@ -116,6 +116,26 @@ def test_greedy_texts_are_the_same(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPa
     assert shared == sample(loaded.model, ROWS, prefixes=[[], [60], [61, 62], [], []], **settings_)
 
 
+def test_a_batch_is_its_rows_alone_where_the_models_own_positions_begin_elsewhere() -> None:
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = hf.RobertaConfig(vocab_size=90, is_decoder=True, max_position_embeddings=64, **sizes)
+    model = hf.RobertaForCausalLM(config).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(8.0 if parameter.dim() > 1 else 1.0)
+    with torch.no_grad():
+        logits, passes = logits_of(model, ROWS, 1)
+        assert passes[0] == len(BEGINNING)
+        for own, row in zip(logits[0], ROWS, strict=True):
+            assert torch.allclose(own, _DecoderState(model, [row], 1).logits[0], atol=1e-4)
+
+
+def test_no_beginning_is_shared_where_the_model_takes_no_positions() -> None:
+    torch.manual_seed(1)
+    model = hf.BloomForCausalLM(hf.BloomConfig(vocab_size=90, hidden_size=16, n_layer=2, n_head=2)).eval()
+    assert logits_of(model, ROWS, 0)[1] == [4 * max(map(len, ROWS))]
+
+
 @pytest.mark.parametrize("kind", ["mamba", "rwkv", "lfm2"])
 def test_a_model_without_a_cache_is_refused_as_ever(kind: str) -> None:
     tokenizer = make_tokenizer()

@@ -6,6 +6,7 @@ does not change the responses.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,7 @@ class _DecoderState:
         self.mask = mask.to(model.device)
         self.cache: Any = None
         positions, done = positions_of(self.mask), 0
-        if (shared := _shared_beginning(different)) and holds_all_tokens(model.config):
+        if (shared := _shared_beginning(different)) and holds_all_tokens(model.config) and _takes_positions(model):
             lengths = torch.tensor([len(row) for row in different], device=model.device)
             done = self._prefill_beginning(different[0][:shared], ids.shape[1] - lengths)
         self.logits = self._forward(ids[:, done:].to(model.device), positions[:, done:])
@@ -78,7 +79,8 @@ class _DecoderState:
         what is left of a shorter row begins inside the beginning and is run again.
         """
         ids = torch.tensor([beginning], device=self.model.device)
-        out = self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        positions = torch.arange(len(beginning), device=ids.device)[None]
+        out = self.model(input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=1)
         self.cache = _cache_of(self.model, out)
         if spread_row(self.cache, shifts):
             return len(beginning)
@@ -165,6 +167,12 @@ def _shared_beginning(rows: list[list[int]]) -> int:
     common = next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
     shared = min(common, min(map(len, rows)) - 1)
     return shared if shared >= _WORTH_SHARING and 4 * shared > max(map(len, rows)) else 0
+
+
+def _takes_positions(model: Any) -> bool:
+    """Whether the model's positions are those that it is given."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # of an adapter
+    return "position_ids" in inspect.signature(base.forward).parameters
 
 
 def _cache_of(model: Any, output: Any) -> Any:
