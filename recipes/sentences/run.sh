@@ -6,14 +6,14 @@
 # Two processes side by side, one thread each; ten minutes on two cores. Logs are in FOLDER/log. Finished stages are kept: the same
 # command goes on. From the environment:
 #   SYSTEMS     the trainings (grpo clone_grpo grpo++; also ppo, grpo++, aggrevated, lols, d2lols, and each of them after clone_)
-#   STEPS, EVERY, TRAIN, TEST   iterations (9), those between held-out evaluations (3), requests for training (48), held-out ones (60)
+#   STEPS, EVERY, TRAIN, TEST   iterations (12), those between held-out evaluations (4), requests for training (48), held-out ones (60)
 #   METRICS     of the evaluation, in the place of eval.yaml's
 #   RLGF_GUIDE  another guide, as for rlgf collect-guide --guide: gpt-4o-mini, openai:MODEL, hf:FOLDER
 # data/, guide.jsonl and guide_test.jsonl that are in FOLDER already are used (commongen.py writes them with GPT-4's texts).
 source "$(dirname "$0")/../common.sh"
 keep_freed_memory
 export out=${1:-runs/sentences} seed=${2:-0} recipe=recipes/sentences
-export STEPS=${STEPS:-9} EVERY=${EVERY:-3} TRAIN=${TRAIN:-48} TEST=${TEST:-60} TOKENS=${TOKENS:-24} RLGF_GUIDE=${RLGF_GUIDE:-} METRICS=${METRICS:-}
+export STEPS=${STEPS:-12} EVERY=${EVERY:-4} TRAIN=${TRAIN:-48} TEST=${TEST:-60} TOKENS=${TOKENS:-24} RLGF_GUIDE=${RLGF_GUIDE:-} METRICS=${METRICS:-}
 systems=${SYSTEMS:-grpo clone_grpo grpo++}
 
 case $out in *[[:space:]]*) echo "error: $out: a folder without spaces, please" >&2 && exit 2 ;; esac
