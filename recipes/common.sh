@@ -43,6 +43,21 @@ stop_progress() {
     progress=''
 }
 
+of_all_seeds() { # a system's name and its runs under $root, one per seed of $seeds
+    echo "$1=$(printf "$root/seed_%s/$2\n" $seeds | paste -sd ,)"
+}
+
+compare_with() { # a table of all "${systems[@]}" with their differences to the one called $1; further options of rlgf compare follow
+    local base=$1 system first=() others=()
+    shift
+    for system in "${systems[@]}"; do
+        if [ "${system%%=*}" = "$base" ]; then first=("$system"); else others+=("$system"); fi
+    done
+    echo
+    echo "all seeds, differences to $base"
+    rlgf compare "${first[@]}" "${others[@]}" "$@" --overwrite -o "$root/table_$base.json"
+}
+
 print_seconds() {
     echo
     echo "made in $((SECONDS - started)) s$1"

@@ -35,6 +35,17 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 set to do so by much."""
 
 
+def save_sharpened(model: Any, tokenizer: Any, folder: Path) -> Path:
+    """Store a random model whose matrices are multiplied by eight: its distributions are far from uniform."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8.0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def family_checkpoint(folder: Path, family: str) -> Path:
     """A checkpoint with random weights, sharper than the usual initialisation, so that mistakes show."""
     tokenizer = make_tokenizer()
@@ -51,10 +62,4 @@ def family_checkpoint(folder: Path, family: str) -> Path:
         config = hf.Gemma3Config(text_config=config, vision_config=_VISION, mm_tokens_per_image=4, eos_token_id=1)
     torch.manual_seed(1)
     model = getattr(hf, model_class)(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8.0)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_sharpened(model, tokenizer, folder)

@@ -33,19 +33,10 @@ for seed in $seeds; do
     bash $recipe/run.sh "$out" "$seed"
 done
 
-all() { # a system's name and its runs, one per seed
-    echo "$1=$(printf "$root/seed_%s/$2\n" $seeds | paste -sd ,)"
-}
-systems=("$(all start start/eval)" "$(all guide guide/eval)" "$(all clone clone)")
-for name in $SYSTEMS; do systems+=("$(all "${name/clone_/clone+}" "$name")"); done
+systems=("$(of_all_seeds start start/eval)" "$(of_all_seeds guide guide/eval)" "$(of_all_seeds clone clone)")
+for name in $SYSTEMS; do systems+=("$(of_all_seeds "${name/clone_/clone+}" "$name")"); done
 for base in grpo clone+grpo; do
-    echo
-    echo "all seeds, differences to $base"
-    first=() others=()
-    for system in "${systems[@]}"; do
-        if [ "${system%%=*}" = "$base" ]; then first=("$system"); else others+=("$system"); fi
-    done
-    rlgf compare "${first[@]}" "${others[@]}" --texts 4 --overwrite -o "$root/table_$base.json"
+    compare_with "$base" --texts 4
 done
 folders=() # the report takes NAME=FOLDER, a seed each
 for system in "${systems[@]}"; do

@@ -10,18 +10,11 @@ for seed in $seeds; do
     [ -e "$root/seed_$seed/table.json" ] || bash recipes/synthetic/run.sh "$root/seed_$seed" "$seed"
 done
 
-all() { # a system's name and its runs, one per seed
-    echo "$1=$(printf "$root/seed_%s/$2\n" $seeds | paste -sd ,)"
-}
-systems=("$(all SFT sft)" "$(all guide guide)" "$(all clone clone)" "$(all PPO ppo)" "$(all GRPO grpo)" "$(all RLOO rloo)"
-    "$(all clone+PPO clone_ppo)" "$(all clone+GRPO clone_grpo)" "$(all PPO++ ppopp)" "$(all AggreVaTeD aggrevated)"
-    "$(all LOLS lols)" "$(all D2LOLS d2lols)")
+systems=("$(of_all_seeds SFT sft)" "$(of_all_seeds guide guide)" "$(of_all_seeds clone clone)" "$(of_all_seeds PPO ppo)"
+    "$(of_all_seeds GRPO grpo)" "$(of_all_seeds RLOO rloo)"
+    "$(of_all_seeds clone+PPO clone_ppo)" "$(of_all_seeds clone+GRPO clone_grpo)" "$(of_all_seeds PPO++ ppopp)"
+    "$(of_all_seeds AggreVaTeD aggrevated)"
+    "$(of_all_seeds LOLS lols)" "$(of_all_seeds D2LOLS d2lols)")
 for baseline in PPO GRPO clone+PPO guide; do
-    echo
-    echo "all seeds, differences to $baseline"
-    first=() others=()
-    for system in "${systems[@]}"; do
-        if [ "${system%%=*}" = "$baseline" ]; then first=("$system"); else others+=("$system"); fi
-    done
-    rlgf compare "${first[@]}" "${others[@]}" --metrics score --overwrite -o "$root/table_$baseline.json"
+    compare_with "$baseline" --metrics score
 done

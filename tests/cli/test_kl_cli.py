@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, GPT2LMHeadModel
 
 from conftest import Result, make_tokenizer, toy_examples, write_rows
+from families import save_sharpened
 from rlgf_cli.artifacts.jsonl import read_records
 from rlgf_cli.artifacts.records import EvaluatedRecord
 
@@ -33,13 +34,7 @@ def tiny_vocabulary(folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     size = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 8}
     model = GPT2LMHeadModel(GPT2Config(vocab_size=4, eos_token_id=1, pad_token_id=0, bos_token_id=None, **size))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8.0)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_sharpened(model, tokenizer, folder)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ import torch
 import transformers as hf
 
 from conftest import make_tokenizer, toy_examples, write_rows
+from families import save_sharpened
 from rl import examples, loaded_from, plain_logits, plain_logprobs
 from rlgf_cli.config.common import LengthConfig, LoraConfig
 from rlgf_cli.config.train import SamplerConfig
@@ -52,13 +53,7 @@ def checkpoint(folder: Path, kind: str) -> Path:
             num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=kind == "tied", **ends,
         )  # fmt: skip
         model = hf.LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8.0)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_sharpened(model, tokenizer, folder)
 
 
 # --- training
