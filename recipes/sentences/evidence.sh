@@ -42,4 +42,4 @@ folders=() # the report takes NAME=FOLDER, a seed each
 for system in "${systems[@]}"; do
     for folder in $(tr , ' ' <<<"${system#*=}"); do folders+=("${system%%=*}=$folder"); done
 done
-rlgf report "${folders[@]}" --comparison "$root/table_grpo.json" --title "Sentences with given words, three seeds" -o "$root/report.html"
+rlgf report "${folders[@]}" --guide "$root/seed_${seeds%% *}/guide/eval" --comparison "$root/table_grpo.json" --title "Sentences with given words, three seeds" -o "$root/report.html"

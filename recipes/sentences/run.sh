@@ -40,7 +40,8 @@ train() { # one system: an algorithm from the start or, as clone_*, from the clo
     [ "$alg" = "$1" ] || from="$out/clone --lr 1e-4"
     case $alg in
         ppo++ | grpo++) guide="--guide $out/guide.jsonl" ;;
-        aggrevated | lols | d2lols) guide="-c $recipe/fewshot.yaml ${RLGF_GUIDE:+--guide $RLGF_GUIDE}" ;;
+        aggrevated | lols | d2lols) guide="-c $recipe/fewshot.yaml ${RLGF_GUIDE:+--guide $RLGF_GUIDE}" ;;&
+        d2lols) guide+=" --switch-step $((STEPS / 2))" ;;
     esac
     rlgf train -c $recipe/train.yaml --alg "$alg" --model $from $guide --data "$out/data/train.jsonl" --limit "$TRAIN" \
         --eval-data "$out/data/test.jsonl" --set eval.every="$EVERY" --watch $recipe/data.py:plain \
@@ -83,5 +84,5 @@ echo
 shown=''
 [ -n "$METRICS" ] || shown="--metrics coverage,natural,repeated"
 rlgf compare "${folders[@]}" $shown --texts 4 --overwrite -o "$out/table.json"
-rlgf report "${folders[@]}" --comparison "$out/table.json" --title "Sentences with given words" -o "$out/report.html" >/dev/null
+rlgf report "${folders[@]}" --guide "$out/guide/eval" --comparison "$out/table.json" --title "Sentences with given words" -o "$out/report.html" >/dev/null
 print_seconds ": figures above; curves, texts and figures in $out/report.html"

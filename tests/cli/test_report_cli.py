@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -177,6 +178,29 @@ class TestPage:
         run.write_text(json.dumps(manifest))
         said = str(report(study / "run0"))
         assert "Level of the start" not in said and "Level of the guide" in said
+
+    def test_the_start_of_some_trainings_is_named_by_its_system(self, study, report):
+        write_run(study / "other", flags={"model": "a-model-of-a-hub"})
+        said = str(report(f"GRPO={study / 'other'}", study / "run0", f"clone={study / 'start'}"))
+        assert "Level of the start: clone:" in said and "Level of the start:" not in said.replace("start: clone", "")
+
+    def test_each_trainings_start_is_a_level_also_that_of_a_model_without_a_folder(self, study, report):
+        write_run(study / "other", flags={"model": "a-model-of-a-hub"})
+        evaluated = study / "start_eval"
+        shutil.copytree(study / "guide" / "eval", evaluated)
+        config = json.loads((evaluated / "config.resolved.json").read_text())
+        config["values"]["model"] = {"name": "a-model-of-a-hub"}
+        (evaluated / "config.resolved.json").write_text(json.dumps(config))
+        said = str(report(f"GRPO={study / 'other'}", study / "run0", f"clone={study / 'start'}", f"start={evaluated}"))
+        assert "Level of the start: clone:" in said
+        assert f"n = 20, from {evaluated})" in said.partition("Level of the start: ")[2]
+
+    def test_a_start_alone_is_no_guide(self, study, report):
+        write_run(study / "other", flags={"model": "a-model-of-a-hub"})
+        write_run(study / "third", flags={"model": str(study / "guide")})
+        said = str(report(study / "other", study / "third"))
+        assert "Level of the start: guide" in said
+        assert "Passes the guide" not in said and "guide's level is not known" in said
 
 
 class TestUnfinished:

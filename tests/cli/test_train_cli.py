@@ -80,6 +80,13 @@ def test_a_recorded_guide_cannot_go_on_from_the_policys_text(train, task, alg, m
     refused(train(alg=alg, guide=task / "guide.jsonl"), task, "only has recorded text", "hf:PATH")
 
 
+@pytest.mark.parametrize(("step", "warned"), [(1, False), (2, True)])
+def test_a_switch_that_would_never_take_place(train, tiny_gpt2, step, warned):
+    done = train("--switch-step", step, "--max-steps", 2, "--dry-run", alg="d2lols", guide=f"hf:{tiny_gpt2}")
+    assert done.exit_code == 0, done.stderr
+    assert (f"never switch to its second part: switch_step is {step}, and max_steps 2" in done.stderr) == warned
+
+
 def test_a_guide_file_that_covers_no_prompt(train, task):
     refused(train(alg="ppo++", guide=task / "none.jsonl"), task, "covers none of the 6 prompts")
 

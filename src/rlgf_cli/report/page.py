@@ -56,16 +56,22 @@ class Levels:
 
     guides: Mapping[str, Level]
     starts: Mapping[str, Level]
+    systems: Sequence[System]
 
     @property
     def all(self) -> list[Level]:
-        """The distinct levels; several of a kind have the names of their folders."""
+        """The distinct levels. A level that is not the only one of its kind, or the start of some trainings only, has
+        the name of its system in the report, or of its folder, besides.
+        """
+        labels = {e.folder.resolve(): system.label for system in self.systems for e in system.first.evaluations}
+        trained = [system for system in self.systems if system.trained]
         named = []
         for kind, levels in (("guide", self.guides), ("start", self.starts)):
             distinct = _distinct(levels)
+            common = len(distinct) == 1 and (kind == "guide" or len(levels) == len(trained))
             for level in distinct:
-                name = kind if len(distinct) == 1 else f"{kind}: {_run_name(level.evaluation)}"
-                named.append(replace(level, name=name))
+                name = labels.get(level.evaluation.folder.resolve()) or _run_name(level.evaluation)
+                named.append(replace(level, name=kind if common or name == kind else f"{kind}: {name}"))
         return named
 
 
@@ -78,19 +84,20 @@ def levels(systems: Sequence[System], guide: Evaluation | None) -> Levels:
     """The levels of every trained system. A system without a guide has the report's guide where there is only one."""
     guides: dict[str, Level] = {}
     starts: dict[str, Level] = {}
+    others = [run for system in systems for run in system.runs]
     for system in systems:
         for run in system.trained[:1]:
             figure = score_figure(run, guide) if guide is not None else None
             level = Level("guide", guide, figure) if guide is not None and figure else guide_level(run)
             if level is not None:
                 guides[system.label] = level
-            if (start := start_level(run)) is not None:
+            if (start := start_level(run, others)) is not None:
                 starts[system.label] = start
     if len(distinct := _distinct(guides)) == 1:
         for system in systems:
             if system.trained:
                 guides.setdefault(system.label, distinct[0])
-    return Levels(guides, starts)
+    return Levels(guides, starts, systems)
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,7 @@ def build(sources: Sources) -> Page:
         "overview": [_overview(s, of, main, shared) for s in styled],
         "shared": shared,
         "levels": of.all,
+        "guides": bool(of.guides),
         "held_out": HELD_OUT,
         "drawn": drawn,
         "rows": rows,

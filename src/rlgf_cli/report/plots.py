@@ -179,7 +179,7 @@ def _line(axes: Axes, palette: Palette, styled: StyledSystem, of: Band) -> None:
 def _level(axes: Axes, palette: Palette, level: Level) -> None:
     start = level.name.startswith("start")
     colour, dashes = (palette["start"], (0, (1, 1.6))) if start else (palette["guide"], (0, (6, 3)))
-    name = printable(level.name, LABEL)
+    name = f"{printable(level.name, LABEL)} ({rounded(level.value)})"  # several starts have one style
     axes.axhline(level.value, color=colour, linewidth=1.3, linestyle=dashes, label=name, zorder=1.5)
 
 

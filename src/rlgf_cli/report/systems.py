@@ -256,11 +256,27 @@ def _base(name: str) -> str:
     return name.rpartition(":")[2] if ".py:" in name else name.partition(":")[0]
 
 
-def start_level(run: Run) -> Level | None:
-    """The level of the model that the run started from, if it was evaluated with the run's reward."""
+def start_level(run: Run, others: Sequence[Run] = ()) -> Level | None:
+    """The level of the model that the run started from, if it was evaluated with the run's reward.
+
+    The evaluation of a folder is in that folder; that of a model which is no folder (a hub's, ``smollm2``) is one of
+    ``others``.
+    """
+    name = _model(run)
+    if name is None or Path(name).is_dir():
+        return _level("start", run, Path(name)) if name else None
+    for other in others:
+        evaluation = other.evaluation if other.command == "eval" and _model(other) == name else None
+        if evaluation is not None and (figure := score_figure(run, evaluation)) is not None:
+            return Level("start", evaluation, figure)
+    return None
+
+
+def _model(run: Run) -> str | None:
+    """The name or folder of the model that a run began with or evaluated."""
     model = run.values.get("model")
     name = model.get("name") if isinstance(model, Mapping) else model
-    return _level("start", run, Path(str(name))) if name else None
+    return str(name) if name else None
 
 
 def guide_level(run: Run) -> Level | None:

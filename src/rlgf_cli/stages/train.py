@@ -93,6 +93,7 @@ def dry_run(resolved: Resolved[TrainConfig]) -> dict[str, Any]:
     loaded = without_weights(config.model, config.text)
     prompts, _ = encode_prompts(loaded, examples, config.lengths)
     report_text(loaded, first_example(loaded, prompts, config.lengths))
+    _warn_of_schedule(config)
     memory = training_memory(config, prompts, config.parallel.num_processes or 1, log=console.warn)
     return {**training_estimate(config), "memory_gb_per_device": gigabytes(memory)}
 
@@ -113,10 +114,21 @@ def _check(session: StageSession, config: TrainConfig) -> FolderResult | None:
             )
     elif config.guide is not None:
         console.warn(f"{spec.name} asks no guide: {config.guide.name} is not used")
+    _warn_of_schedule(config)
     if config.push_to_hub:
         hub.check(config.push_to_hub)
     trackers.check(config.report_to)
     return None
+
+
+def _warn_of_schedule(config: TrainConfig) -> None:
+    """Warn of an algorithm whose second part would never begin."""
+    spec = config.algorithm.spec()
+    if (switch := spec.schedule.switch_step) is not None and switch >= config.max_steps:
+        console.warn(
+            f"{spec.name} would never switch to its second part: switch_step is {switch}, and max_steps "
+            f"{config.max_steps}"
+        )
 
 
 def _report_finished(result: FolderResult, config: TrainConfig, *, profile: bool) -> None:
