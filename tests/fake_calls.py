@@ -43,7 +43,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """The server's reaction. ``raw`` replaces the whole body; ``body`` changes top-level keys (None: drop)."""
+    """The server's reaction. ``raw`` replaces the whole body; ``body`` changes top-level keys (None: drop), ``message``
+    those of a chat answer's message."""
 
     text: str | None = None
     finish_reason: str | None = "stop"
@@ -51,6 +52,7 @@ class Reply:
     error: dict[str, Any] | None = None
     headers: dict[str, str] = field(default_factory=dict)
     body: dict[str, Any] = field(default_factory=dict)
+    message: dict[str, Any] = field(default_factory=dict)
     raw: bytes | None = None
     claimed_length: int | None = None
     delay_s: float = 0.0

@@ -191,7 +191,7 @@ class FakeOpenAI:
         text = " ".join(words[: request.limit] if cut else words)
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length" if cut else reply.finish_reason}
         if request.chat:
-            choice["message"] = {"role": "assistant", "content": text}
+            choice["message"] = {"role": "assistant", "content": text, **reply.message}
         else:
             choice["text"] = text
         prompt_tokens, completion_tokens = len(request.prompt.split()), len(text.split())

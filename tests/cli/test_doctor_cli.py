@@ -332,3 +332,15 @@ def test_a_check_of_ones_own_is_one_more_function(doctor, tmp_path: Path, monkey
     assert done.exit_code == 1
     assert done.stdout.rstrip().endswith("fail  own.brief: 5 texts\n      few are enough\n      remedy: none")
     assert "own.brief" in done.stderr
+
+
+def test_thinking_before_a_text_is_shown(doctor) -> None:
+    def plan(n: int, request: Request) -> Reply:
+        return Reply(text="<think>\nhm\n</think>\n\na cat sees it" if request.chat else None)
+
+    with FakeOpenAI(plan) as server:
+        done = by_an_api(doctor, server, "--json")
+    check = checks(done)["guide.repairs"]
+    assert check["status"] == "warn" and check["numbers"]["mended"] == {"thinking_removed": 6}
+    assert check["finding"] == "6 of 6 texts were repaired; thinking before it: 6"
+    assert check["samples"][0] == {"came": "<think>\nhm\n</think>\n\na cat sees it", "used": "a cat sees it"}

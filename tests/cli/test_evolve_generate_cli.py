@@ -177,10 +177,9 @@ def test_bad_rewrites_among_good_ones_are_counted_and_never_in_the_set(generate,
         (unchanged, "unchanged"),
         (lambda *_: REFUSES[0], "refusal"),
         (lambda *_: "", "empty"),
-        (lambda *_: Reply(body={"choices": []}), "unanswered"),
         (lambda *_: "word " * 5000, "too_long"),
     ],
-    ids=["parrots", "unchanged", "refuses", "empty", "no choice", "enormous"],
+    ids=["parrots", "unchanged", "refuses", "empty", "enormous"],
 )
 def test_a_guide_whose_texts_are_all_rejected_is_an_error_and_leaves_no_set(generate, rewrite, rule):
     shown, out, _ = generate(guide(rewrite))
@@ -189,6 +188,13 @@ def test_a_guide_whose_texts_are_all_rejected_is_an_error_and_leaves_no_set(gene
     assert not (out / "instructions.jsonl").exists() and not (out / "README.md").exists()
     assert {r["outcome"] for r in rows(out / "steps.jsonl")} == {rule}
     assert read_json(out / "run.json")["status"] == "failed"
+
+
+def test_a_guide_that_gives_no_text_at_all_ends_the_run_early(generate):
+    reasons = Reply(finish_reason="length", message={"content": None})
+    shown, out, server = generate(guide(lambda *_: reasons), "--set", "guide.concurrency=1", seeds=20)
+    assert shown.exit_code == 3 and "hold no usable text (reasoning: 10)" in shown.stderr
+    assert len(server.requests) == 10 and read_json(out / "run.json")["status"] == "stopped"
 
 
 def test_a_run_without_a_kept_text_ends_early(generate):

@@ -184,7 +184,7 @@ def test_live_mode_neither_reads_nor_keeps(server: FakeOpenAI) -> None:
     "reply",
     [
         Reply(status=500), Reply(status=400), Reply(drop=True), Reply(raw=b"{"), Reply(body={"choices": []}),
-        Reply(finish_reason="content_filter"), Reply(body={"model": "another"}), Reply(finish_reason=None),
+        Reply(finish_reason="content_filter"), Reply(body={"model": "another"}), Reply(message={"content": None}),
     ],
 )  # fmt: skip
 def test_failures_are_never_kept(server: FakeOpenAI, reply: Reply) -> None:

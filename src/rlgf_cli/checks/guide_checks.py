@@ -11,11 +11,13 @@ from statistics import median
 from typing import Any
 
 from rlgf_cli.checks.guide_probe import GuideProbe
+from rlgf_cli.guides.unanswered import REMEDIES
 from rlgf_cli.models.token_boundaries import BoundaryAudit, tokenizer_loss
 from rlgf_cli.protocols import Check, CheckStatus
 
 _SAMPLES = 3
 _REPAIRS = {
+    "thinking_removed": "thinking before it",
     "prefix_removed": "prefix repeated",
     "quotes_removed": "quoted",
     "chatter_removed": "chatter around it",
@@ -88,6 +90,26 @@ def empty(probe: GuideProbe) -> Check | None:
         if count
         else "",
         {"empty": count},
+    )
+
+
+def repairs(probe: GuideProbe) -> Check | None:
+    """The repairs of whole texts; None where there are none."""
+    repaired = [text.completion for text in probe.texts if text.completion.repaired]
+    if not repaired:
+        return None
+    kinds = Counter(kind for completion in repaired for kind in completion.repaired)
+    shown = ", ".join(f"{words}: {kinds[kind]}" for kind, words in _REPAIRS.items() if kinds[kind])
+    thinks = bool(kinds["thinking_removed"])
+    return Check(
+        "guide.repairs",
+        "warn" if thinks else "ok",
+        f"{len(repaired)} of {len(probe.texts)} texts were repaired; {shown}",
+        "the repairs follow rules, which may be wrong: look at the samples; thinking is paid for, counts towards "
+        "max_new_tokens, and is no part of the text",
+        f"less of it costs less: {REMEDIES['reasoning']}; guide.clean: none leaves it in" if thinks else "",
+        {"mended": dict(kinds)},
+        [{"came": c.raw, "used": c.text} for c in repaired[:_SAMPLES] if c.raw is not None],
     )
 
 
@@ -235,6 +257,7 @@ CHECKS: list[Callable[[GuideProbe], Check | None]] = [
     answers,
     endings,
     empty,
+    repairs,
     lengths,
     round_trip,
     cuts,

@@ -103,7 +103,8 @@ class GuideConfig(Strict):
     ``continue_template``, where ``{prompt}`` is the filled ``prompt_template`` and ``{prefix}`` the partial text
     (null: the guide only writes whole texts); ``prefill`` begins the assistant's own message with it, which
     only some servers take. ``clean`` selects the answers of a chat API from which chatter, quotes and a repeated
-    prefix are removed.
+    prefix are removed: those to a partial text (``continuation``) or ``all``. Thinking before an answer (``<think>``)
+    is removed from the answers of all APIs and local checkpoints; ``thinking`` removes nothing else, ``none`` nothing.
 
     ``accept_models`` are names that the server may report besides the one asked for; an answer from another model is
     refused. ``timeout_s`` is for one attempt, of which there are ``max_retries`` + 1 within ``deadline_s``; a 429 is
@@ -126,7 +127,7 @@ class GuideConfig(Strict):
     chat_template_kwargs: dict[str, Any] | None = None
     continuation: Literal["template", "prefill"] = "template"
     continue_template: str | None = CONTINUE_TEMPLATE
-    clean: Literal["none", "continuation", "all"] = "continuation"
+    clean: Literal["none", "thinking", "continuation", "all"] = "continuation"
     sampling: GuideSampling = Field(default_factory=GuideSampling)
     accept_models: list[str] = Field(default_factory=list)
     timeout_s: Annotated[float, Flag("Seconds per attempt (API).", "--timeout")] = Field(60.0, gt=0)

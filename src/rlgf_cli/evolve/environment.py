@@ -26,8 +26,6 @@ MAX_STEPS = 100
 """The largest number of steps of a chain."""
 UNANSWERED, UNREVIEWED = "unanswered", "unreviewed"
 """Outcomes without a reward: the guide gave no text, or the reviewer's verdict could not be read."""
-NO_TEXT = ("malformed", "finish_reason")
-"""Kinds of failure in which the guide's answer has no text, or an unknown finish reason."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +215,7 @@ def complete_all(guide: Guide, requests: Sequence[GuideRequest]) -> list[Complet
         left = [i for i in range(len(requests)) if i not in answers or _is_transient(answers[i])]
         for answer in guide.stream([requests[i] for i in left]):
             answers[left[answer.index]] = answer.outcome
-    failed = [f for f in answers.values() if isinstance(f, Failure) and _is_transient(f) and f.kind not in NO_TEXT]
+    failed = [f for f in answers.values() if isinstance(f, Failure) and not f.settled]
     if failed:
         raise unanswered(f"the guide {guide.name}", failed, f"{len(requests)} requests")
     return [answers[i] for i in range(len(requests))]

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rlgf_cli.evolve.environment import NO_TEXT
 from rlgf_cli.protocols import Example
 from rlgf_cli.scorers.judge_guide import Judge, fill, last_line
 
@@ -30,7 +29,6 @@ class GuideReviewer:
 
     def __init__(self, guide: dict[str, Any], *, device: str = "auto") -> None:
         self.judge = Judge("the reviewer", None, guide, ending=ENDING, max_new_tokens=MAX_NEW_TOKENS, device=device)
-        self.judge.given_up = NO_TEXT  # one answer without a text would end a run of thousands, and each resume of it
 
     def different(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
         """Whether each rewrite differs from its instruction; None where three answers had no verdict, or the guide

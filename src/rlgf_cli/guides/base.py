@@ -15,7 +15,9 @@ from typing import Any
 
 from rlgf_cli.config.guide import BudgetConfig, GuideConfig
 from rlgf_cli.errors import RlgfError, UserError
+from rlgf_cli.guides.cleanup import split_thinking
 from rlgf_cli.guides.stream import LOOK_AHEAD, Outcome, Stream
+from rlgf_cli.guides.unanswered import FirstAnswers, no_text
 from rlgf_cli.ledger.meter import Meter
 from rlgf_cli.ledger.store import Store, StoredText
 from rlgf_cli.protocols import Answer, Completion, Failure, Guide, GuideRequest
@@ -36,6 +38,8 @@ class LiveGuide(Guide):
         self.mode = config.mode or self.default_mode
         self.settings = {**config.settings(), "seed": seed}
         self.licence = config.licence
+        self.first_answers = FirstAnswers()
+        self._keep_thinking = config.clean == "none"
         self._store: Store | None = None
         self._meter: Meter | None = None
         self._shared = False
@@ -122,13 +126,27 @@ class LiveGuide(Guide):
             f"the first, for {answer.request.example.id!r}: {failure.message}"
         )
 
-    def cleaned(self, request: GuideRequest, completion: Completion, *, cached: bool) -> Completion:
-        """:meth:`clean`, counted. ``cached``: the completion is from the cache."""
+    def without_thinking(self, completion: Completion) -> Outcome:
+        """The completion; a failure where it holds thinking alone, as one that was cut off in it."""
+        thinking, text = ("", "") if self._keep_thinking else split_thinking(completion.text)
+        if not thinking or text.strip():
+            return completion
+        failure = no_text("reasoning", f"the answer is thinking alone (finish reason {completion.finish_reason!r})")
+        return replace(failure, model=completion.model, usage=completion.usage)
+
+    def cleaned(self, request: GuideRequest, completion: Completion, *, cached: bool) -> Outcome:
+        """:meth:`clean`, counted; a failure where no text is left. ``cached``: the completion is from the cache."""
+        outcome = self.without_thinking(completion)
+        if isinstance(outcome, Failure):
+            with self._lock:
+                self.meter.cached += cached
+            return outcome
         clean = self.clean(request, completion)
         with self._lock:
             self.counts.update(clean.repaired)
             self.models[completion.model] += 1
             self.meter.cached += cached
+            self.first_answers.usable = True
         return replace(clean, raw=completion.text if clean.repaired else None, cached=cached)
 
     def missed(self, request: GuideRequest) -> UserError:
@@ -206,6 +224,9 @@ class LiveGuide(Guide):
 
     def spend(self) -> dict[str, Any]:
         return self.meter.to_json()
+
+    def has_texts(self) -> None:
+        self.first_answers.usable = True
 
     def add_cached(self, texts: int) -> None:
         self.meter.cached += texts

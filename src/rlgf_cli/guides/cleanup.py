@@ -1,4 +1,4 @@
-"""Templates around a guide's prompt, and repairs of its text: stop texts, chatter, quotes, a repeated prefix."""
+"""Templates around a guide's prompt, and repairs of its text: thinking, stop texts, chatter, quotes, a prefix."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ _AFTERWORD = re.compile(
     r"|if you(?:'d| would) like)[^\n]*\Z",
     re.IGNORECASE,
 )
+_THINKING = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"))
+"""Tags around what a model writes to itself before its answer, where the server leaves it in the text."""
 _ELLIPSIS = re.compile(r"\A(?:\.\.\.|…)\s*")
 
 
@@ -33,6 +35,33 @@ def fill(template: str, prompt: str, prefix: str = "") -> str:
     return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
 
 
+def split_thinking(text: str) -> tuple[str, str]:
+    """A model's thinking at the beginning of a text, tags included, and the text behind it.
+
+    A block that is not closed was cut off: all of it is thinking. A closing tag without an opening one ends a block
+    that the prompt began, as some chat templates do.
+    """
+    rest = text
+    while (after := _after_block(rest)) is not None:
+        rest = after
+    if rest == text:
+        for opening, closing in _THINKING:
+            before, tag, after = text.partition(closing)
+            if tag and opening not in before:
+                rest = after.lstrip("\r\n")
+                break
+    return text[: len(text) - len(rest)], rest
+
+
+def _after_block(text: str) -> str | None:
+    """The text behind the block of thinking that it begins with; None where it begins with none."""
+    start = text.lstrip()
+    for opening, closing in _THINKING:
+        if start.startswith(opening):
+            return start.partition(closing)[2].lstrip("\r\n")
+    return None
+
+
 def cut_at_stop(text: str, stops: list[str]) -> tuple[str, bool]:
     """The text before the first stop text, and whether there was one. Some servers leave it in."""
     places = [place for stop in stops if (place := text.find(stop)) >= 0]
@@ -40,14 +69,18 @@ def cut_at_stop(text: str, stops: list[str]) -> tuple[str, bool]:
 
 
 def clean_text(
-    text: str, *, prefix: str, stops: list[str], finish: FinishReason, chat: bool, chatter: bool
+    text: str, *, prefix: str, stops: list[str], finish: FinishReason, chat: bool, chatter: bool, thinking: bool = True
 ) -> tuple[str, FinishReason, tuple[str, ...]]:
     """The text of an API as the continuation of ``prefix``: ``(text, finish reason, kinds of repairs)``.
 
     The text is cut at the first stop text, and white space around a whole text is removed. ``chatter``: what chat
-    models put around an answer is removed too.
+    models put around an answer is removed too; ``thinking``: and what they write to themselves before it.
     """
     done: Counter[str] = Counter()
+    if thinking:
+        thought, text = split_thinking(text)
+        if thought:
+            done["thinking_removed"] += 1
     text, stopped = cut_at_stop(text, stops)
     if stopped:
         done["cut_at_stop"] += 1

@@ -14,7 +14,7 @@ from rlgf_cli.config.common import TextConfig
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.base import LiveGuide
-from rlgf_cli.guides.cleanup import cut_at_stop
+from rlgf_cli.guides.cleanup import cut_at_stop, split_thinking
 from rlgf_cli.guides.conversation import refuse_turns, with_turns
 from rlgf_cli.guides.stream import Outcome
 from rlgf_cli.ledger.store import StoredText
@@ -123,7 +123,10 @@ class LocalGuide(LiveGuide):
 
     def clean(self, request: GuideRequest, completion: Completion) -> Completion:
         repaired = []
-        text, stopped = cut_at_stop(completion.text, self._config.sampling.stop)
+        thinking, text = ("", completion.text) if self._config.clean == "none" else split_thinking(completion.text)
+        if thinking:
+            repaired.append("thinking_removed")
+        text, stopped = cut_at_stop(text, self._config.sampling.stop)
         if stopped:
             repaired.append("cut_at_stop")
             text = text.rstrip()

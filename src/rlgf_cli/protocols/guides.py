@@ -75,6 +75,12 @@ class Failure:
         """Whether the model chose not to answer, or the server's filter kept the answer back."""
         return self.kind in ("refusal", "content_filter")
 
+    @property
+    def settled(self) -> bool:
+        """Whether the request counts as answered, without a text. A later session would fare no better, or as badly as
+        with the answers that could not be read in all attempts of this one."""
+        return self.final or self.refused or self.kind == "malformed"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -216,6 +222,10 @@ class Guide(ABC):
             "unknown_outcome": 0,
             "unpriced": 0,
         }
+
+    def has_texts(self) -> None:  # noqa: B027 - most guides do not ask
+        """Note that an earlier session has texts of this guide: it works, and some answers without a text are no
+        reason to stop."""
 
     def add_cached(self, texts: int) -> None:  # noqa: B027 - without a cache there are none
         """Count texts that another process took from the cache."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -38,8 +38,7 @@ class Judge:
 
     The section is that of ``rlgf collect-guide``, with temperature 0 and without seeds by default. ``ending`` ends
     every question: it states the form of the last line. ``on_rows(n)`` is called when n more answers are read or given
-    up. Where ``stop()`` is true no further request is sent. Failures of the kinds ``given_up`` count as refusals; other
-    ones that may pass are raised.
+    up. Where ``stop()`` is true no further request is sent.
     """
 
     def __init__(
@@ -50,7 +49,6 @@ class Judge:
         self.guide: Guide = make_live_guide(self.config, seed=0)
         self.counts: Counter[str] = Counter()
         self.stop: Callable[[], bool] = lambda: False
-        self.given_up: Collection[str] = ()
 
     @property
     def settings(self) -> str:
@@ -105,7 +103,7 @@ class Judge:
     def _answers(
         self, questions: Sequence[str], about: Mapping[str, Example], attempt: int
     ) -> Iterator[tuple[str, Completion | Failure]]:
-        """Answers as they arrive. Refusals are among them; other failures are raised when all answers are there."""
+        """Answers as they arrive, with or without a text; other failures are raised when all answers are there."""
 
         def requests() -> Iterator[GuideRequest]:
             for question in questions:
@@ -118,7 +116,7 @@ class Judge:
         with closing(self.guide.stream(requests())) as answers:
             for answer in answers:
                 outcome, question = answer.outcome, questions[answer.index]
-                if isinstance(outcome, Failure) and not outcome.final and outcome.kind not in self.given_up:
+                if isinstance(outcome, Failure) and not outcome.settled:
                     failures.append(outcome)
                     continue
                 self.counts["answers"] += not isinstance(outcome, Failure)
@@ -176,7 +174,7 @@ def check_template(what: str, template: str, criterion: str, needed: Sequence[st
 
 
 def _config(what: str, spec: str | None, section: Mapping[str, Any], device: str) -> GuideConfig:
-    """The judge as a guide: greedy, and without repairs of its answers."""
+    """The judge as a guide: greedy, and without repairs of its answers; thinking before them is not read."""
     given = dict(section)
     if spec is not None and given.setdefault("name", spec) != spec:
         raise UserError(f"{what} is named twice: {spec!r} and {given['name']!r}", hint="leave guide.name out")
@@ -191,7 +189,7 @@ def _config(what: str, spec: str | None, section: Mapping[str, Any], device: str
     if given.get("api") is None and _is_local(given["name"]) and _has_chat_template(given["name"]):
         given["api"] = "chat"
     # the prompt is the judge's own, not the template of the checkpoint's task, and the answer is not repaired
-    given |= {"clean": "none", "prompt_template": None if given.get("api") == "chat" else "{prompt}"}
+    given |= {"clean": "thinking", "prompt_template": None if given.get("api") == "chat" else "{prompt}"}
     try:
         return GuideConfig.model_validate(given)
     except ValidationError as error:

@@ -178,6 +178,8 @@ class _Collection:
         # The files are opened first: that cuts off a torn last line, which must not count as a text.
         with self.files.appending() as write:
             self.collected.read(self.files.path, self.files.dropped)
+            if self.collected.records:
+                self.guide.has_texts()
             before = self.guide.spend()
             estimated = self._log_estimate()
             try:

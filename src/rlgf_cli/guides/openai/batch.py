@@ -24,7 +24,8 @@ from rlgf_cli.errors import Interrupted, RlgfError
 from rlgf_cli.guides.openai.endpoint import Connection, Endpoint
 from rlgf_cli.guides.openai.rate_limits import back_off
 from rlgf_cli.guides.openai.request import RequestBuilder
-from rlgf_cli.guides.openai.response import read_response
+from rlgf_cli.guides.openai.response import Read, read_response
+from rlgf_cli.guides.openai.server_errors import is_filtered
 from rlgf_cli.ledger.batch_jobs import BatchJob, BatchJobs
 from rlgf_cli.ledger.meter import Meter
 from rlgf_cli.ledger.store import Store, StoredText
@@ -66,7 +67,7 @@ class EndpointGuide(Protocol):
     def request_json(self, request: GuideRequest) -> str: ...
     def prompt_bytes(self, request: GuideRequest) -> int: ...
     def max_price(self, request: GuideRequest) -> int | None: ...
-    def accept(self, outcome: Completion | Failure, *, price_share: float) -> Completion | Failure: ...
+    def accept(self, read: Read, *, price_share: float) -> Completion | Failure: ...
 
 
 def run(guide: EndpointGuide, requests: Iterator[GuideRequest], stop: threading.Event) -> None:
@@ -230,7 +231,7 @@ class _Batches:
     def _texts(self, id_: str, lines: list[bytes], result: _Result) -> Iterator[tuple[bytes, StoredText]]:
         """The texts in lines of the output; every answer is counted and charged, usable or not."""
         guide = self._guide
-        outcomes = {}
+        bodies = {}
         for line in lines:
             try:
                 value = json.loads(line)
@@ -242,15 +243,16 @@ class _Batches:
             if status != 200:
                 result.failed[f"status {status}"] += 1
                 continue
-            outcomes[key] = read_response(body, guide.endpoint.api)
-        for key, (request, size) in self._jobs.requests(id_, list(outcomes)).items():
-            usage = outcomes[key].usage
+            bodies[key] = body
+        for key, (request, size) in self._jobs.requests(id_, list(bodies)).items():
             limit = json.loads(request)["max_tokens"]
+            read = read_response(bodies[key], guide.endpoint.api, limit)
+            usage = read.outcome.usage
             price = guide.endpoint.cost(**usage) if len(usage) == 2 else guide.endpoint.cost(size, limit)
             result.answered += 1
             result.nano_usd += round((price or 0) * guide.batch_price)
             result.usage.update(usage)
-            outcome = guide.accept(outcomes[key], price_share=guide.batch_price)
+            outcome = guide.accept(read, price_share=guide.batch_price)
             if isinstance(outcome, Failure):
                 result.failed[outcome.kind] += 1
             else:
@@ -264,6 +266,9 @@ class _Batches:
             response, error = value.get("response") or {}, value.get("error") or {}
             status, body = response.get("status_code"), response.get("body") or {}
             message = error.get("message") or (body.get("error") or {}).get("message") or "no reason given"
+            if is_filtered(error) or is_filtered(body):
+                result.failed["content_filter"] += 1
+                return
         except (ValueError, AttributeError):
             status, message = None, "no reason given"
         why = self._connection.first_line(RlgfError(str(message)))

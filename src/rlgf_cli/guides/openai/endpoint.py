@@ -17,6 +17,7 @@ from rlgf_cli.config.guide import Api, GuideConfig, base_url_problem
 from rlgf_cli.errors import RlgfError, UserError, did_you_mean
 from rlgf_cli.guides.openai import presets as aliases
 from rlgf_cli.guides.openai.presets import Alias
+from rlgf_cli.guides.openai.server_errors import ServerError
 from rlgf_cli.ledger.meter import NANO
 
 T = TypeVar("T")
@@ -147,6 +148,12 @@ class Connection:
             raise RlgfError(
                 f"{self._base_url}: {self.first_line(error)}", hint="run the same command with --resume"
             ) from None
+
+    def status_error(self, error: ServerError, response: Any) -> Exception:
+        """The error of a response with status 200, as the client raises one with the error's own status."""
+        made = self.errors.APIStatusError(error.message, response=response.http_response, body=dict(error.body))
+        made.status_code = error.status
+        return made
 
     def first_line(self, error: BaseException) -> str:
         """The first line of an error's message, without the key, which servers like to quote."""

@@ -20,7 +20,8 @@ from rlgf_cli.guides.openai import batch
 from rlgf_cli.guides.openai.endpoint import OPENAI_URL, Connection, endpoint_of, same_model
 from rlgf_cli.guides.openai.rate_limits import RateLimiter, back_off, retry_after
 from rlgf_cli.guides.openai.request import RequestBuilder, likely_tokens, prompt_bytes
-from rlgf_cli.guides.openai.response import read_response
+from rlgf_cli.guides.openai.response import Read, read_response
+from rlgf_cli.guides.openai.server_errors import error_in, is_filtered
 from rlgf_cli.guides.stream import Outcome
 from rlgf_cli.ledger.batch_jobs import BatchJobs
 from rlgf_cli.ledger.meter import Meter
@@ -235,8 +236,8 @@ class OpenAIGuide(LiveGuide):
             response = await self._send(body, request.max_new_tokens, call, first=first)
         finally:
             self._in_flight -= 1
-        outcome = read_response(response.content, self.endpoint.api)
-        usage = outcome.usage
+        read = read_response(response.content, self.endpoint.api, request.max_new_tokens)
+        usage = read.outcome.usage
         known = len(usage) == 2
         self._limiter.answered(response.headers, likely_tokens(request, body) - sum(usage.values()) if known else 0.0)
         # an answer is charged at its price, usable or not; without usage at the bound
@@ -244,16 +245,18 @@ class OpenAIGuide(LiveGuide):
         if amount is not None and price:
             self._overrun = max(self._overrun, amount / price)
         try:
-            outcome = self.accept(outcome, seconds=round(time.monotonic() - began, 3))
+            outcome = self.accept(read, seconds=round(time.monotonic() - began, 3))
         except UserError:
             meter.settle(call, amount, usage)
             raise
         if isinstance(outcome, Failure):
-            if known:
+            if known or outcome.final:  # an answer that cannot be read may be half of one
                 meter.settle(call, amount, usage)
+            self.first_answers.add(self.name, outcome)
             raise _Failed(outcome)
         stored = StoredText.of(self.name, self.request_json(request), size, outcome)
         meter.settle(call, amount, usage, [(key, stored)] if key is not None else [])
+        self.first_answers.add(self.name, self.without_thinking(outcome))
         return outcome
 
     async def _reserve(self, amount: int) -> int:
@@ -269,7 +272,10 @@ class OpenAIGuide(LiveGuide):
         connection, limiter, timeout_s = self.connection, self._limiter, self._config.timeout_s
         errors, limit_key, began = connection.errors, self.limit_key, time.monotonic()
         try:
-            return await asyncio.wait_for(connection.create(**body, **{limit_key: limit}), timeout_s)
+            response = await asyncio.wait_for(connection.create(**body, **{limit_key: limit}), timeout_s)
+            if (within := error_in(response.content)) is not None and not within.begun:
+                raise connection.status_error(within, response)
+            return response
         except errors.APIStatusError as error:
             self.meter.refund(call)
             raise self._refused(error, limit_key, first=first, sent=began) from None
@@ -300,6 +306,8 @@ class OpenAIGuide(LiveGuide):
         limiter.answered(error.response.headers)
         if status in (408, 409):
             return _Failed(failure)
+        if is_filtered(error.body):
+            return _Failed(Failure("content_filter", f"the prompt was filtered: {failure.message}", final=True))
         if status == 400 and limit_key == "max_tokens" and "max_completion_tokens" in why:
             # newer chat models refuse max_tokens by that name; older servers know no other
             self.limit_key = "max_completion_tokens"
@@ -326,8 +334,13 @@ class OpenAIGuide(LiveGuide):
 
     # completions
 
-    def accept(self, outcome: Outcome, *, seconds: float | None = None, price_share: float = 1.0) -> Outcome:
+    def accept(self, read: Read, *, seconds: float | None = None, price_share: float = 1.0) -> Outcome:
         """The completion with its price and time; a failure where its text is unusable or by another model."""
+        outcome = read.outcome
+        for kind, message in read.notes:
+            self.counts[kind] += 1
+            if self.counts[kind] == 1:
+                self.notify(message)
         if isinstance(outcome, Failure) and not outcome.model:
             return outcome
         if failure := self._other_model(outcome.model):
@@ -367,5 +380,6 @@ class OpenAIGuide(LiveGuide):
             finish=completion.finish_reason,
             chat=chat,
             chatter=chat and (clean == "all" or (clean == "continuation" and bool(request.prefix))),
+            thinking=clean != "none",
         )
         return replace(completion, text=text, finish_reason=finish, repaired=repaired)
