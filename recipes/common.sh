@@ -43,6 +43,14 @@ stop_progress() {
     progress=''
 }
 
+shown_name() { # of a system of the sentences: clone_grpo as clone+grpo, more_grpo as clone_more+grpo
+    case $1 in
+        more_*) echo "clone_more+${1#more_}" ;;
+        clone_more) echo "$1" ;;
+        *) echo "${1/#clone_/clone+}" ;;
+    esac
+}
+
 of_all_seeds() { # a system's name and its runs under $root, one per seed of $seeds
     echo "$1=$(printf "$root/seed_%s/$2\n" $seeds | paste -sd ,)"
 }

@@ -8,14 +8,16 @@ source "$(dirname "$0")/../common.sh"
 root=${1:-runs/sentences_evidence} recipe=recipes/sentences
 shift $(($# > 0 ? 1 : 0))
 seeds=${*:-0 1 2}
-export SYSTEMS=${SYSTEMS:-grpo ppo clone_grpo clone_ppo ppo++ grpo++ aggrevated d2lols clone_ppo++ clone_grpo++ clone_aggrevated}
 figures=(natural plain repeated listed)
 METRICS=coverage$(printf ",$recipe/data.py:%s" "${figures[@]}"),perplexity:smollm2,kl:smollm2,length,rouge
 export STEPS=${STEPS:-16} EVERY=${EVERY:-4} METRICS
 if [ -n "${COMMONGEN:-}" ]; then
     export TRAIN=300 TEST=100 TOKENS=32 METRICS=$METRICS,cider
+    export SYSTEMS=${SYSTEMS:-grpo clone_grpo ppo++ grpo++}
 else
-    export TRAIN=100 TEST=200
+    # aggrevated asks for about 400 texts of the live guide: as many more as more_grpo's clone has been chosen from
+    export TRAIN=100 TEST=200 MORE=12
+    export SYSTEMS=${SYSTEMS:-grpo ppo clone_grpo more_grpo clone_ppo ppo++ grpo++ aggrevated d2lols clone_grpo++ clone_aggrevated}
 fi
 
 for seed in $seeds; do
@@ -34,9 +36,10 @@ for seed in $seeds; do
 done
 
 systems=("$(of_all_seeds start start/eval)" "$(of_all_seeds guide guide/eval)" "$(of_all_seeds clone clone)")
-for name in $SYSTEMS; do systems+=("$(of_all_seeds "${name/clone_/clone+}" "$name")"); done
-for base in grpo clone+grpo; do
-    compare_with "$base" --texts 4
+case " $SYSTEMS" in *' more_'*) systems+=("$(of_all_seeds clone_more clone_more)") ;; esac
+for name in $SYSTEMS; do systems+=("$(of_all_seeds "$(shown_name "$name")" "$name")"); done
+for name in grpo clone_grpo more_grpo; do
+    case " $SYSTEMS " in *" $name "*) compare_with "$(shown_name "$name")" --texts 4 ;; esac
 done
 folders=() # the report takes NAME=FOLDER, a seed each
 for system in "${systems[@]}"; do

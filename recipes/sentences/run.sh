@@ -5,7 +5,8 @@
 #   bash recipes/sentences/run.sh [FOLDER] [SEED]
 # Two processes side by side, one thread each; ten minutes on two cores. Logs are in FOLDER/log. Finished stages are kept: the same
 # command goes on. From the environment:
-#   SYSTEMS     the trainings (grpo clone_grpo grpo++; also ppo, grpo++, aggrevated, lols, d2lols, and each of them after clone_)
+#   SYSTEMS     the trainings (grpo clone_grpo grpo++; also ppo, grpo++, aggrevated, lols, d2lols, and each of them after clone_, or
+#               after more_: from a clone that MORE texts for a request (12) were requested for, and not eight)
 #   STEPS, EVERY, TRAIN, TEST   iterations (12), those between held-out evaluations (4), requests for training (48), held-out ones (60)
 #   METRICS     of the evaluation, in the place of eval.yaml's
 #   RLGF_GUIDE  another guide, as for rlgf collect-guide --guide: gpt-4o-mini, openai:MODEL, hf:FOLDER
@@ -30,14 +31,18 @@ collect() { # collect-guide with its words, unless the texts were recorded elsew
             "$@" -o "$out/$file.jsonl" >/dev/null 2>>"$out/log/$file.log"
     fi
 }
-clone() { # the start is fine-tuned on the guide's texts
-    collect guide --data "$out/data/train.jsonl" --limit "$TRAIN" -k 8 --reward coverage --keep-above 1 &&
-        rlgf sft -c $recipe/sft.yaml --data "$out/data/train.jsonl" --limit "$TRAIN" --guide "$out/guide.jsonl" --max-new-tokens "$TOKENS" \
-            --seed "$seed" --resume -o "$out/clone" >/dev/null 2>>"$out/log/clone.log"
+clone() { # the start is fine-tuned on the guide's texts: those of $2 for a request that use all words, in file $1; the clone is $3
+    collect "$1" --data "$out/data/train.jsonl" --limit "$TRAIN" -k "$2" --reward coverage --keep-above 1 &&
+        rlgf sft -c $recipe/sft.yaml --data "$out/data/train.jsonl" --limit "$TRAIN" --guide "$out/$1.jsonl" --max-new-tokens "$TOKENS" \
+            --seed "$seed" --resume -o "$out/$3" >/dev/null 2>>"$out/log/$3.log"
 }
-train() { # one system: an algorithm from the start or, as clone_*, from the clone
+train() { # one system: an algorithm from the start or, as clone_* and more_*, from a clone
     local alg=${1#clone_} from=smollm2 guide=''
-    [ "$alg" = "$1" ] || from="$out/clone --lr 1e-4"
+    alg=${alg#more_}
+    case $1 in
+        clone_*) from="$out/clone --lr 1e-4" ;;
+        more_*) from="$out/clone_more --lr 1e-4" ;;
+    esac
     case $alg in
         ppo++ | grpo++) guide="--guide $out/guide.jsonl" ;;
         aggrevated | lols | d2lols) guide="-c $recipe/fewshot.yaml ${RLGF_GUIDE:+--guide $RLGF_GUIDE}" ;;&
@@ -63,23 +68,29 @@ export -f collect clone train evaluate
 trainings() { # the lines "train SYSTEM" of the systems that need the guide's texts (guided), or of those that do not (plain)
     for name in $systems; do
         case $name in
-            clone_* | ppo++ | grpo++ | aggrevated | lols | d2lols) [ "$1" = guided ] && echo "train $name" ;;
+            clone_* | more_* | ppo++ | grpo++ | aggrevated | lols | d2lols) [ "$1" = guided ] && echo "train $name" ;;
             *) [ "$1" = plain ] && echo "train $name" ;;
         esac
     done || true
 }
 
 echo "== collect-guide, sft: the guide's texts, cloned; train: RL without a guide" >&2
-(echo clone && trainings plain) | both
+clones=clone
+case " $systems" in *' more_'*) clones='clone clone_more' ;; esac
+(
+    echo clone guide 8 clone
+    [ "$clones" = clone ] || echo clone guide_more "${MORE:-12}" clone_more
+    trainings plain
+) | both
 echo "== train: RL with the guide's texts" >&2
 trainings guided | both
 echo "== eval: held-out requests, one sampled text each" >&2
-printf 'evaluate %s\n' start guide clone $systems | both
+printf 'evaluate %s\n' start guide $clones $systems | both
 
 stop_progress
 first=${systems%% *} # the first training is what the others are compared with
-folders=("$first=$out/$first" "start=$out/start/eval" "guide=$out/guide/eval" "clone=$out/clone")
-for name in ${systems#"$first"}; do folders+=("${name/clone_/clone+}=$out/$name"); done
+folders=("$first=$out/$first" "start=$out/start/eval" "guide=$out/guide/eval")
+for name in $clones ${systems#"$first"}; do folders+=("$(shown_name "$name")=$out/$name"); done
 echo
 shown=''
 [ -n "$METRICS" ] || shown="--metrics coverage,natural,repeated"
