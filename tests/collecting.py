@@ -15,6 +15,7 @@ import pytest
 
 from conftest import write_rows
 from fake_openai import FakeOpenAI
+from rlgf_cli.guides.openai.presets import _builtin
 
 PRICES = (2.0, 8.0)
 """US dollars per million tokens, in and out."""
@@ -23,8 +24,11 @@ Row = tuple[str, int, str]
 
 def no_endpoint(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """No endpoint, key or proxy in the environment, and a config folder of the test's own."""
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    keys = [provider.api_key_env for provider in _builtin()[0].providers if provider.api_key_env]
+    for name in (*keys, "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS",
+                 "AZURE_OPENAI_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("RLGF_CONFIG_DIR", str(folder / "config"))
 

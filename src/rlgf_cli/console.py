@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ class OutputClosed(Exception):
 
 
 _muted = False
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def mute() -> None:
@@ -29,11 +31,12 @@ def mute() -> None:
 
 
 def result(text: str = "") -> None:
-    """Print a line of the command's result on stdout. Raises OutputClosed where stdout is closed."""
+    """Print a line of the command's result on stdout, on a terminal without control characters. Raises OutputClosed
+    where stdout is closed."""
     if _muted:
         return
     try:
-        print(text, flush=True)
+        print(without_control(text) if sys.stdout.isatty() else text, flush=True)
     except BrokenPipeError:
         # else the interpreter reports the closed pipe once more when it flushes stdout at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -46,9 +49,14 @@ def result_json(value: Any) -> None:
 
 
 def log(text: str) -> None:
-    """Print a line on stderr."""
+    """Print a line on stderr, without control characters: it may hold a server's or a model's words."""
     if not _muted:
-        print(text, file=sys.stderr, flush=True)
+        print(without_control(text), file=sys.stderr, flush=True)
+
+
+def without_control(text: str) -> str:
+    """A text in which control characters other than tabs and line breaks are replaced: a terminal would obey them."""
+    return _CONTROL.sub("\ufffd", text)
 
 
 def warn(text: str) -> None:
@@ -101,7 +109,7 @@ def render_error(error: RlgfError) -> None:
         return
     kind = "interrupted" if isinstance(error, Interrupted) else "stopped" if error.exit_code == 3 else "error"
     for line in [f"{kind}: {error}", *([f"hint: {error.hint}"] if error.hint else [])]:
-        print(line, file=sys.stderr, flush=True)
+        print(without_control(line), file=sys.stderr, flush=True)
 
 
 class Progress(Protocol):

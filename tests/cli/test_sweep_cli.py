@@ -12,6 +12,7 @@ from conftest import guide_rows, toy_examples, write_rows
 from rlgf_cli.config.loader import resolve
 from rlgf_cli.config.recipes import read_layer
 from rlgf_cli.config.sweep import SweepConfig
+from rlgf_cli.errors import UserError
 from rlgf_cli.sweep import work
 from rlgf_cli.sweep.plan import make_plan
 
@@ -161,6 +162,23 @@ def test_the_message_of_a_failed_run_is_its_first_error_line(tmp_path, monkeypat
         child = work.Child(cell, work.Step((script,), tmp_path, lambda: False), [], {})
         child.process.wait()
         assert child.error_message() == letter
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"base_url": "https://elsewhere.example.org/v1"}, "guide.base_url names elsewhere.example.org"),
+        ({"headers": {"X-Gateway": "planted"}}, "the value of a header is written out"),
+    ],
+)
+def test_a_guide_of_a_recipe_gets_no_key_and_its_headers_no_copy(sweep, monkeypatch, section, said):
+    """The runs get keys of the grid by --set, as if the user had given them: they are checked before."""
+    assert sweep("--dry-run").exit_code == 0
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
+    guide = json.dumps({"name": "openai:m", **section})
+    Path("s.yaml").write_text(RECIPE.replace("- base.yaml", f"- base.yaml\n  - guide: {guide}"))
+    with pytest.raises(UserError, match=said):
+        make_plan(resolve(SweepConfig, layers=[read_layer("s.yaml")], flags={"output": "out"}))
 
 
 @pytest.mark.parametrize(("reward", "paid"), [("judge:gpt-4o-mini", True), ("coverage", False)])

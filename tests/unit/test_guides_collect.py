@@ -80,6 +80,7 @@ def test_a_line_per_text_with_all_that_is_known(tmp_path: Path) -> None:
         result = collect(
             server, prompts_file(tmp_path), out, guide="gpt-3.5", samples=2, max_new_tokens=9, limit=4,
             guide__sampling__temperature=0.7, guide__prompt_template="Q: {prompt}",
+            guide__usd_per_million_input=0.5, guide__usd_per_million_output=1.5,
         )  # fmt: skip
     rows = lines(out)
     assert {(row["id"], row["sample_index"]) for row in rows} == {(f"p{i}", k) for i in range(4) for k in (0, 1)}

@@ -40,7 +40,7 @@ def test_abilities_of_each_kind(tmp_path: Path) -> None:
     assert describe(GuideConfig(name="openai:some-model")) == live
     assert describe(GuideConfig(name="gpt-3.5")) == live
     assert describe(GuideConfig(name="gpt-3.5", continue_template=None)).continues is False
-    assert describe(GuideConfig(name="gpt-3.5", continue_template=None, continuation="prefill")) == live
+    assert describe(GuideConfig(name="openai:m", base_url="http://h/v1", continuation="prefill")) == live
     # the completion API needs no template: prompt and prefix are one text
     assert describe(GuideConfig(name="openai:m", api="completion", continue_template=None)) == live
 
@@ -160,7 +160,9 @@ def test_aliases_that_come_with_rlgf() -> None:
     assert aliases.find("gpt-3.5-turbo") == alias
     assert aliases.find("gpt-3.5-turb") is None
     for name, known in aliases.known().items():
-        assert known.noted is not None, f"{name}: a price without the day on which it was noted"
+        priced = known.usd_per_million_input is not None
+        assert priced == (known.noted is not None), f"{name}: a price and the day on which it was noted go together"
+        assert known.provider in aliases.providers(), f"{name}: a price without a host that it is for"
         assert known.licence, f"{name}: no note on the terms of its texts"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from collecting import no_endpoint
 from fake_openai import FakeOpenAI, Reply, Request
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.guides.openai.endpoint import api_key
+from rlgf_cli.guides.openai.endpoint import endpoint_of
 from rlgf_cli.guides.openai.guide import OpenAIGuide
+from rlgf_cli.guides.openai.keys import NO_KEY, api_key
 from rlgf_cli.protocols import Completion, Example, Failure, GuideRequest
 
 KEY = "sk-planted-0123456789abcdef"
@@ -140,12 +142,24 @@ def test_answers_keep_their_order_and_requests_are_drawn_as_needed(server: FakeO
 
 
 def test_prices_come_from_the_alias(server: FakeOpenAI) -> None:
-    with closing(guide_for(server, name="gpt-3.5")) as guide:
+    own = Path(os.environ["RLGF_CONFIG_DIR"]) / "aliases.yaml"
+    own.parent.mkdir(parents=True, exist_ok=True)
+    price = "usd_per_million_input: 0.5\n    usd_per_million_output: 1.5\n"
+    own.write_text(f"aliases:\n  - name: mine\n    model: gpt-x\n    base_url: {server.url}\n    {price}")
+    with closing(guide_for(server, name="mine")) as guide:
         (answer,) = guide.complete([request("cat tree")])
-    assert server.requests[0].body["model"] == "gpt-3.5-turbo"
+    assert server.requests[0].body["model"] == "gpt-x"
     assert answer.nano_usd == (2 * 500 + 2 * 1500)
-    unpriced = outcome(Reply(body={"usage": None}), name="gpt-3.5")
+    unpriced = outcome(Reply(body={"usage": None}), name="mine")
     assert isinstance(unpriced, Completion) and unpriced.nano_usd is None and unpriced.usage == {}
+
+
+def test_the_price_of_an_alias_is_that_of_its_own_host(server: FakeOpenAI) -> None:
+    with closing(guide_for(server, name="gpt-3.5")) as guide:
+        assert guide.has_price is False and guide.licence is None and guide.max_price(request()) is None
+        assert guide.batch_price == 1.0
+        (answer,) = guide.complete([request("cat tree")])
+    assert server.requests[0].body["model"] == "gpt-3.5-turbo" and answer.nano_usd is None
 
 
 def test_a_text_ends_before_the_stop_text_whatever_the_server_leaves_in() -> None:
@@ -278,18 +292,22 @@ def test_a_wrong_model_after_a_success_is_one_failure() -> None:
     assert isinstance(found[2], Completion)
 
 
+def key_for(url: str) -> str:
+    return api_key(endpoint_of(GuideConfig(name="openai:m", base_url=url)))[0]
+
+
 def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert api_key("https://api.openai.com/v1") == KEY
+    assert key_for("https://api.openai.com/v1") == KEY
     monkeypatch.setenv("OPENAI_API_KEY", "two words")
     with pytest.raises(UserError, match="characters that no key has") as caught:
-        api_key("https://api.openai.com/v1")
+        key_for("https://api.openai.com/v1")
     assert "two words" not in str(caught.value)
     monkeypatch.delenv("OPENAI_API_KEY")
     for url in ("http://127.0.0.1:8000/v1", "http://localhost/v1", "http://[::1]:1/v1"):
-        assert api_key(url)
+        assert key_for(url) == NO_KEY
     for url in ("https://api.openai.com/v1", "http://127.example.org/v1", "http://192.168.0.1/v1"):
         with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
-            api_key(url)
+            key_for(url)
 
 
 def test_a_length_that_no_context_holds() -> None:

@@ -163,7 +163,8 @@ def test_resuming_needs_the_same_settings_and_data(tmp_path: Path) -> None:
     values["values"]["optim"]["weight_decay"] = 0.5
     with pytest.raises(UserError, match=r"optim.weight_decay is 0.5; the run began with 0.0"):
         resume.refuse_changed(output, values)
-    resume.refuse_changed(output, values, free=["optim.weight_decay"])
+    for free in ("optim.weight_decay", "optim"):
+        resume.refuse_changed(output, values, free=[free])
     (tmp_path / "d.jsonl").write_text("{}\n{}\n")
     with pytest.raises(UserError, match="changed since the run began"):
         resume.refuse_changed(output, values, free=["optim.weight_decay"])

@@ -43,8 +43,8 @@ def refuse_changed(
 ) -> None:
     """Refuse to resume a run with other settings or data than it began with.
 
-    ``resolved`` is what ``Resolved.to_json`` gives; ``free`` names further dotted keys that may differ. ``weights``:
-    input folders whose weights no checkpoint of the run holds; they must be the same, too.
+    ``resolved`` is what ``Resolved.to_json`` gives; ``free`` names further dotted keys and sections that may differ.
+    ``weights``: input folders whose weights no checkpoint of the run holds; they must be the same, too.
     """
     folder = Path(output)
     stored = folder / "config.resolved.json"
@@ -53,7 +53,10 @@ def refuse_changed(
     before, now = _flat(read_json(stored)["values"]), _flat(resolved["values"])
     # a key that the run's version of rlgf did not have: a default is chosen so that earlier runs go on as they began
     new = {key for key in now if key not in before and resolved["origins"].get(key) == "default"}
-    for key in sorted({*before, *now} - {*_ANY_TIME, *free, *new}):
+    allowed = {*_ANY_TIME, *free, *new}
+    for key in sorted({*before, *now}):
+        if key in allowed or any(key.startswith(f"{section}.") for section in allowed):
+            continue
         if before.get(key) != now.get(key):
             raise UserError(
                 f"{key} is {now.get(key)!r}; the run began with {before.get(key)!r}",

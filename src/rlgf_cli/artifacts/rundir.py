@@ -25,6 +25,7 @@ from rlgf_cli import __version__
 from rlgf_cli.artifacts.checkpoints import COMPLETE
 from rlgf_cli.artifacts.jsonl import read_json, write_json
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
+from rlgf_cli.artifacts.secrets import hidden_arguments
 from rlgf_cli.errors import Interrupted, StoppedEarly, UserError, is_disk_full
 
 Existing = Literal["refuse", "resume", "overwrite"]
@@ -111,7 +112,7 @@ class Manifest:
             "schema_version": SCHEMA_VERSION,
             "run_id": uuid.uuid4().hex[:12],
             "command": command,
-            "argv": sys.argv[1:],
+            "argv": hidden_arguments(sys.argv[1:]),
             "status": "running",
             "started": now(),
             "ended": None,
@@ -142,7 +143,9 @@ class Manifest:
         manifest = cls.__new__(cls)
         manifest.path = path
         manifest.data = data
-        manifest.data.update(status="running", ended=None, argv=sys.argv[1:], resumed=data["resumed"] + 1)
+        manifest.data.update(
+            status="running", ended=None, argv=hidden_arguments(sys.argv[1:]), resumed=data["resumed"] + 1
+        )
         return manifest
 
     def save(self, **changes: Any) -> None:

@@ -9,8 +9,8 @@ def collect_guide(invocation: Invocation) -> None:
     """Buy a guide's text once and keep it: prompts in, one JSONL line per text out.
 
     Lines are written as texts arrive; --resume requests only the missing texts, and texts that any run has bought come
-    from the cache. The key of an API is read from OPENAI_API_KEY. With --reward and --keep-above, texts that score less
-    go to a second file, *.dropped.jsonl.
+    from the cache. The key of an API is read from its variable (`rlgf ls providers`). With --reward and --keep-above,
+    texts that score less go to a second file, *.dropped.jsonl.
 
     ```
     rlgf collect-guide --guide gpt-3.5 --data train.jsonl -k 2 -o guide.jsonl --dry-run

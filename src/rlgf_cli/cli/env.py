@@ -10,10 +10,16 @@ from typing import Any
 from rlgf_cli import console
 from rlgf_cli.cli.options import AsJson
 
-SECRETS = ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY")
-"""Only whether they are set is shown."""
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS")
+"""Only whether they are set is shown, as of the providers' keys."""
 SHOWN = (
     "OPENAI_BASE_URL",
+    "AZURE_OPENAI_ENDPOINT",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
     "HF_HOME",
     "HF_HUB_OFFLINE",
     "RLGF_CACHE_DIR",
@@ -49,9 +55,11 @@ def env(as_json: AsJson = False) -> None:
 
 def _collect() -> dict[str, dict[str, Any]]:
     from rlgf_cli.artifacts.rundir import library_versions
+    from rlgf_cli.guides.openai.presets import providers
 
-    variables = {name: "set" if os.environ.get(name) else "unset" for name in SECRETS}
-    variables.update({name: _without_password(os.environ.get(name, "unset")) for name in SHOWN})
+    keys = [provider.api_key_env for provider in providers().values() if provider.api_key_env]
+    variables = {name: "set" if os.environ.get(name) else "unset" for name in dict.fromkeys((*keys, *SECRETS))}
+    variables.update({name: _without_secrets(os.environ.get(name, "unset")) for name in SHOWN})
     return {
         "versions": library_versions(),
         "machine": {
@@ -86,14 +94,18 @@ def _devices() -> dict[str, Any]:
     return devices
 
 
-def _without_password(value: str) -> str:
-    """An address without the user and password that it may hold."""
+def _without_secrets(value: str) -> str:
+    """An address without what may be secret in it: user and password, and what follows ``?`` or ``#``."""
     from urllib.parse import urlsplit, urlunsplit
 
+    if not any(mark in value for mark in "@?#"):
+        return value
     try:
         parts = urlsplit(value)
     except ValueError:
-        return value
-    if parts.netloc and "@" in parts.netloc:
-        return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
-    return value
+        return "***"
+    if not parts.netloc:
+        return "***"
+    _, at, host = parts.netloc.rpartition("@")
+    hidden = {part: "***" for part in ("query", "fragment") if getattr(parts, part)}
+    return urlunsplit(parts._replace(netloc=f"***@{host}" if at else host, **hidden))

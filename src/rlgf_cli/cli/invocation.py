@@ -57,6 +57,9 @@ class Invocation:
         if self.options["print_config"]:
             print_config(resolved)
             raise typer.Exit
+        from rlgf_cli.guides.openai.keys import refuse_unnamed_hosts
+
+        refuse_unnamed_hosts(resolved)
         return resolved
 
     def estimate(self, dry_run: Callable[[Any], dict[str, Any]], resolved: Resolved[Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from rlgf_cli.config.common import COMMON, GUIDE, MODEL, RUN, SPEND, Limit, Parts, StageConfig
+from rlgf_cli.config.common import COMMON, GUIDE, MODEL, PRICE, RUN, SPEND, Limit, Parts, StageConfig
 from rlgf_cli.config.guide import BudgetConfig, GuideConfig
 from rlgf_cli.section import Flag, Refused
 
@@ -25,13 +25,15 @@ class CollectGuideConfig(StageConfig):
         "": "guide data samples max_new_tokens reward keep_above",
         COMMON: "output limit --config --set seed",
         GUIDE: (
-            "guide.base_url guide.api guide.system guide.prompt_template guide.sampling.temperature "
-            "guide.sampling.top_p guide.sampling.top_k guide.sampling.num_beams guide.concurrency guide.timeout_s "
-            "guide.max_retries guide.batch_size guide.on_overlong"
+            "guide.base_url guide.api_key_env guide.api guide.system guide.prompt_template guide.sampling.temperature "
+            "guide.sampling.top_p guide.sampling.top_k guide.sampling.num_beams guide.reasoning_effort "
+            "guide.reasoning_tokens guide.concurrency guide.timeout_s guide.max_retries guide.batch_size "
+            "guide.on_overlong"
         ),
         MODEL: "guide.device guide.dtype",
         SPEND: (
-            "budget.max_cost_usd budget.max_calls guide.mode guide.requests_per_minute guide.tokens_per_minute batch"
+            f"budget.max_cost_usd budget.max_calls {PRICE} "
+            "guide.mode guide.requests_per_minute guide.tokens_per_minute batch"
         ),
         RUN: "--dry-run --resume --overwrite --print-config --json",
     }

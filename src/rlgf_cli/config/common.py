@@ -22,6 +22,7 @@ OUTPUT = Flag("Folder or file to write.", "--output-dir", "-o", "--output")
 COMMON, RUN, MODEL, TEXT = "Common options", "Run options", "Model options", "Text options"
 SPEND, GUIDE = "Budget and limits", "Guide options"
 """Panels of the help that several commands have."""
+PRICE = "guide.usd_per_million_input guide.usd_per_million_output"
 
 
 class ModelConfig(Strict):

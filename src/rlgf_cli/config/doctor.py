@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from rlgf_cli.config.common import COMMON, GUIDE, MODEL, RUN, SPEND
+from rlgf_cli.config.common import COMMON, GUIDE, MODEL, PRICE, RUN, SPEND
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.section import Flag
 
@@ -28,8 +28,10 @@ class DoctorConfig(TrainConfig):
         ),
         MODEL: "lora.enabled model.device model.dtype model.trust_remote_code",
         COMMON: "--config --set seed",
-        GUIDE: "guide.base_url guide.api guide.system guide.prompt_template guide.sampling.temperature",
-        SPEND: "budget.max_cost_usd budget.max_calls guide.mode",
+        GUIDE: (
+            "guide.base_url guide.api_key_env guide.api guide.system guide.prompt_template guide.sampling.temperature"
+        ),
+        SPEND: f"budget.max_cost_usd budget.max_calls {PRICE} guide.mode",
         RUN: "--print-config --json",
     }
     flags: ClassVar[Mapping[str, Flag]] = {

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from rlgf_cli.config.common import COMMON, GUIDE, MODEL, RUN, SPEND
+from rlgf_cli.config.common import COMMON, GUIDE, MODEL, PRICE, RUN, SPEND
 from rlgf_cli.config.evolve import EvolveConfig
 from rlgf_cli.section import Flag, Strict
 
@@ -34,9 +34,9 @@ class EvolveGenerateConfig(EvolveConfig):
             "policy operations steps passes batch_size answers novelty.encoder reviewer max_new_tokens "
             "max_answer_tokens"
         ),
-        GUIDE: "guide.base_url guide.api",
+        GUIDE: "guide.base_url guide.api_key_env guide.api",
         MODEL: "device",
-        SPEND: "budget.max_cost_usd budget.max_calls guide.mode",
+        SPEND: f"budget.max_cost_usd budget.max_calls {PRICE} guide.mode",
         RUN: "--dry-run --resume --overwrite --print-config --json",
     }
     policy: Annotated[str, Flag("random, round-robin, paper, or the folder of rlgf evolve train.")] = "random"

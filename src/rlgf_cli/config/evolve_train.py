@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rlgf_cli.config.common import COMMON, GUIDE, MODEL, RUN, SPEND
+from rlgf_cli.config.common import COMMON, GUIDE, MODEL, PRICE, RUN, SPEND
 from rlgf_cli.config.evolve import FREE_WHILE_EVOLVING, EvolveConfig
 from rlgf_cli.section import Flag, Strict
 
@@ -53,8 +53,8 @@ class EvolveTrainConfig(EvolveConfig):
         "Learning options": "iterations ppo.learning_rate ppo.entropy_coef",
         RUN: "save_every --dry-run --resume --overwrite --print-config --json",
         MODEL: "device",
-        GUIDE: "guide.base_url guide.api",
-        SPEND: "budget.max_cost_usd budget.max_calls guide.mode",
+        GUIDE: "guide.base_url guide.api_key_env guide.api",
+        SPEND: f"budget.max_cost_usd budget.max_calls {PRICE} guide.mode",
     }
     policy: Annotated[
         Literal["learned", "random", "round-robin", "paper"], Flag("learned, random, round-robin or paper.")

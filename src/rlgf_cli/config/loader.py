@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from rlgf_cli.artifacts.secrets import hidden, hidden_argument
 from rlgf_cli.config.common import as_parts
 from rlgf_cli.config.keys import all_keys, field_model, nested, section_at, spelled, upwards
 from rlgf_cli.config.recipes import Layer, place_of, read_layer, scalar
@@ -20,7 +21,7 @@ from rlgf_cli.errors import UserError, did_you_mean
 from rlgf_cli.section import Refused, Strict
 
 C = TypeVar("C", bound=Strict)
-_FLAG = "flag"
+_FLAG, _SET = "flag", "--set "
 
 
 @dataclass
@@ -35,9 +36,16 @@ class Resolved(Generic[C]):
     places: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``config.resolved.json``: ``{"values": nested, "origins": {dotted key: origin}}``."""
-        values = self.config.model_dump(mode="json")
+        """The content of ``config.resolved.json``: ``{"values": nested, "origins": {dotted key: origin}}``.
+
+        The values of headers are hidden in it.
+        """
+        values = hidden(self.config.model_dump(mode="json"))
         return {"values": values, "origins": {key: self._origin(key) for key in _leaves(values)}}
+
+    def on_command_line(self, key: str) -> bool:
+        """Whether a key's value was given by a flag or by ``--set``."""
+        return self._origin(key).startswith((_FLAG, _SET))
 
     def _origin(self, key: str) -> str:
         return next((self.origins[k] for k in upwards(key) if k in self.origins), None) or "default"
@@ -64,7 +72,7 @@ def resolve(
         if not equals or not key.strip():
             hint = "for example --set optim.learning_rate=1e-5"
             raise UserError(f"--set {text!r} is not key=value", hint=hint)
-        merged.add(nested(spelled(kind, key.strip()), scalar(raw)), f"--set {text}")
+        merged.add(nested(spelled(kind, key.strip()), scalar(raw)), f"{_SET}{hidden_argument(text)}")
     for key, value in (flags or {}).items():
         if value is not None:
             merged.add(nested(key, value), _FLAG)

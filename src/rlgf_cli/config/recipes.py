@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from rlgf_cli.artifacts.secrets import SECTION
 from rlgf_cli.config.keys import upwards
 from rlgf_cli.errors import UserError
 
@@ -113,8 +114,11 @@ def _note_lines(node: Any, prefix: str, lines: dict[str, int], path: Path) -> No
 
 
 def _fill_variables(value: Any, file: str, places: Mapping[str, str], key: str) -> Any:
-    """``${NAME}`` and ``${NAME:-default}`` in strings come from the environment."""
+    """``${NAME}`` and ``${NAME:-default}`` in strings come from the environment, but for headers: they are secrets,
+    and are filled when they are sent."""
     if isinstance(value, dict):
+        if key.rpartition(".")[2] == SECTION:
+            return value
         return {k: _fill_variables(v, file, places, f"{key}.{k}".strip(".")) for k, v in value.items()}
     if isinstance(value, list):
         return [_fill_variables(v, file, places, f"{key}.{i}".strip(".")) for i, v in enumerate(value)]

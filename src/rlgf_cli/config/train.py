@@ -14,6 +14,7 @@ from rlgf_cli.config.common import (
     COMMON,
     GUIDE,
     MODEL,
+    PRICE,
     RUN,
     SPEND,
     LengthConfig,
@@ -255,8 +256,8 @@ class TrainConfig(StageConfig):
             "algorithm model guide data reward eval.data watch watch.stop output --config --set seed limit max_steps"
         ),
         "Algorithm options": "algorithm.* rollout.on_uncovered",
-        GUIDE: "guide.base_url",
-        SPEND: "budget.max_cost_usd budget.max_calls guide.mode",
+        GUIDE: "guide.base_url guide.api_key_env",
+        SPEND: f"budget.max_cost_usd budget.max_calls {PRICE} guide.mode",
         "Rollout and update options": (
             "optim.learning_rate kl.coef rollout.episodes ppo.minibatch_size ppo.gradient_accumulation_steps "
             "ppo.max_tokens_per_batch ppo.epochs lengths.max_new_tokens lengths.max_prompt_tokens "

@@ -30,13 +30,8 @@ class HFGuide(LocalGuide):
 
         model = ModelConfig(name=self.path, dtype=config.dtype, device=config.device)
         self._loaded: Loaded = load(model, text=text_config(config))
-        self._decoding = DecodingConfig(
-            temperature=config.sampling.temperature,
-            top_k=config.sampling.top_k,
-            top_p=config.sampling.top_p,
-            num_beams=config.sampling.num_beams,
-            batch_size=config.batch_size,
-        )
+        sampling = config.sampling.model_dump(include={"temperature", "top_k", "top_p", "num_beams"})
+        self._decoding = DecodingConfig(**sampling, batch_size=config.batch_size)
         self.tokenizer = self._loaded.tokenizer
         self._use(self._loaded.text, self._loaded.text_origin)
         self.device = str(self._loaded.device)

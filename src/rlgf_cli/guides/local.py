@@ -24,6 +24,7 @@ from rlgf_cli.protocols.messages import to_json
 if TYPE_CHECKING:
     from rlgf_cli.models.text import Origin, TextFormat
 
+_OF_ENDPOINTS = ("provider", "api_key_env", "headers", "extra_body", "reasoning_effort", "reasoning_tokens")
 _USAGE = ("prompt_tokens", "completion_tokens")
 
 
@@ -52,6 +53,17 @@ class LocalGuide(LiveGuide):
             refuse_turns(config, why, f"leave guide.{key} out, or write them into guide.prompt_template as text")
         if config.tokenizer is not None:
             raise UserError("guide.tokenizer is for completion APIs; a local checkpoint has its own")
+        for key in _OF_ENDPOINTS:
+            if getattr(config, key):
+                raise UserError(
+                    f"guide.{key} is for endpoints; {config.name} is a local checkpoint", hint="leave it out"
+                )
+        for key in ("temperature", "top_p"):
+            if getattr(config.sampling, key) is None:
+                raise UserError(
+                    f"guide.sampling.{key} is null, and the checkpoint {config.name} has no default of a server",
+                    hint="1 leaves the model's distribution as it is",
+                )
         return GuideAbilities(live=True, continues=True, at_once=config.batch_size)
 
     @abstractmethod

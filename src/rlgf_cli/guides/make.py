@@ -2,21 +2,25 @@
 
 The part of the name before the colon is the kind: ``hf:PATH``, ``openai:MODEL``, or a kind that another package
 registers under the entry-point group ``rlgf.guides`` (a subclass of
-``protocols.Guide``). A name without a kind is a recorded file or an alias.
+``protocols.Guide``); or a provider of an endpoint, ``deepseek:MODEL``. A name without one is a recorded file or an
+alias.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from rlgf_cli import registry
 from rlgf_cli.algorithms.spec import AlgorithmSpec
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError, did_you_mean
-from rlgf_cli.guides.openai import presets as aliases
+from rlgf_cli.guides.openai import presets
+from rlgf_cli.guides.openai.endpoint import endpoint_of, is_endpoint
 from rlgf_cli.guides.recorded import RecordedGuide
 from rlgf_cli.protocols import Guide, GuideAbilities
 
@@ -32,20 +36,22 @@ def kind_of(name: str) -> str:
         return RECORDED
     kind, colon, rest = name.partition(":")
     kinds = registry.entries("guides")
-    if colon and kind in kinds:
+    providers = presets.providers()
+    if colon and (kind in kinds or kind in providers):
         if not rest:
-            raise UserError(f"the guide {name!r} names nothing behind the colon", hint=kinds[kind].summary)
-        return kind
-    if aliases.find(name) is not None:
+            hint = kinds[kind].summary if kind in kinds else f"{kind}:MODEL"
+            raise UserError(f"the guide {name!r} names nothing behind the colon", hint=hint)
+        return kind if kind in kinds else "openai"
+    if presets.find(name) is not None:
         return "openai"
     if Path(name).is_dir():
         raise UserError("this guide is a folder", where=name, hint=f"a local checkpoint is named hf:{name}")
     if colon:
-        hint = did_you_mean(kind, kinds)
+        hint = did_you_mean(kind, [*kinds, *providers])
     elif "/" in name:
         hint = f"a recorded guide ends in .jsonl; a checkpoint is hf:{name}, a model of an API openai:{name}"
     else:
-        hint = did_you_mean(name, aliases.known()) + "; other models are named openai:MODEL"
+        hint = did_you_mean(name, presets.known()) + "; other models are named openai:MODEL"
     raise UserError(f"unknown guide {name!r}", hint=hint)
 
 
@@ -61,6 +67,15 @@ def describe(config: GuideConfig) -> GuideAbilities:
             hint="leave it out, or name the guide that shall write: hf:PATH, openai:MODEL or an alias",
         )
     return RecordedGuide.abilities
+
+
+def refuses_temperature(section: Mapping[str, Any]) -> bool:
+    """Whether the guide of a section is a model behind an endpoint that refuses every temperature but its own."""
+    named = {key: section[key] for key in ("name", "provider", "base_url") if section.get(key) is not None}
+    try:
+        return is_endpoint(str(section["name"])) and "temperature" in endpoint_of(GuideConfig(**named)).refuses
+    except (ValidationError, UserError):
+        return False  # the section as a whole is checked where it is used
 
 
 def check_guide(config: GuideConfig, spec: AlgorithmSpec) -> None:

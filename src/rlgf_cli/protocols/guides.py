@@ -240,6 +240,10 @@ class Guide(ABC):
         """The size of what a request sends, in UTF-8."""
         return len((transcript(request.example.given) + request.prefix).encode())
 
+    def answer_tokens(self, request: GuideRequest) -> int:
+        """The most tokens that an answer can have, reasoning included."""
+        return request.max_new_tokens
+
     def rates(self) -> tuple[float | None, float | None]:
         """Limits in requests and in tokens per minute, where they are known."""
         return None, None

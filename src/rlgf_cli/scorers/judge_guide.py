@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import Interrupted, UserError, did_you_mean
-from rlgf_cli.guides.make import make_live_guide
+from rlgf_cli.guides.make import make_live_guide, refuses_temperature
 from rlgf_cli.guides.unanswered import unanswered
 from rlgf_cli.noise import short_hash
 from rlgf_cli.protocols import Completion, Example, Failure, Guide, GuideRequest
@@ -31,6 +31,8 @@ CRITERION = "It does what the prompt asks for. It is correct, fluent and complet
 _REMINDER = "Mind the last line: an answer that does not end as asked is of no use."
 _OWN_WORDS = ("prompt_template", "examples", "clean", "continuation", "continue_template")
 """Keys of a guide's section that change its prompt or its text; a judge takes none of them."""
+_SENT = {"extra_body", "reasoning_effort", "reasoning_tokens"}
+"""Keys that decide a verdict, for the signature; those of before they existed do not have them."""
 
 
 class Judge:
@@ -57,10 +59,14 @@ class Judge:
         weights = known.get("weights_sha256")
         local = self.config.name.rpartition("/")[2]
         name = f"{local},sha256={weights[:12]}" if weights else known.get("model", self.config.name)
-        changed = sampling.model_dump(exclude={"temperature", "send_seed"}, exclude_defaults=True)
         chat = ",chat" if self.config.api == "chat" and _is_local(self.config.name) else ""
-        return f"model={name},temperature={sampling.temperature:g},max_tokens={self.max_new_tokens}{chat}" + (
-            f",sampling={short_hash(repr(changed), 12)}" if changed else ""
+        temperature = "default" if sampling.temperature is None else f"{sampling.temperature:g}"
+        hashed = {
+            "sampling": sampling.model_dump(exclude={"temperature", "send_seed"}, exclude_defaults=True),
+            "request": self.config.model_dump(include=_SENT, exclude_defaults=True),
+        }
+        return f"model={name},temperature={temperature},max_tokens={self.max_new_tokens}{chat}" + "".join(
+            f",{what}={short_hash(repr(changed), 12)}" for what, changed in hashed.items() if changed
         )
 
     def template_hash(self, template: str) -> str:
@@ -184,7 +190,8 @@ def _config(what: str, spec: str | None, section: Mapping[str, Any], device: str
         raise UserError(f"{what}: guide.{wrong[0]} is not for a judge", hint="a judge's prompt is given by `template`")
     sampling = given.get("sampling")
     if sampling is None or isinstance(sampling, Mapping):
-        given["sampling"] = {"temperature": 0.0, "send_seed": False, **(sampling or {})}
+        greedy = {} if refuses_temperature(given) else {"temperature": 0.0}
+        given["sampling"] = {"temperature": None, **greedy, "send_seed": False, **(sampling or {})}
     given.setdefault("device", device)
     if given.get("api") is None and _is_local(given["name"]) and _has_chat_template(given["name"]):
         given["api"] = "chat"

@@ -341,7 +341,7 @@ class _Collection:
             console.warn(f"{summary['empty']} texts are empty; they are {which}")
         # short samples are equal by chance on some prompts; where a server ignores the temperature, on most of them
         temperature = self.config.guide.sampling.temperature
-        if 2 * (summary["same_text"] or 0) > summary["prompts"] and temperature > 0:
+        if 2 * (summary["same_text"] or 0) > summary["prompts"] and (temperature or 0) > 0:
             console.warn(
                 f"for {summary['same_text']} prompts all samples are one text, though the temperature is "
                 f"{temperature:g}; some servers ignore it"

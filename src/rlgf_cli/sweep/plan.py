@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from rlgf_cli.artifacts.jsonl import read_json
 from rlgf_cli.artifacts.resume import refuse_changed
+from rlgf_cli.artifacts.secrets import refuse_written
 from rlgf_cli.config import eval as eval_config
 from rlgf_cli.config import train as train_config
 from rlgf_cli.config.eval import EvalConfig
@@ -22,6 +23,7 @@ from rlgf_cli.config.sweep import SweepConfig
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.make import check_guide, describe, make_offline_guide
+from rlgf_cli.guides.openai.keys import refuse_unnamed_hosts
 from rlgf_cli.section import Strict
 from rlgf_cli.sweep.grid import Expansion, Point, expand, safe_name
 from rlgf_cli.sweep.work import Cell, Step, status_of
@@ -111,6 +113,7 @@ def _add_point(plan: Plan, point: Point, budget: float | None) -> None:
     folder = plan.output / point.name
     try:
         training = resolve(TrainConfig, layers=[plan.base, *point.layers], flags={"output": str(folder)})
+        _check_copied(training, BASE)
         config, spec = training.config, training.config.algorithm.spec()
         billed = any(part.name.partition(":")[0] == "judge" for part in config.reward)  # to the run
         if config.guide is not None and spec.needs_guide:
@@ -162,6 +165,7 @@ def _add_system(plan: Plan, label: str, seed: int | None, folder: str, where: st
 
 def _evaluation(plan: Plan, output: Path, kind: str, what: str) -> Step:
     resolved = resolve(EvalConfig, layers=[plan.evaluation], flags={kind: what, "output": str(output)})
+    _check_copied(resolved, EVAL)
     plan.evaluations[output] = resolved
     wanted = {key.partition(".")[0] for key in eval_config.FREE_ON_RESUME} - {"budget"}
 
@@ -178,6 +182,12 @@ def _evaluation(plan: Plan, output: Path, kind: str, what: str) -> Step:
 
     words = ("eval", "-c", str(plan.output / EVAL), f"--{kind}", what, "-o", str(output))
     return Step(words, output, is_done)
+
+
+def _check_copied(resolved: Resolved[Any], name: str) -> None:
+    """Refuse what a run that reads the copy of its recipe would refuse later, and secrets that the copy would hold."""
+    refuse_written(resolved.config.model_dump(mode="json"), name)
+    refuse_unnamed_hosts(resolved)
 
 
 def _check_inputs(plan: Plan) -> None:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlgf_cli.errors import Interrupted, RlgfError
-from rlgf_cli.guides.openai.endpoint import Connection, Endpoint
+from rlgf_cli.guides.openai.connection import Connection
+from rlgf_cli.guides.openai.endpoint import Endpoint
 from rlgf_cli.guides.openai.rate_limits import back_off
 from rlgf_cli.guides.openai.request import RequestBuilder
 from rlgf_cli.guides.openai.response import Read, read_response
@@ -156,7 +157,7 @@ class _Batches:
         lines = io.BytesIO()
         for key, request in items:
             body = guide.builder.body(request)
-            body |= {**body.pop("extra_body", {}), guide.limit_key: request.max_new_tokens}
+            body |= {**body.pop("extra_body", {}), guide.limit_key: guide.builder.limit(request)}
             line = {"custom_id": key.hex(), "method": "POST", "url": path, "body": body}
             lines.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         lines.seek(0)
@@ -245,7 +246,7 @@ class _Batches:
                 continue
             bodies[key] = body
         for key, (request, size) in self._jobs.requests(id_, list(bodies)).items():
-            limit = json.loads(request)["max_tokens"]
+            limit = json.loads(request)["max_tokens"] + guide.builder.config.reasoning_tokens
             read = read_response(bodies[key], guide.endpoint.api, limit)
             usage = read.outcome.usage
             price = guide.endpoint.cost(**usage) if len(usage) == 2 else guide.endpoint.cost(size, limit)

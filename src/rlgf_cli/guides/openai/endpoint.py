@@ -1,37 +1,31 @@
-"""An endpoint: its address, its price, its API key, and the connection to it."""
+"""An endpoint: its address, its price, and the rules of its provider."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
-import threading
-from collections.abc import Coroutine
-from concurrent.futures import Future
 from dataclasses import dataclass
-from ipaddress import ip_address
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from rlgf_cli.config.guide import Api, GuideConfig, base_url_problem
-from rlgf_cli.errors import RlgfError, UserError, did_you_mean
-from rlgf_cli.guides.openai import presets as aliases
-from rlgf_cli.guides.openai.presets import Alias
-from rlgf_cli.guides.openai.server_errors import ServerError
+from rlgf_cli.errors import UserError, did_you_mean
+from rlgf_cli.guides.openai import presets
+from rlgf_cli.guides.openai.presets import Alias, Provider, SamplingKey
 from rlgf_cli.ledger.meter import NANO
 
-T = TypeVar("T")
 OPENAI_URL = "https://api.openai.com/v1"
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The address of a model. ``alias`` has its price, context length and terms, where they are known."""
+    """The address of a model. ``alias`` has its price, context length and terms, where they are known; ``provider`` the
+    rules of the server, None for an unknown one. ``api_key_env``: the variable that was named for the key."""
 
     model: str
     api: Api
     base_url: str
     alias: Alias | None
+    provider: Provider | None = None
+    api_key_env: str | None = None
 
     @property
     def nano_usd_per_token(self) -> tuple[float, float] | None:
@@ -47,25 +41,59 @@ class Endpoint:
             return None
         return round(prompt_tokens * per[0] + completion_tokens * per[1])
 
+    @property
+    def limit_key(self) -> str:
+        """The name of the limit of new tokens."""
+        return self.provider.limit if self.provider and self.api == "chat" else "max_tokens"
+
+    @property
+    def refuses(self) -> frozenset[SamplingKey]:
+        """Sampling keys that the model takes at their neutral value alone, or not at all."""
+        return frozenset(
+            (*(self.provider.refuses if self.provider else ()), *(self.alias.refuses if self.alias else ()))
+        )
+
+    @property
+    def neutral(self) -> frozenset[SamplingKey]:
+        """Sampling keys that are left out at their neutral value."""
+        return self.refuses | frozenset(self.provider.neutral if self.provider else ())
+
+
+def is_endpoint(name: str) -> bool:
+    """Whether a guide of that name is a model behind an endpoint."""
+    kind, colon, _ = name.partition(":")
+    return (bool(colon) and kind in presets.providers()) or presets.find(name) is not None
+
 
 def endpoint_of(config: GuideConfig) -> Endpoint:
-    """The endpoint that a config names. URL: config, else alias, else OPENAI_BASE_URL, else OpenAI's own.
+    """The endpoint that a config names. URL: config, else alias, else the named provider's, else OPENAI_BASE_URL, else
+    OpenAI's own.
 
-    Prices and context length of the config win over the alias's. Raises UserError for an unknown alias and an
-    unusable URL.
+    Provider: the config's, else that of the name, else that of the URL's host. Prices and context length of the config
+    win over the alias's, whose price holds on its own host alone. Raises UserError for an unknown alias or provider,
+    and for an unusable URL.
     """
-    named = config.name.startswith("openai:")
-    alias = None if named else aliases.find(config.name)
-    if not named and alias is None:
-        raise UserError(f"unknown guide {config.name!r}", hint=did_you_mean(config.name, aliases.known()))
-    model = alias.model if alias else config.name.removeprefix("openai:")
+    kind, colon, model = config.name.partition(":")
+    known = presets.providers()
+    prefixed = bool(colon) and kind in known
+    alias = None if prefixed else presets.find(config.name)
+    if not prefixed and alias is None:
+        raise UserError(f"unknown guide {config.name!r}", hint=did_you_mean(config.name, presets.known()))
+    model = alias.model if alias else model
+    provider = _named_provider(config, kind if prefixed else None)
     own_url = config.base_url or (alias.base_url if alias else None)
-    url = own_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+    url = own_url or _provider_url(provider or _provider_of(alias), config)
     if problem := base_url_problem(url):
-        raise UserError(f"{'base_url' if own_url else 'OPENAI_BASE_URL'} {problem}")
-    if alias is None and url == OPENAI_URL:
-        alias = aliases.find(model)  # these prices are OpenAI's own; another server's are not known
+        raise UserError(f"{'base_url' if own_url else _source(provider)} {problem}")
+    host = presets.host_of(url)
+    if provider is None:
+        provider = presets.provider_at(host) or (_provider_of(alias) if alias and alias.is_at(host) else None)
+    if alias is None:
+        alias = presets.find_at(model, host)  # another host's price is not known
+    elif not alias.is_at(host):
+        alias = alias.model_copy(update=_ELSEWHERE)
     api = config.api or (alias.api if alias else "chat")
+    named = config.api_key_env or (alias.api_key_env if alias else None)
     own = {
         key: value
         for key in ("context_length", "usd_per_million_input", "usd_per_million_output", "batch_price", "licence")
@@ -73,33 +101,49 @@ def endpoint_of(config: GuideConfig) -> Endpoint:
     }
     if own:
         alias = (alias or Alias(name=config.name, model=model, batch_price=1.0)).model_copy(update=own)
-    return Endpoint(model, api, url.rstrip("/"), alias)
+    return Endpoint(model, api, url.rstrip("/"), alias, provider, named)
 
 
-def api_key(base_url: str) -> str:
-    """The key from OPENAI_API_KEY. A server on this machine may do without; the client wants some text."""
-    if key := os.environ.get("OPENAI_API_KEY", "").strip():
-        if not key.isascii() or not key.isprintable() or " " in key:
-            raise UserError(
-                "OPENAI_API_KEY holds characters that no key has (a space, a line break, or none of ASCII)",
-                hint="export it again, without quotes or line breaks inside",
-            )
-        return key
-    if _is_loopback(urlsplit(base_url).hostname or ""):
-        return "none"
+_ELSEWHERE = {
+    "usd_per_million_input": None, "usd_per_million_output": None, "batch_price": 1.0, "noted": None, "licence": None,
+    "api_key_env": None,
+}  # fmt: skip
+"""An alias's values on another host than its own."""
+
+
+def _named_provider(config: GuideConfig, prefix: str | None) -> Provider | None:
+    """The provider that ``guide.provider`` or the name's prefix names; ``openai:`` names none, for it is the prefix of
+    every endpoint."""
+    prefix = None if prefix == "openai" else prefix
+    if config.provider is not None and prefix is not None and config.provider != prefix:
+        raise UserError(
+            f"two providers are named: {prefix!r} by the guide's name, and guide.provider {config.provider!r}",
+            hint="leave guide.provider out",
+        )
+    name = config.provider or prefix
+    return presets.provider(name) if name is not None else None
+
+
+def _provider_of(alias: Alias | None) -> Provider | None:
+    return presets.provider(alias.provider) if alias and alias.provider else None
+
+
+def _source(provider: Provider | None) -> str:
+    """What a base URL that no config gives is made of."""
+    return "OPENAI_BASE_URL" if provider is None or provider.base_url is None else provider.base_url
+
+
+def _provider_url(provider: Provider | None, config: GuideConfig) -> str:
+    """The base URL where none is given: a provider's own, or OPENAI_BASE_URL in the place of OpenAI's."""
+    if provider is None or provider.name == "openai":
+        return os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+    url = provider.prefill_base_url if config.continuation == "prefill" else None
+    if url := url or provider.url:
+        return url
     raise UserError(
-        "no API key: the environment variable OPENAI_API_KEY is not set",
-        hint="export OPENAI_API_KEY=...; a server on this machine needs none: name it by --base-url or OPENAI_BASE_URL",
+        f"the provider {provider.name} has no base URL that holds for everyone",
+        hint=f"give yours: --base-url, or set the variable in {provider.base_url}",
     )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 _VERSION = re.compile(r"[@:].+|[-_]v?\d[\w.-]*|[-_](latest|preview)")
@@ -114,68 +158,3 @@ def same_model(requested: str, reported: str) -> bool:
     requested, reported = (name.lower().rstrip("/").rpartition("/")[2] for name in (requested, reported))
     rest = reported.removeprefix(requested)
     return not rest or (rest != reported and _VERSION.fullmatch(rest) is not None)
-
-
-class Connection:
-    """The ``openai`` client of an endpoint, in an event loop of its own thread, so that connections outlive a call.
-
-    ``errors`` is the ``openai`` module, for its exceptions; ``create`` sends a request and gives the raw response.
-    """
-
-    def __init__(self, endpoint: Endpoint, *, timeout_s: float) -> None:
-        self._key = api_key(endpoint.base_url)
-        import openai
-
-        self._base_url = endpoint.base_url
-        self.errors = openai
-        self.client = openai.AsyncOpenAI(
-            api_key=self._key, base_url=endpoint.base_url, timeout=timeout_s, max_retries=0
-        )
-        completions = self.client.completions if endpoint.api == "completion" else self.client.chat.completions
-        self.create: Any = completions.with_raw_response.create
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="rlgf-guide", daemon=True)
-        self._thread.start()
-
-    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine of the client's, and wait for it; the server's errors are raised as RlgfError."""
-        try:
-            return self.submit(work).result()
-        except self.errors.APIError as error:
-            raise RlgfError(
-                f"{self._base_url}: {self.first_line(error)}", hint="run the same command with --resume"
-            ) from None
-
-    def status_error(self, error: ServerError, response: Any) -> Exception:
-        """The error of a response with status 200, as the client raises one with the error's own status."""
-        made = self.errors.APIStatusError(error.message, response=response.http_response, body=dict(error.body))
-        made.status_code = error.status
-        return made
-
-    def first_line(self, error: BaseException) -> str:
-        """The first line of an error's message, without the key, which servers like to quote."""
-        text = str(error)
-        body = getattr(error, "body", None)
-        if isinstance(body, dict) and not body.get("message") and body.get("detail"):
-            text = f"{text} - {body['detail']}"  # FastAPI's shape of an error, not OpenAI's
-        if len(self._key) >= 8:  # a placeholder is too short to be searched for
-            text = text.replace(self._key, "***")
-        lines = text.strip().splitlines()
-        return lines[0][:200] if lines else type(error).__name__
-
-    def close(self) -> None:
-        """Cancel the requests in flight, close the client, and end the thread."""
-        self.submit(self._wind_down()).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _wind_down(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self.client.close()

@@ -69,7 +69,7 @@ class Plan:
     def add(self, guide: Guide, request: GuideRequest) -> None:
         """Count a request that has to be sent."""
         self.prompt_bytes += guide.prompt_bytes(request)
-        self.limit_tokens += request.max_new_tokens
+        self.limit_tokens += guide.answer_tokens(request)
         if len(self.reference_bytes) < 1000:
             self.reference_bytes += [len(text.encode()) for text in request.example.references[:1]]
 

@@ -15,11 +15,18 @@ from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.errors import UserError
 from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.cleanup import clean_text
-from rlgf_cli.guides.conversation import adds_turns, refuse_turns
+from rlgf_cli.guides.conversation import adds_turns
 from rlgf_cli.guides.openai import batch
-from rlgf_cli.guides.openai.endpoint import OPENAI_URL, Connection, endpoint_of, same_model
+from rlgf_cli.guides.openai.connection import Connection
+from rlgf_cli.guides.openai.endpoint import endpoint_of, same_model
 from rlgf_cli.guides.openai.rate_limits import RateLimiter, back_off, retry_after
-from rlgf_cli.guides.openai.request import RequestBuilder, likely_tokens, prompt_bytes
+from rlgf_cli.guides.openai.request import (
+    RequestBuilder,
+    check_request,
+    hint_of_refusal,
+    likely_tokens,
+    prompt_bytes,
+)
 from rlgf_cli.guides.openai.response import Read, read_response
 from rlgf_cli.guides.openai.server_errors import error_in, is_filtered
 from rlgf_cli.guides.stream import Outcome
@@ -63,9 +70,7 @@ class OpenAIGuide(LiveGuide):
         self.endpoint = endpoint_of(config)
         self._config = config
         self.builder = RequestBuilder(self.endpoint, config, seed)
-        # OpenAI's newer models refuse max_tokens by that name; other servers may know no other
-        own = self.endpoint.base_url == OPENAI_URL and self.endpoint.api == "chat"
-        self.limit_key = "max_completion_tokens" if own else "max_tokens"
+        self.limit_key: str = self.endpoint.limit_key
         self._succeeded = False
         self._wrong = self._refusals = 0
         self.batch_poll_s = config.batch_poll_s
@@ -82,7 +87,8 @@ class OpenAIGuide(LiveGuide):
             self._connect()
 
     def _connect(self) -> None:
-        self._connection = Connection(self.endpoint, timeout_s=self._config.timeout_s)
+        config = self._config
+        self._connection = Connection(self.endpoint, timeout_s=config.timeout_s, headers=config.headers)
         self._limiter = RateLimiter(
             requests_per_minute=self._config.requests_per_minute,
             tokens_per_minute=self._config.tokens_per_minute,
@@ -100,33 +106,18 @@ class OpenAIGuide(LiveGuide):
     @classmethod
     def describe(cls, config: GuideConfig) -> GuideAbilities:
         endpoint = endpoint_of(config)
-        if config.sampling.num_beams > 1:
-            raise UserError("guide.sampling.num_beams is for local checkpoints; an API has no beam search")
-        continues = True
-        if endpoint.api == "completion":
-            if config.tokenizer is None:
-                refuse_turns(
-                    config,
-                    "this guide uses the completion API, which takes one text",
-                    "name the model's tokenizer, whose chat template makes a text of them "
-                    "(--set guide.tokenizer=NAME), or set guide.api to chat; guide.prompt_template takes them as text",
-                )
-            if config.chat_template_kwargs and config.tokenizer is None:
-                raise UserError(
-                    "guide.chat_template_kwargs is given, and a completion API has no chat template",
-                    hint="name the tokenizer that has one: --set guide.tokenizer=NAME",
-                )
-        elif config.tokenizer is not None:
-            raise UserError("guide.tokenizer is for completion APIs; a chat API renders the messages itself")
-        elif config.continuation == "template":
-            continues = config.continue_template is not None
+        check_request(config, endpoint)
+        templated = endpoint.api == "chat" and config.continuation == "template"
+        continues = not templated or config.continue_template is not None
         return GuideAbilities(live=True, continues=continues, remote=True, at_once=config.concurrency)
 
     def check(self, examples: Iterable[Example], max_new_tokens: int) -> None:
         alias = self.endpoint.alias
-        if alias and alias.context_length is not None and max_new_tokens >= alias.context_length:
+        limit = max_new_tokens + self._config.reasoning_tokens
+        if alias and alias.context_length is not None and limit >= alias.context_length:
+            with_reasoning = " and guide.reasoning_tokens" if limit > max_new_tokens else ""
             raise UserError(
-                f"max_new_tokens is {max_new_tokens}, and {self.name} takes {alias.context_length} in all",
+                f"max_new_tokens{with_reasoning} is {limit}, and {self.name} takes {alias.context_length} in all",
                 hint="lower --max-new-tokens",
             )
         if self.endpoint.api == "completion":
@@ -157,6 +148,7 @@ class OpenAIGuide(LiveGuide):
         return {
             **super().provenance(),
             "base_url": self.endpoint.base_url,
+            "provider": self.endpoint.provider.name if self.endpoint.provider else None,
             "model": self.endpoint.model,
             "usd_per_million": [alias.usd_per_million_input, alias.usd_per_million_output] if alias else None,
             "price_noted": str(alias.noted) if alias and alias.noted else None,
@@ -168,7 +160,10 @@ class OpenAIGuide(LiveGuide):
     def max_price(self, request: GuideRequest) -> int | None:
         """The most that an answer can cost, in billionths of a US dollar; None where no price is known."""
         # no tokenizer makes more tokens than the text has bytes
-        return self.endpoint.cost(self.prompt_bytes(request), request.max_new_tokens)
+        return self.endpoint.cost(self.prompt_bytes(request), self.answer_tokens(request))
+
+    def answer_tokens(self, request: GuideRequest) -> int:
+        return self.builder.limit(request)
 
     def rates(self) -> tuple[float | None, float | None]:
         if self._connection is None:
@@ -203,7 +198,9 @@ class OpenAIGuide(LiveGuide):
         retries, spent = 0, 0.0
         async with self._room:
             while True:
-                probing = await self._limiter.enter(likely_tokens(request, self.builder.prompt(request)))
+                probing = await self._limiter.enter(
+                    likely_tokens(self.builder.prompt(request), self.builder.limit(request))
+                )
                 began = time.monotonic()
                 try:
                     return await self._attempt(request, key, first=not retries)
@@ -225,21 +222,21 @@ class OpenAIGuide(LiveGuide):
 
     async def _attempt(self, request: GuideRequest, key: bytes | None, *, first: bool) -> Completion:
         """One call: charged, sent, and settled by what the server returned. Raises _Failed."""
-        body, meter = self.builder.body(request), self.meter
+        body, limit, meter = self.builder.body(request), self.builder.limit(request), self.meter
         size = prompt_bytes(body)
-        price = self.endpoint.cost(size, request.max_new_tokens)
+        price = self.endpoint.cost(size, limit)
         reserved = round((price or 0) * self._overrun)
         call = await self._reserve(reserved)
         self._in_flight += 1
         began = time.monotonic()
         try:
-            response = await self._send(body, request.max_new_tokens, call, first=first)
+            response = await self._send(body, limit, call, first=first)
         finally:
             self._in_flight -= 1
-        read = read_response(response.content, self.endpoint.api, request.max_new_tokens)
+        read = read_response(response.content, self.endpoint.api, limit)
         usage = read.outcome.usage
         known = len(usage) == 2
-        self._limiter.answered(response.headers, likely_tokens(request, body) - sum(usage.values()) if known else 0.0)
+        self._limiter.answered(response.headers, likely_tokens(body, limit) - sum(usage.values()) if known else 0.0)
         # an answer is charged at its price, usable or not; without usage at the bound
         amount = self.endpoint.cost(**usage) if known else None if price is None else reserved
         if amount is not None and price:
@@ -315,7 +312,7 @@ class OpenAIGuide(LiveGuide):
         if status == 401:
             raise UserError(
                 f"the endpoint {self.endpoint.base_url} refused the key ({why})",
-                hint="check OPENAI_API_KEY, and that it belongs to this endpoint",
+                hint=f"check {self.connection.key_variable or 'guide.api_key_env'}, and that it is for this endpoint",
             ) from None
         if status == 429:
             raise UserError(f"the account's quota is spent ({why})", hint="check the plan and its billing") from None
@@ -328,7 +325,7 @@ class OpenAIGuide(LiveGuide):
         if not self._succeeded and self._refusals >= _REFUSED_AT_FIRST:
             raise UserError(
                 f"{self.endpoint.base_url} has refused all of the first {self._refusals} requests ({why})",
-                hint="something that all requests have in common does not suit it: check the guide's settings",
+                hint=hint_of_refusal(why),
             ) from None
         return _Failed(Failure("refused", failure.message, final=True))
 

@@ -1,0 +1,139 @@
+"""The connection to an endpoint: its HTTP client, the key and the headers that it sends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import Future
+from typing import Any, TypeVar
+from urllib.request import getproxies
+
+from rlgf_cli.artifacts.secrets import filled
+from rlgf_cli.errors import RlgfError, UserError
+from rlgf_cli.guides.openai.endpoint import OPENAI_URL, Endpoint
+from rlgf_cli.guides.openai.keys import api_key
+from rlgf_cli.guides.openai.presets import host_of, is_loopback
+from rlgf_cli.guides.openai.server_errors import ServerError
+
+T = TypeVar("T")
+_ONLY_OPENAI = ("OpenAI-Organization", "OpenAI-Project")
+"""Headers that the client makes of OPENAI_ORG_ID and OPENAI_PROJECT_ID: they are OpenAI's alone."""
+_LONG_ENOUGH = 8
+"""Characters from which on a text is looked for: a placeholder is too short."""
+
+
+class Connection:
+    """The ``openai`` client of an endpoint, in an event loop of its own thread, so that connections outlive a call.
+
+    ``errors`` is the ``openai`` module, for its exceptions; ``create`` sends a request and gives the raw response.
+    ``key_variable`` is the variable that the key was read from. ``headers`` are sent with every request.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, timeout_s: float, headers: Mapping[str, str] | None = None) -> None:
+        key, self.key_variable = api_key(endpoint)
+        own = filled(headers or {})
+        self._secrets = [text for text in (key, *own.values()) if len(text) >= _LONG_ENOUGH]
+        import openai
+
+        self._base_url = endpoint.base_url
+        self.errors = openai
+        self.client = openai.AsyncOpenAI(
+            api_key=key,
+            base_url=endpoint.base_url,
+            timeout=timeout_s,
+            max_retries=0,
+            default_headers={**_withheld(endpoint, key, openai.Omit()), **own},
+            http_client=_http_client(openai, endpoint),
+        )
+        completions = self.client.completions if endpoint.api == "completion" else self.client.chat.completions
+        self.create: Any = completions.with_raw_response.create
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rlgf-guide", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine of the client's, and wait for it; the server's errors are raised as RlgfError."""
+        try:
+            return self.submit(work).result()
+        except self.errors.APIError as error:
+            raise RlgfError(
+                f"{self._base_url}: {self.first_line(error)}", hint="run the same command with --resume"
+            ) from None
+
+    def status_error(self, error: ServerError, response: Any) -> Exception:
+        """The error of a response with status 200, as the client raises one with the error's own status."""
+        made = self.errors.APIStatusError(error.message, response=response.http_response, body=dict(error.body))
+        made.status_code = error.status
+        return made
+
+    def first_line(self, error: BaseException) -> str:
+        """The first line of an error's message, without the key and the headers, which servers like to quote."""
+        text = str(error)
+        body = getattr(error, "body", None)
+        if isinstance(body, dict) and not body.get("message") and body.get("detail"):
+            text = f"{text} - {body['detail']}"  # FastAPI's shape of an error, not OpenAI's
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        lines = text.strip().splitlines()
+        return lines[0][:200] if lines else type(error).__name__
+
+    def close(self) -> None:
+        """Cancel the requests in flight, close the client, and end the thread."""
+        self.submit(self._wind_down()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _wind_down(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self.client.close()
+
+
+def _withheld(endpoint: Endpoint, key: str, omit: Any) -> dict[str, Any]:
+    """Headers that take the place of those that the client would make of OpenAI's variables, for other hosts."""
+    if host_of(endpoint.base_url) == host_of(OPENAI_URL):
+        return {}
+    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+    custom = [name.strip() for name, colon, _ in (line.partition(":") for line in lines) if colon]
+    withheld = {name: omit for name in (*_ONLY_OPENAI, *custom) if name.lower() != "authorization"}
+    return {**withheld, "Authorization": f"Bearer {key}"}
+
+
+def _http_client(openai: Any, endpoint: Endpoint) -> Any:
+    """The client for HTTP: without a proxy to this machine, and without redirects, which would take the headers to a
+    host that nobody named. Raises UserError for a proxy or a certificate that cannot be used."""
+    host = host_of(endpoint.base_url)
+    direct = {f"all://{f'[{host}]' if ':' in host else host}": None} if is_loopback(host) else None
+    try:
+        return openai.DefaultAsyncHttpxClient(follow_redirects=False, mounts=direct)
+    except ImportError:
+        raise UserError(
+            f"the proxy of {_proxy_variables()} speaks SOCKS, and the package for it is not installed",
+            hint="pip install socksio, or unset the variable",
+        ) from None
+    except ValueError:
+        raise UserError(
+            f"the proxy of {_proxy_variables()} is not a URL that can be used",
+            hint="it looks like http://proxy:3128 or socks5://proxy:1080",
+        ) from None
+    except OSError as error:
+        name = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), None)
+        raise UserError(
+            f"the certificates of {name or 'this machine'} cannot be read ({error.strerror or type(error).__name__})",
+            where=os.environ[name] if name else None,
+            hint="SSL_CERT_FILE names a file of certificates in PEM; unset it for those that come with certifi",
+        ) from None
+
+
+def _proxy_variables() -> str:
+    """The environment variables that give a proxy."""
+    names = [f"{scheme.upper()}_PROXY" for scheme in getproxies() if scheme != "no"]
+    return " or ".join(names) or "the system"
