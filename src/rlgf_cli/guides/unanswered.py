@@ -9,8 +9,9 @@ from rlgf_cli.errors import RlgfError, StoppedEarly
 from rlgf_cli.protocols import Completion, Failure
 
 REMEDIES: Mapping[str, str] = {
-    "reasoning": "a larger max_new_tokens, a limit on the reasoning, or none of it (--set "
-    "'guide.chat_template_kwargs={enable_thinking: false}' where the server renders a chat template)",
+    "reasoning": "give the reasoning tokens of its own (guide.reasoning_tokens), or ask for less of it "
+    "(guide.reasoning_effort) or none (--set 'guide.chat_template_kwargs={enable_thinking: false}' where the server "
+    "renders a chat template)",
     "tool_call": "turn off the tools that the server gives the model",
     "stream": "the server, or a proxy before it, streams unasked: turn that off there",
     "html": "the address leads to a web page: check the base URL (it usually ends in /v1) and proxies",
