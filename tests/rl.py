@@ -28,11 +28,12 @@ from rlgf_cli.training.advantages import AdvantageInputs, AdvantageSettings, com
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.critics import CriticSettings
 from rlgf_cli.training.episodes import Episode, build_batch
+from rlgf_cli.training.guide_tokens import GuideTokens
 from rlgf_cli.training.loop import Trainer
+from rlgf_cli.training.minibatches import StepData, UpdateSettings
 from rlgf_cli.training.optimizer import make_optimizer
 from rlgf_cli.training.parallel.processes import SINGLE
 from rlgf_cli.training.rollout import RolloutGenerator, Sampling
-from rlgf_cli.training.update import StepData, UpdateSettings
 
 PPO = Regime()
 PPO_PP = Regime(roll_in="guide")
@@ -169,6 +170,7 @@ def step_data(
     critics: Sequence[str] = ("policy",),
     kl_coef: float = 0.1,
     max_tokens: int | None = 60,
+    age: int = 0,
 ) -> StepData:
     """The update's data; episodes without a score get one by their length."""
     for e in episodes:
@@ -178,7 +180,7 @@ def step_data(
         return StepData(regime, batch, None, None, None)
     stats = compute_stats(model, batch, regime, sampling, max_tokens=max_tokens)
     advantages = compute_advantages(regime, batch, stats, AdvantageSettings(), AdvantageInputs(kl_coef))
-    return StepData(regime, batch, stats, advantages, None)
+    return StepData(regime, batch, stats, advantages, None, None, GuideTokens.of(regime, batch, advantages, age))
 
 
 def update_settings(**changes: Any) -> UpdateSettings:

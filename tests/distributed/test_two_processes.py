@@ -35,6 +35,11 @@ RUNS: dict[str, tuple[str, list[str]]] = {
         "grpo++",
         ["--group-size", "2", "--restart", "backward", "--restart-steps", "6", "--gate", "--limit", "9"],
     ),
+    "luffy": ("luffy", ["--group-size", "3", "--episodes", "18"]),
+    "mix": ("mix", ["--group-size", "2"]),
+    "hpt": ("hpt", ["--group-size", "2", "--failed-at", "0.3", "--set", "rollout.temperature=1.1"]),
+    "uft": ("uft", ["--group-size", "2"]),
+    "on-failure": ("on-failure", ["--group-size", "4", "--again", "2", "--failed-at", "0.4", "--episodes", "16"]),
     "aggrevated": ("aggrevated", ["--gradient-accumulation-steps", "2"]),
     "grpo": ("grpo", ["--episodes", "16", "--group-size", "4"]),
     "lols": ("lols", ["--set", "ppo.critic=separate"]),
@@ -55,7 +60,14 @@ class World:
     def argv(self, name: str, out: str, *more: str) -> list[str]:
         algorithm, options = RUNS[name]
         texts = self.folder / "guide.jsonl"
-        guides = {"ppo++": texts, "grpo++": texts, "aggrevated": f"hf:{self.model}", "lols": f"hf:{self.model}"}
+        recorded = dict.fromkeys(("luffy", "mix", "hpt", "uft", "on-failure"), texts)
+        guides = {
+            **recorded,
+            "ppo++": texts,
+            "grpo++": texts,
+            "aggrevated": f"hf:{self.model}",
+            "lols": f"hf:{self.model}",
+        }
         guide = ["--guide", str(guides[algorithm])] if algorithm in guides else []
         # the gate has something to decide where an untrained policy is at times better than the guide
         reward = "luck" if "--gate" in options else "letters"

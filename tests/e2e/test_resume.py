@@ -24,12 +24,16 @@ OPTIONS = {
     "rloo": ["--group-size", "4"],
     "grpo++": ["--group-size", "4"],
     "rloo++": ["--group-size", "4"],
+    **{name: ["--group-size", "4"] for name in ("luffy", "mix", "hpt", "uft", "prefix-rft")},
+    **{name: ["--group-size", "4", "--guide-coef-decay", "5"] for name in ("chord", "chord-phi")},
+    **{name: ["--group-size", "4", "--again", "2", "--failed-at", "0.05"] for name in ("on-failure", "pope")},
+    "steered": ["--group-size", "4", "--restart", "steered"],
     "guide_mc": ["--advantage", "guide_mc", "--mc-samples", "2"],
     "backward": ["--restart", "backward", "--restart-steps", "6"],
     "uncertain": ["--restart", "uncertain"],
     "gate": ["--gate", "--rollin-prob", "0.6", "--reward", "LUCK"],
 }
-VARIANTS = {"guide_mc": "aggrevated", "backward": "ppo++", "uncertain": "ppo++", "gate": "ppo++"}
+VARIANTS = {"steered": "grpo++", "guide_mc": "aggrevated", "backward": "ppo++", "uncertain": "ppo++", "gate": "ppo++"}
 """What changes an algorithm's state or draws by a setting, and whose setting it is."""
 LUCK = "import zlib\n\ndef luck(text):\n    return zlib.crc32(text.encode()) % 100 / 100\n"
 """A reward under which an untrained policy is at times better than the guide."""
@@ -50,6 +54,16 @@ ORDINARY = {
     ("rloo++", "hf", "shared"),
     ("bc-guide", "recorded", "shared"),
     ("dagger", "cached", "lora"),
+    ("luffy", "hf", "shared"),
+    ("mix", "recorded", "shared"),
+    ("chord", "recorded", "lora"),
+    ("chord-phi", "recorded", "shared"),
+    ("hpt", "cached", "shared"),
+    ("uft", "recorded", "shared"),
+    ("prefix-rft", "recorded", "shared"),
+    ("on-failure", "hf", "shared"),
+    ("pope", "recorded", "shared"),
+    ("steered", "recorded", "shared"),
     ("guide_mc", "hf", "shared"),
     ("backward", "recorded", "shared"),
     ("uncertain", "recorded", "shared"),
@@ -170,5 +184,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert (state["guide_texts"] != {}) == (guide != "none")
     if alg == "gate":
         assert sum(row["guide/gated"] for row in rows[SAVED:]) > 0, "nothing was decided with what was restored"
+    if alg == "steered":
+        assert state["guide_share"] != 0.5
+    if alg == "pope":
+        assert state["own_scores"] and rows[-1]["rollin/share"] > 0
+    if alg in ("hpt", "on-failure"):
+        assert sum(row["guide/requests"] for row in rows[SAVED:]) > 0, "no group failed behind the resumption"
     if alg in ("lols", "d2lols"):
         assert {row["regime"] for row in rows} == {"policy>guide", "guide>policy"}

@@ -23,6 +23,10 @@ from rlgf_cli.runs.metric_names import known
 LIVE = ["aggrevated", "lols", "d2lols", "dagger"]
 RECORDED = ["ppo++", "grpo++", "rloo++", "bc-guide"]
 ALONE = ["ppo", "grpo", "rloo"]
+BESIDE = ["luffy", "mix", "chord", "chord-phi", "hpt", "on-failure", "pope"]
+"""The policy writes alone; the guide's texts are besides, or where it failed."""
+PREFIXED = ["uft", "prefix-rft"]
+GROUPED = ["grpo", "rloo", "grpo++", "rloo++", *BESIDE, *PREFIXED]
 
 Train = Callable[..., Path]
 
@@ -44,7 +48,9 @@ def train(run_cli: Callable[..., Result], data: Path, tmp_path: Path, tiny_gpt2:
     def run(name: str, *more: object, model: Path = tiny_gpt2, guide: str | None = None, folder: str = "run") -> Path:
         guides = {"hf": f"hf:{model}", "recorded": str(tmp_path / "guide.jsonl")}
         extra = ["--guide", guides[guide]] if guide else []
-        extra += ["--group-size", "4"] if name.startswith(("grpo", "rloo")) else []
+        extra += ["--group-size", "4"] if name in GROUPED else []
+        extra += ["--again", "2"] if name in ("on-failure", "pope") else []
+        extra += ["--failed-at", "9"] if name in ("hpt", "on-failure", "pope") else []  # all texts have failed
         extra += ["--switch-step", "1"] if name == "d2lols" else []
         reward = f"coverage,{tmp_path / 'reward.py'}:letters"
         result = run_cli(
@@ -83,15 +89,23 @@ def moved(run: Path, start: Path) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "guide"),
-    [(n, None) for n in ALONE] + [(n, "recorded") for n in RECORDED] + [(n, "hf") for n in [*RECORDED, *LIVE]],
+    [(n, None) for n in ALONE]
+    + [(n, "recorded") for n in [*RECORDED, *BESIDE, *PREFIXED]]
+    + [(n, "hf") for n in [*RECORDED, *LIVE]],
 )
 def test_every_algorithm_runs_and_moves_the_policy(train: Train, tiny_gpt2: Path, name: str, guide: str | None) -> None:
     run = train(name, guide=guide)
     rows = rows_of(run)
     assert [row["step"] for row in rows] == [1, 2]
     assert moved(run, tiny_gpt2)
-    assert all(row["tokens/learned"] > 0 for row in rows)
-    regimes = {"policy": ALONE, "guide>policy": RECORDED[:3], "guide": ["bc-guide"], "policy>guide": [*LIVE]}
+    assert all(row["tokens/learned"] > 0 for row in rows) or name == "hpt"  # where all fail, the guide's text alone
+    assert all(("loss/guide_nll" in row) == (name in [*BESIDE[:5], *PREFIXED]) for row in rows)
+    regimes = {
+        "policy": [*ALONE, *BESIDE],
+        "guide>policy": [*RECORDED[:3], *PREFIXED],
+        "guide": ["bc-guide"],
+        "policy>guide": [*LIVE],
+    }
     if name == "d2lols":
         assert [row["regime"] for row in rows] == ["policy>guide", "guide>policy"]
     elif name == "lols":

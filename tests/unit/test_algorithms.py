@@ -26,6 +26,7 @@ from rlgf_cli.training.episodes import Episode, build_batch
 PPO = ("none", "policy", "gae")
 PPO_PP = ("guide", "policy", "gae")
 AGGREVATED = ("policy", "guide", "gae")
+GRPO = ("none", "policy", "group_mean")
 MC = {"roll_in": "policy", "roll_out": "guide", "estimator": "guide_mc", "rollin_prob": 1.0, "credit": "cut"}
 
 # name: (roll_in, roll_out, estimator) of each regime, needs a guide, needs a live one, critics, charges KL
@@ -41,6 +42,7 @@ TABLE: dict[str, tuple[list[tuple[str, str, str]], bool, bool, tuple[str, ...], 
     "rloo++": ([("guide", "policy", "leave_one_out")], True, False, (), True),
     "bc-guide": ([("none", "guide", "likelihood")], True, False, (), False),
     "dagger": ([("policy", "guide", "likelihood")], True, True, (), False),
+    **dict.fromkeys(("luffy", "mix", "chord", "chord-phi", "hpt"), ([GRPO], True, False, (), True)),
 }
 
 
@@ -61,7 +63,8 @@ def test_each_algorithm_is_the_row_that_it_should_be(name: str) -> None:
         assert regime.critic == (regime.roll_out if regime.estimator == "gae" else None)
         assert regime.rollin_prob < 1  # else the guide's critic never sees the bare prompt
         assert (regime.cut, regime.credit) == ("first", "prefix")
-    assert spec.group_size == {"grpo": 8, "grpo++": 8, "rloo": 4, "rloo++": 4}.get(name, 1)
+    sizes = {"group_mean": 8, "leave_one_out": 4}
+    assert spec.group_size == sizes.get(spec.regimes[0].estimator, 1)
 
 
 def test_parameters_reach_the_regimes() -> None:
@@ -199,6 +202,15 @@ def test_a_run_keeps_the_same_keys_for_every_algorithm_and_reads_them_back() -> 
     """Runs of before have each algorithm's parameters in their config, those not given as null."""
     keys = {"rollin_prob", "p_ppo_pp", "switch_step", "group_size", "credit", "cut", "cut_horizon", "advantage"}
     keys |= {"mc_samples", "restart", "restart_steps", "gate", "regimes", "schedule"}
+    keys |= {
+        "guide_coef",
+        "guide_coef_last",
+        "guide_coef_warmup",
+        "guide_coef_decay",
+        "shaping",
+        "baseline",
+        "failed_at",
+    }
     for name in NAMES:
         stored = {"name": name, **dict.fromkeys(keys)}
         read = Algorithm.model_validate(stored)

@@ -17,10 +17,11 @@ from rlgf_cli.functional import losses
 from rlgf_cli.functional.importance import importance_ratios, truncated_weights
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.training.episodes import Episode
+from rlgf_cli.training.minibatches import StepData
 from rlgf_cli.training.optimizer import make_optimizer
 from rlgf_cli.training.rollout import Sampling
 from rlgf_cli.training.sampler_gap import correction_weights, gap_figures
-from rlgf_cli.training.update import StepData, update
+from rlgf_cli.training.update import update
 
 NAN, INF = float("nan"), float("inf")
 

@@ -16,12 +16,12 @@ from rlgf_cli.config.common import OptimConfig
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.loaded import Loaded
-from rlgf_cli.training import update as update_module
 from rlgf_cli.training.advantages import AdvantageSettings
 from rlgf_cli.training.critics import CriticSettings
 from rlgf_cli.training.episodes import Episode
+from rlgf_cli.training.minibatches import StepData, UpdateSettings, carries_loss, minibatches
 from rlgf_cli.training.optimizer import by_role, make_optimizer, make_scheduler
-from rlgf_cli.training.update import StepData, UpdateSettings, carries_loss, update
+from rlgf_cli.training.update import update
 
 RATE = 0.01
 TEXTS: list[tuple[list[int], list[int], bool]] = [
@@ -420,7 +420,7 @@ def test_every_setting_reaches_its_place(gpt2: Loaded) -> None:
 
 def test_every_epoch_has_an_order_of_its_own() -> None:
     """And takes every row once."""
-    parts = list(update_module._minibatches(32, update_settings(epochs=2, minibatch_size=8), 0, 3))
+    parts = list(minibatches(torch.ones(32, dtype=torch.bool), update_settings(epochs=2, minibatch_size=8), 0, 3))
     first, second = torch.cat(parts[:4]), torch.cat(parts[4:])
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(32))
     assert not torch.equal(first, second)

@@ -10,7 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rlgf_cli.algorithms.parameters import Cut, Grouped, GroupSize, Restart, RollIn
+from rlgf_cli.algorithms.guide_term import GuideTerm
+from rlgf_cli.algorithms.parameters import Cut, Grouped, GroupSize, OnFailure, Restart, RollIn
 
 Author = Literal["policy", "guide"]
 Estimator = Literal["gae", "group_mean", "leave_one_out", "likelihood", "guide_mc"]
@@ -20,6 +21,19 @@ class _Data(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Failure(OnFailure, _Data):
+    """Restarts of failed groups alone: ``again`` of a group's episodes begin behind a cut of the guide's text that is
+    uniform up to ``longest`` of it.
+
+    ``known_from``: a group has failed where none of its texts of this step scored above ``failed_at`` (its episodes
+    are then written again), or where the running score of the policy's texts on the prompt is not above it. ``joined``:
+    these episodes stay in their group; else they are a group of their own, which shares prompt and prefix.
+    """
+
+    known_from: Literal["step", "record"] = "step"
+    joined: bool = False
+
+
 class Regime(RollIn, Cut, Restart, Grouped, _Data):
     """One way to write an episode and to learn from it.
 
@@ -27,6 +41,8 @@ class Regime(RollIn, Cut, Restart, Grouped, _Data):
     estimators learn on the policy's tokens, ``likelihood`` on the guide's. The fields of ``Cut`` matter where the
     policy rolls in, those of ``Restart`` where the guide does, ``group_size`` for the group estimators.
     ``mc_samples``: texts that ``guide_mc`` requests from the guide on either side of the action at the cut.
+    ``on_failure``: roll-ins of the guide for failed groups alone, with ``roll_in: none`` (None: none).
+    ``guide_term``: a weighted likelihood on guide tokens beside the policy gradient (None: none).
     """
 
     roll_in: Literal["none", "policy", "guide"] = "none"
@@ -34,6 +50,8 @@ class Regime(RollIn, Cut, Restart, Grouped, _Data):
     estimator: Estimator = "gae"
     group_size: GroupSize = 1
     mc_samples: int = Field(1, ge=1)
+    on_failure: Failure | None = None
+    guide_term: GuideTerm | None = None
 
     @property
     def learn_author(self) -> Author:
@@ -47,7 +65,19 @@ class Regime(RollIn, Cut, Restart, Grouped, _Data):
 
     @property
     def needs_guide(self) -> bool:
-        return "guide" in (self.roll_in, self.roll_out)
+        return "guide" in (self.roll_in, self.roll_out) or self.adds_texts or self.on_failure is not None
+
+    @property
+    def adds_texts(self) -> bool:
+        """Whether a step has whole texts of the guide besides the policy's own."""
+        return self.guide_term is not None and self.guide_term.adds_texts
+
+    @property
+    def own_size(self) -> int:
+        """The policy's own episodes of a group: one less where a text of the guide is always one of its members."""
+        term = self.guide_term
+        always_member = term is not None and (term.tokens, term.gate) == ("member", "always")
+        return self.group_size - always_member
 
     @property
     def guide_calls(self) -> int:
@@ -107,18 +137,62 @@ class Regime(RollIn, Cut, Restart, Grouped, _Data):
         if self.cut == "inner" and (self.cut_horizon is not None or self.credit == "cut"):
             raise ValueError("cut: inner draws within the finished roll-in: no cut_horizon, and credit: prefix only")
         self._refuse_restarts()
+        self._refuse_on_failure()
+        self._refuse_guide_term()
         return self
+
+    def _refuse_on_failure(self) -> None:
+        rule = self.on_failure
+        if rule is None:
+            return
+        if self.estimator not in ("group_mean", "leave_one_out") or self.roll_in != "none":
+            raise ValueError("on_failure is for groups: estimator group_mean or leave_one_out, with roll_in: none")
+        left = self.group_size - rule.again
+        if rule.again > self.group_size or (not rule.joined and (rule.again < 2 or left == 1)):
+            raise ValueError(
+                f"on_failure with again: {rule.again} divides a group of {self.group_size}: both parts need two "
+                "episodes or none, or joined: true"
+            )
+        if self.adds_texts:
+            raise ValueError("on_failure and a guide_term with the guide's whole texts exclude each other")
+
+    def _refuse_guide_term(self) -> None:
+        term = self.guide_term
+        if term is None:
+            return
+        if self.estimator in ("likelihood", "guide_mc") or self.roll_out == "guide":
+            raise ValueError(
+                "guide_term stands beside the gradient on the policy's own texts: it takes roll_out: policy and "
+                f"estimator gae, group_mean or leave_one_out, not {self.estimator!r} with roll_out {self.roll_out!r}"
+            )
+        if (term.tokens == "prefix") != (self.roll_in == "guide"):
+            raise ValueError(
+                "guide_term with tokens: prefix is taken on the guide's roll-in, so it goes with roll_in: guide; "
+                "member and beside bring the guide's whole text, and go with roll_in: none"
+            )
+        grouped = self.estimator in ("group_mean", "leave_one_out")
+        if not grouped and (term.tokens == "member" or term.gate != "always"):
+            raise ValueError(
+                "guide_term with tokens: member, or with a gate, compares texts of one prompt: it takes estimator "
+                "group_mean or leave_one_out"
+            )
+        if term.baseline == "own" and self.estimator != "group_mean":
+            raise ValueError("guide_term with baseline: own takes estimator: group_mean")
+        if self.own_size < 2 and grouped:
+            raise ValueError("guide_term with tokens: member needs a group_size of at least 3: two texts of the policy")
 
     def _refuse_restarts(self) -> None:
         if self.roll_in != "guide" and (self.restart, self.restart_steps, self.gate) != ("uniform", None, False):
             raise ValueError(
                 "restart, restart_steps and gate are for regimes in which the guide rolls in (ppo++, grpo++, rloo++)"
             )
-        if (self.restart == "backward") != (self.restart_steps is not None):
+        if (self.restart in ("backward", "slices", "annealed")) != (self.restart_steps is not None):
             raise ValueError(
-                "restart: backward and restart_steps go together: the iterations after which cuts fall anywhere in the "
-                "guide's text, e.g. half of max_steps"
+                "restart: backward, slices or annealed and restart_steps go together: the iterations after which cuts "
+                "fall anywhere in the guide's text, or hardly any of it is left, e.g. half of max_steps"
             )
+        if (self.target, self.failed_at) != (0.5, 0.0) and self.restart != "steered":
+            raise ValueError("target and failed_at of a roll-in are for restart: steered")
         if self.restart == "uncertain" and self.estimator != "gae":
             raise ValueError(
                 f"restart: uncertain asks the policy's critic, and estimator {self.estimator!r} has none; "

@@ -203,7 +203,7 @@ def masks(episodes: Sequence[Episode], batch: EpisodeBatch, regime: Regime, eos_
         n, authors = episode.length, episode.authors
         behind = [False] * (width - n)
         own = [author == AUTHOR_CODE["policy"] for author in authors] + behind
-        may = [author == learner for author in authors] + behind
+        may = [author == learner and episode.learns for author in authors] + behind
         if regime.credit == "cut":
             action = range(episode.action_start, episode.cut) if episode.reached_cut else range(0)
             may = [m and t in action for t, m in enumerate(may)]

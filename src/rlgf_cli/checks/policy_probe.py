@@ -25,9 +25,9 @@ from rlgf_cli.protocols import Check
 from rlgf_cli.training.advantages import Advantages, RolloutStats
 from rlgf_cli.training.episodes import Episode, EpisodeBatch
 from rlgf_cli.training.loop import PolicyProbe
+from rlgf_cli.training.minibatches import StepData
 from rlgf_cli.training.rollout import Sampling
 from rlgf_cli.training.sampler_gap import sampler_gap
-from rlgf_cli.training.update import StepData
 
 ROWS = 6
 """Episodes whose log-probabilities are computed again; checks without a forward pass take all episodes."""

@@ -371,6 +371,11 @@ class TrainConfig(StageConfig):
             raise Refused(
                 f"rollout.resample_groups replaces groups, and {spec.name!r} has none", "grpo and rloo have them"
             )
+        if self.rollout.resample_groups and any(regime.adds_texts for regime in spec.regimes):
+            raise Refused(
+                f"rollout.resample_groups replaces groups, and {spec.name!r} adds the guide's texts to them",
+                "rollout.resample_groups: 0",
+            )
 
     def _check_watch(self, watch: WatchConfig) -> None:
         if self.eval.data is None:

@@ -66,23 +66,32 @@ def length_adaptive_lambdas(lengths: torch.Tensor, alpha: float) -> torch.Tensor
     return (1 - 1 / (alpha * lengths.clamp_min(1).float())).clamp_min(0)
 
 
-def group_advantages(scores: torch.Tensor, groups: torch.Tensor, *, scaled: bool = True) -> torch.Tensor:
+def group_advantages(
+    scores: torch.Tensor, groups: torch.Tensor, *, scaled: bool = True, counted: torch.Tensor | None = None
+) -> torch.Tensor:
     """GRPO: (score - group mean) / (group standard deviation + 1e-4) (Shao et al. 2024, section 4.1.2).
 
     scores [B], groups [B] int64 (equal number: same prompt and prefix) -> [B]. A group whose scores are all equal gets
     exactly 0. Scores alone go in: a KL charge that differs between equal scores would be divided up to size 1.
-    ``scaled`` false: not divided (Dr. GRPO, arXiv 2503.20783).
+    ``scaled`` false: not divided (Dr. GRPO, arXiv 2503.20783). ``counted`` [B] bool: the episodes that the mean and the
+    deviation are of (None: all); where their scores are all equal, the others' are not divided, by almost 0.
     """
-    mean, size, index = _group_means(scores, groups)
-    centred = torch.where(_varies(scores, index, len(mean))[index], scores - mean[index], torch.zeros_like(scores))
+    if counted is None:
+        counted = torch.ones_like(scores, dtype=torch.bool)
+    _, index = groups.unique(return_inverse=True)
+    mean, size = _group_means(scores, index, counted)
+    varies = _varies(scores, index, counted, len(mean))[index]
+    centred = torch.where(varies | ~counted, scores - mean[index], torch.zeros_like(scores))
     if not scaled:
         return centred
-    variance = torch.zeros_like(mean).index_add(0, index, centred.square()) / (size - 1).clamp_min(1)
-    return centred / (variance[index].sqrt() + 1e-4)
+    squares = torch.where(counted, centred, torch.zeros_like(centred)).square()
+    variance = torch.zeros_like(mean).index_add(0, index, squares) / (size - 1).clamp_min(1)
+    return torch.where(varies, centred / (variance[index].sqrt() + 1e-4), centred)
 
 
-def _varies(scores: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
-    """Per group, whether its scores differ. scores, index [B] -> [count] bool"""
+def _varies(scores: torch.Tensor, index: torch.Tensor, counted: torch.Tensor, count: int) -> torch.Tensor:
+    """Per group, whether the scores of its counted episodes differ. scores, index, counted [B] -> [count] bool"""
+    scores, index = scores[counted], index[counted]
     low = scores.new_full((count,), float("inf")).scatter_reduce(0, index, scores, "amin")
     high = scores.new_full((count,), float("-inf")).scatter_reduce(0, index, scores, "amax")
     return high > low
@@ -90,16 +99,19 @@ def _varies(scores: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tens
 
 def leave_one_out_advantages(returns: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     """RLOO: R_i minus the mean R of the group's other episodes (Ahmadian et al. 2024, section 3.2). [B] -> [B]"""
-    mean, size, index = _group_means(returns, groups)
+    _, index = groups.unique(return_inverse=True)
+    mean, size = _group_means(returns, index, torch.ones_like(returns, dtype=torch.bool))
     n = size[index]
     return (returns - mean[index]) * n / (n - 1).clamp_min(1)
 
 
-def _group_means(returns: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    _, index = groups.unique(return_inverse=True)
+def _group_means(
+    returns: torch.Tensor, index: torch.Tensor, counted: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each group's mean over its counted episodes, and their number. returns, index, counted [B] -> [groups] twice"""
     count = int(index.max()) + 1 if len(index) else 0
-    size = torch.bincount(index, minlength=count).to(returns.dtype)
+    size = torch.bincount(index[counted], minlength=count).to(returns.dtype)
     if bool((size < 2).any()):
         raise ValueError("a group of one has no baseline: every group needs at least two episodes")
-    mean = torch.zeros(count, dtype=returns.dtype, device=returns.device).index_add(0, index, returns) / size
-    return mean, size, index
+    zeros = torch.zeros(count, dtype=returns.dtype, device=returns.device)
+    return zeros.index_add(0, index[counted], returns[counted]) / size, size

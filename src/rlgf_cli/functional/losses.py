@@ -14,6 +14,7 @@ import torch
 from rlgf_cli.functional import kl
 
 LossAverage = Literal["tokens", "sequences", "constant"]
+GuideWeight = Literal["one", "probability", "phi", "shaped"]
 
 
 def _mean(values: torch.Tensor, mask: torch.Tensor, count: torch.Tensor | float) -> torch.Tensor:
@@ -98,6 +99,52 @@ def value_loss(
 def likelihood_loss(logprobs: torch.Tensor, mask: torch.Tensor, count: torch.Tensor | float) -> torch.Tensor:
     """Negative log-likelihood, mean over the mask (nats per token). logprobs [B, T], mask [B, T] bool."""
     return _mean(-logprobs, mask, count)
+
+
+def guide_weights(logprobs: torch.Tensor, weight: GuideWeight, gamma: float) -> torch.Tensor:
+    """w(p) of tokens with log-probabilities ``logprobs``, without a gradient. Any shape, the same shape.
+
+    ``one``: 1, the likelihood. ``probability``: p, the importance ratio with the guide's probability taken as 1.
+    ``phi``: p (1 - p) (CHORD, arXiv 2508.11408, section 3.3). ``shaped``: gamma p / (p + gamma)^2, with which the
+    gradient is that of f(p) = p / (p + gamma) (LUFFY, arXiv 2504.14945, section 3.2).
+    """
+    p = logprobs.detach().exp()
+    if weight == "probability":
+        return p
+    if weight == "phi":
+        return p * (1 - p)
+    if weight == "shaped":
+        return gamma * p / (p + gamma).square()
+    return torch.ones_like(p)
+
+
+def guide_loss(
+    logprobs: torch.Tensor,
+    credit: torch.Tensor,
+    mask: torch.Tensor,
+    weight: GuideWeight,
+    gamma: float,
+    count: torch.Tensor | float,
+) -> torch.Tensor:
+    """The guide-token term: -mean c w(p) log pi, w without a gradient. logprobs, credit [B, T], mask [B, T] bool."""
+    weights = guide_weights(logprobs, weight, gamma)
+    return _mean(-credit * weights * logprobs, mask, count)
+
+
+def most_uncertain(entropies: torch.Tensor, mask: torch.Tensor, share: float) -> torch.Tensor:
+    """Of each row's tokens in ``mask``, the ceil(share x n) with the highest entropy; of equal ones the first.
+
+    entropies [B, T], mask [B, T] bool -> [B, T] bool
+    """
+    wanted = uncertain_counts(mask, share)
+    ranked = torch.where(mask, entropies.detach(), entropies.new_full((), -float("inf")))
+    rank = ranked.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return mask & (rank < wanted.unsqueeze(-1))
+
+
+def uncertain_counts(mask: torch.Tensor, share: float) -> torch.Tensor:
+    """The number of tokens that :func:`most_uncertain` selects in each row. mask [B, T] bool -> [B] int64"""
+    return (mask.sum(-1).double() * share).ceil().long()
 
 
 def entropy_bonus(entropies: torch.Tensor, mask: torch.Tensor, count: torch.Tensor | float) -> torch.Tensor:

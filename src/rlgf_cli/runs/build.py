@@ -20,10 +20,10 @@ from rlgf_cli.training.advantages import AdvantageSettings
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.critics import CriticSettings
 from rlgf_cli.training.loop import HeldOutEvaluator, Scorer, ScorerAt, Trainer
+from rlgf_cli.training.minibatches import UpdateSettings
 from rlgf_cli.training.optimizer import make_optimizer, make_scheduler
 from rlgf_cli.training.parallel.processes import Processes
 from rlgf_cli.training.rollout import RolloutGenerator, Sampling
-from rlgf_cli.training.update import UpdateSettings
 
 
 def needs_ref_model(config: TrainConfig) -> bool:

@@ -152,4 +152,6 @@ def _calls(regime: Regime, episodes: int, group_size: int) -> float:
     """The most texts that a step requests of its guide."""
     if regime.roll_out == "guide":
         return float(episodes * regime.guide_calls)
+    if regime.adds_texts or regime.on_failure is not None:
+        return episodes / group_size
     return regime.rollin_prob * episodes / group_size if regime.roll_in == "guide" else 0.0

@@ -38,8 +38,8 @@ from rlgf_cli.scorers.checked import score_checked
 from rlgf_cli.scorers.weighted_sum import SumReward, make_reward
 from rlgf_cli.training.advantages import AdvantageInputs, AdvantageSettings, compute_advantages, compute_stats
 from rlgf_cli.training.episodes import Episode, build_batch, scored_texts
+from rlgf_cli.training.minibatches import StepData
 from rlgf_cli.training.rollout import RolloutGenerator, Sampling
-from rlgf_cli.training.update import StepData
 
 _POLICY_ALONE = Regime()
 """Episodes that the policy writes from beginning to end."""

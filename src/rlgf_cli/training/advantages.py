@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -80,7 +81,7 @@ class RolloutStats:
 class Advantages:
     """Rewards, advantages and value targets of a step. All [B, T].
 
-    ``rewards``: what the advantages were made of; ``per_token``: the advantages, 0 on tokens that are not learned;
+    ``rewards``: what the advantages were made of; ``per_token``: the advantages, 0 on tokens that carry no loss;
     ``returns``: each critic's value targets, on the tokens that it is fitted on.
     """
 
@@ -111,7 +112,8 @@ def compute_stats(
     critics = {name for name, mask in batch.fit.items() if bool(mask.any())} | ({regime.critic} - {None})
     values = {str(name): torch.zeros(shape, device=device) for name in sorted(str(c) for c in critics)}
     select = batch.policy
-    mine = processes.rows(batch.tokens.lengths.argsort())
+    needed = torch.arange(len(select), device=device) if values else select.any(-1).nonzero()[:, 0]
+    mine = processes.rows(needed[batch.tokens.lengths[needed].argsort()])
     for part in split_by_tokens(batch.tokens, mine, max_tokens, packing_hidden=model.packing_hidden):
         if not len(part):  # fewer rows than processes
             continue
@@ -151,7 +153,8 @@ def compute_advantages(
         if name in stats.values and bool(mask.any()):
             targets = torch.full_like(rewards, settings.critic_lambda)
             returns[name] = adv.gae(rewards, stats.values[name], batch.real, settings.gamma, targets)[1]
-    return Advantages(rewards, torch.where(batch.learned, advantages, torch.zeros_like(advantages)), returns)
+    carried = batch.learned | batch.guide
+    return Advantages(rewards, torch.where(carried, advantages, torch.zeros_like(advantages)), returns)
 
 
 def scale_of(scale: AdvantageScale, estimator: Estimator) -> AdvantageScale:
@@ -213,16 +216,23 @@ def _mean_score(batch: EpisodeBatch, critic: str) -> torch.Tensor:
 
 def _estimate_group(given: _EstimatorInputs) -> torch.Tensor:
     """From scores; ``kl_coef`` is 0 where they are divided by their standard deviation (config.train)."""
-    batch = given.batch
-    scores = episode_returns(batch.scores, given.ratio, batch.learned, given.inputs.kl_coef)
-    advantages = adv.group_advantages(scores, batch.groups, scaled=given.scale == "group")
-    return advantages.unsqueeze(-1).expand_as(given.rewards)
+    batch, term = given.batch, given.regime.guide_term
+    counted = batch.own[batch.compared] if term is not None and term.baseline == "own" else None
+    scaled = given.scale == "group"
+    return _of_groups(given, partial(adv.group_advantages, scaled=scaled, counted=counted))
 
 
 def _estimate_leave_one_out(given: _EstimatorInputs) -> torch.Tensor:
-    batch = given.batch
+    return _of_groups(given, adv.leave_one_out_advantages)
+
+
+def _of_groups(given: _EstimatorInputs, estimate: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Advantages by group of the episodes that a baseline may count; 0 for the others. [B, T]"""
+    batch, rows = given.batch, given.batch.compared
     returns = episode_returns(batch.scores, given.ratio, batch.learned, given.inputs.kl_coef)
-    return adv.leave_one_out_advantages(returns, batch.groups).unsqueeze(-1).expand_as(given.rewards)
+    advantages = torch.zeros_like(returns)
+    advantages[rows] = estimate(returns[rows], batch.groups[rows])
+    return advantages.unsqueeze(-1).expand_as(given.rewards)
 
 
 def _estimate_guide_mc(given: _EstimatorInputs) -> torch.Tensor:

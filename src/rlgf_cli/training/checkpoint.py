@@ -30,6 +30,7 @@ class TrainerState:
     ``horizon``); ``critic_steps``: steps in which each critic was fitted; ``explained``: each critic's running share of
     explained variance; ``moments``: running moments (functional.stats) of the scores, and of those that each critic is
     fitted on; ``guide_uses``, ``guide_texts``: see GuideUse; ``own_scores``, ``guide_scores``: see Gate;
+    ``guide_share``: the share of a guide's text that ``restart: steered`` keeps;
     ``best_step``, ``best_score``: the step with the best held-out score so far (None: there was none yet);
     ``watched``: see training.divergence.
     """
@@ -46,6 +47,7 @@ class TrainerState:
     best_score: float | None = None
     own_scores: dict[str, float] = field(default_factory=dict)
     guide_scores: dict[str, float] = field(default_factory=dict)
+    guide_share: float = 0.5
     watched: Watched = field(default_factory=Watched)
 
     @classmethod

@@ -15,6 +15,7 @@ from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.protocols.messages import to_json
 
+Role = Literal["own", "member", "beside"]
 AUTHOR_CODE: dict[Author, int] = {"policy": masks.POLICY, "guide": masks.GUIDE}
 
 
@@ -59,6 +60,8 @@ class Episode:
     ``branches`` (guide_mc alone): the guide's other ends; the episode itself is the first from after the action.
     ``drawn``: the step and index that its sampling draws are a function of. ``sampler_logprobs``: where
     another engine than the own loop samples, its log-probability (nats) of the policy's token at a position.
+    ``role``: ``own``, or a whole text of the guide as a ``member`` of its group or ``beside`` it (the guide-token
+    term); ``learns``: whether the policy gradient is taken on its tokens.
     """
 
     index: int
@@ -77,6 +80,8 @@ class Episode:
     drawn: tuple[int | str, int] = (0, 0)
     sampler_logprobs: dict[int, float] = field(default_factory=dict)
     branches: list[Branch] = field(default_factory=list)
+    role: Role = "own"
+    learns: bool = True
 
     @property
     def ids(self) -> list[int]:
@@ -144,6 +149,8 @@ class Episode:
             "score": self.value if self.score else None,
             "parts": dict(self.score.parts) if self.score else {},
         }
+        if self.role != "own":
+            record["role"] = self.role
         if self.branches:
             record |= {"action_start": self.action_start, "branches": [b.to_record() for b in self.branches]}
         return record
@@ -176,7 +183,8 @@ class EpisodeBatch:
     ``real``: response tokens; ``policy``: those that the policy wrote; ``learned``: those that carry the loss;
     ``fit[author]``: those that the author's critic is fitted on; ``last``: the last token; ``scores``, ``groups``,
     ``finished`` (the text ended with EOS) [B]. ``differences`` [B]: mean value after the action at the cut less that
-    before it, 0 where none is known.
+    before it, 0 where none is known. ``guide``: the guide's tokens that the guide-token term is taken on; ``own`` [B]:
+    episodes of the policy; ``compared`` [B]: those that a group's baseline may count.
     """
 
     tokens: TokenBatch
@@ -189,6 +197,9 @@ class EpisodeBatch:
     groups: torch.Tensor
     finished: torch.Tensor
     differences: torch.Tensor
+    guide: torch.Tensor
+    own: torch.Tensor
+    compared: torch.Tensor
 
 
 def build_batch(episodes: Sequence[Episode], regime: Regime, critics: Sequence[str], loaded: Any) -> EpisodeBatch:
@@ -211,11 +222,13 @@ def build_batch(episodes: Sequence[Episode], regime: Regime, critics: Sequence[s
         return torch.tensor(values, device=device)
 
     real = masks.response_mask(tokens.lengths, width)
+    own = column([int(e.role == "own") for e in episodes]).bool()
     learned = masks.author_mask(authors, real, AUTHOR_CODE[regime.learn_author])
     if regime.credit == "cut":
         reached = column([int(e.reached_cut) for e in episodes]).bool().unsqueeze(-1)
         starts, cuts = column([e.action_start for e in episodes]), column([e.cut for e in episodes])
         learned = learned & reached & masks.action_mask(starts, cuts, real)
+    learned = learned & column([int(e.learns) for e in episodes]).bool().unsqueeze(-1)
     after_cut = masks.rollout_mask(column([e.rollout_start for e in episodes]), real)
     fit = {name: after_cut & column([int(e.fits == name) for e in episodes]).bool().unsqueeze(-1) for name in critics}
     return EpisodeBatch(
@@ -229,7 +242,18 @@ def build_batch(episodes: Sequence[Episode], regime: Regime, critics: Sequence[s
         groups=column([e.group for e in episodes]),
         finished=column([int(e.finished) for e in episodes]).bool(),
         differences=column([after - before for before, after in (e.mc_returns or (0.0, 0.0) for e in episodes)]),
+        guide=_guide_tokens(regime, authors, real, own),
+        own=own,
+        compared=column([int(e.role != "beside") for e in episodes]).bool(),
     )
+
+
+def _guide_tokens(regime: Regime, authors: torch.Tensor, real: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """The tokens of the guide-token term: the guide's, in its own texts or in roll-ins. [B, T] bool"""
+    if regime.guide_term is None:
+        return torch.zeros_like(real)
+    rows = own if regime.guide_term.tokens == "prefix" else ~own
+    return masks.author_mask(authors, real, masks.GUIDE) & rows.unsqueeze(-1)
 
 
 def segment_texts(episode: Episode, loaded: Any) -> list[tuple[Author, str]]:

@@ -15,6 +15,7 @@ from rlgf_cli.functional.kl import k3
 from rlgf_cli.functional.stats import explained_variance
 from rlgf_cli.training.advantages import Advantages, RolloutStats
 from rlgf_cli.training.episodes import Episode, EpisodeBatch, by_group, without_variance
+from rlgf_cli.training.guide_tokens import GuideTokens
 
 Row = dict[str, Any]
 
@@ -37,7 +38,7 @@ def of_episodes(regime: Regime, episodes: Sequence[Episode]) -> Row:
         for name in sorted({name for of_text in parts for name in of_text}):  # a reward may log a part for some only
             row[f"score/part/{name}"] = fmean(of_text[name] for of_text in parts if name in of_text)
     begun = [e for e in episodes if e.cut > 0]
-    if regime.roll_in != "none":
+    if regime.roll_in != "none" or regime.on_failure is not None:
         row["rollin/share"] = len(begun) / len(episodes)
         row |= {"rollin/tokens": fmean(e.cut for e in begun)} if begun else {}
     if regime.needs_live_guide:
@@ -48,6 +49,20 @@ def of_episodes(regime: Regime, episodes: Sequence[Episode]) -> Row:
     return row
 
 
+def of_guide_texts(regime: Regime, episodes: Sequence[Episode], guide: GuideTokens | None) -> Row:
+    """The guide-token term: its coefficient, and the guide's whole texts of the step."""
+    if guide is None:
+        return {}
+    row: Row = {"guide/coef": guide.coefficient}
+    if regime.adds_texts:
+        texts = [e for e in episodes if e.role != "own"]
+        groups = len(by_group(e for e in episodes if e.role == "own"))
+        row |= {"guide/texts": len(texts), "guide/gate": len(texts) / groups}
+        scores = [e.value for e in texts if e.score is not None]
+        row |= {"guide/score": fmean(scores)} if scores else {}
+    return row
+
+
 def of_guide(regime: Regime, counts: Counter[str]) -> Row:
     """Counts of the texts that were requested from the guide, and of their uses."""
     row: Row = {f"guide/{name}": counts[name] for name in ("cuts_moved", "unguided")}
@@ -55,18 +70,20 @@ def of_guide(regime: Regime, counts: Counter[str]) -> Row:
     row |= {"guide/failed": counts["guide_failed"]} if counts["guide_failed"] else {}
     row |= {"guide/endings": counts["guide_endings"]} if counts["guide_endings"] else {}
     row |= {"guide/gated": counts["gated"]} if regime.gate else {}
+    if regime.on_failure is not None and regime.on_failure.known_from == "step":
+        row |= {"guide/failed_groups": counts["failed_groups"], "rollout/rewritten": counts["rewritten"]}
     row |= {"mc/one_sided": counts["one_sided"]} if regime.estimator == "guide_mc" else {}
     return row
 
 
 def of_tensors(batch: EpisodeBatch, stats: RolloutStats | None, advantages: Advantages | None) -> Row:
     """KL, entropy, advantages, and each critic's values compared with the returns that they predict."""
-    row: Row = {"tokens/policy": float(batch.policy.sum() / batch.real.sum())}
+    row: Row = {"tokens/policy": float(batch.policy.sum() / batch.real[batch.own].sum())}
     if stats is None or advantages is None:
         return row
     if bool(batch.policy.any()):
         row["policy/entropy"] = -float(stats.old[batch.policy].mean())
-    row["reward/sum"] = float(advantages.rewards.sum(-1).mean())
+    row["reward/sum"] = float(advantages.rewards[batch.own].sum(-1).mean())
     if (ratio := stats.log_ratio(batch)) is not None:
         policy_tokens = batch.policy.sum().clamp_min(1)
         row["kl/mean"] = float(ratio.sum() / policy_tokens)

@@ -31,19 +31,16 @@ from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.critics import CriticSettings, calibrate_critics, note_fits
 from rlgf_cli.training.divergence import HeldOutResult, compare_watched
 from rlgf_cli.training.episodes import Episode, build_batch, by_group, scored_texts, without_variance
+from rlgf_cli.training.guide_texts import add_guide_texts, restart_failed
+from rlgf_cli.training.guide_tokens import GuideTokens
+from rlgf_cli.training.minibatches import StepData, UpdateSettings, carries_loss
 from rlgf_cli.training.parallel.processes import SINGLE, Processes
 from rlgf_cli.training.prompts import resampled_prompts, step_prompts
-from rlgf_cli.training.restarts import Gate, Restarts, update_own_scores, values_along
+from rlgf_cli.training.restarts import Gate, Restarts, steered_share, update_own_scores, values_along
 from rlgf_cli.training.rollout import RolloutGenerator
 from rlgf_cli.training.sampler_gap import correction_weights, gap_figures
 from rlgf_cli.training.timing import Clock
-from rlgf_cli.training.update import (
-    StepData,
-    UpdateSettings,
-    carries_loss,
-    update,
-    update_gives_old_logprobs,
-)
+from rlgf_cli.training.update import update, update_gives_old_logprobs
 
 Scorer = Callable[[Sequence[Example], Sequence[str]], list[Score]]
 ScorerAt = Callable[[int], tuple[Scorer, dict[str, float]]]
@@ -113,8 +110,9 @@ class Trainer:
         with self.processes.gathered(self.model):
             episodes = self._rollout(regime, step)
         self.generator.sampler.sleep()
+        own = [e for e in episodes if e.role == "own"]
         # changes weights: on gathered ones the change would be lost
-        calibrate_critics(self.model, self.state, self.spec.critics, regime, episodes)
+        calibrate_critics(self.model, self.state, self.spec.critics, regime, own)
         with self.processes.gathered(self.model):
             data = self._compute_advantages(regime, episodes)
             self._probe_first_step(episodes, data)
@@ -122,7 +120,8 @@ class Trainer:
         losses, data = self._update(episodes, data, settings)
         row: dict[str, Any] = {
             "step": step + 1,
-            **figures.of_episodes(regime, episodes),
+            **figures.of_episodes(regime, own),
+            **figures.of_guide_texts(regime, episodes, data.guide),
             **figures.of_tensors(data.batch, data.stats, data.advantages),
             **(gap_figures(episodes, data.stats.old, self.correction_cap) if data.stats else {}),
             **self._state_figures(data),
@@ -132,7 +131,7 @@ class Trainer:
         }
         row["lr"] = self.scheduler.get_last_lr()[0]
         row["update/policy_frozen"] = float(settings.policy_frozen)
-        self._advance(episodes, data.advantages, row)
+        self._advance(regime, own, data.advantages, row)
         if self.evaluate is not None and self.state.step % self.eval_every == 0:
             row |= self._held_out_figures(self.evaluate)
         row |= self.clock.lap()
@@ -156,8 +155,8 @@ class Trainer:
     def _rollout(self, regime: Regime, step: int) -> list[Episode]:
         """The step's episodes, with their scores."""
         self.generator.restarts = self._restarts(regime, step)
-        size = self.spec.group_size
-        prompts = step_prompts(self.prompts, self.seed, step, groups=self.episodes // size, group_size=size)
+        groups = self.episodes // self.spec.group_size
+        prompts = step_prompts(self.prompts, self.seed, step, groups=groups, group_size=regime.own_size)
         episodes = self._scored_episodes(regime, prompts, step)
         self.resampled = 0
         for number in range(self.resample_groups):
@@ -166,14 +165,25 @@ class Trainer:
 
     def _scored_episodes(self, regime: Regime, prompts: Sequence[Encoded], key: int | str) -> list[Episode]:
         """All processes' episodes for these prompts, with their scores. The draws are a function of (seed, key)."""
-        length, size = self.state.typical_length, self.spec.group_size
+        length, size = self.state.typical_length, regime.own_size
         with self.clock.timed("rollout"):
             episodes = self.processes.raise_together(
                 lambda: self.generator.generate(regime, prompts, key, length, size, processes=self.processes)
             )
         with self.clock.timed("reward"):
             self.processes.raise_together(lambda: self._score(episodes))
+        if regime.adds_texts or regime.on_failure is not None:
+            with self.clock.timed("rollout"):
+                episodes = self.processes.raise_together(
+                    lambda: self._ask_the_guide(regime, episodes, key, len(prompts))
+                )
+        with self.clock.timed("reward"):
             return self._gather_episodes(episodes)
+
+    def _ask_the_guide(self, regime: Regime, own: list[Episode], key: int | str, count: int) -> list[Episode]:
+        """This process's episodes with what the regime requests of the guide once they are scored."""
+        episodes = restart_failed(self.generator, regime, own, f"{key}.again", count, self._score)
+        return episodes + add_guide_texts(self.generator, regime, episodes, count, self._score)
 
     def _score(self, episodes: list[Episode]) -> None:
         texts = list(scored_texts(episodes))
@@ -222,7 +232,16 @@ class Trainer:
             age=self.spec.age(step),
             values=(lambda texts: values_along(self.model, texts, rows)) if regime.restart == "uncertain" else None,
             gate=Gate(state.own_scores, state.guide_scores, score) if regime.gate else None,
+            share=state.guide_share,
+            failing=self._failing(regime),
         )
+
+    def _failing(self, regime: Regime) -> frozenset[str]:
+        """The prompts whose running score says that the policy fails on them."""
+        rule = regime.on_failure
+        if rule is None:
+            return frozenset()
+        return frozenset(name for name, score in self.state.own_scores.items() if score <= rule.failed_at)
 
     # advantages
 
@@ -248,12 +267,14 @@ class Trainer:
             weights = None
             if self.correction_cap is not None:
                 weights = correction_weights(episodes, stats.old, self.correction_cap)
-            return StepData(regime, batch, stats, advantages, None, weights)
+            guide = GuideTokens.of(regime, batch, advantages, self.spec.age(self.state.step))
+            return StepData(regime, batch, stats, advantages, None, weights, guide)
 
     def _advantage_inputs(self, episodes: list[Episode]) -> AdvantageInputs:
         moments = self.state.moments.get("scores")
         # a step whose scores differ more than the run's so far does not weigh more for it
-        own = pstdev([e.value for e in episodes if e.score is not None]) if moments else 0.0
+        values = [e.value for e in episodes if e.role == "own" and e.score is not None]
+        own = pstdev(values) if moments else 0.0
         trusted = frozenset(name for name in self.spec.critics if self.critic.trusts(self.state, name))
         return AdvantageInputs(self._kl_coef.reward, max(own, spread_of(moments)) if moments else 0.0, trusted)
 
@@ -286,8 +307,11 @@ class Trainer:
         if self.update.reference_nll == 0:
             return None
         loaded, limit = self.model.loaded, self.generator.sampling.max_new_tokens
-        rows = []
+        rows: list[list[int]] = []
         for e in episodes:
+            if e.role != "own":
+                rows.append([])
+                continue
             draw = noise.uniforms(1, self.seed, "reference", self.state.step, e.index)[0]
             text = e.example.references[int(draw * len(e.example.references))]
             rows.append(encode_target(loaded, text, limit)[0])
@@ -317,7 +341,9 @@ class Trainer:
             row |= {f"value/trusted_{name}": float(self.critic.trusts(self.state, name)) for name in advantages.returns}
         return row
 
-    def _advance(self, episodes: list[Episode], advantages: Advantages | None, row: dict[str, Any]) -> None:
+    def _advance(
+        self, regime: Regime, episodes: list[Episode], advantages: Advantages | None, row: dict[str, Any]
+    ) -> None:
         """Move the trainer's state to the next step."""
         state = self.state
         note_fits(state, advantages.returns if advantages is not None else (), row)
@@ -330,7 +356,10 @@ class Trainer:
         state.guide_texts = dict(self.generator.use.texts)
         if (gate := self.generator.restarts.gate) is not None:
             state.guide_scores |= gate.new
+        if gate is not None or (regime.on_failure is not None and regime.on_failure.known_from == "record"):
             state.own_scores = update_own_scores(state.own_scores, episodes)
+        if regime.restart == "steered":
+            state.guide_share = steered_share(state.guide_share, episodes, regime.target, regime.failed_at)
         state.step += 1
         self.scheduler.step()
 

@@ -6,6 +6,7 @@ not depend on what the policy writes behind the cut: it changes which states are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -20,6 +21,10 @@ from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.training.episodes import Episode
 from rlgf_cli.training.parallel.processes import Processes
 
+SLICES = 5
+"""Slices of a guide's text, of which UFT keeps the first few (arXiv 2505.16984)."""
+STEER_RATE = 0.1
+"""Change of the kept share per unit of the difference between the target success and the step's."""
 FLOOR = 0.2
 """Weight of the uniform distribution in the uncertain cuts, so that every cut has a positive probability."""
 MEMORY = 0.5
@@ -39,6 +44,22 @@ def lowest_backward(length: int, age: int, steps: int) -> int:
     """
     width = -(-min(age, steps) * (length - 1) // steps)
     return length - max(1, width)
+
+
+def cosine_share(age: int, steps: int) -> float:
+    """The share of the guide's text that is kept on average, from .95 at age 0 to .05 at ``steps``, by a half cosine
+    (UFT, arXiv 2505.16984, section 4; Prefix-RFT, arXiv 2507.01679). Later it stays at .05."""
+    return 0.05 + 0.45 * (1 + math.cos(math.pi * min(1.0, age / steps)))
+
+
+def drawn_slices(share: float, draw: float) -> int:
+    """The number of the text's ``SLICES`` slices that are kept: binomial with mean SLICES x share, by inversion."""
+    total = 0.0
+    for count in range(SLICES):
+        total += math.comb(SLICES, count) * share**count * (1 - share) ** (SLICES - count)
+        if draw < total:
+            return count
+    return SLICES
 
 
 def uncertain_probabilities(values: np.ndarray) -> np.ndarray:
@@ -142,10 +163,14 @@ class Restarts:
     """Inputs of one step's cuts besides the texts.
 
     ``age``: iterations since the schedule came to this regime; ``values``: :func:`values_along`, for cuts in proportion
-    to the critic's temporal difference (None: such cuts are uniform); ``gate``: None where all texts are used.
+    to the critic's temporal difference (None: such cuts are uniform); ``gate``: None where all texts are used;
+    ``share``: of the guide's text, where it follows the success so far; ``failing``: ids of prompts whose texts failed
+    so far.
     """
 
     age: int = 0
+    share: float = 0.5
+    failing: frozenset[str] = frozenset()
     values: Callable[[Sequence[Episode]], list[np.ndarray]] | None = None
     gate: Gate | None = None
 
@@ -160,11 +185,39 @@ class Restarts:
             values = self.values([e for e, _ in used])
             cuts = [draw_cut(uncertain_probabilities(v), draw) for v, (_, draw) in zip(values, used, strict=True)]
         else:
-            cuts = [uniform_from(self._lowest(regime, e.length), e.length, draw) for e, draw in used]
+            cuts = [self._cut(regime, e.length, draw) for e, draw in used]
         return {e.group: 0 for e in whole} | {e.group: k for (e, _), k in zip(used, cuts, strict=True)}
 
-    def _lowest(self, regime: Regime, length: int) -> int:
-        if regime.restart != "backward":
-            return 1
+    def ended(self, regime: Regime) -> bool:
+        """Whether the regime's roll-ins are over."""
+        return regime.restart == "slices" and self.age >= (regime.restart_steps or 0)
+
+    def _cut(self, regime: Regime, length: int, draw: float) -> int:
+        if regime.on_failure is not None:
+            return uniform_from(1, 1 + max(1, int(regime.on_failure.longest * (length - 1))), draw)
+        if regime.restart in ("uniform", "uncertain"):
+            return uniform_from(1, length, draw)
+        if regime.restart == "steered":
+            return _part(self.share, length)
         assert regime.restart_steps is not None
-        return lowest_backward(length, self.age, regime.restart_steps)
+        if regime.restart == "slices":
+            slices = drawn_slices(cosine_share(self.age, regime.restart_steps), draw)
+            return min(length - 1, length * slices // SLICES)
+        if regime.restart == "annealed":
+            return _part(cosine_share(self.age, regime.restart_steps), length)
+        return uniform_from(lowest_backward(length, self.age, regime.restart_steps), length, draw)
+
+
+def _part(share: float, length: int) -> int:
+    """k of a share of the text, on 1..L-1."""
+    return max(1, min(length - 1, round(share * length)))
+
+
+def steered_share(share: float, episodes: Sequence[Episode], target: float, failed_at: float) -> float:
+    """The share of the guide's text for the next step: more where fewer than ``target`` of the episodes behind it
+    succeeded (scored above ``failed_at``), less where more did; from 0 to .95."""
+    begun = [e for e in episodes if e.cut > 0 and e.score is not None]
+    if not begun:
+        return share
+    success = fmean(e.value > failed_at for e in begun)
+    return min(0.95, max(0.0, share + STEER_RATE * (target - success)))

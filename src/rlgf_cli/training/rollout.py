@@ -25,7 +25,7 @@ from rlgf_cli.models.samplers.base import Distribution, OwnSampler, Sampler, Sam
 from rlgf_cli.models.token_boundaries import is_boundary
 from rlgf_cli.protocols import Example, Guide
 from rlgf_cli.training.branches import BranchPoint, attach, branch_points
-from rlgf_cli.training.episodes import Episode, scored_texts
+from rlgf_cli.training.episodes import Episode, by_group, scored_texts
 from rlgf_cli.training.guide_use import GuideUse
 from rlgf_cli.training.guide_writer import Continuation, GuideWriter, PendingCompletions
 from rlgf_cli.training.parallel.processes import SINGLE, Processes
@@ -55,6 +55,11 @@ class Sampling:
             "min_new_tokens": self.min_new_tokens,
             "ban_control": self.ban_control,
         }
+
+    @property
+    def plain(self) -> bool:
+        """Whether log-probabilities are those of the model's own distribution."""
+        return self.temperature == 1 and self.min_new_tokens == 0 and not self.ban_control
 
     @property
     def distribution(self) -> Distribution:
@@ -150,9 +155,12 @@ class RolloutGenerator:
         episodes = [every[i] for i in processes.prompts([e.example.id for e in every])]
         draws = {e.index: Draws.of(self.seed, step, e, self.sampling.max_new_tokens) for e in episodes}
         plan = _Plan(regime, typical_length, draws)
-        started = [e for e in episodes if draws[e.index].start < regime.rollin_prob and self._covers(e)]
+        started = [e for e in episodes if draws[e.index].start < regime.rollin_prob and self.covers(e)]
         if regime.roll_in == "guide":
-            self._guide_rolls_in(episodes, started, plan)
+            self._guide_rolls_in(episodes, [] if self.restarts.ended(regime) else started, plan)
+        if regime.on_failure is not None and regime.on_failure.known_from == "record":
+            failing = [e for e in episodes if e.example.id in self.restarts.failing]
+            self._guide_rolls_in(episodes, self._begin_again(regime, failing, len(prompts)), plan)
         if regime.roll_out == "guide":
             self._guide_rolls_out(episodes, started if regime.roll_in == "policy" else [], plan)
         else:
@@ -162,6 +170,42 @@ class RolloutGenerator:
         self.conclude(episodes)
         return episodes
 
+    def write_again(self, regime: Regime, failed: Sequence[Episode], key: str, count: int) -> list[Episode]:
+        """Episodes of failed groups, all of their members given, that begin behind a part of the guide's text in the
+        place of some of them: those of the groups that the guide gave a text for. ``count``: the step's prompts."""
+        again = self._begin_again(regime, [replace(e, segments=[], cut=0, sampler_logprobs={}) for e in failed], count)
+        for e in again:
+            e.drawn, e.finished, e.score, e.text = (key, e.index), False, None, ""
+        draws = {e.index: Draws.of(self.seed, key, e, self.sampling.max_new_tokens) for e in again}
+        plan = _Plan(regime, 0.0, draws)
+        self._guide_rolls_in([], again, plan)
+        begun = [e for e in again if e.cut > 0]
+        self._policy_writes(self._open(begun), plan, self._room, last_author=True)
+        self.conclude(begun)
+        return begun
+
+    def _begin_again(self, regime: Regime, failed: Sequence[Episode], count: int) -> list[Episode]:
+        """Of each failed group the last episodes, as a group of their own unless they stay ``joined``."""
+        rule = regime.on_failure
+        assert rule is not None
+        again = [e for members in by_group(failed).values() for e in members[-rule.again :] if self.covers(e)]
+        for e in again:
+            e.group += 0 if rule.joined else count
+        return again
+
+    def guide_texts(self, episodes: Sequence[Episode]) -> list[Episode]:
+        """The episodes, one a group, as whole texts of the guide; without those that it gave no text for."""
+        draws = [Draws.of(self.seed, e.drawn[0], e, 0) for e in episodes]
+        pending = self.guide_writer.submit(
+            [Continuation(e.example, [], draw.sample) for e, draw in zip(episodes, draws, strict=True)]
+        )
+        for e, ids in zip(episodes, self.guide_writer.collect(pending, self.counts), strict=True):
+            e.segments = [("guide", ids)] if ids else []
+        written = [e for e in episodes if e.length]
+        self.counts["unguided"] += len(episodes) - len(written)
+        self.conclude(written)
+        return written
+
     def conclude(self, episodes: Sequence[Episode]) -> None:
         """Set ``finished`` and ``text`` of episodes that were written to their end."""
         for _, part in scored_texts(episodes):
@@ -169,7 +213,8 @@ class RolloutGenerator:
             part.finished = bool(ids) and ids[-1] in self.loaded.eos_ids
             part.text = self.loaded.text.decode_response(self.loaded.tokenizer, ids)
 
-    def _covers(self, episode: Episode) -> bool:
+    def covers(self, episode: Episode) -> bool:
+        """Whether the guide has text for the episode's prompt."""
         return self.covered is None or episode.example.id in self.covered
 
     def _open(self, episodes: list[Episode]) -> list[Episode]:
@@ -325,7 +370,7 @@ class RolloutGenerator:
                 limit = self.sampling.max_new_tokens
                 points = branch_points(begun, plan.regime.mc_samples, limit, self._boundary)
             else:
-                points = [BranchPoint(e, "after", e.ids) for e in self._open(batch) if self._covers(e)]
+                points = [BranchPoint(e, "after", e.ids) for e in self._open(batch) if self.covers(e)]
             batches.append((points, self._submit(points, plan)))
         answered: set[int] = set()
         for points, pending in batches:

@@ -6,87 +6,24 @@ the minibatch's own gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch.distributed.tensor import DTensor
 
-from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
-from rlgf_cli.config.common import OptimConfig
-from rlgf_cli.config.train import AuxConfig, KLConfig, PPOConfig
 from rlgf_cli.errors import RlgfError
 from rlgf_cli.functional import losses
-from rlgf_cli.functional.kl import KLEstimator
-from rlgf_cli.models.actor_critic import ActorCritic
+from rlgf_cli.models.actor_critic import ActorCritic, TokenOutputs
 from rlgf_cli.models.forward import TokenBatch
-from rlgf_cli.training.advantages import Advantages, RolloutStats
 from rlgf_cli.training.episodes import EpisodeBatch
+from rlgf_cli.training.guide_tokens import PLAIN, GuideTokens
 from rlgf_cli.training.microbatches import split_by_tokens
+from rlgf_cli.training.minibatches import Counts, LossTokens, StepData, UpdateSettings, carries_loss, minibatches
 from rlgf_cli.training.optimizer import by_role
 from rlgf_cli.training.parallel.processes import SINGLE, Processes, raised_by_all
 from rlgf_cli.training.rollout import Sampling
-
-
-@dataclass(frozen=True)
-class UpdateSettings:
-    """Sizes and coefficients of the update. ``accumulation``: parts of a minibatch, which are split further where they
-    have more than ``max_tokens`` tokens; ``kl_coef``: of the KL as a loss (0: it is charged elsewhere or not at all);
-    ``policy_frozen``: the critics learn alone (critic warm-up)."""
-
-    epochs: int
-    minibatch_size: int
-    accumulation: int
-    max_tokens: int | None
-    clip_range: float
-    value_clip_range: float
-    value_coef: float
-    entropy_coef: float
-    reference_nll: float
-    max_grad_norm: float
-    clip_range_high: float | None = None
-    loss_average: losses.LossAverage = "tokens"
-    mask_truncated: bool = False
-    kl_estimator: KLEstimator = "k3"
-    kl_coef: float = 0.0
-    policy_frozen: bool = False
-
-    @classmethod
-    def of(cls, ppo: PPOConfig, kl: KLConfig, aux: AuxConfig, optim: OptimConfig) -> UpdateSettings:
-        return cls(
-            epochs=ppo.epochs,
-            minibatch_size=ppo.minibatch_size,
-            accumulation=ppo.gradient_accumulation_steps,
-            max_tokens=ppo.max_tokens_per_batch,
-            clip_range=ppo.clip_range,
-            value_clip_range=ppo.value_clip_range if ppo.value_clip_range is not None else float("inf"),
-            value_coef=ppo.value_coef,
-            entropy_coef=ppo.entropy_coef,
-            reference_nll=aux.reference_nll,
-            max_grad_norm=optim.max_grad_norm,
-            clip_range_high=ppo.clip_range_high,
-            loss_average=ppo.loss_average,
-            mask_truncated=ppo.mask_truncated,
-            kl_estimator=kl.estimator,
-        )
-
-
-@dataclass(frozen=True)
-class StepData:
-    """One step's episodes, with the models' figures of them and their advantages.
-
-    ``stats`` and ``advantages`` are None for the likelihood estimator. ``references``: one reference text per episode,
-    for the auxiliary likelihood. ``weights`` [B, T]: importance weights of the policy loss (None: 1 everywhere).
-    :func:`update` fills in ``stats.old_logprobs`` where they are None.
-    """
-
-    regime: Regime
-    batch: EpisodeBatch
-    stats: RolloutStats | None
-    advantages: Advantages | None
-    references: TokenBatch | None
-    weights: torch.Tensor | None = None
 
 
 class Sums:
@@ -133,10 +70,9 @@ def update(
     if data.stats is not None and data.stats.old_logprobs is None:
         before = torch.zeros(data.batch.real.shape, device=data.batch.real.device)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    policy_learns = not settings.policy_frozen
-    for minibatch in _minibatches(len(data.batch.scores), settings, seed, step):
-        learned = carries_loss(data.batch, settings)[minibatch] & policy_learns
-        counts = _Counts.of(data, minibatch, learned, settings, sampling.max_new_tokens)
+    tokens = LossTokens.of(data, settings)
+    for minibatch in minibatches(data.batch.compared, settings, seed, step):
+        counts = Counts.of(data, minibatch, tokens, settings, sampling.max_new_tokens)
         if counts.empty:
             sums.add("update/skipped", 1, 1)
             continue
@@ -144,10 +80,7 @@ def update(
         optimizer.zero_grad(set_to_none=True)
         for part in _passes(data, minibatch, settings, processes, packing_hidden=model.packing_hidden):
             rows, its_sums = (minibatch[part], sums) if len(part) else (minibatch[:1], Sums())
-            its_learned = learned[part] if len(part) else learned[:1]
-            loss, logprobs = _loss(
-                model, data, sampling, settings, rows, its_learned, counts, its_sums, processes.lockstep
-            )
+            loss, logprobs = _loss(model, data, sampling, settings, rows, tokens, counts, its_sums, processes.lockstep)
             if not len(part):
                 loss = 0 * loss
             elif before is not None:
@@ -182,7 +115,7 @@ def update_gives_old_logprobs(batch: EpisodeBatch, regime: Regime, settings: Upd
         regime.critic is None
         and regime.estimator in ("group_mean", "leave_one_out")
         and settings.epochs == 1
-        and len(batch.scores) <= settings.minibatch_size
+        and int(batch.compared.sum()) <= settings.minibatch_size
         and torch.equal(carries_loss(batch, settings), batch.policy)
     )
 
@@ -221,12 +154,6 @@ def _passes(
     return own + [minibatch.new_zeros(0)] * (passes - len(own))
 
 
-def carries_loss(batch: EpisodeBatch, settings: UpdateSettings) -> torch.Tensor:
-    """The tokens that the policy's loss is taken on. With ``mask_truncated`` a text that was cut at the limit has none
-    (DAPO's overlong filtering, arXiv 2503.14476, section 3.4). [B, T] bool"""
-    return batch.learned & batch.finished.unsqueeze(-1) if settings.mask_truncated else batch.learned
-
-
 def _clip(parameters: Sequence[torch.Tensor], limit: float) -> torch.Tensor:
     """Scale the gradients down to a norm of at most ``limit``; returns the norm before, a scalar."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -235,51 +162,18 @@ def _clip(parameters: Sequence[torch.Tensor], limit: float) -> torch.Tensor:
     return norm
 
 
-@dataclass(frozen=True)
-class _Counts:
-    """Denominators of one minibatch. ``average``: what each episode's loss is divided by [B], at its row."""
-
-    learned: torch.Tensor
-    fitted: torch.Tensor
-    reference: torch.Tensor
-    average: torch.Tensor
-
-    @property
-    def empty(self) -> bool:
-        return not bool(self.learned + self.fitted + self.reference)
-
-    @classmethod
-    def of(
-        cls, data: StepData, rows: torch.Tensor, learned: torch.Tensor, settings: UpdateSettings, longest: int
-    ) -> _Counts:
-        zero = torch.zeros((), dtype=torch.long, device=learned.device)
-        fitted = [data.batch.fit[name][rows].sum() for name in (data.advantages.returns if data.advantages else {})]
-        wanted = data.references is not None and not settings.policy_frozen
-        tokens = data.references.lengths[rows].sum() if wanted and data.references is not None else zero
-        average = torch.zeros(len(data.batch.scores), dtype=torch.long, device=learned.device)
-        average[rows] = losses.loss_counts(learned, settings.loss_average, longest).squeeze(-1)
-        return cls(learned.sum(), sum(fitted, zero), tokens, average)
-
-
-def _minibatches(count: int, settings: UpdateSettings, seed: int, step: int) -> Iterator[torch.Tensor]:
-    """Row numbers, shuffled anew each epoch; the order is a function of (seed, step, epoch)."""
-    for epoch in range(settings.epochs):
-        order = torch.from_numpy(noise.generator(seed, "minibatches", step, epoch).permutation(count))
-        yield from order.split(settings.minibatch_size)
-
-
 def _loss(
     model: ActorCritic,
     data: StepData,
     sampling: Sampling,
     settings: UpdateSettings,
     rows: torch.Tensor,
-    learned: torch.Tensor,
-    counts: _Counts,
+    selected: LossTokens,
+    counts: Counts,
     sums: Sums,
     lockstep: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of one part of a minibatch: policy (or likelihood), critics, entropy, auxiliary; and the
+    """The loss of one part of a minibatch: policy (or likelihood), guide tokens, critics, entropy, auxiliary; and the
     log-probabilities of its learned tokens, without their gradient.
 
     ``lockstep``: where other parts have tokens to learn, this one runs the policy too.
@@ -287,20 +181,21 @@ def _loss(
     batch, stats, advantages, references = data.batch, data.stats, data.advantages, data.references
     tokens = batch.tokens.rows(rows)
     width = tokens.response_ids.shape[1]
-    learned = learned[:, :width]
+    learned, guide = (mask[rows][:, :width] for mask in (selected.learned, selected.guide))
+    one_pass = data.guide is not None and sampling.plain  # one distribution for both authors' tokens
+    carried = learned | guide if one_pass else learned
     fitted = list(advantages.returns) if advantages is not None else []
     likelihood = data.regime.estimator == "likelihood"
-    beside = lockstep and bool(counts.learned) and not bool(learned.any())
+    idle = lockstep and bool(counts.learned + one_pass * counts.guide) and not bool(carried.any())
     scored = model.forward_logprobs(
         tokens,
-        _first_token(learned) if beside else learned,
-        # the guide's tokens were not drawn from the policy's sampling distribution, in which an early EOS is impossible
-        **({"temperature": 1.0, "min_new_tokens": 0} if likelihood else sampling.scored),
+        _first_token(carried) if idle else carried,
+        **(PLAIN if likelihood else sampling.scored),
         values=fitted,
-        entropy=settings.entropy_coef > 0,
+        entropy=settings.entropy_coef > 0 or (one_pass and data.guide is not None and data.guide.needs_entropy),
         policy_frozen=settings.policy_frozen,
     )
-    total = 0 * scored.logprobs.clamp_min(-1e4).sum() if beside else scored.logprobs.new_zeros(())
+    total = 0 * scored.logprobs.clamp_min(-1e4).sum() if idle else scored.logprobs.new_zeros(())
     size = learned.sum()
     average = counts.average[rows].unsqueeze(-1)
     if likelihood:
@@ -321,13 +216,21 @@ def _loss(
         sums.add("ppo/ratio", diagnostics["ratio"], size)
         sums.add("ppo/clip_fraction", diagnostics["clipped"], size)
         sums.add("ppo/approx_kl", diagnostics["approx_kl"], size)
-        total = total + loss
+        weight = data.guide.policy_coefficient if data.guide is not None else 1.0
+        total = total + weight * loss
         if settings.kl_coef and stats.ref_logprobs is not None:
             ref = stats.ref_logprobs[rows][:, :width]
             charge = losses.kl_loss(scored.logprobs, old, ref, learned, settings.kl_estimator, average)
             sums.add("loss/kl", charge.detach() * counts.learned, size)
-            total = total + settings.kl_coef * charge
-    if scored.entropies is not None:
+            total = total + weight * settings.kl_coef * charge
+    if data.guide is not None and bool(counts.guide):
+        theirs = scored if one_pass else _guide_pass(model, tokens, guide, data.guide, lockstep)
+        divisor = average if data.guide.shares_average else counts.guide
+        loss, guide, its_sums = data.guide.loss(theirs.logprobs, theirs.entropies, rows, guide, divisor)
+        for name, value in its_sums.items():
+            sums.add(name, value, guide.sum())
+        total = total + loss + (0 * theirs.logprobs.clamp_min(-1e4).sum() if lockstep else 0)
+    if settings.entropy_coef > 0 and scored.entropies is not None:
         bonus = losses.entropy_bonus(scored.entropies, learned, counts.learned)
         sums.add("ppo/entropy", bonus.detach() * counts.learned, size)
         total = total - settings.entropy_coef * bonus
@@ -348,6 +251,16 @@ def _loss(
     if references is not None and bool(counts.reference):
         total = total + settings.reference_nll * _reference_loss(model, references.rows(rows), counts.reference, sums)
     return total, scored.logprobs.detach().float()
+
+
+def _guide_pass(
+    model: ActorCritic, tokens: TokenBatch, mask: torch.Tensor, guide: GuideTokens, lockstep: bool
+) -> TokenOutputs:
+    """The guide's tokens under the plain distribution, where the policy's are sampled from another one. In lockstep
+    every process makes this pass."""
+    idle = lockstep and not bool(mask.any())
+    wanted = _first_token(mask) if idle else mask
+    return model.forward_logprobs(tokens, wanted, **PLAIN, entropy=guide.needs_entropy)
 
 
 def _first_token(mask: torch.Tensor) -> torch.Tensor:
