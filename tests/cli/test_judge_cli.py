@@ -197,7 +197,7 @@ class TestUnreadable:
     def test_then_the_example_is_skipped_and_counted(self, judged, tmp_path):
         with FakeOpenAI(self.babble(lambda n, request: "prompt 1" not in request.prompt)) as server:
             result, scores = judged(server.url)
-            assert len(server.requests) == 10 + 2 * 3
+            assert len(server.requests) == 10 + 2 * 2  # a greedy judge is asked again once
         assert values(tmp_path / "out") == [WINS[0], None, *WINS[2:]]
         assert scores["counts"]["judge.unparseable"] == 1 and scores["metrics"]["judge"]["n_skipped"] == 1
         assert "judge.unparseable 1" in result.stderr
@@ -216,10 +216,8 @@ class TestUnreadable:
             result, _ = judged(server.url)
         assert result.exit_code == 1 and "cut at its limit" in result.stderr
 
-    @pytest.mark.parametrize(
-        "answer", ["", "A", "Verdict: C", "verdict: a", "Verdict: A or B", "Verdict: A\nAs I said.", "**Verdict: A**"]
-    )
-    def test_only_the_last_line_counts_and_only_as_it_was_asked_for(self, answer):
+    @pytest.mark.parametrize("answer", ["", "A", "Verdict: C", "Verdict: A or B", "Verdict: A\nAs I said."])
+    def test_only_the_last_line_counts_and_only_a_verdict(self, answer):
         from rlgf_cli.scorers.judge import read_verdict
 
         assert read_verdict(answer) is None
@@ -228,6 +226,24 @@ class TestUnreadable:
         from rlgf_cli.scorers.judge import read_verdict
 
         assert [read_verdict(f"So:\nVerdict: {w} \n\n") for w in ("A", "B", "tie")] == ["A", "B", "tie"]
+
+    def test_it_may_count_as_a_tie_or_end_the_evaluation(self, judged, tmp_path):
+        with FakeOpenAI(self.babble(lambda n, request: "prompt 1" not in request.prompt)) as server:
+            _, scores = judged(server.url, out="tie", on_unreadable="value", unreadable_value=0.5)
+            result, none = judged(server.url, on_unreadable="error")
+        assert values(tmp_path / "tie") == [WINS[0], 0.5, *WINS[2:]]
+        assert values(tmp_path / "tie", "judge.consistent")[1] is None
+        assert (
+            scores["counts"]["judge.unparseable"] == 1 and "unreadable=0.5" in scores["metrics"]["judge"]["signature"]
+        )
+        assert result.exit_code == 1 and none == {}
+        assert "gave no verdict in 2 answers for the text of example 'e1'" in result.stderr
+
+    def test_ten_answers_without_a_text_at_first_end_it(self, judged, tmp_path):
+        with FakeOpenAI(lambda n, request: Reply(finish_reason="length", message={"content": None})) as server:
+            result, scores = judged(server.url, guide={"concurrency": 1})
+            assert result.exit_code == 3 and scores == {} and len(server.requests) == 10
+        assert "hold no usable text (reasoning: 10)" in result.stderr
 
 
 class TestFailures:
@@ -345,4 +361,4 @@ def test_a_local_checkpoint_judges_too(tiny_gpt2, run_cli, tmp_path):
     metrics = json.dumps([{"name": f"judge:hf:{tiny_gpt2}", "params": params}])
     arguments = ["--predictions", data, "--set", f"metrics={metrics}", "--device", "cpu", "-o", tmp_path / "out"]
     result = run_cli("eval", *arguments)
-    assert result.exit_code == 1 and "no verdict that could be read, in 3 answers" in result.stderr
+    assert result.exit_code == 1 and "no verdict that could be read, in 2 answers" in result.stderr

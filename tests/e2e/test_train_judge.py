@@ -13,7 +13,7 @@ from conftest import Result, guide_rows, toy_examples, write_rows
 from fake_openai import FakeOpenAI, Reply
 from judging import rating
 from rlgf_cli.config.common import PartConfig
-from rlgf_cli.errors import RlgfError
+from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.protocols import Example
 from rlgf_cli.scorers.judge import JudgeReward, read_rating
 from rlgf_cli.scorers.weighted_sum import make_reward
@@ -49,18 +49,54 @@ class TestScores:
             assert [guide.meter.to_json()["calls"] for guide in reward.guides] == [2]
             assert "judge,model=m,temperature=0" in reward.signature and "scale=1-10" in reward.signature
 
-    @pytest.mark.parametrize("said", [0, 11, "7/10", "7.5", "seven", "-3", ""])
-    def test_what_is_no_rating_stops_the_run(self, said):
-        with FakeOpenAI(rating(lambda text: said)) as server:
-            reward = JudgeReward(**judge_params(server.url))
-            with pytest.raises(RlgfError, match="gave no rating in 3 answers for the text of example 'a'"):
-                reward.score(EXAMPLES[:1], TEXTS[:1])
-            assert len(server.requests) == 3
+    @pytest.mark.parametrize("said", [0, 11, "7.5", "seven", "-3", ""])
+    def test_a_text_without_a_rating_has_no_score_and_is_counted(self, said):
+        with FakeOpenAI(rating(lambda text: said if "dog" in text else 7)) as server:
+            reward = make_reward([PartConfig(**judge(server.url)), PartConfig(name="length", params={"target": 3})])
+            first, second, third = reward.score(EXAMPLES, TEXTS)
+            assert second is None and first == third and first.parts["judge.rating"] == 7.0
+            assert len(server.requests) == 3  # of the unreadable one: once more with a reminder, and no third time
+            assert reward.counts["judge.unparseable"] == 1
 
-    def test_a_refusal_stops_the_run(self):
-        refused = pytest.raises(RlgfError, match="refused to rate the text of example 'a'")
-        with FakeOpenAI(lambda n, request: Reply(finish_reason="content_filter")) as server, refused:
-            JudgeReward(**judge_params(server.url)).score(EXAMPLES, TEXTS)
+    def test_a_judge_that_samples_is_asked_a_third_time(self):
+        with FakeOpenAI(rating(lambda text: "good")) as server:
+            reward = JudgeReward(**judge_params(server.url, sampling={"temperature": 1.0}))
+            assert reward.score(EXAMPLES[:1], TEXTS[:1]) == [None] and len(server.requests) == 3
+
+    @pytest.mark.parametrize(
+        ("reply", "count"),
+        [
+            (Reply(finish_reason="content_filter"), "refused"),
+            (Reply(status=400, error={"message": "no", "code": "content_filter"}), "refused"),
+            (Reply(message={"content": None, "refusal": "No."}), "refused"),
+            (Reply(finish_reason="length", message={"content": None}), "no_text"),
+            (Reply(text="<think>It is", finish_reason="length"), "no_text"),
+            (Reply(raw=b"<html>"), "no_text"),
+            (Reply(raw=b'{"choices": [{"mess'), "no_text"),
+        ],
+    )
+    def test_a_judge_that_gives_no_text_is_asked_once(self, reply, count):
+        with FakeOpenAI(lambda n, request: reply) as server:
+            reward = JudgeReward(**judge_params(server.url))
+            assert reward.score(EXAMPLES[:1], TEXTS[:1]) == [None]
+            assert len(server.requests) == 1 and reward.counts[count] == 1
+
+    def test_a_rating_behind_thinking_is_read(self):
+        thought = "<think>\nRating: 1\n</think>\nRating: 10"
+        with FakeOpenAI(lambda n, request: Reply(text=thought)) as server:
+            reward = JudgeReward(**judge_params(server.url))
+            assert reward.score(EXAMPLES[:1], TEXTS[:1])[0].value == 1.0
+
+    def test_a_rating_may_be_set_for_it_or_it_ends_the_run(self):
+        with FakeOpenAI(rating(lambda text: "good")) as server:
+            reward = JudgeReward(**judge_params(server.url), on_unreadable="value", unreadable_value=1.0)
+            assert [(s.value, s.parts) for s in reward.score(EXAMPLES[:1], TEXTS[:1])] == [(0.0, {})]
+            assert reward.counts["unparseable"] == 1 and "unreadable=1" in reward.signature
+            reward = JudgeReward(**judge_params(server.url), on_unreadable="error")
+            with pytest.raises(RlgfError, match="gave no rating in 2 answers for the text of example 'a'"):
+                reward.score(EXAMPLES[:1], TEXTS[:1])
+            with pytest.raises(UserError, match="go together"):
+                JudgeReward(**judge_params(server.url), on_unreadable="value")
 
     def test_a_second_answer_counts_if_it_can_be_read(self):
         def plan(n: int, request: Any) -> Reply:
@@ -71,11 +107,11 @@ class TestScores:
 
     def test_only_the_last_line_is_read(self):
         assert [read_rating(f"Rating: 3\nRating: {n}\n") for n in (1, 10)] == [1, 10]
-        assert read_rating("Rating: 3\nor more") is None and read_rating("Rating: 10!") is None
+        assert read_rating("Rating: 3\nor more") is None
 
 
-def judge_params(url: str) -> dict[str, Any]:
-    return {"spec": "openai:m", **judge(url)["params"]}
+def judge_params(url: str, **guide: Any) -> dict[str, Any]:
+    return {"spec": "openai:m", **judge(url, **guide)["params"]}
 
 
 @pytest.fixture
@@ -162,10 +198,49 @@ def test_guide_and_judge_are_paid_from_one_budget(train, tmp_path):
         assert stopped.exit_code == 3 and run_json(tmp_path / "capped")["spend"]["calls"] <= 12
 
 
-def test_a_rating_that_cannot_be_read_is_a_letter(train, tmp_path):
+def unread_share(text: str) -> object:
+    return "good" if len(text) % 3 == 0 else 1 + len(text) % 7
+
+
+@pytest.mark.parametrize("alg", ["ppo", "grpo", "rloo"])
+def test_an_episode_without_a_rating_is_left_out_counted_and_warned_of(train, tmp_path, examples_file, alg):
+    more = ["--eval-data", examples_file, "--set", "eval.limit=6", "--set", "eval.every=1", "--episodes", 16]
+    with FakeOpenAI(rating(unread_share)) as server:
+        done = train(server.url, *more, alg=alg)
+        assert done.exit_code == 0, done.stderr
+        asked = len(server.requests)
+        assert train(server.url, *more, alg=alg, out="again").exit_code == 0
+        assert len(server.requests) == asked  # the answers without a rating are in the cache too
+    steps = rows(tmp_path / "run")
+    assert all(row["episodes"] + row.get("score/skipped", 0) == 16 for row in steps)
+    assert sum(row.get("score/skipped", 0) for row in steps) > 0 and any(row.get("eval/skipped") for row in steps)
+    assert "the judge's rating could not be read for" in done.stderr
+    assert run_json(tmp_path / "run")["result"]["warning/skipped-scores"] >= 1
+    assert [row["score/mean"] for row in rows(tmp_path / "again")] == [row["score/mean"] for row in steps]
+
+
+def test_a_step_without_any_rating_ends_the_run(train, tmp_path):
     with FakeOpenAI(rating(lambda text: "good")) as server:
         result = train(server.url)
-    assert result.exit_code == 1 and "gave no rating in 3 answers" in result.stderr
+    assert result.exit_code == 1 and "gave none of the step's episodes a score" in result.stderr
+
+
+def test_the_reward_as_a_metric_skips_and_counts(run_cli, tmp_path):
+    texts = [{"id": str(i), "prompt": "p", "prediction": text} for i, text in enumerate(["good", "bad one", "fine"])]
+    data = write_rows(tmp_path / "texts.jsonl", texts)
+    with FakeOpenAI(rating(lambda text: "**7/10**" if text != "bad one" else "awful")) as server:
+
+        def evaluate(out: str, **guide: Any) -> Result:
+            metrics = json.dumps([{**judge(server.url, **guide), "name": "reward:judge:openai:m"}])
+            return run_cli("eval", "--predictions", data, "--set", f"metrics={metrics}", "-o", tmp_path / out)
+
+        done = evaluate("out")
+        assert done.exit_code == 0, done.stderr
+        server.plan = rating(lambda text: "awful")
+        none = evaluate("none", mode="live")
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["metrics"]["reward.total"]["n"] == 2 and scores["counts"]["reward.judge.unparseable"] == 1
+    assert none.exit_code == 1 and "gave none of 3 texts a score (judge.answers: 6, " in none.stderr
 
 
 def test_doctor_looks_at_it_within_its_budget(run_cli, tiny_gpt2, tmp_path):

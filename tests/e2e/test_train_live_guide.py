@@ -182,6 +182,28 @@ def test_a_refused_text_runs_unguided_and_is_counted(
     assert sum(row["guide/unguided"] for row in found) >= 2
 
 
+FILTERED = Reply(status=400, error={"message": "no", "code": "content_filter"})
+
+
+@pytest.mark.parametrize("reply", [FILTERED, Reply(text="no", finish_reason="content_filter"), Reply(text="")])
+@pytest.mark.parametrize("name", ["ppo++", "aggrevated"])
+def test_a_guide_without_a_text_is_no_success(
+    train: Callable[..., Result], server: FakeOpenAI, tmp_path: Path, name: str, reply: Reply
+) -> None:
+    server.plan = lambda n, seen: reply
+    done = train("--max-steps", "6", name=name)
+    assert done.exit_code == 1 and "gave no usable text to any of" in done.stderr, done.stderr
+    assert "the guide gave no usable text in the last 5 steps" in done.stderr
+    run, folder = manifest(tmp_path / "run"), tmp_path / "run"
+    assert run["status"] == "failed" and run["result"]["guide/usable"] == 0 < run["result"]["guide/requests"]
+    assert run["result"]["warning/unguided"] >= 1
+    assert (folder / "model.safetensors").is_file()
+    assert "the policy was trained without it" in (folder / "README.md").read_text()
+    asked = len(server.requests)
+    again = train("--max-steps", "6", "--resume", name=name)  # nothing is left to train, and nothing is better
+    assert again.exit_code == 1 and "gave no usable text" in again.stderr and len(server.requests) == asked
+
+
 def test_a_dry_run_asks_nobody_and_writes_nothing(
     train: Callable[..., Result], server: FakeOpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

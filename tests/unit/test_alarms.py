@@ -31,6 +31,13 @@ def warned(given: Rows, **settings: Any) -> list[tuple[int, str]]:
     return found
 
 
+def guide(failed: float, empty: float, *, steps: int = 5) -> Rows:
+    asked = {"guide/requests": 4}
+    return rows(
+        8, lambda n: {**asked, **({"guide/failed": failed, "guide/empty": empty} if 2 <= n < 2 + steps else {})}
+    )
+
+
 def roll_ins(now: float, *, horizon: bool = True) -> Rows:
     extra = {"length/horizon": 9.0} if horizon else {}
     return rows(14, lambda n: {"rollin/tokens": 4.0 if n < 12 else now, **extra})
@@ -132,9 +139,15 @@ TRIPPED: list[tuple[str, str, int, Rows]] = [
     ("constant", "constant-reward", 7, scores(0.0)),
     ("constant but for rounding", "constant-reward", 7, scores(1e-14, mean=0.7)),
     ("watched", "gamed-reward", 3, watched(0, 1, 1)),
+    ("a guide that refuses or says nothing", "unguided", 7, guide(3, 1)),
+    ("a judge without a rating", "skipped-scores", 1, rows(2, lambda n: {"score/skipped": 1 - n})),
+    ("a judge without a rating of a held-out text", "skipped-scores", 2, rows(2, lambda n: {"eval/skipped": n})),
     ("groups that agree", "constant-reward", 5, rows(6, lambda n: {"advantage/std": 0.0})),
 ]
 QUIET: list[tuple[str, Rows]] = [
+    ("a guide with a text a step", guide(3, 0)),
+    ("a guide without a text for a while", guide(4, 0, steps=4)),
+    ("a guide that nobody asks", rows(8, lambda n: {"guide/requests": 0})),
     ("roll-ins, a little shorter", roll_ins(2.1)),
     ("a mixture in which the guide's are longer", mixture(16.0)),
     ("a guide's roll-ins", roll_ins(0.1, horizon=False)),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from rlgf_cli.protocols import Example
-from rlgf_cli.scorers.judge_guide import Judge, fill, last_line
+from rlgf_cli.scorers.judge_guide import Judge, fill
+from rlgf_cli.scorers.judge_verdicts import read_choice
 
 TEMPLATE = """Here are two tasks for an assistant. Do they ask for the same?
 
@@ -21,7 +21,6 @@ They are equal if they set the same constraints, ask for the same depth and cove
 same thing do not matter. Say in one sentence what differs, if anything does. Then give your verdict."""
 ENDING = """End with a line of its own that holds nothing but the verdict: `Verdict: equal` or `Verdict: different`."""
 MAX_NEW_TOKENS = 200
-_VERDICT = re.compile(r"Verdict: *(equal|different)", re.IGNORECASE)
 
 
 class GuideReviewer:
@@ -31,8 +30,8 @@ class GuideReviewer:
         self.judge = Judge("the reviewer", None, guide, ending=ENDING, max_new_tokens=MAX_NEW_TOKENS, device=device)
 
     def different(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
-        """Whether each rewrite differs from its instruction; None where three answers had no verdict, or the guide
-        refused or gave no text. Raises RlgfError for other failures of the guide.
+        """Whether each rewrite differs from its instruction; None where no answer had a verdict, or the guide refused
+        or gave no text. Raises RlgfError for other failures of the guide.
         """
         questions = [
             (Example(f"review {i}", first), fill(TEMPLATE, {"first": first, "second": second}))
@@ -43,5 +42,5 @@ class GuideReviewer:
 
 def read_verdict(answer: str) -> bool | None:
     """True or False for a last line ``Verdict: different`` or ``Verdict: equal``; None for any other last line."""
-    match = _VERDICT.fullmatch(last_line(answer))
-    return None if match is None else match[1].lower() == "different"
+    choice = read_choice(answer, "equal|different")
+    return None if choice is None else choice.lower() == "different"

@@ -67,8 +67,12 @@ class Reward(Scorer, ABC):
         """Raise UserError where an example lacks what the reward needs. Called before a run starts: keep it cheap."""
 
     @abstractmethod
-    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
-        """One finite score per text, an empty text included. A failure is raised, never turned into a number."""
+    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> Sequence[Score | None]:
+        """One finite score per text, an empty text included. A failure is raised, never turned into a number.
+
+        None: the reward has no score for a text and says so in :attr:`counts`, as a judge that gave no rating. Training
+        leaves the episode out, and an evaluation skips the example.
+        """
 
     def at(self, step: int) -> Reward:
         """The reward as it is in iteration ``step``, counted from 0."""

@@ -197,6 +197,28 @@ def _constant_reward(seen: History) -> str | None:
     return None
 
 
+def _skipped_scores(seen: History) -> str | None:
+    skipped, held_out = seen.row.get("score/skipped", 0), seen.row.get("eval/skipped", 0)
+    if not (skipped or held_out):
+        return None
+    return (
+        f"the judge's rating could not be read for {skipped:g} episodes, which are left out of the step, and "
+        f"{held_out:g} held-out texts"
+    )
+
+
+def _unguided(seen: History) -> str | None:
+    rows = [row for row in seen.last("guide/requests", _FEW) if row["guide/requests"]]
+    if len(rows) < _FEW or any(usable_texts(row) for row in rows):
+        return None
+    return f"the guide gave no usable text in the last {_FEW} steps: their episodes ran without it"
+
+
+def usable_texts(row: Row) -> int:
+    """The usable texts that the guide gave in a row's step."""
+    return row.get("guide/requests", 0) - row.get("guide/failed", 0) - row.get("guide/empty", 0)
+
+
 def _gamed_reward(seen: History) -> str | None:
     row = seen.row
     if not row.get("eval/diverged"):
@@ -292,6 +314,24 @@ ALARMS: dict[str, Alarm] = {
             "the start never succeeds: a guide's roll-in (ppo++), an easier reward or a better start",
             "the reward does not look at the text, or is saturated (rlgf doctor --reward ...)",
             "a policy that writes one text for everything (policy/entropy)",
+        ),
+    ),
+    "skipped-scores": Alarm(
+        _skipped_scores,
+        "`score/skipped` or `eval/skipped` above 0: a judge gave a text no rating that could be read",
+        (
+            "the judge refuses such texts: read rollouts/",
+            "an answer that is cut before its rating: a larger max_new_tokens of the judge, or less reasoning",
+            "a judge that cannot keep to the form of the last line",
+        ),
+    ),
+    "unguided": Alarm(
+        _unguided,
+        f"no usable text of the guide in {_FEW} steps that requested some; a run without any text of its guide ends "
+        "with exit code 1",
+        (
+            "a filter or the model refuses these prompts (guide/failed)",
+            "answers that are empty (guide/empty): rlgf doctor --guide shows a few",
         ),
     ),
     "gamed-reward": Alarm(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from rlgf_cli import noise
@@ -13,7 +14,7 @@ from rlgf_cli.artifacts.jsonl import example_records
 from rlgf_cli.artifacts.rundir import RunDir
 from rlgf_cli.config.guide import GuideConfig
 from rlgf_cli.config.train import TrainConfig
-from rlgf_cli.errors import UserError
+from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.guides.make import check_guide, describe, make_offline_guide
 from rlgf_cli.guides.openai.estimate import Plan, estimate
 from rlgf_cli.ledger.spend import record_spend, spend_of
@@ -95,12 +96,29 @@ def recorded_spend(
         yield
 
 
-def provenance(guide: Guide, requests: int, distinct: int) -> dict[str, Any]:
+def is_unguided(summary: Mapping[str, Any]) -> bool:
+    """Whether the run requested texts of its guide and got no usable one."""
+    return bool(summary.get("guide/requests")) and not summary["guide/usable"]
+
+
+def refuse_unguided(summary: Mapping[str, Any], guide: Guide | None, folder: Path) -> None:
+    """Raise RlgfError (exit 1) where the run was trained without its guide. What it saved stays."""
+    if guide is not None and is_unguided(summary):
+        raise RlgfError(
+            f"the guide {guide.name} gave no usable text to any of {summary['guide/requests']} requests: the policy "
+            "was trained without it. The model is saved, and its card says so",
+            where=str(folder),
+            hint="rlgf doctor --guide shows what it answers; the same algorithm without a guide is the plain one",
+        )
+
+
+def provenance(guide: Guide, requests: int, distinct: int, *, unguided: bool = False) -> dict[str, Any]:
     """The guide's part of a model card."""
     row: dict[str, Any] = {
         "guide": guide.name.rpartition("/")[2] if "/" in guide.name else guide.name,
         "texts asked for": requests or None,
         "distinct texts used": distinct,
+        "unguided": "the guide gave no usable text, and the policy was trained without it" if unguided else None,
     }
     if guide.abilities.live:
         spend = guide.spend()

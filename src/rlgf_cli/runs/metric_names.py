@@ -72,6 +72,7 @@ METRICS: dict[str, str] = {
     "guide/gated": "episodes that the policy wrote alone because the guide's text scored no better (algorithm.gate)",
     "guide/unguided": "episodes that ran unguided because the guide had no text",
     "guide/failed": "texts of this step that the guide refused; their episodes ran unguided",
+    "guide/empty": "where there are any: empty texts of the guide in this step",
     "mc/before": "guide_mc: mean value of the guide's texts from just before the action, over episodes that learn",
     "mc/after": "guide_mc: the same from just after it; less mc/before it is the action's mean worth to the guide",
     "mc/one_sided": "guide_mc: episodes that learned nothing because the guide gave no text on one of the two sides",
@@ -79,6 +80,9 @@ METRICS: dict[str, str] = {
     "guide/cached": "texts that came from the cache since the run was started or resumed",
     "guide/mended": "repairs of the guide's answers since then (a repeated prefix, quotes, chatter, a missing space)",
     "guide/usd": "US dollars charged so far",
+    "score/skipped": "where there are any: episodes that were left out because a judge gave their text no rating "
+    "(on_unreadable: skip)",
+    "eval/skipped": "where there are any: held-out texts without a score for that reason",
     "eval/score": "mean score of the policy alone on held-out prompts, sampled; of a reward that moves, as it ends",
     "eval/score_error": "standard error of that mean, over the prompts",
     "eval/start": "in the first row: the same before the first step",

@@ -13,6 +13,7 @@ from rlgf_cli.artifacts.jsonl import Appender, read_objects, write_jsonl
 from rlgf_cli.artifacts.rundir import RunDir
 from rlgf_cli.config.train import TrainConfig
 from rlgf_cli.runs import best
+from rlgf_cli.runs.alarms import usable_texts
 from rlgf_cli.runs.trackers import Track, Tracked
 from rlgf_cli.training import checkpoint
 from rlgf_cli.training.episodes import Episode
@@ -204,4 +205,5 @@ def summary_of(rows: Sequence[dict[str, Any]], trainer: Trainer, model_step: int
     summary["episodes"] = sum(row["episodes"] for row in rows)
     if trainer.generator.guide is not None:
         summary["guide/requests"] = sum(row.get("guide/requests", 0) for row in rows)
+        summary["guide/usable"] = sum(map(usable_texts, rows))
     return summary

@@ -12,7 +12,17 @@ from rlgf_cli.scorers.base import shorten
 
 
 def score_checked(reward: Reward, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
-    """``reward.score``, checked to return one finite number per text.
+    """As :func:`score_or_skip`, where every text must have a score: raises RlgfError for one that was skipped."""
+    scores = []
+    for example, text, score in zip(examples, texts, score_or_skip(reward, examples, texts), strict=True):
+        if score is None:
+            raise refusal(reward.name, "gave no score", [example], [text])
+        scores.append(score)
+    return scores
+
+
+def score_or_skip(reward: Reward, examples: Sequence[Example], texts: Sequence[str]) -> list[Score | None]:
+    """``reward.score``, checked to return one finite number per text, or None where it skips one.
 
     Raises RlgfError (exit code 1) that names the reward, the reason and the offending example where the
     reward raises, returns another number of scores than it got texts, or a value that is no finite number.
@@ -32,8 +42,11 @@ def score_checked(reward: Reward, examples: Sequence[Example], texts: Sequence[s
         raise refusal(reward.name, reason, examples, texts)
     if len(scores) != len(texts):
         raise refusal(reward.name, f"returned {len(scores)} scores for {len(texts)} texts", examples, texts)
-    checked = []
+    checked: list[Score | None] = []
     for example, text, score in zip(examples, texts, scores, strict=True):
+        if score is None:
+            checked.append(None)
+            continue
         if not isinstance(score, Score):
             reason = f"returned {shorten(repr(score), 60)} where a Score is needed"
             raise refusal(reward.name, reason, [example], [text])

@@ -10,12 +10,12 @@ tie:
 
 ``judge`` is the mean of the scores, ``judge.consistent`` the share of prompts whose two verdicts name the same winner,
 or both "tie". An example is skipped, and counted, where it has no opponent (``no_opponent``), where the judge refuses
-to answer in one of the orders (``refused``), or where a verdict cannot be read in three answers (``unparseable``).
+to answer in one of the orders (``refused``) or its answer holds no text (``no_text``), or where a verdict cannot be
+read (``unparseable``); ``on_unreadable`` says what becomes of the last three.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -30,15 +30,14 @@ from rlgf_cli.protocols import Example, MetricResult, Prompt, Reward, Score, Sco
 from rlgf_cli.protocols.messages import transcript
 from rlgf_cli.scorers.base import ReferenceMetric, signature
 from rlgf_cli.scorers.judge_guide import (
-    ATTEMPTS,
     CRITERION,
     MAX_NEW_TOKENS,
     Judge,
     Verdict,
     check_template,
     fill,
-    last_line,
 )
+from rlgf_cli.scorers.judge_verdicts import read_choice, read_rating
 
 RATING_TEMPLATE = """Somebody answered the prompt below. Rate the answer.
 
@@ -76,8 +75,7 @@ Verdict: A
 Verdict: B
 Verdict: tie"""
 Winner = Literal["A", "B", "tie"]
-_RATING = re.compile(r"Rating: *([1-9]|10)")
-_VERDICT = re.compile(r"Verdict: *(A|B|tie)")
+OnUnreadable = Literal["skip", "value", "error"]
 _MIRRORED: dict[Winner, Winner] = {"A": "B", "B": "A", "tie": "tie"}
 
 
@@ -98,9 +96,14 @@ class _JudgeScorer(Scorer):
         template: str,
         criterion: str,
         max_new_tokens: int,
+        on_unreadable: OnUnreadable,
+        unreadable_value: float | None,
         device: str,
     ) -> None:
         check_template(self.kind, template, criterion, self.needed)
+        if (on_unreadable == "value") != (unreadable_value is not None):
+            raise UserError(f"{self.kind}: on_unreadable: value and unreadable_value go together")
+        self.on_unreadable, self.unreadable_value = on_unreadable, unreadable_value
         self.template, self.criterion = template, criterion
         self.judge = Judge(
             self.kind, spec, guide or {}, ending=self.ending, max_new_tokens=max_new_tokens, device=device
@@ -109,9 +112,19 @@ class _JudgeScorer(Scorer):
         self.settings = (
             f"{self.judge.settings},template={self.judge.template_hash(template)},criterion={short_hash(criterion, 12)}"
         )
+        if unreadable_value is not None:
+            self.settings += f",unreadable={unreadable_value:g}"
 
     def stop_when(self, stop: Callable[[], bool]) -> None:
         self.judge.stop = stop
+
+    def _error(self, what: str, example: Example, verdict: Verdict) -> RlgfError:
+        """The error for an answer without what was asked for."""
+        tries = "did not answer" if verdict.failed else f"gave no {what} in {self.judge.attempts} answers"
+        return RlgfError(
+            f"the judge {self.judge.guide.name} {tries} for the text of example {example.id!r}: {verdict.excerpt}",
+            hint="a better judge, another template, or a larger max_new_tokens; on_unreadable: skip leaves it out",
+        )
 
     def _question(self, example: Example, **texts: str) -> str:
         return fill(self.template, {"prompt": transcript(example.given), **texts, "criterion": self.criterion})
@@ -122,7 +135,8 @@ class JudgeReward(_JudgeScorer, Reward):
 
     ``guide``: more of the guide's section. ``criterion``: what a good answer is like, in words. ``template`` replaces
     the question; it holds ``{text}``, and may hold ``{prompt}`` and ``{criterion}``. The form of the last line follows.
-    A rating that cannot be read stops the run.
+    ``on_unreadable``: a text whose rating cannot be read has no score, so that training leaves its episode out
+    (``skip``), counts as rated ``unreadable_value`` (``value``), or ends the run (``error``).
     """
 
     kind, needed, ending = "the reward 'judge'", ("text",), RATING_ENDING
@@ -135,25 +149,28 @@ class JudgeReward(_JudgeScorer, Reward):
         template: str = RATING_TEMPLATE,
         criterion: str = CRITERION,
         max_new_tokens: Annotated[int, Field(ge=1)] = MAX_NEW_TOKENS,
+        on_unreadable: OnUnreadable = "skip",
+        unreadable_value: Annotated[float, Field(ge=1, le=10)] | None = None,
         device: str = "auto",
     ) -> None:
-        super().__init__(spec, guide, template, criterion, max_new_tokens, device)
+        super().__init__(spec, guide, template, criterion, max_new_tokens, on_unreadable, unreadable_value, device)
         self.counts = self.judge.counts
         self.signature = f"{self.name},{self.settings},scale=1-10"
 
-    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
+    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score | None]:
         questions = [
             (example, self._question(example, text=text)) for example, text in zip(examples, texts, strict=True)
         ]
         verdicts = self.judge.verdicts(questions, read_rating, self.on_rows)
-        for example, verdict in zip(examples, verdicts, strict=True):
-            if verdict.value is None:
-                tries = "refused to rate" if verdict.refused else f"gave no rating in {ATTEMPTS} answers for"
-                raise RlgfError(
-                    f"the judge {self.judge.guide.name} {tries} the text of example {example.id!r}: {verdict.excerpt}",
-                    hint="a better judge, another template, or a larger max_new_tokens",
-                )
-        return [Score((v.value - 1) / 9, {"rating": float(v.value)}) for v in verdicts]
+        return [self._score(example, verdict) for example, verdict in zip(examples, verdicts, strict=True)]
+
+    def _score(self, example: Example, verdict: Verdict) -> Score | None:
+        if (rating := verdict.value) is not None:
+            return Score((rating - 1) / 9, {"rating": float(rating)})
+        self.judge.counts[verdict.unread] += 1
+        if self.on_unreadable == "error":
+            raise self._error("rating", example, verdict)
+        return None if self.unreadable_value is None else Score((self.unreadable_value - 1) / 9)
 
 
 class JudgeMetric(_JudgeScorer, ReferenceMetric):
@@ -161,7 +178,8 @@ class JudgeMetric(_JudgeScorer, ReferenceMetric):
 
     ``guide``: more of the guide's section. ``criterion``: what a good answer is like, in words. ``template`` replaces
     the question; it holds ``{a}`` and ``{b}``, and may hold ``{prompt}`` and ``{criterion}``. The form of the last line
-    follows.
+    follows. ``on_unreadable``: an example with a verdict that cannot be read is skipped (``skip``), has the score
+    ``unreadable_value`` (``value``; 0.5 is a tie), or ends the evaluation (``error``).
     """
 
     kind, needed, ending = "the metric 'judge'", ("a", "b"), ENDING
@@ -175,11 +193,13 @@ class JudgeMetric(_JudgeScorer, ReferenceMetric):
         template: str = TEMPLATE,
         criterion: str = CRITERION,
         max_new_tokens: Annotated[int, Field(ge=1)] = MAX_NEW_TOKENS,
+        on_unreadable: OnUnreadable = "skip",
+        unreadable_value: Annotated[float, Field(ge=0, le=1)] | None = None,
         device: str = "auto",
     ) -> None:
         self.against = against
         self._opponents = _read(against) if against is not None else None
-        super().__init__(spec, guide, template, criterion, max_new_tokens, device)
+        super().__init__(spec, guide, template, criterion, max_new_tokens, on_unreadable, unreadable_value, device)
         opponent = "references" if against is None else f"sha256:{(parent_of(against) or {})['sha256'][:12]}"
         self.settings += f",opponent={opponent},orders=both"
 
@@ -221,22 +241,23 @@ class JudgeMetric(_JudgeScorer, ReferenceMetric):
         scores: list[float | None] = []
         consistent: list[float | None] = []
         last: Verdict | None = None
-        for _, _, opponent in pairs:
-            winners: list[Winner] = []
-            if opponent is not None:
-                both = (next(verdicts), next(verdicts))
-                last = next((v for v in both if v.value is None), last)
-                counts["refused" if any(v.refused for v in both) else "unparseable"] += any(
-                    v.value is None for v in both
-                )
-                winners = [v.value for v in both if v.value is not None]
-            scored = len(winners) == 2
-            scores.append(preference(winners[0], winners[1]) if scored else None)
-            consistent.append(float(winners[0] == _MIRRORED[winners[1]]) if scored else None)
-        if all(score is None for score in scores) and last is not None:
+        read = 0
+        for example, _, opponent in pairs:
+            both = (next(verdicts), next(verdicts)) if opponent is not None else ()
+            winners: list[Winner] = [v.value for v in both if v.value is not None]
+            if unread := [v for v in both if v.value is None]:
+                last = unread[0]
+                counts[min(v.unread for v in unread)] += 1  # one reason for an example
+                if self.on_unreadable == "error":
+                    raise self._error("verdict", example, last)
+            read += (complete := len(winners) == 2)
+            instead = self.unreadable_value if unread else None
+            scores.append(preference(winners[0], winners[1]) if complete else instead)
+            consistent.append(float(winners[0] == _MIRRORED[winners[1]]) if complete else None)
+        if not read and last is not None:
             raise RlgfError(
-                f"the judge {self.judge.guide.name} gave no verdict that could be read, in {ATTEMPTS} answers to each "
-                f"question; the last one: {last.excerpt}",
+                f"the judge {self.judge.guide.name} gave no verdict that could be read, in {self.judge.attempts} "
+                f"answers to each question; the last one: {last.excerpt}",
                 hint="a better judge, another template, or a larger max_new_tokens",
             )
         requests = {key: self.judge.counts[key] - before[key] for key in ("answers", "cached", "asked_again")}
@@ -252,16 +273,10 @@ class JudgeMetric(_JudgeScorer, ReferenceMetric):
         return example.references[0] if example.references else None
 
 
-def read_rating(answer: str) -> int | None:
-    """The number in the last line ``Rating: N``, 1 to 10; None for any other last line."""
-    match = _RATING.fullmatch(last_line(answer))
-    return int(match[1]) if match else None
-
-
 def read_verdict(answer: str) -> Winner | None:
     """The winner in the last line ``Verdict: A|B|tie``; None for any other last line."""
-    match = _VERDICT.fullmatch(last_line(answer))
-    return match[1] if match else None  # type: ignore[return-value]
+    choice = (read_choice(answer, r"A|B|(?:a\s+)?tie") or "").lower()
+    return "tie" if choice.endswith("tie") else {"a": "A", "b": "B"}.get(choice)  # type: ignore[return-value]
 
 
 def preference(as_a: Winner, as_b: Winner) -> float:

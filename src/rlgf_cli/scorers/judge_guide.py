@@ -1,8 +1,8 @@
 """A guide as judge: sends questions, and reads the verdict from the last line of each answer.
 
 The judge goes through the guide layer: cached answers are not billed again, ``replay`` sends no request, and the run's
-budget is a hard cap. The last line of an answer is read strictly. An answer that cannot be read, or that was cut at its
-limit, is never turned into a number: the request is repeated with a reminder of how to end.
+budget is a hard cap. An answer that cannot be read, or that was cut at its limit, is never turned into a number: the
+request is repeated with a reminder of how to end.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from rlgf_cli.noise import short_hash
 from rlgf_cli.protocols import Completion, Example, Failure, Guide, GuideRequest
 from rlgf_cli.scorers.base import shorten
 
-ATTEMPTS = 3
-"""Requests for one answer that can be read."""
 MAX_NEW_TOKENS = 512
 CRITERION = "It does what the prompt asks for. It is correct, fluent and complete, and adds nothing that is not wanted."
 _REMINDER = "Mind the last line: an answer that does not end as asked is of no use."
@@ -51,6 +49,12 @@ class Judge:
         self.guide: Guide = make_live_guide(self.config, seed=0)
         self.counts: Counter[str] = Counter()
         self.stop: Callable[[], bool] = lambda: False
+
+    @property
+    def attempts(self) -> int:
+        """Requests for one answer that can be read: the question, the question with a reminder and, where the judge
+        samples, that once more. A greedy judge would give the same answer again."""
+        return 2 if self.config.sampling.temperature == 0 else 3
 
     @property
     def settings(self) -> str:
@@ -91,14 +95,14 @@ class Judge:
         times = Counter(question for _, question in questions)
         left = list(times)
         self.guide.check((self._prompt(about[q], q) for q in left), self.max_new_tokens)
-        for attempt in range(ATTEMPTS):
+        for attempt in range(self.attempts):
             for question, outcome in self._answers(left, about, attempt):
                 value = None if isinstance(outcome, Failure) or outcome.finish_reason != "stop" else read(outcome.text)
                 verdicts[question] = Verdict(value, outcome)
-                if value is not None or isinstance(outcome, Failure) or attempt == ATTEMPTS - 1:
+                if value is not None or isinstance(outcome, Failure) or attempt == self.attempts - 1:
                     on_rows(times[question])
-            left = [q for q in left if verdicts[q].value is None and not verdicts[q].refused]
-            self.counts["asked_again"] += len(left) if attempt < ATTEMPTS - 1 else 0
+            left = [q for q in left if verdicts[q].value is None and not verdicts[q].failed]
+            self.counts["asked_again"] += len(left) if attempt < self.attempts - 1 else 0
         return [verdicts[question] for _, question in questions]
 
     def _prompt(self, about: Example, question: str, *, again: bool = False) -> Example:
@@ -144,9 +148,16 @@ class Verdict:
     answer: Completion | Failure
 
     @property
-    def refused(self) -> bool:
-        """Whether the judge refused to answer."""
+    def failed(self) -> bool:
+        """Whether the judge gave no text: it is not asked again."""
         return isinstance(self.answer, Failure)
+
+    @property
+    def unread(self) -> str:
+        """Why there is no value, as it is counted."""
+        if isinstance(self.answer, Failure):
+            return "refused" if self.answer.refused else "no_text"
+        return "unparseable"
 
     @property
     def excerpt(self) -> str:
@@ -155,11 +166,6 @@ class Verdict:
             return self.answer.message
         cut = "cut at its limit; " if self.answer.finish_reason == "length" else ""
         return f"{cut}its end: {shorten(self.answer.text[-120:])!r}"
-
-
-def last_line(answer: str) -> str:
-    lines = answer.strip().splitlines()
-    return lines[-1].strip() if lines else ""
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:

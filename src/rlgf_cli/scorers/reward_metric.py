@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlgf_cli.config.common import Parts
+from rlgf_cli.errors import RlgfError
 from rlgf_cli.protocols import Example, Metric, MetricResult, Score
 from rlgf_cli.scorers.base import counted_since, signature
-from rlgf_cli.scorers.checked import score_checked
+from rlgf_cli.scorers.checked import score_checked, score_or_skip
 from rlgf_cli.scorers.python import PythonReward
 from rlgf_cli.scorers.weighted_sum import make_reward
 
@@ -34,8 +35,11 @@ class RewardMetric(Metric):
     def compute(self, examples: Sequence[Example], texts: Sequence[str]) -> MetricResult:
         before = self.reward.counts
         self._report_rows()
-        scores = score_checked(self.reward, examples, texts)
+        scores = score_or_skip(self.reward, examples, texts)
         counts = counted_since(before, self.reward.counts)
+        if scores and all(score is None for score in scores):
+            why = ", ".join(f"{name}: {n}" for name, n in counts.items() if n)
+            raise RlgfError(f"the reward {self.reward.name!r} gave none of {len(scores)} texts a score ({why})")
         return MetricResult(_columns("total", scores), signature(self.name, self.reward.signature, examples), counts)
 
     def _report_rows(self) -> None:
@@ -66,7 +70,8 @@ class FunctionMetric(Metric):
         return MetricResult(_columns("score", scores), signature(self.name, self.function.signature, examples))
 
 
-def _columns(total: str, scores: Sequence[Score]) -> dict[str, list[float | None]]:
-    """Scores to figures; a part that an example's score lacks is None there (skipped)."""
-    keys = dict.fromkeys(key for score in scores for key in score.parts if key != total)
-    return {total: [s.value for s in scores], **{key: [s.parts.get(key) for s in scores] for key in keys}}
+def _columns(total: str, scores: Sequence[Score | None]) -> dict[str, list[float | None]]:
+    """Scores to figures; a text without a score, and a part that a score lacks, is None there (skipped)."""
+    keys = dict.fromkeys(key for score in scores if score for key in score.parts if key != total)
+    parts: dict[str, list[float | None]] = {key: [s.parts.get(key) if s else None for s in scores] for key in keys}
+    return {total: [s.value if s else None for s in scores], **parts}

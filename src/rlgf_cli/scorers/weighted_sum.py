@@ -12,7 +12,7 @@ from rlgf_cli.config.common import PartConfig, Parts
 from rlgf_cli.errors import UserError
 from rlgf_cli.protocols import Example, Reward, Score
 from rlgf_cli.scorers.base import signature_of
-from rlgf_cli.scorers.checked import score_checked
+from rlgf_cli.scorers.checked import score_or_skip
 from rlgf_cli.scorers.python import PythonReward
 from rlgf_cli.scorers.schedule import LinearSchedule, linear_schedule
 from rlgf_cli.scorers.workers import WorkersReward
@@ -53,8 +53,8 @@ class SumReward(Reward):
 
     ``Score.parts`` holds each part's raw (unweighted) score under its name, and what the part itself logs
     under ``name.key``. A part that is normalised has ``name.normalised`` besides, and ``name.clipped`` (1 where it
-    was) where it has bounds; ``counts`` says how many were clipped. A name that comes again gets ``#2``, ``#3``, ...
-    behind it.
+    was) where it has bounds; ``counts`` says how many were clipped. A text that a part skips has no sum (None). A name
+    that comes again gets ``#2``, ``#3``, ... behind it.
 
     A weight can be a :class:`LinearSchedule`, and a part can change with the iteration (``moves``, ``at``). The sum
     itself uses their final values; :meth:`at` gives the sum of an iteration.
@@ -115,11 +115,15 @@ class SumReward(Reward):
         for _, part in self.parts:
             part.reward.prefetch(examples, texts)
 
-    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score]:
+    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Score | None]:
         totals = [0.0] * len(texts)
+        skipped: set[int] = set()
         logged: list[dict[str, float]] = [{} for _ in texts]
         for name, part in self.parts:
-            for i, score in enumerate(score_checked(part.reward, examples, texts)):
+            for i, score in enumerate(score_or_skip(part.reward, examples, texts)):
+                if score is None:
+                    skipped.add(i)
+                    continue
                 counted = score.value
                 logged[i][name] = score.value
                 logged[i].update({f"{name}.{key}": value for key, value in score.parts.items()})
@@ -130,7 +134,10 @@ class SumReward(Reward):
                         logged[i][f"{name}.clipped"] = float(clipped)
                         self._clipped[name] += clipped
                 totals[i] += self._weights[name].end * counted
-        return [Score(total, parts) for total, parts in zip(totals, logged, strict=True)]
+        return [
+            None if i in skipped else Score(total, parts)
+            for i, (total, parts) in enumerate(zip(totals, logged, strict=True))
+        ]
 
 
 def _described(part: Part) -> str:
@@ -166,10 +173,10 @@ def normalisation(part: PartConfig) -> Normalisation | None:
 
 def scorer_at(
     reward: SumReward, step: int
-) -> tuple[Callable[[Sequence[Example], Sequence[str]], list[Score]], dict[str, float]]:
+) -> tuple[Callable[[Sequence[Example], Sequence[str]], list[Score | None]], dict[str, float]]:
     """The checked scoring function of iteration ``step``, and the weights that move, as figures for its row."""
     weights = {f"score/weight/{name}": weight for name, weight in reward.moving_weights(step).items()}
-    return partial(score_checked, reward.at(step)), weights
+    return partial(score_or_skip, reward.at(step)), weights
 
 
 def _python(part: PartConfig, workers: int) -> Reward:

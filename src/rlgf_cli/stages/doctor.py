@@ -34,7 +34,7 @@ from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded, encode_prompts
 from rlgf_cli.protocols import Check, Completion, Example, Guide, GuideAbilities, GuideRequest, Score
 from rlgf_cli.runs.build import needs_ref_model
-from rlgf_cli.scorers.checked import score_checked
+from rlgf_cli.scorers.checked import score_or_skip
 from rlgf_cli.scorers.weighted_sum import SumReward, make_reward
 from rlgf_cli.training.advantages import AdvantageInputs, AdvantageSettings, compute_advantages, compute_stats
 from rlgf_cli.training.episodes import Episode, build_batch, scored_texts
@@ -187,12 +187,13 @@ def _check_policy(
 
 
 def _give_scores(episodes: Sequence[Episode], reward: SumReward | None, penalty: float) -> None:
-    """Set the scores as training would; without a sound reward, a different number for every text."""
+    """Set the scores as training would; without a sound reward, or a score of it, a different number for every text."""
     texts = list(scored_texts(episodes))
     if reward is None:
         scores = [Score(float(n)) for n in range(1, len(texts) + 1)]
     else:
-        scores = score_checked(reward, [example for example, _ in texts], [part.text for _, part in texts])
+        given = score_or_skip(reward, [example for example, _ in texts], [part.text for _, part in texts])
+        scores = [score or Score(float(n)) for n, score in enumerate(given, 1)]
     for (_, part), score in zip(texts, scores, strict=True):
         part.score, part.penalty = score, 0.0 if part.finished else penalty
 

@@ -32,10 +32,12 @@ from rlgf_cli.runs.alarms import Alarms
 from rlgf_cli.runs.build import make_trainer
 from rlgf_cli.runs.guide_costs import (
     covered_prompts,
+    is_unguided,
     merge_spend,
     planned_calls,
     provenance,
     recorded_spend,
+    refuse_unguided,
     share_of,
     spend_row,
     training_estimate,
@@ -43,7 +45,7 @@ from rlgf_cli.runs.guide_costs import (
 from rlgf_cli.runs.held_out import make_evaluator
 from rlgf_cli.runs.memory import PeakMemory, gigabytes, recorded_peak, training_memory
 from rlgf_cli.runs.run_writer import WATCHED, RunWriter, note, resume_from, summary_of, tracked
-from rlgf_cli.scorers.checked import score_checked
+from rlgf_cli.scorers.checked import score_or_skip
 from rlgf_cli.scorers.per_text import PerText, per_text
 from rlgf_cli.scorers.weighted_sum import SumReward, make_reward, scorer_at
 from rlgf_cli.stages.session import Account, FolderResult, StageSession, prepare_guides, pushed, report_text
@@ -257,9 +259,11 @@ def _finish(
         folder.write_files(lambda target: best.copy(folder.path / WATCHED, target))
     else:
         folder.write_files(lambda target: save(target, inputs.loaded, weights=weights))
-    shown_guide = provenance(guide, sum(use.uses.values()), len(use.texts)) if guide is not None else None
+    requests, unguided = sum(use.uses.values()), is_unguided(summary)
+    shown_guide = provenance(guide, requests, len(use.texts), unguided=unguided) if guide is not None else None
     session.write_card(base_model=config.model.name, data=[config.data], metrics=summary, guide=shown_guide)
     session.finish(summary)
+    refuse_unguided(summary, guide, folder.path)
 
 
 def _warn(inputs: _Inputs, config: TrainConfig) -> None:
@@ -285,7 +289,7 @@ def _warn(inputs: _Inputs, config: TrainConfig) -> None:
 def _make_trainer(config: TrainConfig, inputs: _Inputs, processes: Processes) -> Trainer:
     """The loop's objects from the config."""
     reward, loaded = inputs.reward, inputs.loaded
-    scorer = None if reward is None else partial(score_checked, reward)
+    scorer = None if reward is None else partial(score_or_skip, reward)
     return make_trainer(
         config,
         loaded,

@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 import torch
 
+from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Author, Regime
 from rlgf_cli.functional import masks
 from rlgf_cli.models.forward import TokenBatch
+from rlgf_cli.models.prompts import encode_target
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.protocols.messages import to_json
 
@@ -254,6 +256,26 @@ def _guide_tokens(regime: Regime, authors: torch.Tensor, real: torch.Tensor, own
         return torch.zeros_like(real)
     rows = own if regime.guide_term.tokens == "prefix" else ~own
     return masks.author_mask(authors, real, masks.GUIDE) & rows.unsqueeze(-1)
+
+
+def draw_references(loaded: Any, episodes: Sequence[Episode], limit: int, seed: int, step: int) -> TokenBatch:
+    """One reference text per episode, drawn at random, with its EOS; at most ``limit`` tokens each, none for a text of
+    the guide."""
+    rows: list[list[int]] = []
+    for e in episodes:
+        if e.role != "own":
+            rows.append([])
+            continue
+        draw = noise.uniforms(1, seed, "reference", step, e.index)[0]
+        text = e.example.references[int(draw * len(e.example.references))]
+        rows.append(encode_target(loaded, text, limit)[0])
+    return TokenBatch.build(
+        [e.prompt_ids for e in episodes],
+        rows,
+        pad_id=loaded.pad_id,
+        encoder_decoder=loaded.encoder_decoder,
+        device=loaded.device,
+    )
 
 
 def segment_texts(episode: Episode, loaded: Any) -> list[tuple[Author, str]]:

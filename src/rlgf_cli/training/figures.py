@@ -68,6 +68,7 @@ def of_guide(regime: Regime, counts: Counter[str]) -> Row:
     row: Row = {f"guide/{name}": counts[name] for name in ("cuts_moved", "unguided")}
     row |= {"guide/requests": counts["guide_requests"], "guide/capped": counts["guide_capped"]}
     row |= {"guide/failed": counts["guide_failed"]} if counts["guide_failed"] else {}
+    row |= {"guide/empty": counts["guide_empty"]} if counts["guide_empty"] else {}
     row |= {"guide/endings": counts["guide_endings"]} if counts["guide_endings"] else {}
     row |= {"guide/gated": counts["gated"]} if regime.gate else {}
     if regime.on_failure is not None and regime.on_failure.known_from == "step":

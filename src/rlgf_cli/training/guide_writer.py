@@ -76,6 +76,9 @@ class GuideWriter:
                 self.use.count_text(key)
         counts["guide_requests"] += len(completions)
         counts["guide_failed"] += sum(completion is None for completion in completions)
+        counts["guide_empty"] += sum(
+            completion is not None and not completion.text.strip() for completion in completions
+        )
         return [
             None if completion is None else completion_ids(self.loaded, completion, start, self.max_new_tokens, counts)
             for completion, start in zip(completions, pending.starts, strict=True)

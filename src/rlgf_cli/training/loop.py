@@ -17,7 +17,7 @@ from rlgf_cli.functional.kl import KLCoefficients, adapt_kl_coef
 from rlgf_cli.functional.stats import spread_of
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
-from rlgf_cli.models.prompts import Encoded, encode_target
+from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training import figures
 from rlgf_cli.training.advantages import (
@@ -30,7 +30,7 @@ from rlgf_cli.training.advantages import (
 from rlgf_cli.training.checkpoint import TrainerState
 from rlgf_cli.training.critics import CriticSettings, calibrate_critics, note_fits
 from rlgf_cli.training.divergence import HeldOutResult, compare_watched
-from rlgf_cli.training.episodes import Episode, build_batch, by_group, scored_texts, without_variance
+from rlgf_cli.training.episodes import Episode, build_batch, by_group, draw_references, scored_texts, without_variance
 from rlgf_cli.training.guide_texts import add_guide_texts, restart_failed
 from rlgf_cli.training.guide_tokens import GuideTokens
 from rlgf_cli.training.minibatches import StepData, UpdateSettings, carries_loss
@@ -39,10 +39,11 @@ from rlgf_cli.training.prompts import resampled_prompts, step_prompts
 from rlgf_cli.training.restarts import Gate, Restarts, steered_share, update_own_scores, values_along
 from rlgf_cli.training.rollout import RolloutGenerator
 from rlgf_cli.training.sampler_gap import correction_weights, gap_figures
+from rlgf_cli.training.skipped import comparable, with_scores
 from rlgf_cli.training.timing import Clock
 from rlgf_cli.training.update import update, update_gives_old_logprobs
 
-Scorer = Callable[[Sequence[Example], Sequence[str]], list[Score]]
+Scorer = Callable[[Sequence[Example], Sequence[str]], list[Score | None]]
 ScorerAt = Callable[[int], tuple[Scorer, dict[str, float]]]
 """The scorer of an iteration (counted from 0), and the figures of its schedule, for the iteration's row."""
 LENGTH_MEMORY = 0.9
@@ -172,13 +173,17 @@ class Trainer:
             )
         with self.clock.timed("reward"):
             self.processes.raise_together(lambda: self._score(episodes))
+        by_scores = self.scorer is not None and regime.estimator != "likelihood"  # which learns from texts
+        if by_scores:
+            episodes = with_scores(episodes, self.generator.counts)
         if regime.adds_texts or regime.on_failure is not None:
             with self.clock.timed("rollout"):
                 episodes = self.processes.raise_together(
                     lambda: self._ask_the_guide(regime, episodes, key, len(prompts))
                 )
         with self.clock.timed("reward"):
-            return self._gather_episodes(episodes)
+            episodes = self._gather_episodes(episodes)
+        return comparable(episodes, size, self.generator.counts) if by_scores else episodes
 
     def _ask_the_guide(self, regime: Regime, own: list[Episode], key: int | str, count: int) -> list[Episode]:
         """This process's episodes with what the regime requests of the guide once they are scored."""
@@ -303,25 +308,11 @@ class Trainer:
         return replace(self.update, policy_frozen=frozen, kl_coef=self._kl_coef.loss)
 
     def _references(self, episodes: list[Episode]) -> TokenBatch | None:
-        """One reference text per episode, drawn at random, with its EOS; None where the auxiliary loss is off."""
+        """One reference text per episode; None where the auxiliary loss is off."""
         if self.update.reference_nll == 0:
             return None
-        loaded, limit = self.model.loaded, self.generator.sampling.max_new_tokens
-        rows: list[list[int]] = []
-        for e in episodes:
-            if e.role != "own":
-                rows.append([])
-                continue
-            draw = noise.uniforms(1, self.seed, "reference", self.state.step, e.index)[0]
-            text = e.example.references[int(draw * len(e.example.references))]
-            rows.append(encode_target(loaded, text, limit)[0])
-        return TokenBatch.build(
-            [e.prompt_ids for e in episodes],
-            rows,
-            pad_id=loaded.pad_id,
-            encoder_decoder=loaded.encoder_decoder,
-            device=loaded.device,
-        )
+        limit = self.generator.sampling.max_new_tokens
+        return draw_references(self.model.loaded, episodes, limit, self.seed, self.state.step)
 
     # the state
 
@@ -336,6 +327,8 @@ class Trainer:
             row |= figures.of_guide(regime, self.generator.counts) | {"guide/reuse": self.generator.use.reuse}
         if self.resample_groups:
             row["rollout/resampled"] = self.resampled
+        if skipped := self.generator.counts["skipped"]:
+            row["score/skipped"] = skipped
         if advantages is not None:
             row["kl/coef"] = self._kl_coef.reward + self._kl_coef.loss
             row |= {f"value/trusted_{name}": float(self.critic.trusts(self.state, name)) for name in advantages.returns}

@@ -126,12 +126,14 @@ class Gate:
         compared = {text_key(e): e for e in whole if e.example.id in self.own}
         unscored = {key: e for key, e in compared.items() if key not in self.known and key not in self.new}
         self.score(list(unscored.values()))
-        self.new |= {key: e.value for key, e in unscored.items()}
-        return [e.example.id in self.own and self._guide_score(e) <= self.own[e.example.id] for e in whole]
+        self.new |= {key: e.value for key, e in unscored.items() if e.score is not None}
+        return [self._rejected(e) for e in whole]
 
-    def _guide_score(self, episode: Episode) -> float:
+    def _rejected(self, episode: Episode) -> bool:
         key = text_key(episode)
-        return self.known[key] if key in self.known else self.new[key]
+        score = self.known.get(key, self.new.get(key))  # None: a judge gave none, and nothing speaks against the text
+        own = self.own.get(episode.example.id)
+        return own is not None and score is not None and score <= own
 
     def merge(self, processes: Processes) -> None:
         """Add the other processes' new scores. No text is in two of them: all episodes of a prompt are in one."""
