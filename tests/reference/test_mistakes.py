@@ -81,7 +81,7 @@ def test_mistake_1_the_aggrevated_phase_learns_on_the_guides_tokens(
     with caught_if(injected):
         data = step_data(model, regime, episodes, generator.sampling, critics=["guide"])
         monkeypatch.setattr(model, "forward_logprobs", watched)
-        monkeypatch.setattr(update_module, "_minibatches", lambda *_: [torch.arange(8)])
+        monkeypatch.setattr(update_module, "minibatches", lambda *_: [torch.arange(8)])
         still = torch.optim.SGD(model.parameters(), 0.0)
         update(model, still, data, generator.sampling, update_settings(), seed=0, step=0)
         assert len(seen) == 1 and seen[0].grad is not None

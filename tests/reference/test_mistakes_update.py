@@ -20,6 +20,7 @@ from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Example
 from rlgf_cli.training import update as update_module
 from rlgf_cli.training.episodes import Episode
+from rlgf_cli.training.minibatches import Counts
 from rlgf_cli.training.optimizer import make_optimizer
 from rlgf_cli.training.update import Sums, update
 
@@ -41,9 +42,13 @@ def test_mistake_7_a_minibatch_without_policy_tokens_divides_by_zero(
     finite; one with nothing at all takes no optimizer step."""
     if injected:  # everything is divided by the number of policy tokens
         monkeypatch.setattr(losses, "_mean", _unguarded_mean)
-        counts = update_module._Counts.of
-        monkeypatch.setattr(update_module._Counts, "of", lambda *args: replace(counts(*args), fitted=args[2].sum()))
-        monkeypatch.setattr(update_module._Counts, "empty", False)
+        counts = Counts.of
+
+        def of_policy_tokens(data: Any, rows: torch.Tensor, tokens: Any, *more: Any) -> Counts:
+            return replace(counts(data, rows, tokens, *more), fitted=tokens.learned[rows].sum())
+
+        monkeypatch.setattr(Counts, "of", of_policy_tokens)
+        monkeypatch.setattr(Counts, "empty", False)
     regime = rl.AGGREVATED.model_copy(update={"rollin_prob": 0.0})
     generator = rl.generator_for(gpt2, rl.guide())
     episodes = generator.generate(regime, rl.prompts_for(gpt2, 4), 0, 5.0)
@@ -226,7 +231,7 @@ def test_mistake_12_the_number_of_minibatches_has_no_effect_and_ratios_are_dilut
     steps: list[int] = []
     optimizer.register_step_post_hook(lambda *_: steps.append(1))
     if injected and size != 2:
-        monkeypatch.setattr(update_module, "_minibatches", lambda n, s, *_: [*torch.arange(n).split(2)] * s.epochs)
+        monkeypatch.setattr(update_module, "minibatches", lambda n, s, *_: [*torch.arange(len(n)).split(2)] * s.epochs)
     elif injected:
         monkeypatch.setattr(Sums, "add", _diluted)
     rows: list[int] = []
