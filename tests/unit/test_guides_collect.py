@@ -236,11 +236,11 @@ def test_a_key_refused_later_keeps_what_came(tmp_path: Path) -> None:
     out = tmp_path / "guide.jsonl"
     with (
         FakeOpenAI(lambda n, seen: Reply(status=401) if n == 3 else Reply()) as server,
-        pytest.raises(UserError, match="refused the key"),
+        pytest.raises(StoppedEarly, match="refused the key"),
     ):
         collect(server, prompts_file(tmp_path), out, guide__concurrency=1)
     assert len(lines(out)) == 3
-    assert manifest(out)["status"] == "failed" and manifest(out)["result"]["records"] == 3
+    assert manifest(out)["status"] == "stopped" and manifest(out)["result"]["records"] == 3
 
 
 @pytest.mark.parametrize(

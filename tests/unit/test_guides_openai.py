@@ -15,7 +15,7 @@ import pytest
 from collecting import no_endpoint
 from fake_openai import FakeOpenAI, Reply, Request
 from rlgf_cli.config.guide import GuideConfig
-from rlgf_cli.errors import RlgfError, UserError
+from rlgf_cli.errors import RlgfError, StoppedEarly, UserError
 from rlgf_cli.guides.openai.endpoint import endpoint_of
 from rlgf_cli.guides.openai.guide import OpenAIGuide
 from rlgf_cli.guides.openai.keys import NO_KEY, api_key
@@ -250,6 +250,8 @@ def test_complete_raises_where_a_request_failed() -> None:
         (Reply(status=404, error={"message": "no model m"}), "has no model 'm'"),
         (Reply(status=403, error={"message": "not for you"}), "has no model 'm'"),
         (Reply(status=429, error={"message": "spent", "code": "insufficient_quota"}), "quota is spent"),
+        (Reply(status=429, error={"message": "spent", "type": "insufficient_quota"}), "quota is spent"),
+        (Reply(status=402, error={"message": "Insufficient Balance"}), "quota is spent.*Insufficient Balance"),
     ],
 )
 def test_what_no_request_can_survive_is_raised_without_the_key(reply: Reply, message: str) -> None:
@@ -257,6 +259,40 @@ def test_what_no_request_can_survive_is_raised_without_the_key(reply: Reply, mes
         outcome(reply)
     assert KEY not in f"{caught.value} {caught.value.hint}"
     assert caught.value.__suppress_context__  # or a traceback would show the server's words
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (Reply(status=401, error={"message": "Incorrect API key"}), "refused the key.*Incorrect API key"),
+        (Reply(status=402, error={"message": "Insufficient Balance"}), "quota is spent.*Insufficient Balance"),
+        (Reply(status=403, error={"message": "suspended"}), "refuses access.*suspended"),
+        (Reply(status=429, error={"message": "spent", "type": "insufficient_quota"}), "quota is spent"),
+    ],
+)
+def test_what_no_request_can_survive_stops_a_run_that_has_answers(reply: Reply, message: str) -> None:
+    with FakeOpenAI(lambda n, seen: reply if n == 1 else Reply()) as server:
+        with closing(guide_for(server, concurrency=1, mode="live")) as guide:
+            with pytest.raises(StoppedEarly, match=message) as caught:
+                guide.complete([request(str(n)) for n in range(4)])
+            assert "--resume" in str(caught.value.hint) and len(server.requests) == 2
+        server.plan = lambda n, seen: reply
+        with closing(guide_for(server)) as guide:  # nothing is received, in a run that an earlier session began
+            guide.charge_to("run", None, {"calls": 0})
+            with pytest.raises(StoppedEarly):
+                guide.complete([request("more")])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "x", "code": "content_policy_violation"},
+        {"message": "flagged", "code": 403, "metadata": {"reasons": ["violence"], "flagged_input": "..."}},
+    ],
+)
+def test_a_403_of_a_content_filter_is_a_refusal_of_one_prompt(error: dict[str, Any]) -> None:
+    found = outcome(Reply(status=403, error=error))
+    assert isinstance(found, Failure) and found.refused and found.final
 
 
 def test_no_failure_repeats_the_key() -> None:
@@ -276,7 +312,7 @@ def test_answers_on_their_way_are_given_before_the_end() -> None:
 
     with FakeOpenAI(plan) as server, closing(guide_for(server, concurrency=3)) as guide:
         given = []
-        with pytest.raises(UserError, match="refused the key"):
+        with pytest.raises(StoppedEarly, match="refused the key"):  # two texts were received
             for answer in guide.stream([request("paid"), request("bad"), request("also"), *[request("never")] * 9]):
                 assert isinstance(answer.outcome, Completion)
                 given.append(answer.outcome.text)

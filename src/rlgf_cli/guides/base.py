@@ -222,6 +222,11 @@ class LiveGuide(Guide):
             self._meter = Meter(self.store, f"no run {uuid.uuid4().hex}")
         return self._meter
 
+    @property
+    def begun(self) -> bool:
+        """Whether the run that is charged has something to go on from."""
+        return self.meter.begun
+
     def spend(self) -> dict[str, Any]:
         return self.meter.to_json()
 

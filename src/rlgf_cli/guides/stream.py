@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Literal, Protocol
 
-from rlgf_cli.errors import RlgfError, UserError
+from rlgf_cli.errors import RlgfError, StoppedEarly, UserError
 from rlgf_cli.ledger.store import Store
 from rlgf_cli.protocols import Answer, Completion, Failure, GuideAbilities, GuideRequest
 
@@ -25,6 +25,16 @@ _WAITING = 1000
 Outcome = Completion | Failure
 Pending = tuple[int, GuideRequest, bytes]
 """A request of a stream with its index and its cache key (empty in mode ``live``)."""
+
+
+class Unusable(UserError):
+    """The guide can answer no request: a refused key, a spent quota, a wrong address."""
+
+    def of_run(self, *, begun: bool) -> RlgfError:
+        """This error for a run: StoppedEarly where it has answers (``begun``), so that it is saved and resumed."""
+        if not begun:
+            return self
+        return StoppedEarly(self.message, where=self.where, hint=f"{self.hint}; --resume goes on from there")
 
 
 def in_groups(answers: Iterable[Answer], size: int) -> Iterator[list[Answer]]:
@@ -55,6 +65,8 @@ class Backend(Protocol):
 
     @property
     def store(self) -> Store: ...
+    @property
+    def begun(self) -> bool: ...
     def key(self, request: GuideRequest) -> bytes: ...
     def submit(self, request: GuideRequest, key: bytes | None) -> Future[Outcome]: ...
     def work(self) -> None: ...
@@ -102,7 +114,8 @@ class Stream:
             if self._waiting and self._fatal is None:
                 yield from self._poll()
         if self._fatal is not None:
-            raise self._fatal
+            # only now: an answer that was in flight makes a run that can be resumed
+            raise self._fatal.of_run(begun=self._guide.begun) if isinstance(self._fatal, Unusable) else self._fatal
 
     def _fill(self) -> Iterator[Answer]:
         """Draw requests until as many are in flight as the guide takes; those in the cache are answered at once."""

@@ -66,10 +66,18 @@ class Meter:
         cost = self.budget.max_cost_usd
         self._max_nano_usd = None if cost is None else nano_usd(cost)
         self.cached = 0
+        self._resumed = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run has something to go on from: an earlier session, or a text that was answered or cached."""
+        totals = self.totals()
+        return self._resumed or self.cached > 0 or totals.calls > totals.unknown
 
     def at_least(self, spend: Mapping[str, Any]) -> None:
         """Take over the spend in the manifest of an earlier session of this run, should its cache be gone."""
         reported = (spend.get("calls") or 0, nano_usd(spend.get("charged_usd") or 0.0), spend.get("unpriced") or 0)
+        self._resumed = True
         with self.store.writing() as db:
             self._open(db)
             db.execute(

@@ -28,8 +28,9 @@ from rlgf_cli.guides.openai.request import (
     prompt_bytes,
 )
 from rlgf_cli.guides.openai.response import Read, read_response
-from rlgf_cli.guides.openai.server_errors import error_in, is_filtered
-from rlgf_cli.guides.stream import Outcome
+from rlgf_cli.guides.openai.server_errors import error_in
+from rlgf_cli.guides.openai.status import UNUSABLE, meaning
+from rlgf_cli.guides.stream import Outcome, Unusable
 from rlgf_cli.ledger.batch_jobs import BatchJobs
 from rlgf_cli.ledger.meter import Meter
 from rlgf_cli.ledger.store import StoredText
@@ -58,9 +59,8 @@ class OpenAIGuide(LiveGuide):
     Each attempt is charged before it is sent. The charge is refunded where the server refused the request with a
     status, or never received it; an answer is charged at its price; any other charge stands. A 429 waits and tries
     again as often as ``deadline_s`` allows; 5xx, timeouts, broken connections and unreadable answers are tried again
-    ``max_retries`` times. After that the request is a :class:`Failure`. Errors that no request could survive are
-    raised: a refused key, a spent quota or budget, an outage, and, before anything has succeeded, a model or address
-    that does not exist.
+    ``max_retries`` times. After that the request is a :class:`Failure`. What no request could survive is raised: a
+    spent budget, an outage, and what :data:`~rlgf_cli.guides.openai.status.UNUSABLE` lists.
     """
 
     default_mode = "record"
@@ -73,6 +73,7 @@ class OpenAIGuide(LiveGuide):
         self.limit_key: str = self.endpoint.limit_key
         self._succeeded = False
         self._wrong = self._refusals = 0
+        self._ended: Unusable | None = None
         self.batch_poll_s = config.batch_poll_s
         self._overrun = 1.0
         alias = self.endpoint.alias
@@ -201,6 +202,8 @@ class OpenAIGuide(LiveGuide):
                 probing = await self._limiter.enter(
                     likely_tokens(self.builder.prompt(request), self.builder.limit(request))
                 )
+                if self._ended is not None:
+                    raise self._ended
                 began = time.monotonic()
                 try:
                     return await self._attempt(request, key, first=not retries)
@@ -289,45 +292,42 @@ class OpenAIGuide(LiveGuide):
             why = f"the answer cannot be read ({connection.first_line(error)})"
             raise _Failed(Failure("malformed", why)) from None
 
-    def _refused(self, error: openai.APIStatusError, limit_key: str, *, first: bool, sent: float) -> _Failed:
-        """The failure that a status means; raises UserError where no other request could fare better."""
+    def _refused(self, error: openai.APIStatusError, limit_key: str, *, first: bool, sent: float) -> Exception:
+        """What a status means: a :class:`_Failed`, or an :class:`Unusable` where no other request could fare better."""
         status, why, limiter = error.status_code, self.connection.first_line(error), self._limiter
-        failure = Failure("server" if status >= 500 else "refused", f"status {status}: {why}")
-        if status == 429 and error.code != "insufficient_quota":
-            wait = limiter.limited(error.response.headers)
-            return _Failed(Failure("rate_limit", f"status 429: {why}"), blame=False, wait=wait)
-        if status >= 500:
+        message, headers = f"status {status}: {why}", error.response.headers
+        means = meaning(status, error.body, succeeded=self._succeeded)
+        if means == "limited":
+            return _Failed(Failure("rate_limit", message), blame=False, wait=limiter.limited(headers))
+        if means == "server":
             # a request that one prompt breaks (500 each time) is no outage, however often it is tried
-            blame = limiter.failed(failure.message, counts=first or status != 500, sent=sent)
-            return _Failed(failure, blame=blame, wait=retry_after(error.response.headers))
-        limiter.answered(error.response.headers)
-        if status in (408, 409):
-            return _Failed(failure)
-        if is_filtered(error.body):
-            return _Failed(Failure("content_filter", f"the prompt was filtered: {failure.message}", final=True))
+            blame = limiter.failed(message, counts=first or status != 500, sent=sent)
+            return _Failed(Failure("server", message), blame=blame, wait=retry_after(headers))
+        limiter.answered(headers)
+        if means == "again":
+            return _Failed(Failure("refused", message))
+        if means == "filtered":
+            return _Failed(Failure("content_filter", f"the prompt was filtered: {message}", final=True))
         if status == 400 and limit_key == "max_tokens" and "max_completion_tokens" in why:
             # newer chat models refuse max_tokens by that name; older servers know no other
             self.limit_key = "max_completion_tokens"
-            return _Failed(failure, blame=False, wait=0.0)
-        if status == 401:
-            raise UserError(
-                f"the endpoint {self.endpoint.base_url} refused the key ({why})",
-                hint=f"check {self.connection.key_variable or 'guide.api_key_env'}, and that it is for this endpoint",
-            ) from None
-        if status == 429:
-            raise UserError(f"the account's quota is spent ({why})", hint="check the plan and its billing") from None
-        if status in (403, 404) and not self._succeeded:
-            raise UserError(
-                f"{self.endpoint.base_url} has no model {self.endpoint.model!r} for this key ({why})",
-                hint="check the model's name, and that the base URL ends as the server wants (usually /v1)",
-            ) from None
+            return _Failed(Failure("refused", message), blame=False, wait=0.0)
+        if means in UNUSABLE:
+            text, hint = UNUSABLE[means]
+            endpoint, key = self.endpoint, self.connection.key_variable or "guide.api_key_env"
+            return self.unusable(text.format(url=endpoint.base_url, model=endpoint.model, why=why), hint.format(key=key))
         self._refusals += 1
         if not self._succeeded and self._refusals >= _REFUSED_AT_FIRST:
-            raise UserError(
+            return self.unusable(
                 f"{self.endpoint.base_url} has refused all of the first {self._refusals} requests ({why})",
-                hint=hint_of_refusal(why),
-            ) from None
-        return _Failed(Failure("refused", failure.message, final=True))
+                hint_of_refusal(why),
+            )
+        return _Failed(Failure("refused", message, final=True))
+
+    def unusable(self, message: str, hint: str) -> Unusable:
+        """The error for an endpoint that can answer no request; those that still wait end with it."""
+        self._ended = Unusable(message, hint=hint)
+        return self._ended
 
     # completions
 
