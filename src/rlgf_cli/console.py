@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
+from rlgf_cli import signals
 from rlgf_cli.errors import Interrupted, RlgfError
 
 
@@ -220,25 +219,13 @@ def progress(
         _screen = None
 
 
-@contextmanager
-def interruptible(what: str) -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event and prints ``what`` is still done; the second one stops at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
+def interruptible(what: str) -> AbstractContextManager[signals.Stop]:
+    """:func:`signals.stoppable`, which prints ``what`` is still done when the first signal comes."""
 
-    def handle(*_: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-        log(f"{what}; Ctrl-C again stops at once")
+    def announce(name: str) -> None:
+        log(f"{what}; Ctrl-C again stops at once" if name == "SIGINT" else f"{name}: {what}")
 
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return signals.stoppable(announce)
 
 
 def table(header: list[str], rows: Iterable[Iterable[str]]) -> str:

@@ -40,7 +40,8 @@ class UserError(RlgfError):
 
 
 class StoppedEarly(RlgfError):
-    """A limit was reached (budget, outage); what was written is valid and can be resumed (exit code 3)."""
+    """A limit was reached (budget, outage), or the command was told to end by SIGTERM or SIGUSR1; what was written is
+    valid and can be resumed (exit code 3)."""
 
     exit_code = 3
 
@@ -49,6 +50,14 @@ class Interrupted(RlgfError):
     """The user pressed Ctrl-C and the state was saved (exit code 130)."""
 
     exit_code = 130
+
+
+class Signalled(KeyboardInterrupt):
+    """SIGTERM or SIGUSR1 (``name``) ends the command at once, as a KeyboardInterrupt does after Ctrl-C."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
 
 class RlgfWarning(UserWarning):

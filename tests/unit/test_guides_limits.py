@@ -13,16 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlgf_cli.errors import Interrupted
 from rlgf_cli.guides.openai import rate_limits as limits
 from rlgf_cli.guides.openai.rate_limits import (
     BURST_S,
     LONGEST_WAIT_S,
     OUTAGE_AFTER,
+    UNREACHED_S,
     Outage,
     Pace,
     RateLimiter,
+    Unreached,
     back_off,
     duration,
+    pause,
 )
 
 NOW = 1_700_000_000.0
@@ -328,7 +332,96 @@ def test_a_short_wait_is_none_however_soon_the_user_gives_up(clock: Clock) -> No
     play(clock, work)
 
 
+def test_lasting_429s_are_said_once_and_given_up(clock: Clock) -> None:
+    door, said = limiter(outage_limit=300.0)
+    sent: list[float] = []
+
+    async def work() -> None:
+        with pytest.raises(Outage, match=r"nothing but status 429 for 300 s \(slow down\)") as caught:
+            while True:
+                await door.enter(1)
+                sent.append(clock.now - 1000.0)
+                for _ in range(5):
+                    door.limited({}, "slow down")
+        assert caught.value.exit_code == 3 and "outage_limit_s" in (caught.value.hint or "")
+
+    play(clock, work)
+    assert sent[-1] == pytest.approx(300.0) and len(sent) < 15
+    assert len(said) == 1 and "(slow down)" in said[0]
+
+
+def test_one_answer_begins_the_time_of_429s_anew_without_another_message(clock: Clock) -> None:
+    door, said = limiter(outage_limit=100.0)
+
+    async def work() -> None:
+        for _ in range(30):
+            await door.enter(1)
+            door.limited({"retry-after": "9"}, "slow down")
+            await door.enter(1)
+            door.answered({})
+
+    play(clock, work)
+    assert clock.now >= 1270.0 and len(said) == 1
+
+
+def test_429s_of_an_hour_ago_are_no_lasting_ones(clock: Clock) -> None:
+    """In training nobody is asked for a while."""
+    door, said = limiter(outage_limit=300.0)
+
+    async def work() -> None:
+        door.limited({}, "slow down")
+        clock.now += 3600
+        await door.enter(1)
+        door.limited({}, "slow down")
+        await door.enter(1)
+        door.answered({})
+
+    play(clock, work)
+    assert len(said) == 2
+
+
+def test_who_waits_ends_with_a_signal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    door, _ = limiter()
+
+    async def work() -> None:
+        door.limited({"retry-after": "200"})
+        waiting = asyncio.ensure_future(door.enter(1))
+        await clock.sleep(10)
+        monkeypatch.setattr(limits.signals, "received", lambda: "SIGTERM")
+        with pytest.raises(Interrupted):
+            await waiting
+        assert clock.now < 1011.0
+
+    play(clock, work)
+
+
 # outages
+
+
+def test_an_address_that_is_never_reached_is_given_up_soon(clock: Clock) -> None:
+    door, _ = limiter()
+
+    async def work() -> None:
+        with pytest.raises(Unreached):
+            while True:
+                await door.enter(1)
+                door.failed("refused", connected=False)
+                door.left()
+                await pause(door.until_given_up(60.0))
+
+    play(clock, work)
+    assert clock.now == pytest.approx(1000.0 + UNREACHED_S)
+
+
+@pytest.mark.parametrize("reached", [lambda d: d.answered({}), lambda d: d.failed("503"), lambda d: d.limited({})])
+def test_a_server_that_was_reached_may_be_away_for_longer(clock: Clock, reached: Callable[[RateLimiter], Any]) -> None:
+    door, _ = limiter()
+    door.failed("refused", connected=False)
+    reached(door)
+    for _ in range(20):
+        clock.now += UNREACHED_S
+        door.failed("refused", connected=False)
+    assert door.down
 
 
 def test_failures_in_a_row_open_the_breaker_and_one_answer_closes_it(clock: Clock) -> None:

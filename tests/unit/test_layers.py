@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[2] / "src"
-BOTTOM = {"errors", "section", "protocols", "noise", "registry", "algorithms", "artifacts", "config", "__version__"}
+BOTTOM = {
+    "errors",
+    "signals",
+    "section",
+    "protocols",
+    "noise",
+    "registry",
+    "algorithms",
+    "artifacts",
+    "config",
+    "__version__",
+}
 MIDDLE = {"failures", "functional", "stats", "models", "ledger", "guides", "tasks", "scorers", "training"}
 AROUND = {"supervised", "checks", "runs", "evolve", "report", "sweep"}
 
@@ -16,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
     "errors": set(),
+    "signals": {"errors"},
     "protocols": {"errors"},
     "noise": set(),
     "registry": {"errors", "protocols"},
@@ -31,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "guides": BOTTOM | {"models", "ledger"},
     "tasks": {"errors", "protocols", "artifacts"},
     # a judge is a guide
-    "scorers": {"errors", "protocols", "noise", "registry", "artifacts", "config"}
+    "scorers": {"errors", "signals", "protocols", "noise", "registry", "artifacts", "config"}
     | {"failures", "stats", "models", "guides"},
     "training": BOTTOM | {"models", "functional"},
     "supervised": BOTTOM | {"models", "stats"},
@@ -40,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "evolve": BOTTOM | {"failures", "functional", "stats", "models", "ledger", "guides", "scorers"},
     "report": BOTTOM,
     "sweep": BOTTOM | {"guides", "ledger"},
-    "console": {"errors"},
+    "console": {"errors", "signals"},
     "stages": BOTTOM | MIDDLE | AROUND | {"console"},
     "cli": BOTTOM | {"models", "guides", "stages", "console"},
 }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,24 +99,6 @@ def test_only_whole_checkpoints_exist(tmp_path: Path) -> None:
 def test_the_mean_loss_weighs_rows_by_their_steps() -> None:
     rows = [{"step": 10, "loss": 4.0}, {"step": 10, "eval_loss": 9.0}, {"step": 13, "loss": 2.0}]
     assert callback.mean_loss(rows) == pytest.approx((40 + 6) / 13)
-
-
-def test_the_first_ctrl_c_asks_and_the_second_interrupts() -> None:
-    asked = []
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt), supervised._first_interrupt(lambda: asked.append(1)):
-            os.kill(os.getpid(), signal.SIGINT)
-            assert asked == [1]
-            os.kill(os.getpid(), signal.SIGINT)
-            pytest.fail("the second Ctrl-C did nothing")
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with supervised._first_interrupt(lambda: asked.append(2)):
-            os.kill(os.getpid(), signal.SIGINT)
-        assert asked == [1]
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def test_lines_where_there_is_no_terminal() -> None:

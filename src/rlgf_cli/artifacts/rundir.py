@@ -26,7 +26,7 @@ from rlgf_cli.artifacts.checkpoints import COMPLETE
 from rlgf_cli.artifacts.jsonl import read_json, write_json
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
 from rlgf_cli.artifacts.secrets import hidden_arguments
-from rlgf_cli.errors import Interrupted, StoppedEarly, UserError, is_disk_full
+from rlgf_cli.errors import Interrupted, Signalled, StoppedEarly, UserError, is_disk_full
 
 Existing = Literal["refuse", "resume", "overwrite"]
 _VERSIONS_OF = (
@@ -114,6 +114,7 @@ class Manifest:
             "command": command,
             "argv": hidden_arguments(sys.argv[1:]),
             "status": "running",
+            "reason": None,
             "started": now(),
             "ended": None,
             "seconds": 0.0,
@@ -144,7 +145,7 @@ class Manifest:
         manifest.path = path
         manifest.data = data
         manifest.data.update(
-            status="running", ended=None, argv=hidden_arguments(sys.argv[1:]), resumed=data["resumed"] + 1
+            status="running", reason=None, ended=None, argv=hidden_arguments(sys.argv[1:]), resumed=data["resumed"] + 1
         )
         return manifest
 
@@ -161,23 +162,33 @@ class Manifest:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Keep ``status`` true: done, failed, stopped (exit 3) or interrupted."""
+        """Keep ``status`` true: done, failed, stopped (exit 3) or interrupted; ``reason`` has the error's message."""
         started, before = time.monotonic(), self.data["seconds"]
         self.save()
-        status = "failed"
+        status, reason = "done", None
         try:
             yield
-            status = "done"
-        except StoppedEarly:
-            status = "stopped"
-            raise
-        except (Interrupted, KeyboardInterrupt):
-            status = "interrupted"
+        except BaseException as error:
+            status, reason = _ended_by(error)
             raise
         finally:
             seconds = round(before + time.monotonic() - started, 3)
             with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
-                self.save(status=status, ended=now(), seconds=seconds)
+                self.save(status=status, reason=reason, ended=now(), seconds=seconds)
+
+
+def _ended_by(error: BaseException) -> tuple[str, str]:
+    """Status and reason of a run that an error ended."""
+    if isinstance(error, Signalled):
+        return "stopped", error.name
+    status = (
+        "stopped"
+        if isinstance(error, StoppedEarly)
+        else "interrupted"
+        if isinstance(error, Interrupted | KeyboardInterrupt)
+        else "failed"
+    )
+    return status, (str(error) or type(error).__name__)[:1000]
 
 
 class RunDir:
@@ -262,7 +273,7 @@ class RunDir:
         """Run a stage's body.
 
         Where it ends in an error that the user can fix (a full disk is one) before there is a checkpoint to resume
-        from, the files of a new run are removed, so that the same command can run again.
+        from and before a call was charged, the files of a new run are removed, so that the same command can run again.
         """
         try:
             with self.manifest.running():
@@ -270,7 +281,8 @@ class RunDir:
         except Exception as error:
             wrote = self.manifest.data["wrote"]
             fixable = isinstance(error, UserError) or is_disk_full(error)
-            resumable = self.resumable or any((self.path / "checkpoints").glob(f"*/{COMPLETE}"))
+            charged = self.manifest.data["spend"].get("calls")  # the run's cap must know of it
+            resumable = self.resumable or charged or any((self.path / "checkpoints").glob(f"*/{COMPLETE}"))
             if fixable and self.fresh and not resumable:
                 remove_written(self.path, wrote)
             raise

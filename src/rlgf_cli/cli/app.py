@@ -11,9 +11,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from rlgf_cli import __version__, console
+from rlgf_cli import __version__, console, signals
 from rlgf_cli.cli.commands import FAMILIES, SETTINGS, LazyGroup, called, family, load, spelled
-from rlgf_cli.errors import RlgfError, RlgfWarning, UserError, is_disk_full
+from rlgf_cli.errors import RlgfError, RlgfWarning, Signalled, UserError, is_disk_full
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
@@ -87,9 +87,14 @@ def _show_own_warnings() -> None:
 def _guarded(arguments: list[str], debug: bool) -> int:
     """Run a command line, print its error if there is one, and return the exit code."""
     try:
-        return _call(arguments)
+        with signals.ending():
+            return _call(arguments)
     except console.OutputClosed:
         return 0  # `rlgf ... | head`: head has closed the pipe
+    except Signalled as signalled:
+        shown = signals.error_of(signalled)
+        console.render_error(shown)
+        return shown.exit_code
     except (KeyboardInterrupt, typer.Abort):
         console.log("interrupted")
         return 130

@@ -10,7 +10,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from rlgf_cli.errors import Interrupted, RlgfError
+from rlgf_cli import signals
+from rlgf_cli.errors import RlgfError
 
 
 class Target(NamedTuple):
@@ -99,8 +100,8 @@ class Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise Interrupted("by Ctrl-C") from None
+        except KeyboardInterrupt as interrupt:
+            raise signals.error_of(interrupt) from None
         except BrokenPipeError as error:
             raise RlgfError(f"a pipe or connection was closed from the other end: {error}") from error
 

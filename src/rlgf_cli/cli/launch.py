@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlgf_cli import signals
 from rlgf_cli.errors import UserError
 
 EXIT_CODE = "RLGF_EXIT_CODE"
@@ -96,7 +97,7 @@ def _wait(processes: list[subprocess.Popen[Any]]) -> int:
             if ended and failed_at is None:
                 first, failed_at = ended[0], time.monotonic()
             if failed_at is not None and time.monotonic() > failed_at + _GRACE_S:
-                _signal(processes, signal.SIGTERM if time.monotonic() < failed_at + 2 * _GRACE_S else signal.SIGKILL)
+                _signal(processes, signal.SIGKILL)
             time.sleep(0.05)
         codes = [first, *(process.returncode for process in processes)]
         code = next((code for code in codes if code), 0)
@@ -105,7 +106,7 @@ def _wait(processes: list[subprocess.Popen[Any]]) -> int:
 
 @contextmanager
 def _forwarding_signals(processes: list[subprocess.Popen[Any]]) -> Iterator[None]:
-    kinds = [signal.SIGINT, signal.SIGTERM]
+    kinds = [signal.SIGINT, *signals.ENDING]
     before = {kind: signal.signal(kind, lambda number, _: _signal(processes, number)) for kind in kinds}
     try:
         yield

@@ -45,7 +45,9 @@ class RunWriter:
             return
         metrics = self.folder.file("metrics.jsonl")
         rows = [row for _, row in read_objects(metrics, torn_tail=True)] if resumed and metrics.is_file() else []
-        self.rows = [row for row in rows if row["step"] <= self.trainer.state.step]
+        state = self.trainer.state
+        last = state.step if state.unevaluated is None else state.step - 1
+        self.rows = [row for row in rows if row["step"] <= last]
         write_jsonl(metrics, self.rows)
         self._out, self._track = Appender(metrics), track
         if self.config.save_best and self.trainer.evaluate is not None:
@@ -53,16 +55,20 @@ class RunWriter:
                 best.finish_interrupted(self.folder.file(name), self.folder.file("checkpoints"))
 
     def row(self, row: dict[str, Any], episodes: Sequence[Episode]) -> None:
-        """Write a step's row, and some of its episodes."""
+        """Write a step's row, and some of its episodes, where this session has them."""
         if self.folder is None or self._out is None:
             return
         self._out.write(row)
         self.rows.append(row)
         self._track(row)
-        if self.wants_samples(row["step"]):
+        self.samples(row["step"], episodes)
+
+    def samples(self, step: int, episodes: Sequence[Episode]) -> None:
+        """Write some of a step's episodes."""
+        if self.folder is not None and episodes and self.wants_samples(step):
             loaded = self.trainer.model.loaded
             samples = [e.to_record(loaded) for e in episodes[: self.config.rollout.save_count]]
-            write_jsonl(self.folder.file("rollouts") / f"step_{row['step']}.jsonl", samples)
+            write_jsonl(self.folder.file("rollouts") / f"step_{step}.jsonl", samples)
 
     def wants_samples(self, step: int) -> bool:
         """Whether episodes of the step are saved and shown."""

@@ -133,9 +133,7 @@ class Judge:
                 self.counts["cached"] += not isinstance(outcome, Failure) and outcome.cached
                 yield question, outcome
         if self.stop():
-            raise Interrupted(
-                "interrupted; the judge's answers so far are in the cache", hint="--resume goes on from there"
-            )
+            raise Interrupted("the judge's answers so far are in the cache", hint="--resume goes on from there")
         if failures:
             raise unanswered(f"the judge {self.guide.name}", failures, f"{len(questions)} questions")
 

@@ -12,7 +12,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from rlgf_cli.errors import RlgfError
+from rlgf_cli import signals
+from rlgf_cli.errors import Interrupted, RlgfError
 from rlgf_cli.protocols import Example, Reward, Score
 from rlgf_cli.scorers.python import PythonReward
 
@@ -68,6 +69,8 @@ class WorkersReward(Reward):
                 future.cancel()
 
     def _died(self) -> RlgfError:
+        if signals.received():  # a scheduler sends it to every process
+            return Interrupted("the processes of the reward were ended")
         return RlgfError(
             f"a process of the reward {self.name!r} ended while it scored",
             where=str(self._here.path),
@@ -77,7 +80,8 @@ class WorkersReward(Reward):
 
 def _start(target: str, params: Mapping[str, Any]) -> None:
     global _mine
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that saves
+    for number in {signal.SIGINT, *signals.ENDING} - {signal.SIGTERM}:  # by SIGTERM a pool ends its processes
+        signal.signal(number, signal.SIG_IGN)  # they are for the process that saves
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _mine = PythonReward(target, params)
 

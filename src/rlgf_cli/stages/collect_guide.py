@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlgf_cli import console
+from rlgf_cli import console, signals
 from rlgf_cli.artifacts import resume
 from rlgf_cli.artifacts.collected import CollectedTexts
 from rlgf_cli.artifacts.guide_files import GuideFiles
@@ -184,8 +184,8 @@ class _Collection:
             estimated = self._log_estimate()
             try:
                 self._collect(write)
-            except KeyboardInterrupt:
-                stopped = Interrupted("interrupted; every received text is kept", where=str(path), hint=_HINT)
+            except KeyboardInterrupt as interrupt:
+                stopped = signals.error_of(interrupt, _HINT)
             except RlgfError as error:
                 stopped = error
         wanted = self.collected.count() * self.config.samples
@@ -240,10 +240,10 @@ class _Collection:
                     console.log(f"sending {len(retries)} failed requests once more")
                     again = (request for request in retries if not stop.is_set())
                     self._ask(again, write, None, progress, stop)
-        if stopped is not None:
-            raise stopped
-        if stop.is_set():
-            raise KeyboardInterrupt
+            if stopped is not None:
+                raise stopped
+            if stop.is_set():
+                raise Interrupted("every received text is kept", where=str(self.files.path), hint=_HINT)
 
     def _requests(self, stop: threading.Event, progress: _Progress) -> Iterator[GuideRequest]:
         """Requests for the missing texts, until ``stop`` is set; texts of the file are counted as skipped."""

@@ -207,7 +207,7 @@ class _Generation:
 
 def _raise_if_set(stop: threading.Event) -> None:
     if stop.is_set():
-        raise Interrupted("interrupted; the blocks that were finished are kept", hint=_AGAIN)
+        raise Interrupted("the blocks that were finished are kept", hint=_AGAIN)
 
 
 def _remedy(rejected: dict[str, int]) -> str:

@@ -18,7 +18,7 @@ from rlgf_cli.artifacts.jsonl import Appender, read_examples, read_json, read_ob
 from rlgf_cli.artifacts.rundir import Existing, RunDir
 from rlgf_cli.config.evolve_train import FREE_ON_RESUME, EvolveTrainConfig
 from rlgf_cli.config.loader import Resolved
-from rlgf_cli.errors import Interrupted, RlgfError, UserError
+from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
 from rlgf_cli.evolve import plots, ppo
 from rlgf_cli.evolve.cost_estimate import cost_estimate
 from rlgf_cli.evolve.environment import Environment, RewardWeights
@@ -205,9 +205,10 @@ def _recorded_spend(training: _Training) -> Iterator[None]:
     try:
         yield
         _finish(training)
-    except RlgfError:
-        if training.iteration:
+    except RlgfError as error:
+        if training.iteration or isinstance(error, StoppedEarly | Interrupted):
             training.save()
+        if training.iteration:
             _finish(training)
         raise
     finally:

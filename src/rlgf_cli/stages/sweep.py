@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from rlgf_cli import console
@@ -21,6 +20,7 @@ from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
 from rlgf_cli.ledger.leases import is_dead, this_process
 from rlgf_cli.ledger.shared_budget import SharedBudget
 from rlgf_cli.ledger.spend import charged_usd
+from rlgf_cli.signals import Stop
 from rlgf_cli.stages.session import StageSession
 from rlgf_cli.sweep import work
 from rlgf_cli.sweep.comparison import comparison_file, write_table
@@ -55,7 +55,7 @@ def run(resolved: Resolved[SweepConfig], *, existing: Existing = "refuse") -> Sw
     """Train and evaluate every point that is not done, then write the table.
 
     All configs and inputs are checked before the first run starts. A failed run does not stop the others: the result's
-    ``problem`` names it. Raises Interrupted after Ctrl-C, when the running points have saved.
+    ``problem`` names it. Raises Interrupted or StoppedEarly after a signal, when the running points have saved.
     """
     plan = make_plan(resolved)
     output = plan.output
@@ -217,7 +217,7 @@ def _run_points(
             )
 
 
-def _wait_for(orphans: Mapping[Path, Any], stop: Event) -> None:
+def _wait_for(orphans: Mapping[Path, Any], stop: Stop) -> None:
     """Wait for the end of the runs of a killed sweep, so that no folder has two writers."""
     for folder, process in orphans.items():
         console.log(f"process {process.pid} still writes to {folder}; waiting for it")

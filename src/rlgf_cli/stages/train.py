@@ -323,7 +323,7 @@ def _loop(
     resume: bool,
     profile: bool,
 ) -> dict[str, Any]:
-    """Run the steps, write rows, samples and checkpoints; after Ctrl-C, finish the step and save."""
+    """Run the steps, write rows, samples and checkpoints; after a signal, finish the step and save."""
     processes, checkpoints = trainer.processes, Path(config.output) / "checkpoints"
     resumed = resume and resume_from(checkpoints, trainer, log=console.log, warn=console.warn)
     alarms = Alarms(may_end=config.lengths.min_new_tokens < config.lengths.max_new_tokens)
@@ -337,13 +337,17 @@ def _loop(
     ):
         processes.on_main(lambda: run_writer.begin(resumed=resumed, track=track))
         alarms.replay(run_writer.rows)
-        while trainer.state.step < config.max_steps and not run_writer.ends_early():
-            step_before = trainer.state.step
+        while trainer.state.unevaluated is not None or (
+            trainer.state.step < config.max_steps and not run_writer.ends_early()
+        ):
             try:
                 row, episodes = trainer.step()
-            except StoppedEarly:
-                if trainer.state.step == step_before:  # else a judge stopped in the evaluation: the step has no row yet
-                    run_writer.checkpoint()
+            except (StoppedEarly, Interrupted):
+                # in the rollouts: the state is that before the step; in the evaluation: it has the step's row
+                stop.note(processes.first(stop.received))
+                if trainer.state.unevaluated is not None:
+                    processes.on_main(partial(run_writer.samples, trainer.state.step, trainer.last_episodes))
+                run_writer.checkpoint()
                 raise
             row |= merge_spend(processes.gather(spend_row(billed)))
             processes.on_main(partial(run_writer.row, row, episodes))
@@ -353,7 +357,7 @@ def _loop(
                 console.warn(warning)
             run_writer.save_best()
             step = trainer.state.step
-            interrupted = processes.any(stop.is_set())
+            interrupted = stop.note(processes.first(stop.received))
             last = step == config.max_steps or run_writer.ends_early()
             if step % config.save_steps == 0 or last or interrupted:
                 run_writer.checkpoint()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -79,7 +80,7 @@ class Reporter:
     def __init__(
         self, label: str, progress: Callable[..., AbstractContextManager[Any]], log: Callable[[str], None]
     ) -> None:
-        self.label, self._progress, self._log = label, progress, log
+        self.label, self.log, self._progress = label, log, progress
         self._stack = ExitStack()
         self._bar: Any = None
         self._total, self._shown = 1, -1
@@ -103,7 +104,7 @@ class Reporter:
         part = row["step"] * self.lines // self._total
         if not sys.stderr.isatty() and (part > self._shown or "eval_loss" in row):
             self._shown = part
-            self._log(f"{self.label}: step {row['step']}/{self._total}  {figures}")
+            self.log(f"{self.label}: step {row['step']}/{self._total}  {figures}")
 
 
 class ProgressCallback(TrainerCallback):
@@ -118,11 +119,9 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         self.folder, self.metrics, self.keep, self.reporter = folder, metrics, keep, reporter
         self.rows: list[dict[str, Any]] = []
-        self.stop = False
+        self.stop: threading.Event = threading.Event()
+        """Set: save a checkpoint after this step, and end."""
         self._appender: Appender | None = None
-
-    def ask_to_stop(self) -> None:
-        self.stop = True
 
     def close(self) -> None:
         if self._appender is not None:
@@ -138,7 +137,7 @@ class ProgressCallback(TrainerCallback):
         last = state.global_step >= state.max_steps
         if last:
             control.should_save = False  # the model itself is saved next; a checkpoint always has steps left
-        elif self.stop:
+        elif self.stop.is_set():
             control.should_save = control.should_training_stop = True
         if last or control.should_save:
             control.should_log = True  # so that no row spans a checkpoint

@@ -7,8 +7,6 @@ import importlib.util
 import logging
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainingArguments
 
+from rlgf_cli import signals
 from rlgf_cli.artifacts.checkpoints import is_complete, mark_complete
 from rlgf_cli.artifacts.disk import os_errors
 from rlgf_cli.config.supervised import SupervisedConfig
@@ -139,8 +138,8 @@ def fit(
     """Train to the end, from the newest whole checkpoint on, and evaluate on the held-out data, if there is any.
 
     ``metrics`` gets one row per logged step; ``keep`` checkpoints stay. Returns ``train_loss``, ``steps`` and
-    the last ``eval_*`` figures. The first Ctrl-C saves a checkpoint and raises Interrupted; a loss that is
-    not finite raises RlgfError.
+    the last ``eval_*`` figures. The first signal (see :mod:`rlgf_cli.signals`)
+    saves a checkpoint and raises Interrupted or StoppedEarly; a loss that is not finite raises RlgfError.
     """
     with _use_cache_restored(model):
         return _fit(make_trainer(), checkpoints, metrics, keep, reporter)
@@ -150,25 +149,29 @@ def _fit(trainer: Any, folder: Path, metrics: Path, keep: int, reporter: Reporte
     resume = last_checkpoint(folder)
     remove_torn(folder)
     trainer.remove_callback(PrinterCallback)
+
+    def announce(name: str) -> None:
+        reporter.log(f"{name}: finishing this step and saving; a second one ends at once")
+
     with closing(ProgressCallback(folder, metrics, keep, reporter)) as callback:
         trainer.add_callback(callback)
         try:
             with (
                 reporter,
-                _first_interrupt(callback.ask_to_stop),
+                signals.stoppable(announce, heed_ignored=True) as callback.stop,
                 _disk_errors(folder),
                 _tied_head_filtered(trainer.model),
             ):
                 trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+                state = trainer.state
+                if callback.stop.is_set() and state.global_step < state.max_steps:
+                    raise Interrupted(
+                        f"stopped at step {state.global_step} of {state.max_steps}; a checkpoint was saved",
+                        where=str(folder),
+                        hint="the same command with --resume goes on",
+                    )
         finally:
             remove_torn(folder)
-        state = trainer.state
-        if callback.stop and state.global_step < state.max_steps:
-            raise Interrupted(
-                f"interrupted at step {state.global_step} of {state.max_steps}; a checkpoint was saved",
-                where=str(folder),
-                hint="the same command with --resume goes on",
-            )
         evaluated = any("eval_loss" in row and row["step"] == state.global_step for row in callback.rows)
         if trainer.eval_dataset is not None and not evaluated:
             trainer.evaluate()
@@ -207,25 +210,3 @@ def _disk_errors(folder: Path) -> Iterator[None]:
             if writer and shutil.disk_usage(folder).free < 1 << 20:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
             raise
-
-
-@contextmanager
-def _first_interrupt(call: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C calls ``call``; the second one is a KeyboardInterrupt as usual.
-
-    A shell's background job ignores Ctrl-C, and goes on doing so.
-    """
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    if ignored or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(*_: Any) -> None:
-        signal.signal(signal.SIGINT, before)
-        call()
-
-    before = signal.signal(signal.SIGINT, handle) or signal.SIG_DFL
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -15,7 +15,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
 from typing import Any, Literal
 
 import psutil
@@ -23,6 +22,7 @@ import psutil
 from rlgf_cli.artifacts.jsonl import read_json
 from rlgf_cli.artifacts.rundir import now
 from rlgf_cli.ledger.shared_budget import SharedBudget
+from rlgf_cli.signals import Stop
 
 RLGF = [sys.executable, "-m", "rlgf_cli"]
 """The beginning of every command: the rlgf of this interpreter."""
@@ -122,10 +122,10 @@ class Child:
                 start_new_session=True,
             )
 
-    def interrupt(self) -> None:
+    def interrupt(self, number: int = signal.SIGINT) -> None:
         self.interrupts += 1
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(number)
 
     def error_message(self) -> str:
         """The first line of its error; the last line of its output where it ended without one."""
@@ -168,7 +168,7 @@ def run_cells(
     *,
     jobs: int,
     shared_budget: SharedBudget,
-    stop: Event,
+    stop: Stop,
     changed: Callable[[Cell], None],
     tick: Callable[[Sequence[Cell]], None],
 ) -> None:
@@ -218,7 +218,7 @@ def run_cells(
             if stop.is_set():
                 for child in children:
                     if not child.interrupts:
-                        child.interrupt()
+                        child.interrupt(signal.Signals[stop.received or "SIGINT"])
                 if not children:
                     break
             else:

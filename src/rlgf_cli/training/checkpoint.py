@@ -32,7 +32,8 @@ class TrainerState:
     fitted on; ``guide_uses``, ``guide_texts``: see GuideUse; ``own_scores``, ``guide_scores``: see Gate;
     ``guide_share``: the share of a guide's text that ``restart: steered`` keeps;
     ``best_step``, ``best_score``: the step with the best held-out score so far (None: there was none yet);
-    ``watched``: see training.divergence.
+    ``watched``: see training.divergence; ``unevaluated``: the row of the last step, where its evaluation on held-out
+    prompts was due and did not come to its end.
     """
 
     step: int = 0
@@ -49,6 +50,7 @@ class TrainerState:
     guide_scores: dict[str, float] = field(default_factory=dict)
     guide_share: float = 0.5
     watched: Watched = field(default_factory=Watched)
+    unevaluated: dict[str, Any] | None = None
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> TrainerState:

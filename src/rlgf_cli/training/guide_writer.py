@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,6 +42,7 @@ class GuideWriter:
     def __init__(self, loaded: Loaded, guide: Guide | None, use: GuideUse, max_new_tokens: int) -> None:
         self.loaded, self.guide, self.use, self.max_new_tokens = loaded, guide, use, max_new_tokens
         self.seconds = 0.0
+        self._in_flight: list[Future[list[Completion | None]]] = []
 
     @property
     def remote(self) -> bool:
@@ -59,11 +60,16 @@ class GuideWriter:
         assert self.guide is not None
         if self.remote:
             completions = self._threads.submit(self.guide.attempt, requests)
+            self._in_flight = [*(future for future in self._in_flight if not future.done()), completions]
         else:
             before = time.perf_counter()
             completions.set_result(self.guide.attempt(requests))
             self.seconds += time.perf_counter() - before
         return PendingCompletions(requests, starts, completions)
+
+    def settle(self) -> None:
+        """Wait for the batches in flight: their texts are paid for, and the cache has them once they are received."""
+        wait(self._in_flight)
 
     def collect(self, pending: PendingCompletions, counts: Counter[str]) -> list[list[int] | None]:
         """Wait for a batch; the ids of each completion, None where the guide refused that request."""

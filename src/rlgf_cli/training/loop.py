@@ -96,12 +96,20 @@ class Trainer:
     processes: Processes = SINGLE
     clock: Clock = field(init=False)
     resampled: int = field(init=False, default=0)
+    last_episodes: list[Episode] = field(init=False, default_factory=list)
+    """Those of the step that has changed the state last."""
 
     def __post_init__(self) -> None:
         self.clock = Clock(lambda: self.generator.guide_writer.seconds)
 
     def step(self) -> tuple[dict[str, Any], list[Episode]]:
-        """One iteration. Returns its row for metrics.jsonl and its episodes."""
+        """One iteration. Returns its row for metrics.jsonl and its episodes.
+
+        Where the evaluation at its end is stopped, the state keeps the row, and the next call evaluates.
+        """
+        if self.state.unevaluated is not None:
+            self.clock.begin()
+            return self._evaluated_row(self.state.unevaluated), []
         step = self.state.step
         self.clock.begin()
         regime = self.spec.regime_at(step, noise.uniforms(1, self.seed, "regime", step)[0])
@@ -133,10 +141,8 @@ class Trainer:
         row["lr"] = self.scheduler.get_last_lr()[0]
         row["update/policy_frozen"] = float(settings.policy_frozen)
         self._advance(regime, own, data.advantages, row)
-        if self.evaluate is not None and self.state.step % self.eval_every == 0:
-            row |= self._held_out_figures(self.evaluate)
-        row |= self.clock.lap()
-        return row, episodes
+        self.last_episodes = episodes
+        return self._evaluated_row(row), episodes
 
     # episodes
 
@@ -361,6 +367,14 @@ class Trainer:
     def _evaluated(self, evaluate: HeldOutEvaluator) -> HeldOutResult:
         with self.clock.timed("eval"), self.processes.gathered(self.model):
             return evaluate()
+
+    def _evaluated_row(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row of a step that is done, with its held-out figures and times."""
+        if self.evaluate is not None and self.state.step % self.eval_every == 0:
+            self.state.unevaluated = row
+            row = row | self._held_out_figures(self.evaluate)
+            self.state.unevaluated = None
+        return row | self.clock.lap()
 
     def _start_figures(self) -> dict[str, float]:
         """The held-out score (and the watched figure) before the first step: without it, the fall of a policy that

@@ -18,6 +18,7 @@ from rlgf_cli import noise
 from rlgf_cli.algorithms.spec import Regime
 from rlgf_cli.config.common import LengthConfig
 from rlgf_cli.config.train import RolloutConfig
+from rlgf_cli.errors import RlgfError
 from rlgf_cli.models.generate import Generated
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.models.prompts import Encoded
@@ -374,7 +375,12 @@ class RolloutGenerator:
             batches.append((points, self._submit(points, plan)))
         answered: set[int] = set()
         for points, pending in batches:
-            finished, one_sided = attach(points, self.guide_writer.collect(pending, self.counts))
+            try:
+                ids = self.guide_writer.collect(pending, self.counts)
+            except RlgfError:
+                self.guide_writer.settle()
+                raise
+            finished, one_sided = attach(points, ids)
             answered |= finished
             self.counts["one_sided"] += one_sided
         # where the guide has no text, or gave none, the policy goes on: a text that merely stops would be scored

@@ -18,6 +18,8 @@ from rlgf_cli.guides.openai.presets import host_of, is_loopback
 from rlgf_cli.guides.openai.server_errors import ServerError
 
 T = TypeVar("T")
+CONNECT_S = 5.0
+"""The longest time for making a connection."""
 _ONLY_OPENAI = ("OpenAI-Organization", "OpenAI-Project")
 """Headers that the client makes of OPENAI_ORG_ID and OPENAI_PROJECT_ID: they are OpenAI's alone."""
 _LONG_ENOUGH = 8
@@ -42,7 +44,7 @@ class Connection:
         self.client = openai.AsyncOpenAI(
             api_key=key,
             base_url=endpoint.base_url,
-            timeout=timeout_s,
+            timeout=openai.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S)),
             max_retries=0,
             default_headers={**_withheld(endpoint, key, openai.Omit()), **own},
             http_client=_http_client(openai, endpoint),

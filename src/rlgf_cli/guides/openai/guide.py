@@ -19,7 +19,7 @@ from rlgf_cli.guides.conversation import adds_turns
 from rlgf_cli.guides.openai import batch
 from rlgf_cli.guides.openai.connection import Connection
 from rlgf_cli.guides.openai.endpoint import endpoint_of, same_model
-from rlgf_cli.guides.openai.rate_limits import RateLimiter, back_off, retry_after
+from rlgf_cli.guides.openai.rate_limits import RateLimiter, Unreached, back_off, pause, retry_after
 from rlgf_cli.guides.openai.request import (
     RequestBuilder,
     check_request,
@@ -43,7 +43,8 @@ _WRONG_AT_FIRST = 3
 """Answers by another model before any by the right one: the address or the name is wrong."""
 _REFUSED_AT_FIRST = 10
 """Requests refused by status before any was answered: the prompts are not the reason."""
-_NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
+_NEVER_CONNECTED = {"ConnectError", "ConnectTimeout"}
+_NEVER_SENT = {*_NEVER_CONNECTED, "PoolTimeout"}
 
 
 class _Failed(Exception):
@@ -221,7 +222,7 @@ class OpenAIGuide(LiveGuide):
                     why = f"no answer within guide.deadline_s ({config.deadline_s:g} s); the last: {failure.message}"
                     return Failure(failure.kind, why)
                 if not self._limiter.down:  # the limiter does the waiting for a server that is down
-                    await asyncio.sleep(wait)
+                    await pause(self._limiter.until_given_up(wait))
 
     async def _attempt(self, request: GuideRequest, key: bytes | None, *, first: bool) -> Completion:
         """One call: charged, sent, and settled by what the server returned. Raises _Failed."""
@@ -280,14 +281,20 @@ class OpenAIGuide(LiveGuide):
             self.meter.refund(call)
             raise self._refused(error, limit_key, first=first, sent=began) from None
         except (errors.APITimeoutError, asyncio.TimeoutError, errors.APIConnectionError) as error:
-            if type(error.__cause__).__name__ in _NEVER_SENT:
+            cause_kind = type(error.__cause__).__name__
+            if cause_kind in _NEVER_SENT:
                 self.meter.refund(call)
             if isinstance(error, errors.APITimeoutError | asyncio.TimeoutError):
                 kind, why = "timeout", f"no answer within {timeout_s:g} s"
             else:
                 cause = f" ({connection.first_line(error.__cause__)})" if error.__cause__ else ""
                 kind, why = "connection", f"no answer from {self.endpoint.base_url}{cause}"
-            raise _Failed(Failure(kind, why), blame=limiter.failed(why, sent=began)) from None
+            try:
+                blame = limiter.failed(why, sent=began, connected=cause_kind not in _NEVER_CONNECTED)
+            except Unreached:
+                hint = "check the base URL (--base-url or OPENAI_BASE_URL), its port, and that the server is up"
+                raise self.unusable(why, hint) from None
+            raise _Failed(Failure(kind, why), blame=blame) from None
         except errors.APIError as error:
             why = f"the answer cannot be read ({connection.first_line(error)})"
             raise _Failed(Failure("malformed", why)) from None
@@ -298,7 +305,7 @@ class OpenAIGuide(LiveGuide):
         message, headers = f"status {status}: {why}", error.response.headers
         means = meaning(status, error.body, succeeded=self._succeeded)
         if means == "limited":
-            return _Failed(Failure("rate_limit", message), blame=False, wait=limiter.limited(headers))
+            return _Failed(Failure("rate_limit", message), blame=False, wait=limiter.limited(headers, message))
         if means == "server":
             # a request that one prompt breaks (500 each time) is no outage, however often it is tried
             blame = limiter.failed(message, counts=first or status != 500, sent=sent)

@@ -80,4 +80,4 @@ def _check_count(requested: int | None, running: int) -> None:
 def _end_with_launcher() -> None:
     """End this process when rlgf's launcher is killed (on Linux alone)."""
     if "RLGF_LAUNCHER" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

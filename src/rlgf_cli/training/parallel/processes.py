@@ -77,9 +77,9 @@ class Processes:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is true in one of the processes at least."""
-        return any(self.gather(flag))
+    def first(self, value: T | None) -> T | None:
+        """The first value that is not None, in order of rank."""
+        return next((one for one in self.gather(value) if one is not None), None)
 
     def raise_together(self, work: Callable[[], T]) -> T:
         """This process's result. An error in one process is raised by all of them, so that they end alike."""
