@@ -10,7 +10,8 @@ import pytest
 
 from rlgf_cli.artifacts import jsonl
 from rlgf_cli.artifacts.jsonl import write_json, write_jsonl
-from rlgf_cli.artifacts.rundir import RunDir, claim_file, parent_of, remove_written
+from rlgf_cli.artifacts.rundir import RunDir, parent_of, remove_written
+from rlgf_cli.artifacts.runfile import claim_file
 from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
 
 
@@ -25,7 +26,9 @@ def finished(path, command="train", files=("config.resolved.json", "model.safete
 
 
 def names(path):
-    return sorted(str(child.relative_to(path)) for child in path.rglob("*") if child.is_file())
+    """All files below a folder, but for the locks of runs that this process claimed and did not begin."""
+    files = (child for child in path.rglob("*") if child.is_file() and child.suffix != ".lock")
+    return sorted(str(child.relative_to(path)) for child in files)
 
 
 def manifest(path):
@@ -48,7 +51,7 @@ def test_a_free_folder_is_taken(tmp_path, there):
 
 def test_claiming_writes_nothing_yet(tmp_path):
     RunDir.claim(tmp_path / "run", "train")
-    assert names(tmp_path) == []
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_a_used_folder_is_refused_with_the_three_ways_out(tmp_path):

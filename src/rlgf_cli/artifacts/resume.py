@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rlgf_cli.artifacts.jsonl import read_json
-from rlgf_cli.artifacts.rundir import Existing, Manifest, RunDir, parent_of
+from rlgf_cli.artifacts.lock import refuse_held
+from rlgf_cli.artifacts.rundir import Existing, Manifest, parent_of, refuse_used_folder
 from rlgf_cli.errors import UserError
 
 _ANY_TIME = ("output", "push_to_hub", "report_to", "logging_steps", "save_steps", "save_total_limit")
@@ -16,8 +17,10 @@ _ANY_TIME = ("output", "push_to_hub", "report_to", "logging_steps", "save_steps"
 
 def refuse_used(output: str, command: str, existing: Existing, *, can_resume: bool = True) -> None:
     """Refuse a used output folder at once, before anything is loaded. Nothing is written."""
-    if existing == "refuse" and Path(output).exists():
-        RunDir.claim(output, command, can_resume=can_resume)  # raises UserError for a used folder
+    if Path(output).is_dir():
+        refuse_held(Path(output))
+    if existing == "refuse":
+        refuse_used_folder(Path(output), command, existing, can_resume=can_resume)
 
 
 def refuse_own_input(output: str, *inputs: str | None) -> None:

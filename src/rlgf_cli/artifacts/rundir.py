@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any, Literal
 from rlgf_cli import __version__
 from rlgf_cli.artifacts.checkpoints import COMPLETE
 from rlgf_cli.artifacts.jsonl import read_json, write_json
+from rlgf_cli.artifacts.lock import FOLDER_LOCK, Lock, hold, refuse_held, released_on_error
 from rlgf_cli.artifacts.records import SCHEMA_VERSION
 from rlgf_cli.artifacts.secrets import hidden_arguments
 from rlgf_cli.errors import Interrupted, Signalled, StoppedEarly, UserError, is_disk_full
@@ -104,10 +105,11 @@ def model_signature(path: str) -> str:
 
 
 class Manifest:
-    """``run.json``: the command, its inputs, its times and its result. Saved whole at every change."""
+    """``run.json``: the command, its inputs, its times and its result. Saved whole at every change. ``lock``: that of
+    an output which is a file."""
 
-    def __init__(self, path: Path, command: str, *, seed: int | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, command: str, *, seed: int | None = None, lock: Lock | None = None) -> None:
+        self.path, self.lock = path, lock
         self.data: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "run_id": uuid.uuid4().hex[:12],
@@ -142,7 +144,7 @@ class Manifest:
                 hint="use the version of rlgf that made it, or choose another -o",
             )
         manifest = cls.__new__(cls)
-        manifest.path = path
+        manifest.path, manifest.lock = path, None
         manifest.data = data
         manifest.data.update(
             status="running", reason=None, ended=None, argv=hidden_arguments(sys.argv[1:]), resumed=data["resumed"] + 1
@@ -152,6 +154,12 @@ class Manifest:
     def save(self, **changes: Any) -> None:
         self.data.update(changes)
         write_json(self.path, self.data)
+
+    def lists(self, name: str) -> None:
+        """Enter a file or folder beside the manifest among what the run writes."""
+        if name not in self.data["wrote"]:
+            self.data["wrote"].append(name)
+            self.save()
 
     def add_parent(self, path: str | Path | None) -> None:
         """Record an input file or folder; a hub name has neither."""
@@ -175,6 +183,8 @@ class Manifest:
             seconds = round(before + time.monotonic() - started, 3)
             with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
                 self.save(status=status, reason=reason, ended=now(), seconds=seconds)
+            if self.lock is not None:
+                self.lock.release()
 
 
 def _ended_by(error: BaseException) -> tuple[str, str]:
@@ -194,8 +204,9 @@ def _ended_by(error: BaseException) -> tuple[str, str]:
 class RunDir:
     """A folder that one run owns. :meth:`claim` makes it; :meth:`file` gives every path that is written."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, lock: Lock | None = None) -> None:
         self.path = path
+        self._lock = lock
         self.manifest = manifest
         self.fresh = not manifest.data["resumed"]
         self.resumable = False
@@ -217,39 +228,26 @@ class RunDir:
         neither ``resume`` nor ``overwrite`` was asked for.
         """
         path = Path(path)
-        run_json = path / "run.json"
-        if path.exists() and not path.is_dir():
-            raise UserError("the output is a file; a folder is needed", where=str(path), hint="choose another -o")
-        if run_json.is_file():
-            manifest = Manifest.reopen(run_json)
-            if existing == "refuse":
-                ran, ended = manifest.data["command"], read_json(run_json).get("ended")  # reopened, it has not
-                raise UserError(
-                    f"this folder already holds a run ({ran}, {ended or 'not ended'})",
-                    where=str(path),
-                    hint=_ways_out(can_resume),
-                )
-            _check_command(manifest, command, path, "folder")
+        refuse_used_folder(path, command, existing, can_resume=can_resume)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = hold(path, command)
+        with released_on_error(lock):  # as the folder is now
+            manifest = refuse_used_folder(path, command, existing, can_resume=can_resume)
+        if manifest is not None:
             _remove_leftovers(path, manifest.data["wrote"])
             if existing == "resume":
-                return cls(path, manifest)
+                return cls(path, manifest, lock)
             remove_written(path, manifest.data["wrote"])
-        elif path.is_dir() and any(child.name != "eval" for child in path.iterdir() if not _is_torn_manifest(child)):
-            raise UserError(
-                "this folder is not empty and holds no run of rlgf", where=str(path), hint="choose another -o"
-            )
-        path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(exist_ok=True)
         for torn in filter(_is_torn_manifest, path.iterdir()):
             torn.unlink()
-        return cls(path, Manifest(run_json, command, seed=seed))
+        return cls(path, Manifest(path / "run.json", command, seed=seed), lock)
 
     def file(self, name: str) -> Path:
         """The path of a file or folder that this run writes; it is entered in the manifest first."""
         top = Path(name).parts[0]
-        assert _removable(top), f"a run does not write {name!r}"
-        if top not in self.manifest.data["wrote"]:
-            self.manifest.data["wrote"].append(top)
-            self.manifest.save()
+        assert removable(top), f"a run does not write {name!r}"
+        self.manifest.lists(top)
         return self.path / name
 
     def write_files(self, save: Callable[[Path], None]) -> list[str]:
@@ -286,9 +284,45 @@ class RunDir:
             if fixable and self.fresh and not resumable:
                 remove_written(self.path, wrote)
             raise
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+            with contextlib.suppress(OSError):
+                self.path.rmdir()  # where all that it had was removed
 
 
-def _check_command(manifest: Manifest, command: str, path: Path, what: str) -> None:
+def refuse_used_folder(path: Path, command: str, existing: Existing, *, can_resume: bool = True) -> Manifest | None:
+    """The manifest of the run in a folder, reopened; None without one. Nothing is written.
+
+    Raises UserError for a folder that may not be used, as :meth:`RunDir.claim` does.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError("the output is a file; a folder is needed", where=str(path), hint="choose another -o")
+    run_json = path / "run.json"
+    if run_json.is_file():
+        manifest = Manifest.reopen(run_json)
+        if existing == "refuse":
+            refuse_held(path)
+            ran, ended = manifest.data["command"], read_json(run_json).get("ended")  # reopened, it has not
+            raise UserError(
+                f"this folder already holds a run ({ran}, {ended or 'not ended'})",
+                where=str(path),
+                hint=ways_out(can_resume),
+            )
+        check_command(manifest, command, path, "folder")
+        return manifest
+    if path.is_dir() and any(
+        child.name not in ("eval", FOLDER_LOCK) for child in path.iterdir() if not _is_torn_manifest(child)
+    ):
+        raise UserError("this folder is not empty and holds no run of rlgf", where=str(path), hint="choose another -o")
+    return None
+
+
+def ways_out(can_resume: bool) -> str:
+    return ("--resume goes on with it, " if can_resume else "") + "--overwrite replaces it, another -o leaves it alone"
+
+
+def check_command(manifest: Manifest, command: str, path: Path, what: str) -> None:
     if (ran := manifest.data["command"]) != command:
         raise UserError(
             f"this {what} holds a run of `rlgf {ran}`, not of `rlgf {command}`",
@@ -304,7 +338,7 @@ def _is_torn_manifest(child: Path) -> bool:
 
 def _remove_leftovers(path: Path, wrote: list[str]) -> None:
     """Remove the temporary files and folders of a killed run, also in the folders that it wrote."""
-    folders = [path, *(path / name for name in filter(_removable, wrote) if (path / name).is_dir())]
+    folders = [path, *(path / name for name in filter(removable, wrote) if (path / name).is_dir())]
     for child in [child for folder in folders for pattern in (".tmp-*", ".*.tmp") for child in folder.glob(pattern)]:
         if child.is_dir() and not child.is_symlink():
             shutil.rmtree(child)
@@ -312,14 +346,14 @@ def _remove_leftovers(path: Path, wrote: list[str]) -> None:
             child.unlink()
 
 
-def _removable(name: str) -> bool:
+def removable(name: str) -> bool:
     """Whether a name of the manifest's list may be removed: directly in the folder, and not another stage's."""
     return name == Path(name).name and name not in ("", "..", "eval")
 
 
 def remove_written(path: Path, wrote: list[str]) -> None:
     """Remove what a run wrote, its manifest last, and the folder where nothing else is left in it."""
-    for name in filter(_removable, wrote):
+    for name in filter(removable, wrote):
         target = path / name
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
@@ -328,73 +362,3 @@ def remove_written(path: Path, wrote: list[str]) -> None:
     (path / "run.json").unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         path.rmdir()
-
-
-def manifest_of(path: Path) -> dict[str, Any] | None:
-    """The content of ``<file>.run.json``, the manifest beside a file; None where there is none."""
-    run_json = path.with_name(path.name + ".run.json")
-    return Manifest.reopen(run_json).data if run_json.is_file() else None
-
-
-def refuse_used_file(path: str | Path, existing: Existing, *, can_resume: bool = False) -> None:
-    """Refuse an output file that is a folder, or that exists where it is to be made anew. Nothing is written."""
-    path = Path(path)
-    if path.is_dir():
-        raise UserError("the output is a folder; a file name is needed", where=str(path), hint="for example -o x.jsonl")
-    if path.exists() and existing == "refuse":
-        raise UserError("this file already exists", where=str(path), hint=_ways_out(can_resume))
-
-
-def _ways_out(can_resume: bool) -> str:
-    return ("--resume goes on with it, " if can_resume else "") + "--overwrite replaces it, another -o leaves it alone"
-
-
-def claim_file(
-    path: str | Path,
-    command: str,
-    *,
-    existing: Existing = "refuse",
-    seed: int | None = None,
-    can_resume: bool = False,
-    beside: Sequence[Path] = (),
-) -> Manifest:
-    """Take a single JSONL file as a stage's product; its manifest lies beside it as ``<file>.run.json``.
-
-    ``can_resume``: whether the command has ``--resume``, for the hint. ``beside``: further files in the same folder
-    that the run writes; the manifest lists them, and ``overwrite`` alone removes those that it lists.
-    """
-    path = Path(path)
-    run_json = path.with_name(path.name + ".run.json")
-    refuse_used_file(path, existing, can_resume=can_resume)
-    if run_json.is_file():
-        manifest = Manifest.reopen(run_json)
-        _check_command(manifest, command, path, "file")
-        wrote = manifest.data["wrote"]
-        listed = [path.parent / name for name in filter(_removable, wrote)]
-        _refuse_used_beside([*beside, *listed], wrote, existing, can_resume)
-        if existing == "resume":
-            wrote += [other.name for other in beside if other.name not in wrote]
-            return manifest
-        for written in (path, *listed):
-            written.unlink(missing_ok=True)
-        run_json.unlink()
-    elif path.exists():
-        raise UserError("this file was not written by rlgf", where=str(path), hint="choose another -o")
-    else:
-        _refuse_used_beside(beside, (), existing, can_resume)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest(run_json, command, seed=seed)
-    manifest.data["wrote"] = [other.name for other in beside]
-    return manifest
-
-
-def _refuse_used_beside(beside: Sequence[Path], wrote: Sequence[str], existing: Existing, can_resume: bool) -> None:
-    for other in beside:
-        if other.name in wrote:
-            refuse_used_file(other, existing, can_resume=can_resume)
-        elif other.exists():
-            raise UserError(
-                "the run writes a file of this name, and this one is not its",
-                where=str(other),
-                hint="choose another -o, or move the file",
-            )

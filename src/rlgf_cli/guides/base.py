@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rlgf_cli.config.guide import BudgetConfig, GuideConfig
@@ -215,6 +216,9 @@ class LiveGuide(Guide):
         self._meter = Meter(self.store, run, budget)
         if spend:
             self._meter.at_least(spend)
+
+    def keep_account(self, path: Path) -> None:
+        self.meter.keep_in(path)
 
     @property
     def meter(self) -> Meter:

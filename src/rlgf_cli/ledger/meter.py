@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, fields
+from pathlib import Path
 from typing import Any, overload
 
 from rlgf_cli.config.guide import BudgetConfig
 from rlgf_cli.errors import StoppedEarly
+from rlgf_cli.ledger.account_file import AccountFile, Totals
 from rlgf_cli.ledger.store import Store, StoredText
 
 NANO = 1_000_000_000
+_COLUMNS = [field.name for field in fields(Totals)]
 
 
 def nano_usd(dollars: float) -> int:
@@ -33,22 +36,21 @@ def usd(nano_usd: float | None) -> float | None:
     return None if nano_usd is None else nano_usd / NANO
 
 
+def totals_of(spend: Mapping[str, Any]) -> Totals:
+    """The charges that a manifest records (:meth:`Meter.to_json`)."""
+    usage = spend.get("usage") or {}
+    return Totals(
+        calls=spend.get("calls") or 0,
+        nano_usd=nano_usd(spend.get("charged_usd") or 0.0),
+        unknown=spend.get("unknown_outcome") or 0,
+        unpriced=spend.get("unpriced") or 0,
+        prompt_tokens=usage.get("prompt_tokens") or 0,
+        completion_tokens=usage.get("completion_tokens") or 0,
+    )
+
+
 class BudgetSpent(StoppedEarly):
     """A cap is reached. The texts that were bought are in the cache."""
-
-
-@dataclass(frozen=True)
-class Totals:
-    """The charges of a run: ``calls`` answered or of unknown outcome, ``unknown`` of them open or of unknown outcome
-    (charged at the upper bound), ``unpriced`` answered without a price.
-    """
-
-    calls: int = 0
-    nano_usd: int = 0
-    unknown: int = 0
-    unpriced: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 class Meter:
@@ -56,7 +58,8 @@ class Meter:
 
     Amounts are billionths of a US dollar. The charge for a call is made before it is sent, in one transaction with the
     check of the caps, so no number of calls or processes can exceed them. A call whose outcome is never known stays
-    charged at its upper bound. ``cached`` counts this process's texts from the cache.
+    charged at its upper bound. ``cached`` counts this process's texts from the cache. With :meth:`keep_in`, the run's
+    folder has the account too.
     """
 
     def __init__(self, store: Store, run: str, budget: BudgetConfig | None = None) -> None:
@@ -67,6 +70,7 @@ class Meter:
         self._max_nano_usd = None if cost is None else nano_usd(cost)
         self.cached = 0
         self._resumed = False
+        self._file: AccountFile | None = None
 
     @property
     def begun(self) -> bool:
@@ -76,15 +80,25 @@ class Meter:
 
     def at_least(self, spend: Mapping[str, Any]) -> None:
         """Take over the spend in the manifest of an earlier session of this run, should its cache be gone."""
-        reported = (spend.get("calls") or 0, nano_usd(spend.get("charged_usd") or 0.0), spend.get("unpriced") or 0)
         self._resumed = True
+        self._take_over(totals_of(spend))
+
+    def keep_in(self, path: Path) -> None:
+        """Write the account to a file of the run's folder too, and take over what an earlier session wrote there."""
+        self._file = AccountFile(path, self.run)
+        if (totals := self._file.read()) is not None:
+            self._take_over(totals)
+
+    def _take_over(self, totals: Totals) -> None:
+        larger = ", ".join(f"{name} = max({name}, ?)" for name in _COLUMNS)
         with self.store.writing() as db:
             self._open(db)
-            db.execute(
-                "UPDATE runs SET calls = max(calls, ?), nano_usd = max(nano_usd, ?), unpriced = max(unpriced, ?) "
-                "WHERE run = ?",
-                (*reported, self.run),
-            )
+            db.execute(f"UPDATE runs SET {larger} WHERE run = ?", (*astuple(totals), self.run))
+
+    def _keep(self, db: sqlite3.Connection) -> None:
+        """Write the account to the run's folder, in the transaction that changes it: several processes take turns."""
+        if self._file is not None:
+            self._file.write(self._totals(db))
 
     def _open(self, db: sqlite3.Connection) -> None:
         db.execute("INSERT OR IGNORE INTO runs VALUES (?, 0, 0, 0, 0, 0, 0)", (self.run,))
@@ -109,6 +123,7 @@ class Meter:
             "UPDATE runs SET calls = calls + ?, nano_usd = nano_usd + ?, unknown = unknown + ? WHERE run = ?",
             (calls, amount, calls, self.run),
         )
+        self._keep(db)
         return db.execute("INSERT INTO calls (run, nano_usd) VALUES (?, ?)", (self.run, amount)).lastrowid
 
     def settle(
@@ -142,6 +157,7 @@ class Meter:
                 ),
             )
             self.store.put_in(db, texts)
+            self._keep(db)
 
     def refund(self, call: int, calls: int = 1) -> None:
         """Take a reservation back: the server refused the call, or never received it."""
@@ -151,6 +167,7 @@ class Meter:
                     "UPDATE runs SET calls = calls - ?, nano_usd = nano_usd - ?, unknown = unknown - ? WHERE run = ?",
                     (calls, reserved, calls, self.run),
                 )
+                self._keep(db)
 
     def _end(self, db: sqlite3.Connection, call: int) -> int | None:
         """End a reservation of this run; its amount, or None where it has ended before."""
@@ -161,10 +178,10 @@ class Meter:
     def totals(self) -> Totals:
         """The run's charges so far."""
         with self.store.reading() as db:
-            row = db.execute(
-                "SELECT calls, nano_usd, unknown, unpriced, prompt_tokens, completion_tokens FROM runs WHERE run = ?",
-                (self.run,),
-            ).fetchone()
+            return self._totals(db)
+
+    def _totals(self, db: sqlite3.Connection) -> Totals:
+        row = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM runs WHERE run = ?", (self.run,)).fetchone()
         return Totals(*row) if row else Totals()
 
     def room(self) -> tuple[float, float]:

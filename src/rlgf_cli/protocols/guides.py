@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from rlgf_cli.errors import UserError
@@ -211,6 +212,10 @@ class Guide(ABC):
         """
         if budget is not None:
             self.check_budget(budget)
+
+    def keep_account(self, path: Path) -> None:  # noqa: B027 - there is no account
+        """Write the account of the run to this file of its folder too, with every charge, and take over what an earlier
+        session wrote there."""
 
     def spend(self) -> dict[str, Any]:
         """The run's charges so far, in the form of its manifest."""

@@ -25,7 +25,8 @@ from rlgf_cli.artifacts.collected import CollectedTexts
 from rlgf_cli.artifacts.guide_files import GuideFiles
 from rlgf_cli.artifacts.jsonl import example_records
 from rlgf_cli.artifacts.records import GuideRecord
-from rlgf_cli.artifacts.rundir import Existing, Manifest, manifest_of
+from rlgf_cli.artifacts.rundir import Existing, Manifest
+from rlgf_cli.artifacts.runfile import manifest_of
 from rlgf_cli.config.collect_guide import CollectGuideConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.errors import Interrupted, RlgfError, UserError
@@ -33,6 +34,7 @@ from rlgf_cli.guides.make import make_live_guide
 from rlgf_cli.guides.openai.estimate import Plan, estimate, lines
 from rlgf_cli.guides.recorded import guide_record
 from rlgf_cli.guides.stream import in_groups
+from rlgf_cli.ledger.spend import save_spend
 from rlgf_cli.protocols import Answer, Completion, Example, Failure, Guide, GuideRequest
 from rlgf_cli.scorers.text_filter import SETTINGS, TextFilter
 from rlgf_cli.stages.session import FileResult, StageSession
@@ -196,7 +198,7 @@ class _Collection:
             summary |= self.collected.score_summary()
         if estimated is not None:
             estimated["actual"] = _difference(before, spend)
-        self.manifest.save(result=summary, spend=spend, estimate=estimated, guide=self.guide.provenance())
+        save_spend(self.manifest, spend, result=summary, estimate=estimated, guide=self.guide.provenance())
         self._report(summary, spend)
         if self.text_filter is not None and summary["records"]:
             for line in self.text_filter.lines(summary, self.files):

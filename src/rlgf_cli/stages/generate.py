@@ -9,7 +9,8 @@ from rlgf_cli import console
 from rlgf_cli.artifacts import resume
 from rlgf_cli.artifacts.jsonl import read_examples, write_jsonl
 from rlgf_cli.artifacts.records import GeneratedRecord
-from rlgf_cli.artifacts.rundir import Existing, refuse_used_file
+from rlgf_cli.artifacts.rundir import Existing
+from rlgf_cli.artifacts.runfile import refuse_used_file
 from rlgf_cli.config.generate import GenerateConfig
 from rlgf_cli.config.loader import Resolved
 from rlgf_cli.models.completions import generate_texts

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rlgf_cli import console
 from rlgf_cli.artifacts import resume
 from rlgf_cli.artifacts.jsonl import read_json
-from rlgf_cli.artifacts.rundir import Existing, Manifest, RunDir, claim_file
+from rlgf_cli.artifacts.rundir import Existing, Manifest, RunDir
+from rlgf_cli.artifacts.runfile import claim_file
 from rlgf_cli.config.guide import BudgetConfig
 from rlgf_cli.config.loader import Resolved
+from rlgf_cli.ledger.account_file import account_path
 from rlgf_cli.ledger.spend import charge_guides
 from rlgf_cli.models import card
 from rlgf_cli.protocols import Guide
@@ -151,7 +153,12 @@ class StageSession:
         ``account`` is the run's in a process that has not claimed the folder; ``shared``: several processes charge it.
         """
         run_id, spend = account or self.account
-        charge_guides(guides, run_id, self.resolved.config.budget, spend, shared=shared)
+        if hasattr(self, "manifest"):
+            manifest = self.manifest.path
+            self.manifest.lists(account_path(manifest).name)
+        else:  # one of several processes of a run, and not the one that has its folder
+            manifest = self.output / "run.json"
+        charge_guides(guides, run_id, self.resolved.config.budget, spend, manifest=manifest, shared=shared)
 
     def write_card(
         self,

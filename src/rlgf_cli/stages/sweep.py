@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,8 @@ def _run_points(
 ) -> None:
     """Run the points that are not done; ``sweep.json`` is written at every change."""
     cells = plan.cells
-    shared_budget = SharedBudget(config.budget_usd, charged_usd)
+    billed = [step.folder for cell in cells for step in cell.steps if step.billed]
+    shared_budget = SharedBudget(config.budget_usd, partial(charged_usd, folders=billed))
     for cell in cells:
         shared_budget.settle(cell.name, cell.runs)
     reporter = _Reporter(cells, config.jobs)
