@@ -203,10 +203,10 @@ class OpenAIGuide(LiveGuide):
                 probing = await self._limiter.enter(
                     likely_tokens(self.builder.prompt(request), self.builder.limit(request))
                 )
-                if self._ended is not None:
-                    raise self._ended
                 began = time.monotonic()
                 try:
+                    if self._ended is not None:
+                        raise self._ended
                     return await self._attempt(request, key, first=not retries)
                 except _Failed as error:
                     failed, failure = error, error.failure
