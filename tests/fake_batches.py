@@ -49,7 +49,8 @@ class Batches:
     than 200 is a line of the error file, ``drop`` a line in neither file. ``end``: how batches end, "completed",
     "failed", or "expired" after ``done`` lines. ``lost``: called with
     ``(method, path)`` of every request to this API after it was carried out; where true, the connection is
-    dropped instead of an answer. ``log``: every such request.
+    dropped instead of an answer. ``refuse_after``: polls of a batch after which the account is empty. ``log``:
+    every such request.
     """
 
     def __init__(self, server: FakeOpenAI) -> None:
@@ -58,6 +59,7 @@ class Batches:
         self.end = "completed"
         self.done: int | None = None
         self.lost: Callable[[str, str], bool] = lambda method, path: False
+        self.refuse_after: int | None = None
         self.log: list[tuple[str, str]] = []
         self._server = server
         self._state = _State()
@@ -70,6 +72,9 @@ class Batches:
         with self._lock:
             self.log.append((method, path))
             reply = self._route(method, steps, query, headers, data)
+            polled = max((batch.polled for batch in self._state.batches.values()), default=0)
+        if self.refuse_after is not None and polled > self.refuse_after:
+            return _error(402, "Insufficient Balance")
         return Reply(drop=True) if self.lost(method, path) else reply
 
     def _route(

@@ -417,6 +417,19 @@ def test_ended_while_it_waits(
     assert rows(out) == undisturbed
 
 
+def test_a_server_that_refuses_while_a_batch_is_made_stops_the_command(
+    server: FakeOpenAI, files: tuple[Path, Path], undisturbed: set[Row]
+) -> None:
+    data, out = files
+    server.batches.polls, server.batches.refuse_after = 10**9, 2
+    code, err = collect(server.url, data, out, *BATCH)
+    assert code == 3 and "Insufficient Balance" in err and "--batch --resume" in err, err
+    server.batches.polls, server.batches.refuse_after = 1, None
+    code, err = collect(server.url, data, out, *AGAIN)
+    assert code == 0 and len(batches(server)) == 1, err
+    assert rows(out) == undisturbed
+
+
 def test_a_batch_that_is_not_collected_is_not_forgotten(server: FakeOpenAI, files: tuple[Path, Path]) -> None:
     data, out = files
     server.batches.polls = 10_000

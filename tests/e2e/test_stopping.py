@@ -122,7 +122,8 @@ def test_a_judge_that_stops_in_the_evaluation_costs_no_step(
 
     def train(server: FakeOpenAI, *more: object, out: str) -> Result:
         return run_cli(
-            "train", "--alg", "ppo", "--model", tiny_gpt2, "--data", examples_file, *judge(server, concurrency=1, mode="live"),
+            "train", "--alg", "ppo", "--model", tiny_gpt2, "--data", examples_file,
+            *judge(server, concurrency=1, mode="live"),
             "--episodes", 8, "--batch-size", 4, "--epochs", 1, "--max-new-tokens", 6, "--max-steps", 3,
             "--eval-data", examples_file, "--set", "eval.limit=4", "--set", "eval.every=2", "--device", "cpu",
             "--set", "rollout.save_every=1", *more, "-o", tmp_path / out,

@@ -270,15 +270,18 @@ def test_what_no_request_can_survive_is_raised_without_the_key(reply: Reply, mes
         (Reply(status=429, error={"message": "spent", "type": "insufficient_quota"}), "quota is spent"),
     ],
 )
-def test_what_no_request_can_survive_stops_a_run_that_has_answers(reply: Reply, message: str) -> None:
+def test_what_no_request_can_survive_stops_a_run_that_has_answers(reply: Reply, message: str, tmp_path: Path) -> None:
     with FakeOpenAI(lambda n, seen: reply if n == 1 else Reply()) as server:
         with closing(guide_for(server, concurrency=1, mode="live")) as guide:
+            guide.charge_to("run")
+            guide.keep_account(tmp_path / "spend.json")
             with pytest.raises(StoppedEarly, match=message) as caught:
                 guide.complete([request(str(n)) for n in range(4)])
             assert "--resume" in str(caught.value.hint) and len(server.requests) == 2
         server.plan = lambda n, seen: reply
         with closing(guide_for(server)) as guide:  # nothing is received, in a run that an earlier session began
-            guide.charge_to("run", None, {"calls": 0})
+            guide.charge_to("other", None, {"calls": 0})
+            guide.keep_account(tmp_path / "other.json")
             with pytest.raises(StoppedEarly):
                 guide.complete([request("more")])
 
@@ -312,7 +315,7 @@ def test_answers_on_their_way_are_given_before_the_end() -> None:
 
     with FakeOpenAI(plan) as server, closing(guide_for(server, concurrency=3)) as guide:
         given = []
-        with pytest.raises(StoppedEarly, match="refused the key"):  # two texts were received
+        with pytest.raises(UserError, match="refused the key"):
             for answer in guide.stream([request("paid"), request("bad"), request("also"), *[request("never")] * 9]):
                 assert isinstance(answer.outcome, Completion)
                 given.append(answer.outcome.text)

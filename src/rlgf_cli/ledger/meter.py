@@ -74,9 +74,10 @@ class Meter:
 
     @property
     def begun(self) -> bool:
-        """Whether the run has something to go on from: an earlier session, or a text that was answered or cached."""
+        """Whether a run can be resumed: it has a folder (:meth:`keep_in`), and an earlier session or a text that
+        was answered or cached."""
         totals = self.totals()
-        return self._resumed or self.cached > 0 or totals.calls > totals.unknown
+        return self._file is not None and (self._resumed or self.cached > 0 or totals.calls > totals.unknown)
 
     def at_least(self, spend: Mapping[str, Any]) -> None:
         """Take over the spend in the manifest of an earlier session of this run, should its cache be gone."""

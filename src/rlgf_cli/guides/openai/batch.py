@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlgf_cli.errors import Interrupted, RlgfError
-from rlgf_cli.guides.openai.connection import Connection
+from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly
+from rlgf_cli.guides.openai.connection import CallFailed, Connection
 from rlgf_cli.guides.openai.endpoint import Endpoint
 from rlgf_cli.guides.openai.rate_limits import back_off
 from rlgf_cli.guides.openai.request import RequestBuilder
@@ -191,9 +191,14 @@ class _Batches:
         while open_ := self._jobs.open():
             for job in open_:
                 assert job.server_id is not None
-                batch = self._connection.call(self._client.batches.retrieve(job.server_id))
-                if batch.status in _ENDED:
-                    self._collect(job, batch)
+                try:
+                    batch = self._connection.call(self._client.batches.retrieve(job.server_id))
+                    if batch.status in _ENDED:
+                        self._collect(job, batch)
+                except CallFailed as error:
+                    if not error.passes:
+                        raise
+                    raise StoppedEarly(error.message, hint="--batch --resume collects the batch") from None
             if self._jobs.open() and stop.wait(self._guide.batch_poll_s):
                 raise Interrupted("the server goes on with the batch", hint="--batch --resume collects it")
 

@@ -26,6 +26,14 @@ _LONG_ENOUGH = 8
 """Characters from which on a text is looked for: a placeholder is too short."""
 
 
+class CallFailed(RlgfError):
+    """A call of the client's failed; ``passes``: it may succeed later (an outage, a spent account)."""
+
+    def __init__(self, message: str, *, passes: bool) -> None:
+        super().__init__(message, hint="run the same command with --resume")
+        self.passes = passes
+
+
 class Connection:
     """The ``openai`` client of an endpoint, in an event loop of its own thread, so that connections outlive a call.
 
@@ -59,13 +67,13 @@ class Connection:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine of the client's, and wait for it; the server's errors are raised as RlgfError."""
+        """Run a coroutine of the client's, and wait for it; the server's errors are raised as CallFailed."""
         try:
             return self.submit(work).result()
         except self.errors.APIError as error:
-            raise RlgfError(
-                f"{self._base_url}: {self.first_line(error)}", hint="run the same command with --resume"
-            ) from None
+            status = getattr(error, "status_code", None)
+            passes = status is None or status in (401, 402, 403, 408, 429) or status >= 500
+            raise CallFailed(f"{self._base_url}: {self.first_line(error)}", passes=passes) from None
 
     def status_error(self, error: ServerError, response: Any) -> Exception:
         """The error of a response with status 200, as the client raises one with the error's own status."""
