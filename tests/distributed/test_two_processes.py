@@ -409,15 +409,20 @@ def wait_for_rows(world: World, out: str) -> None:
     raise AssertionError("no rows were written")
 
 
-def test_the_shortcut_hands_on_signals_and_exit_codes(world: World, started: Any) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "status"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGUSR1, 3, "stopped")]
+)
+def test_the_shortcut_hands_on_signals_and_exit_codes(
+    world: World, started: Any, number: int, code: int, status: str
+) -> None:
     argv = world.argv("aggrevated", "run", "--max-steps", "1000", "--num-processes", "2")
     launcher = started(*argv)
     wait_for_rows(world, "run")
-    launcher.send_signal(signal.SIGINT)
+    launcher.send_signal(number)
     stdout, stderr = launcher.communicate(timeout=60)
-    assert launcher.returncode == 130
+    assert launcher.returncode == code, stderr
     assert stdout == "" and stderr.count("the state is saved") == 1
-    assert world.manifest("run")["status"] == "interrupted"
+    assert world.manifest("run")["status"] == status
     steps = len(world.rows("run"))
     assert [p.name for p in (world.folder / "run" / "checkpoints").iterdir()] == [f"step_{steps}"]
     again = started(*argv, "--resume", "--max-calls", "1")  # the account of the run is older than this session

@@ -20,7 +20,7 @@ from rlgf_cli.artifacts.jsonl import read_examples
 from rlgf_cli.config.common import DecodingConfig, ModelConfig
 from rlgf_cli.config.loader import Resolved, resolve
 from rlgf_cli.config.sft import SftConfig
-from rlgf_cli.errors import Interrupted, RlgfError
+from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly
 from rlgf_cli.models import hub, scratch
 from rlgf_cli.models.completions import generate_texts
 from rlgf_cli.models.load import load
@@ -349,18 +349,29 @@ def ctrl_c() -> Iterator[Any]:
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_saves_and_resumes(
-    tmp_path: Path, tiny_gpt2: Path, examples_file: Path, monkeypatch: pytest.MonkeyPatch, ctrl_c: Any
+@pytest.mark.parametrize(
+    ("number", "kind", "status"),
+    [(signal.SIGINT, Interrupted, "interrupted"), (signal.SIGTERM, StoppedEarly, "stopped")],
+)
+def test_a_signal_saves_and_resumes(
+    tmp_path: Path,
+    tiny_gpt2: Path,
+    examples_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ctrl_c: Any,
+    number: int,
+    kind: type[RlgfError],
+    status: str,
 ) -> None:
     common = {"model": str(tiny_gpt2), "data": str(examples_file), "max_steps": 6, "save_steps": None}
     sft.run(configure(tmp_path / "whole", **common))
     resolved = configure(tmp_path / "stopped", **common)
     with monkeypatch.context() as patch:
-        _at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
-        with pytest.raises(Interrupted, match="at step 4 of 6") as caught:
+        _at_step(patch, 4, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(kind, match="at step 4 of 6") as caught:
             sft.run(resolved)
-    assert caught.value.exit_code == 130 and "--resume" in str(caught.value.hint)
-    assert json.loads((tmp_path / "stopped/run.json").read_text())["status"] == "interrupted"
+    assert "--resume" in str(caught.value.hint)
+    assert json.loads((tmp_path / "stopped/run.json").read_text())["status"] == status
     assert not (tmp_path / "stopped/model.safetensors").exists()
     assert signal.getsignal(signal.SIGINT) is ctrl_c
     sft.run(resolved, existing="resume")

@@ -300,7 +300,7 @@ def test_a_sweep_at_work_is_left_alone(world):
     world.waits_for(sweep, "ppo/seed_0", 1)
     for more in (["--resume"], ["--overwrite"]):
         refused = world.sweep(*more)
-        assert refused.exit_code == 2 and "another rlgf sweep is at work here" in refused.stderr
+        assert refused.exit_code == 2 and f"process {sweep.pid} on" in refused.stderr
     so_far = world.sweep("--table")
     assert so_far.exit_code == 2 and "0 of 3 systems are evaluated so far" in so_far.stderr
     assert sweep.poll() is None

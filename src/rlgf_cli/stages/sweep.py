@@ -18,7 +18,7 @@ from rlgf_cli.config.loader import Resolved
 from rlgf_cli.config.recipes import Layer, as_yaml
 from rlgf_cli.config.sweep import SweepConfig
 from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
-from rlgf_cli.ledger.leases import is_dead, this_process
+from rlgf_cli.ledger.leases import this_process
 from rlgf_cli.ledger.shared_budget import SharedBudget
 from rlgf_cli.ledger.spend import charged_usd
 from rlgf_cli.signals import Stop
@@ -62,7 +62,6 @@ def run(resolved: Resolved[SweepConfig], *, existing: Existing = "refuse") -> Sw
     output = plan.output
     session = StageSession("sweep", resolved, existing, output=output)
     refuse_used(str(output), session.command, existing)
-    _refuse_another_sweep(output)
     if existing == "resume":
         refuse_changed_points(plan)
     orphans = work.foreign_processes(step.folder for cell in plan.cells for step in cell.steps)
@@ -118,13 +117,6 @@ def dry_run(resolved: Resolved[SweepConfig]) -> dict[str, Any]:
         "guide_usd": usd if known else None,
         "points": [{"name": c.name, "title": c.title, "commands": [s.command() for s in c.steps]} for c in plan.cells],
     }
-
-
-def _refuse_another_sweep(output: Path) -> None:
-    if (output / SWEEP).is_file():
-        process = read_json(output / SWEEP)["process"]
-        if work.status_of(output) == "running" and process != this_process() and not is_dead(process):
-            raise UserError(f"another rlgf sweep is at work here (process {process})", where=str(output))
 
 
 def _begin(folder: RunDir, resolved: Resolved[SweepConfig], plan: Plan) -> None:
