@@ -322,7 +322,9 @@ class OpenAIGuide(LiveGuide):
         if means in UNUSABLE:
             text, hint = UNUSABLE[means]
             endpoint, key = self.endpoint, self.connection.key_variable or "guide.api_key_env"
-            return self.unusable(text.format(url=endpoint.base_url, model=endpoint.model, why=why), hint.format(key=key))
+            return self.unusable(
+                text.format(url=endpoint.base_url, model=endpoint.model, why=why), hint.format(key=key)
+            )
         self._refusals += 1
         if not self._succeeded and self._refusals >= _REFUSED_AT_FIRST:
             return self.unusable(
