@@ -16,7 +16,6 @@ from rlgf_cli.config.train import KLConfig
 from rlgf_cli.functional.kl import KLCoefficients, adapt_kl_coef
 from rlgf_cli.functional.stats import spread_of
 from rlgf_cli.models.actor_critic import ActorCritic
-from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.prompts import Encoded
 from rlgf_cli.protocols import Example, Score
 from rlgf_cli.training import figures
@@ -302,7 +301,9 @@ class Trainer:
         self, episodes: list[Episode], data: StepData, settings: UpdateSettings
     ) -> tuple[dict[str, float], StepData]:
         with self.clock.timed("update"):
-            data = replace(data, references=self._references(episodes))
+            if self.update.reference_nll:
+                limit, step = self.generator.sampling.max_new_tokens, self.state.step
+                data = replace(data, references=draw_references(self.model.loaded, episodes, limit, self.seed, step))
             return update(
                 self.model, self.optimizer, data, self.generator.sampling, settings,
                 seed=self.seed, step=self.state.step, processes=self.processes,
@@ -312,13 +313,6 @@ class Trainer:
         """The policy is frozen while the critic that its advantages come from is not warm yet."""
         frozen = regime.critic is not None and self.critic.warming_up(self.state, regime.critic)
         return replace(self.update, policy_frozen=frozen, kl_coef=self._kl_coef.loss)
-
-    def _references(self, episodes: list[Episode]) -> TokenBatch | None:
-        """One reference text per episode; None where the auxiliary loss is off."""
-        if self.update.reference_nll == 0:
-            return None
-        limit = self.generator.sampling.max_new_tokens
-        return draw_references(self.model.loaded, episodes, limit, self.seed, self.state.step)
 
     # the state
 
