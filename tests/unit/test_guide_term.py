@@ -359,6 +359,16 @@ def test_a_guide_text_learns_only_where_it_scored_above_the_policys(gpt2: Loaded
         assert row["guide/gate"] == kept / 2
 
 
+@pytest.mark.parametrize("algorithm", ["luffy", "mix"])
+def test_a_guide_text_without_a_score_is_left_out_where_its_score_decides(gpt2: Loaded, algorithm: str) -> None:
+    def no_score_for_the_guide(examples: Any, texts: Any) -> list[Any]:
+        return [None if "dog finds" in text else Score(i / 10) for i, text in enumerate(texts)]
+
+    row, episodes, _ = step_of(gpt2, algorithm, no_score_for_the_guide)
+    assert sum(e.role != "own" for e in episodes) == row["guide/texts"] == (0 if algorithm == "luffy" else 2)
+    assert row.get("score/skipped", 0) == (2 if algorithm == "luffy" else 0)
+
+
 def test_a_prompt_that_the_guide_has_no_text_for_is_grpos(gpt2: Loaded) -> None:
     covered = frozenset({prompts_for(gpt2, 12)[0].example.id})
     for algorithm in ("luffy", "mix", "hpt"):
