@@ -43,6 +43,8 @@ TABLE: dict[str, tuple[list[tuple[str, str, str]], bool, bool, tuple[str, ...], 
     "bc-guide": ([("none", "guide", "likelihood")], True, False, (), False),
     "dagger": ([("policy", "guide", "likelihood")], True, True, (), False),
     **dict.fromkeys(("luffy", "mix", "chord", "chord-phi", "hpt"), ([GRPO], True, False, (), True)),
+    **dict.fromkeys(("uft", "prefix-rft"), ([("guide", "policy", "group_mean")], True, False, (), True)),
+    **dict.fromkeys(("on-failure", "pope"), ([GRPO], True, False, (), True)),
 }
 
 
@@ -61,7 +63,7 @@ def test_each_algorithm_is_the_row_that_it_should_be(name: str) -> None:
     for regime in spec.regimes:
         assert regime.learn_author == ("guide" if regime.estimator == "likelihood" else "policy")
         assert regime.critic == (regime.roll_out if regime.estimator == "gae" else None)
-        assert regime.rollin_prob < 1  # else the guide's critic never sees the bare prompt
+        assert regime.rollin_prob < 1 or regime.critic is None  # else the guide's critic never sees the bare prompt
         assert (regime.cut, regime.credit) == ("first", "prefix")
     sizes = {"group_mean": 8, "leave_one_out": 4}
     assert spec.group_size == sizes.get(spec.regimes[0].estimator, 1)
@@ -124,7 +126,7 @@ def test_restart_and_gate_reach_the_regime_in_which_the_guide_rolls_in(name: str
         ({"roll_in": "guide", "restart_steps": 5}, "go together"),
         ({"roll_in": "guide", "restart": "uncertain", "restart_steps": 5}, "go together"),
         ({"roll_in": "guide", "restart": "backward", "restart_steps": 0}, "greater than or equal to 1"),
-        ({"roll_in": "guide", "restart": "forward"}, "'uniform', 'backward' or 'uncertain'"),
+        ({"roll_in": "guide", "restart": "forward"}, "'uniform', 'backward', 'uncertain', 'slices'"),
         (
             {"roll_in": "guide", "restart": "uncertain", "estimator": "leave_one_out", "group_size": 4},
             "asks the policy's critic, and estimator 'leave_one_out' has none; use restart: uniform or backward",
@@ -210,6 +212,10 @@ def test_a_run_keeps_the_same_keys_for_every_algorithm_and_reads_them_back() -> 
         "shaping",
         "baseline",
         "failed_at",
+        "target",
+        "again",
+        "longest",
+        "hint_steps",
     }
     for name in NAMES:
         stored = {"name": name, **dict.fromkeys(keys)}
