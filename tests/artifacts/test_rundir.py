@@ -12,7 +12,7 @@ from rlgf_cli.artifacts import jsonl
 from rlgf_cli.artifacts.jsonl import write_json, write_jsonl
 from rlgf_cli.artifacts.rundir import RunDir, parent_of, remove_written
 from rlgf_cli.artifacts.runfile import claim_file
-from rlgf_cli.errors import Interrupted, RlgfError, StoppedEarly, UserError
+from rlgf_cli.errors import Interrupted, RlgfError, Signalled, StoppedEarly, UserError
 
 
 def finished(path, command="train", files=("config.resolved.json", "model.safetensors")):
@@ -204,6 +204,7 @@ def test_the_manifest_says_what_ran(tmp_path):
         (StoppedEarly("budget"), "stopped"),
         (Interrupted("saved"), "interrupted"),
         (KeyboardInterrupt(), "interrupted"),
+        (Signalled("SIGTERM"), "stopped"),
         (RlgfError("reward"), "failed"),
         (ZeroDivisionError(), "failed"),
     ],
@@ -215,7 +216,17 @@ def test_the_manifest_says_how_it_ended(tmp_path, error, status):
         run.file("metrics.jsonl").write_text("{}\n")
         raise error
     assert manifest(tmp_path / "run")["status"] == status
+    assert manifest(tmp_path / "run")["reason"] == (str(error) or type(error).__name__)
     assert "metrics.jsonl" in names(tmp_path / "run")
+
+
+def test_a_run_that_was_charged_is_not_removed(tmp_path):
+    """Its account is in its folder: removed, the cap of the next run would be as if nothing was spent."""
+    run = RunDir.claim(tmp_path / "run", "train")
+    with pytest.raises(UserError), run.running():
+        run.manifest.save(spend={"calls": 1})
+        raise UserError("a reward that cannot be used")
+    assert manifest(tmp_path / "run")["status"] == "failed"
 
 
 def test_the_manifest_learns_of_a_file_before_it_is_written(tmp_path):

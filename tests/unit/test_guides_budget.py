@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from rlgf_cli.artifacts.jsonl import write_json
 from rlgf_cli.config.guide import BudgetConfig
+from rlgf_cli.ledger.account_file import AccountFile
 from rlgf_cli.ledger.batch_jobs import BatchJobs
 from rlgf_cli.ledger.meter import NANO, Meter, Totals
+from rlgf_cli.ledger.spend import charged_usd
 from rlgf_cli.ledger.store import FILE, Store
 from stores import key, text
 
@@ -196,3 +199,41 @@ def test_a_batch_job_is_charged_and_recorded_at_once_or_not_at_all(store: Store,
     jobs.end("b1")
     assert jobs.open() == [] and meter.totals() == Totals()
     assert store.claim([key(0), key(1), key(2)], 60)[1] == {key(0), key(1), key(2)}
+
+
+def test_the_account_in_the_folder_outlives_the_cache(tmp_path: Path) -> None:
+    """Written with every charge, before the call is sent; open calls stay charged; that of another run is not read."""
+    path = tmp_path / "spend.json"
+    with closing(Store(tmp_path / "one.sqlite")) as store:
+        meter = account(store, calls=3)
+        meter.keep_in(path)
+        assert not path.exists() and not meter.begun
+        answered, _, refused = (meter.reserve(100) for _ in range(3))
+        assert AccountFile(path, "run").read() == Totals(3, 300, 3)
+        assert answered is not None and refused is not None and not meter.begun
+        meter.settle(answered, 40, {"prompt_tokens": 5})
+        meter.refund(refused)
+        assert AccountFile(path, "run").read() == meter.totals() == Totals(2, 140, 1, 0, 5)
+    with closing(Store(tmp_path / "two.sqlite")) as store:  # the cache is lost
+        meter = account(store, calls=3)
+        meter.keep_in(path)
+        assert meter.totals() == Totals(2, 140, 1, 0, 5) and meter.begun
+        assert meter.reserve(1) is not None and meter.reserve(1) is None
+        other = account(store, "other")
+        other.keep_in(path)
+        assert other.totals() == Totals() and not other.begun
+    path.write_text('{"run_id": "run", "cal')  # the disk was full
+    assert AccountFile(path, "run").read() is None
+
+
+def test_the_spend_of_runs_counts_what_their_folders_have(tmp_path: Path, guide_cache: Path) -> None:
+    with closing(Store.default()) as store:
+        account(store, "a").reserve(NANO)
+        account(store, "b").reserve(4 * NANO)
+    for run, dollars in (("a", 3.0), ("b", 1.0), ("c", 9.0)):
+        (tmp_path / run).mkdir()
+        write_json(tmp_path / run / "run.json", {"run_id": run, "spend": {"calls": 1, "charged_usd": dollars}})
+    AccountFile(tmp_path / "a" / "spend.json", "a").write(Totals(2, 5 * NANO))
+    folders = [tmp_path / name for name in ("a", "b", "c", "none")]
+    assert charged_usd(["a", "b"]) == 5.0
+    assert charged_usd(["a", "b"], folders) == 9.0
