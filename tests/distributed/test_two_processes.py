@@ -292,7 +292,8 @@ def test_one_process_alone_writes(two: Two) -> None:
     main, other = two.wrote
     assert any(p.endswith("two_ppo/metrics.jsonl") for p in main)
     assert any("two_ppo/checkpoints" in p for p in main)
-    assert other == []
+    # each charge is in the run's folder before the call is sent, whoever makes it
+    assert [p for p in other if not p.endswith("/spend.json")] == []
 
 
 def test_one_process_alone_speaks(two: Two) -> None:

@@ -346,7 +346,7 @@ def test_texts_of_the_cache_that_were_all_dropped_stay_when_the_rest_is_refused(
         assert run_cli(*command(server, data, "--limit", 1, out="first.jsonl")).exit_code == 0
         server.plan = lambda n, seen: Reply(status=401)
         done = run_cli(*command(server, data, *filtered(least=2)))
-        assert done.exit_code == 2 and "refused the key" in done.stderr
+        assert done.exit_code == 3 and "refused the key" in done.stderr
     assert len(lines(work / "guide.dropped.jsonl")) == 2 and manifest(work)["result"]["dropped"] == 2
 
 

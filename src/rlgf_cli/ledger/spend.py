@@ -72,8 +72,9 @@ def record_spend(manifest: Manifest, **writers: Guide | Sequence[Guide] | None) 
 
 def save_spend(manifest: Manifest, spend: Mapping[str, Any], **facts: Any) -> None:
     """Save a session's spend and ``facts`` in the manifest, in the place of the account's file beside it."""
-    manifest.save(spend=spend, **facts)
-    account_path(manifest.path).unlink(missing_ok=True)
+    file, wrote = account_path(manifest.path), manifest.data["wrote"]
+    manifest.save(spend=spend, wrote=[name for name in wrote if name != file.name], **facts)
+    file.unlink(missing_ok=True)
 
 
 def charged_usd(runs: Collection[str], folders: Iterable[Path] = ()) -> float:

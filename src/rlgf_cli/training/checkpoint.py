@@ -64,7 +64,8 @@ class TrainerState:
             self.best_step, self.best_score = self.step, score
 
     def to_json(self) -> dict[str, Any]:
-        return {("horizon" if name == "typical_length" else name): value for name, value in asdict(self).items()}
+        fields = {("horizon" if name == "typical_length" else name): value for name, value in asdict(self).items()}
+        return fields if self.unevaluated is not None else {k: v for k, v in fields.items() if k != "unevaluated"}
 
 
 @dataclass(frozen=True)
