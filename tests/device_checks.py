@@ -26,7 +26,7 @@ from rlgf_cli.config.common import LoraConfig
 from rlgf_cli.functional import masks
 from rlgf_cli.models import forward, generate, packing
 from rlgf_cli.models.load import add_lora
-from rlgf_cli.training import episodes, update
+from rlgf_cli.training import episodes, minibatches, update
 
 STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ppo": ("gpt2", "ppo", {"kl_coef": 0.1}),
@@ -38,6 +38,9 @@ STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "aggrevated": ("gpt2", "aggrevated", {"guide": True}),
     "grpo, lora": ("qwen3", "grpo", {"lora": True}),
     "grpo, packed rows": ("llama", "grpo", {"packed": True}),
+    "luffy": ("llama", "luffy", {"guide": True}),
+    "prefix-rft": ("gpt2", "prefix-rft", {"guide": True}),
+    "on-failure": ("llama", "on-failure", {"guide": True, "parameters": {"failed_at": 9.0}}),
 }  # fmt: skip
 """A checkpoint, an algorithm, and what else: two steps of it are run on the device and on the CPU."""
 FAMILIES = sorted({family for family, _, _ in STEPS.values()})
@@ -94,7 +97,7 @@ def left_on_cpu(module: Any, function: str) -> Iterator[None]:
 
 PLANTED = [
     (forward, "arange"), (generate, "tensor"), (masks, "arange"), (episodes, "tensor"),
-    (update, "zeros"), (packing, "zeros"),
+    (update, "zeros"), (minibatches, "zeros"), (packing, "zeros"),
 ]  # fmt: skip
 """Where a tensor can be left on the CPU."""
 
@@ -105,7 +108,9 @@ def label(module: Any, function: str) -> str:
 
 def planted(module: Any, function: str, folder: str) -> None:
     with left_on_cpu(module, function), PretendedDevice():
-        algorithm, options = ("grpo", {"packed": True}) if module is packing else ("ppo", {"kl_coef": 0.1})
+        # the update keeps the log-probabilities of its own passes where one minibatch is the whole step
+        by_module = {packing: ("grpo", {"packed": True}), update: ("grpo", {"minibatch_size": 8})}
+        algorithm, options = by_module.get(module, ("ppo", {"kl_coef": 0.1}))
         step_rows(folder, algorithm, True, options)
 
 

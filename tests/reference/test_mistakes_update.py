@@ -19,7 +19,7 @@ from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.models.loaded import Loaded
 from rlgf_cli.protocols import Example
 from rlgf_cli.training import update as update_module
-from rlgf_cli.training.episodes import Episode
+from rlgf_cli.training.episodes import Episode, draw_references
 from rlgf_cli.training.minibatches import Counts
 from rlgf_cli.training.optimizer import make_optimizer
 from rlgf_cli.training.update import Sums, update
@@ -149,23 +149,14 @@ def test_mistake_10a_layernorm_weights_are_decayed(gpt2: Loaded, injected: bool)
 
 
 @rl.both
-def test_mistake_10b_references_are_looked_up_by_decoded_prompt(
-    gpt2: Loaded, monkeypatch: pytest.MonkeyPatch, injected: bool
-) -> None:
+def test_mistake_10b_references_are_looked_up_by_decoded_prompt(gpt2: Loaded, injected: bool) -> None:
     """Two examples with one prompt and different references: each keeps its own."""
-    trainer = rl.trainer_for(gpt2, "ppo", reference_nll=0.1)
     pair = [Example("a", "cat", ("the cat sees it .",)), Example("b", "cat", ("in the river a dog .",))]
     episodes = [Episode(i, example, [260], i, "policy") for i, example in enumerate(pair)]
     if injected:
         by_prompt = {example.prompt: example for example in pair}
-        references = trainer._references
-        monkeypatch.setattr(
-            trainer,
-            "_references",
-            lambda es: references([replace(e, example=by_prompt[e.example.prompt]) for e in es]),
-        )
-    batch = trainer._references(episodes)
-    assert batch is not None
+        episodes = [replace(e, example=by_prompt[e.example.prompt]) for e in episodes]
+    batch = draw_references(gpt2, episodes, 12, seed=0, step=0)
     with rl.caught_if(injected):
         for row, example in enumerate(pair):
             ids = batch.response_ids[row, : batch.lengths[row]].tolist()

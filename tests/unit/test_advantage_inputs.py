@@ -160,7 +160,7 @@ def test_a_critics_share_of_the_variance_is_followed_and_its_worst_steps_count_f
         advantages = Advantages(torch.zeros(1), torch.zeros(1), {"policy": torch.zeros(1)})
         row = {} if now is None else {"value/explained_policy": now}
         episodes = [Episode(0, prompts_for(gpt2, 1)[0].example, [5], 0, "policy", [("policy", [7])])]
-        trainer._advance(episodes, advantages, row)
+        trainer._advance(trainer.spec.regimes[0], episodes, advantages, row)
         if now is not None:
             expected = TRUST_MEMORY * expected + (1 - TRUST_MEMORY) * max(now, -1.0)
         assert trainer.state.explained["policy"] == pytest.approx(expected)
@@ -281,9 +281,9 @@ def test_the_adaptive_coefficient_follows_the_kl_of_the_episode(gpt2: Loaded, ta
     trainer.optimizer.step()
     advantages = Advantages(torch.zeros(1), torch.zeros(1), {})
     episodes = [Episode(i, prompts_for(gpt2, 1)[0].example, [5], i, "policy", [("policy", [7])]) for i in range(6)]
-    trainer._advance(episodes, advantages, {"kl/episode": 4.0, "kl/mean": 0.4, "kl/k3": 0.6})
+    trainer._advance(trainer.spec.regimes[0], episodes, advantages, {"kl/episode": 4.0, "kl/mean": 0.4, "kl/k3": 0.6})
     assert trainer.state.kl_coef == pytest.approx(0.1 * (1 + error * 6 / 400))
     fixed = trainer_of(gpt2, kl={"coef": 0.1, "target": target})
     fixed.optimizer.step()
-    fixed._advance(episodes, advantages, {"kl/episode": 4.0, "kl/mean": 0.4, "kl/k3": 0.6})
+    fixed._advance(fixed.spec.regimes[0], episodes, advantages, {"kl/episode": 4.0, "kl/mean": 0.4, "kl/k3": 0.6})
     assert fixed.state.kl_coef == 0.1

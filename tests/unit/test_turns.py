@@ -27,6 +27,7 @@ from rlgf_cli.models.text import TextFormat
 from rlgf_cli.models.turns import turn_end
 from rlgf_cli.protocols import Example
 from rlgf_cli.scorers.perplexity import PerplexityMetric
+from rlgf_cli.training.episodes import draw_references
 from rlgf_cli.training.figures import of_guide
 
 CHAT, PLAIN = TextFormat(chat=True), TextFormat()
@@ -225,12 +226,11 @@ def test_plain_text_loses_a_spelled_eos_alone() -> None:
 
 
 def test_reference_nll_teaches_one_end_of_the_turn(chatml: Loaded) -> None:
-    trainer = trainer_for(chatml, "ppo", reference_nll=0.1)
+    trainer = trainer_for(chatml, "ppo")
     episodes = trainer.generator.generate(trainer.spec.regimes[0], encoded(chatml), 0, 9.0)
     for e in episodes:
         e.example = Example(e.example.id, e.example.prompt, (f"{WORDS}<|im_end|>\n",))
-    rows = trainer._references(episodes)
-    assert rows is not None
+    rows = draw_references(chatml, episodes, 12, seed=0, step=0)
     assert rows.response_ids.tolist() == [encode_target(chatml, WORDS, 12)[0]] * 3
 
 
