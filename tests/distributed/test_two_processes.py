@@ -39,7 +39,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "mix": ("mix", ["--group-size", "2"]),
     "hpt": ("hpt", ["--group-size", "2", "--failed-at", "0.3", "--set", "rollout.temperature=1.1"]),
     "uft": ("uft", ["--group-size", "2"]),
-    "on-failure": ("on-failure", ["--group-size", "4", "--again", "2", "--failed-at", "0.4", "--episodes", "16"]),
+    "on-failure": ("on-failure", ["--group-size", "4", "--restarted", "2", "--failed-at", "0.4", "--episodes", "16"]),
     "aggrevated": ("aggrevated", ["--gradient-accumulation-steps", "2"]),
     "grpo": ("grpo", ["--episodes", "16", "--group-size", "4"]),
     "lols": ("lols", ["--set", "ppo.critic=separate"]),

@@ -26,7 +26,7 @@ OPTIONS = {
     "rloo++": ["--group-size", "4"],
     **{name: ["--group-size", "4"] for name in ("luffy", "mix", "hpt", "uft", "prefix-rft")},
     **{name: ["--group-size", "4", "--guide-coef-decay", "5"] for name in ("chord", "chord-phi")},
-    **{name: ["--group-size", "4", "--again", "2", "--failed-at", "0.05"] for name in ("on-failure", "pope")},
+    **{name: ["--group-size", "4", "--restarted", "2", "--failed-at", "0.05"] for name in ("on-failure", "pope")},
     "steered": ["--group-size", "4", "--restart", "steered"],
     "guide_mc": ["--advantage", "guide_mc", "--mc-samples", "2"],
     "backward": ["--restart", "backward", "--restart-steps", "6"],

@@ -49,7 +49,7 @@ def train(run_cli: Callable[..., Result], data: Path, tmp_path: Path, tiny_gpt2:
         guides = {"hf": f"hf:{model}", "recorded": str(tmp_path / "guide.jsonl")}
         extra = ["--guide", guides[guide]] if guide else []
         extra += ["--group-size", "4"] if name in GROUPED else []
-        extra += ["--again", "2"] if name in ("on-failure", "pope") else []
+        extra += ["--restarted", "2"] if name in ("on-failure", "pope") else []
         extra += ["--failed-at", "9"] if name in ("hpt", "on-failure", "pope") else []  # all texts have failed
         extra += ["--switch-step", "1"] if name == "d2lols" else []
         reward = f"coverage,{tmp_path / 'reward.py'}:letters"

@@ -209,12 +209,12 @@ def test_a_run_keeps_the_same_keys_for_every_algorithm_and_reads_them_back() -> 
         "guide_coef_last",
         "guide_coef_warmup",
         "guide_coef_decay",
-        "shaping",
-        "baseline",
+        "shaping_gamma",
+        "baseline_of",
         "failed_at",
-        "target",
-        "again",
-        "longest",
+        "target_success",
+        "restarted",
+        "longest_prefix",
         "hint_steps",
     }
     for name in NAMES:

@@ -168,7 +168,7 @@ def advantages_of(texts: list[Text], baseline: str) -> list[float]:
 
 def by_hand(loaded: Loaded, texts: list[Text], algorithm: str, parameters: dict[str, Any], age: int) -> torch.Tensor:
     """The loss of one step, text by text, from plain calls of the model."""
-    advantages = advantages_of(texts, parameters.get("baseline", "group"))
+    advantages = advantages_of(texts, parameters.get("baseline_of", "group"))
     own, theirs = [], []
     for row, (t, advantage) in enumerate(zip(texts, advantages, strict=True)):
         prompt = prompts_for(loaded, len(texts))[row].ids
@@ -190,7 +190,7 @@ def by_hand(loaded: Loaded, texts: list[Text], algorithm: str, parameters: dict[
     nll = [-x for x, _ in theirs]
     tokens = sum(map(len, nll))
     if algorithm == "luffy":
-        shaped = sum((a * (x.exp() / (x.exp() + parameters.get("shaping", 0.1))).sum() for x, a in theirs), gain)
+        shaped = sum((a * (x.exp() / (x.exp() + parameters.get("shaping_gamma", 0.1))).sum() for x, a in theirs), gain)
         return -shaped / (count + tokens)
     if algorithm == "chord-phi":
         nll = [(-x).exp().detach() * (1 - (-x).exp().detach()) * x for x in nll]
@@ -210,7 +210,7 @@ PREFIXED = [
 
 STEPS: dict[str, tuple[str, list[Text], dict[str, Any], int]] = {
     "luffy": ("luffy", MEMBERS, {}, 0),
-    "luffy_own_baseline": ("luffy", MEMBERS, {"baseline": "own", "shaping": 0.5}, 0),
+    "luffy_own_baseline": ("luffy", MEMBERS, {"baseline_of": "own", "shaping_gamma": 0.5}, 0),
     "mix": ("mix", BESIDE, {}, 0),
     "chord": ("chord", BESIDE, {}, 50),
     "chord-phi": ("chord-phi", BESIDE, {}, 120),
@@ -395,7 +395,7 @@ def test_terms_that_make_no_sense(values: dict[str, Any], words: str) -> None:
     ({"roll_in": "guide", "estimator": "group_mean", "group_size": 4}, "roll_in: none"),
     ({"estimator": "gae", "guide_term": {"tokens": "member"}}, "group_mean or leave_one_out"),
     ({"estimator": "group_mean", "group_size": 2, "guide_term": {"tokens": "member"}}, "at least 3"),
-    ({"estimator": "leave_one_out", "group_size": 4, "guide_term": {"tokens": "member", "baseline": "own"}}, "own"),
+    ({"estimator": "leave_one_out", "group_size": 4, "guide_term": {"tokens": "member", "baseline_of": "own"}}, "own"),
 ])  # fmt: skip
 def test_regimes_in_which_a_term_cannot_work(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):

@@ -82,7 +82,12 @@ def test_a_steered_share_follows_the_success(gpt2: Loaded) -> None:
     shares = {}
     for score in (0.0, 1.0):
         regime = Regime(
-            roll_in="guide", rollin_prob=1.0, restart="steered", target=0.3, estimator="group_mean", group_size=4
+            roll_in="guide",
+            rollin_prob=1.0,
+            restart="steered",
+            target_success=0.3,
+            estimator="group_mean",
+            group_size=4,
         )
         guide = ScriptedGuide((TEXT, "stop"), live=False)
         trainer = with_regime(trainer_for(loaded_again(gpt2), "grpo++", guide, scorer=constant(score)), regime)
@@ -132,7 +137,7 @@ def failing_step(
     loaded: Loaded, algorithm: str, scorer: Any, **parameters: Any
 ) -> tuple[Trainer, Any, list[Episode], Any]:
     guide = ScriptedGuide((TEXT, "stop"), live=False)
-    own = {"group_size": 4, "again": 2, **parameters}
+    own = {"group_size": 4, "restarted": 2, **parameters}
     trainer = trainer_for(loaded, algorithm, guide, parameters=own, scorer=scorer)
     row, episodes = trainer.step()
     return trainer, row, episodes, guide
@@ -140,7 +145,7 @@ def failing_step(
 
 def test_only_failed_groups_begin_again(gpt2: Loaded) -> None:
     scorer = where_told({1})  # the second of the two groups of four failed
-    _, row, episodes, guide = failing_step(gpt2, "on-failure", scorer, longest=0.5)
+    _, row, episodes, guide = failing_step(gpt2, "on-failure", scorer, longest_prefix=0.5)
     assert [r.example.id for r in guide.asked] == [episodes[4].example.id] and scorer.calls == [8, 2]
     begun = [e for e in episodes if e.cut > 0]
     assert [e.index for e in begun] == [6, 7] and len({e.group for e in episodes}) == 3
@@ -165,7 +170,7 @@ def test_the_first_texts_are_plain_grpos(gpt2: Loaded) -> None:
 def test_the_baseline_of_what_begins_again(gpt2: Loaded, joined: bool) -> None:
     """A group of their own, or the failed group with them in it."""
     guide = ScriptedGuide((TEXT, "stop"), live=False)
-    rule = {"again": 2, "joined": joined}
+    rule = {"restarted": 2, "joined": joined}
     regime = Regime.model_validate({"estimator": "group_mean", "group_size": 4, "on_failure": rule})
     trainer = trainer_for(gpt2, "grpo", guide, parameters={"group_size": 4}, scorer=where_told({1}))
     seen: list[Any] = []
@@ -189,7 +194,7 @@ def test_nothing_fails_and_nothing_is_asked(gpt2: Loaded) -> None:
 
 def test_a_group_without_a_guide_text_keeps_its_own(gpt2: Loaded) -> None:
     guide = ScriptedGuide(("", "stop"), live=False)
-    trainer = trainer_for(gpt2, "on-failure", guide, parameters={"group_size": 4, "again": 2}, scorer=constant(0.0))
+    trainer = trainer_for(gpt2, "on-failure", guide, parameters={"group_size": 4, "restarted": 2}, scorer=constant(0.0))
     row, episodes = trainer.step()
     assert len(guide.asked) == 2 and row["rollout/rewritten"] == 0 and len({e.group for e in episodes}) == 2
 
@@ -199,7 +204,7 @@ def test_pope_begins_behind_the_guide_where_the_record_says_failed(gpt2: Loaded)
     guide = ScriptedGuide((TEXT, "stop"), live=False)
     outcome = {"score": 0.0}
     trainer = trainer_for(
-        gpt2, "pope", guide, parameters={"group_size": 4, "again": 2},
+        gpt2, "pope", guide, parameters={"group_size": 4, "restarted": 2},
         scorer=lambda e, t: [Score(outcome["score"]) for _ in t],
     )  # fmt: skip
     trainer.prompts = prompts_for(gpt2, 2)
@@ -215,18 +220,18 @@ def test_pope_begins_behind_the_guide_where_the_record_says_failed(gpt2: Loaded)
 @pytest.mark.parametrize(("values", "words"), [
     ({"estimator": "gae", "group_size": 1}, "for groups"),
     ({"roll_in": "guide"}, "roll_in: none"),
-    ({"on_failure": {"again": 5}}, "divides a group of 4"),
-    ({"on_failure": {"again": 3}}, "two episodes or none"),
-    ({"on_failure": {"again": 1}}, "two episodes or none"),
-    ({"guide_term": {"tokens": "beside"}, "on_failure": {"again": 2}}, "exclude each other"),
+    ({"on_failure": {"restarted": 5}}, "divides a group of 4"),
+    ({"on_failure": {"restarted": 3}}, "two episodes or none"),
+    ({"on_failure": {"restarted": 1}}, "two episodes or none"),
+    ({"guide_term": {"tokens": "beside"}, "on_failure": {"restarted": 2}}, "exclude each other"),
 ])  # fmt: skip
 def test_rules_that_cannot_work(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
-        Regime.model_validate({"estimator": "group_mean", "group_size": 4, "on_failure": {"again": 2}, **values})
+        Regime.model_validate({"estimator": "group_mean", "group_size": 4, "on_failure": {"restarted": 2}, **values})
 
 
 def test_one_episode_that_joins_its_failed_group() -> None:
     """Scaf-GRPO's replacement is a line in a recipe."""
-    rule = {"again": 1, "joined": True}
+    rule = {"restarted": 1, "joined": True}
     regime = {"estimator": "group_mean", "group_size": 8, "on_failure": rule}
     assert Regime.model_validate(regime).needs_guide and spec_of("on-failure").needs_guide

@@ -41,23 +41,23 @@ class Coefficient(BaseModel):
 class GuideTerm(BaseModel):
     """Which guide tokens learn beside the policy's, and with what weight.
 
-    ``tokens``: ``member``, the guide's whole text is one of the episodes of its group; ``beside``, it is a text beside
-    the group, which no baseline counts; ``prefix``, the guide's roll-in of the policy's own episodes. ``shaping``:
-    gamma of the weight ``shaped``. ``credit``: c, 1 or the text's own advantage in its group. ``baseline`` (of
-    members): the mean and deviation that all advantages of the group are taken from are those of all its texts, or of
-    the policy's own. ``gate``: the prompts whose guide text learns: all; those of which no own text scored above
-    ``failed_at``; those whose guide text scored above the mean of the own ones. ``alone``: where the gate is open the
-    own texts learn nothing. ``entropy_share`` (of prefixes): the share of a prefix's tokens that learn, those with the
-    highest entropy. ``complement``: the policy's term has the coefficient 1 - coefficient.
+    ``tokens``: ``member``, the guide's whole text is one of the episodes of its group; ``beside``, it is a text
+    beside the group, which no baseline counts; ``prefix``, the guide's roll-in of the policy's own episodes.
+    ``shaping_gamma``: gamma of the weight ``shaped``. ``credit``: c, 1 or the text's own advantage in its group.
+    ``baseline_of`` (of members): the mean and deviation that all advantages of the group are taken from are those of
+    all its texts, or of the policy's own. ``gate``: the prompts whose guide text learns: all; those of which no own
+    text scored above ``failed_at``; those whose guide text scored above the mean of the own ones. ``alone``: where
+    the gate is open the own texts learn nothing. ``entropy_share`` (of prefixes): the share of a prefix's tokens that
+    learn, those with the highest entropy. ``complement``: the policy's term has the coefficient 1 - coefficient.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tokens: Literal["member", "beside", "prefix"]
     weight: GuideWeight = "one"
-    shaping: float = Field(0.1, gt=0)
+    shaping_gamma: float = Field(0.1, gt=0)
     credit: Literal["one", "advantage"] = "one"
-    baseline: Literal["group", "own"] = "group"
+    baseline_of: Literal["group", "own"] = "group"
     gate: Literal["always", "failed", "ahead"] = "always"
     failed_at: float = 0.0
     alone: bool = False
@@ -79,8 +79,8 @@ class GuideTerm(BaseModel):
     def _refuse(self) -> GuideTerm:
         if self.credit == "advantage" and self.tokens != "member":
             raise ValueError("credit: advantage is for tokens: member; a text outside of the group has no advantage")
-        if self.baseline == "own" and self.tokens != "member":
-            raise ValueError("baseline: own is for tokens: member; other texts are in no baseline anyway")
+        if self.baseline_of == "own" and self.tokens != "member":
+            raise ValueError("baseline_of: own is for tokens: member; other texts are in no baseline anyway")
         if not self.adds_texts and (self.gate != "always" or self.alone):
             raise ValueError("gate and alone are for whole texts (tokens: member or beside), not for a roll-in")
         if self.alone and self.gate == "always":

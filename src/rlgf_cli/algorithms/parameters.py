@@ -67,7 +67,7 @@ class Restart(FailedAt):
     restart_steps: Annotated[int | None, Flag("backward, slices, annealed: iterations that they take.")] = Field(
         None, ge=1
     )
-    target: Annotated[float, Flag("steered: share of texts that should succeed.")] = Field(0.5, gt=0, lt=1)
+    target_success: Annotated[float, Flag("steered: share of texts that should succeed.")] = Field(0.5, gt=0, lt=1)
     gate: Annotated[bool, Flag("ppo++: only texts above the policy's own.", "--gate/--no-gate")] = False
 
 
@@ -93,15 +93,15 @@ class CoefSchedule(Strict):
 class Shaped(Strict):
     """LUFFY's shaping of the guide tokens' probability, and the baseline of a group with a guide's text."""
 
-    shaping: Annotated[float, Flag("luffy: gamma of p / (p + gamma).")] = Field(0.1, gt=0)
-    baseline: Annotated[Literal["group", "own"], Flag("luffy: the texts that the baseline is of.")] = "group"
+    shaping_gamma: Annotated[float, Flag("luffy: gamma of p / (p + gamma).")] = Field(0.1, gt=0)
+    baseline_of: Annotated[Literal["group", "own"], Flag("luffy: the texts that the baseline counts.")] = "group"
 
 
 class OnFailure(FailedAt):
     """The episodes of a failed group that begin again behind a part of the guide's text."""
 
-    again: Annotated[int, Flag("on-failure: episodes of a failed group that begin again.")] = Field(4, ge=1)
-    longest: Annotated[float, Flag("on-failure: largest share of the guide's text.")] = Field(0.5, gt=0, le=1)
+    restarted: Annotated[int, Flag("on-failure: episodes of a failed group that begin again.")] = Field(4, ge=1)
+    longest_prefix: Annotated[float, Flag("on-failure: largest share of the guide's text.")] = Field(0.5, gt=0, le=1)
 
 
 class HintSteps(Strict):

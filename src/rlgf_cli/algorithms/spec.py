@@ -22,8 +22,9 @@ class _Data(BaseModel):
 
 
 class Failure(OnFailure, _Data):
-    """Restarts of failed groups alone: ``again`` of a group's episodes begin behind a cut of the guide's text that is
-    uniform up to ``longest`` of it.
+    """Restarts of failed groups alone: ``restarted`` of a group's episodes begin behind a cut of the guide's text.
+
+    The cut is uniform up to ``longest_prefix`` of the text.
 
     ``known_from``: a group has failed where none of its texts of this step scored above ``failed_at`` (its episodes
     are then written again), or where the running score of the policy's texts on the prompt is not above it. ``joined``:
@@ -147,11 +148,11 @@ class Regime(RollIn, Cut, Restart, Grouped, _Data):
             return
         if self.estimator not in ("group_mean", "leave_one_out") or self.roll_in != "none":
             raise ValueError("on_failure is for groups: estimator group_mean or leave_one_out, with roll_in: none")
-        left = self.group_size - rule.again
-        if rule.again > self.group_size or (not rule.joined and (rule.again < 2 or left == 1)):
+        left = self.group_size - rule.restarted
+        if rule.restarted > self.group_size or (not rule.joined and (rule.restarted < 2 or left == 1)):
             raise ValueError(
-                f"on_failure with again: {rule.again} divides a group of {self.group_size}: both parts need two "
-                "episodes or none, or joined: true"
+                f"on_failure with restarted: {rule.restarted} divides a group of {self.group_size}: both parts need "
+                "two episodes or none, or joined: true"
             )
         if self.adds_texts:
             raise ValueError("on_failure and a guide_term with the guide's whole texts exclude each other")
@@ -176,8 +177,8 @@ class Regime(RollIn, Cut, Restart, Grouped, _Data):
                 "guide_term with tokens: member, or with a gate, compares texts of one prompt: it takes estimator "
                 "group_mean or leave_one_out"
             )
-        if term.baseline == "own" and self.estimator != "group_mean":
-            raise ValueError("guide_term with baseline: own takes estimator: group_mean")
+        if term.baseline_of == "own" and self.estimator != "group_mean":
+            raise ValueError("guide_term with baseline_of: own takes estimator: group_mean")
         if self.own_size < 2 and grouped:
             raise ValueError("guide_term with tokens: member needs a group_size of at least 3: two texts of the policy")
 
@@ -191,8 +192,8 @@ class Regime(RollIn, Cut, Restart, Grouped, _Data):
                 "restart: backward, slices or annealed and restart_steps go together: the iterations after which cuts "
                 "fall anywhere in the guide's text, or hardly any of it is left, e.g. half of max_steps"
             )
-        if (self.target, self.failed_at) != (0.5, 0.0) and self.restart != "steered":
-            raise ValueError("target and failed_at of a roll-in are for restart: steered")
+        if (self.target_success, self.failed_at) != (0.5, 0.0) and self.restart != "steered":
+            raise ValueError("target_success and failed_at of a roll-in are for restart: steered")
         if self.restart == "uncertain" and self.estimator != "gae":
             raise ValueError(
                 f"restart: uncertain asks the policy's critic, and estimator {self.estimator!r} has none; "

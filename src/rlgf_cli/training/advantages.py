@@ -217,7 +217,7 @@ def _mean_score(batch: EpisodeBatch, critic: str) -> torch.Tensor:
 def _estimate_group(given: _EstimatorInputs) -> torch.Tensor:
     """From scores; ``kl_coef`` is 0 where they are divided by their standard deviation (config.train)."""
     batch, term = given.batch, given.regime.guide_term
-    counted = batch.own[batch.compared] if term is not None and term.baseline == "own" else None
+    counted = batch.own[batch.compared] if term is not None and term.baseline_of == "own" else None
     scaled = given.scale == "group"
     return _of_groups(given, partial(adv.group_advantages, scaled=scaled, counted=counted))
 

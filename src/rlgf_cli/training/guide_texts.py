@@ -48,7 +48,7 @@ def restart_failed(
     """The episodes, some of the failed groups' replaced by ones that begin behind a part of the guide's text.
 
     ``key``: of their draws; ``count``: the step's prompts; ``score`` scores episodes in place. The episodes that were
-    written in vain are counted (``rewritten``), and so are the groups that had failed (``failed_groups``).
+    replaced are counted (``rewritten``), and so are the groups that had failed (``failed_groups``).
     """
     rule = regime.on_failure
     if rule is None or rule.known_from != "step":

@@ -78,10 +78,10 @@ class GuideTokens:
             assert entropies is not None
             mask = losses.most_uncertain(entropies, mask, term.entropy_share)
         credit = self.credit[rows][:, :width]
-        loss = losses.guide_loss(logprobs, credit, mask, term.weight, term.shaping, count)
+        loss = losses.guide_loss(logprobs, credit, mask, term.weight, term.shaping_gamma, count)
         with torch.no_grad():
             p = logprobs.exp()[mask]
-            weights = losses.guide_weights(logprobs[mask], term.weight, term.shaping)
+            weights = losses.guide_weights(logprobs[mask], term.weight, term.shaping_gamma)
             sums = {
                 "guide/probability": p.sum(),
                 "guide/weight": weights.sum(),

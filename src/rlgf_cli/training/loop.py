@@ -35,7 +35,7 @@ from rlgf_cli.training.guide_tokens import GuideTokens
 from rlgf_cli.training.minibatches import StepData, UpdateSettings, carries_loss
 from rlgf_cli.training.parallel.processes import SINGLE, Processes
 from rlgf_cli.training.prompts import resampled_prompts, step_prompts
-from rlgf_cli.training.restarts import Gate, Restarts, steered_share, update_own_scores, values_along
+from rlgf_cli.training.restarts import Gate, Restarts, failing_prompts, steered_share, update_own_scores, values_along
 from rlgf_cli.training.rollout import RolloutGenerator
 from rlgf_cli.training.sampler_gap import correction_weights, gap_figures
 from rlgf_cli.training.skipped import comparable, with_scores
@@ -243,15 +243,8 @@ class Trainer:
             values=(lambda texts: values_along(self.model, texts, rows)) if regime.restart == "uncertain" else None,
             gate=Gate(state.own_scores, state.guide_scores, score) if regime.gate else None,
             share=state.guide_share,
-            failing=self._failing(regime),
+            failing=failing_prompts(regime.on_failure, state.own_scores),
         )
-
-    def _failing(self, regime: Regime) -> frozenset[str]:
-        """The prompts whose running score says that the policy fails on them."""
-        rule = regime.on_failure
-        if rule is None:
-            return frozenset()
-        return frozenset(name for name, score in self.state.own_scores.items() if score <= rule.failed_at)
 
     # advantages
 
@@ -352,7 +345,7 @@ class Trainer:
         if gate is not None or (regime.on_failure is not None and regime.on_failure.known_from == "record"):
             state.own_scores = update_own_scores(state.own_scores, episodes)
         if regime.restart == "steered":
-            state.guide_share = steered_share(state.guide_share, episodes, regime.target, regime.failed_at)
+            state.guide_share = steered_share(state.guide_share, episodes, regime.target_success, regime.failed_at)
         state.step += 1
         self.scheduler.step()
 

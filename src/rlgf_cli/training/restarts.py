@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from rlgf_cli import noise
-from rlgf_cli.algorithms.spec import Regime
+from rlgf_cli.algorithms.spec import Failure, Regime
 from rlgf_cli.models.actor_critic import ActorCritic
 from rlgf_cli.models.forward import TokenBatch
 from rlgf_cli.training.episodes import Episode
@@ -146,6 +146,11 @@ def text_key(episode: Episode) -> str:
     return f"{episode.example.id}\x1f{noise.short_hash(' '.join(map(str, episode.ids)))}"
 
 
+def failing_prompts(rule: Failure | None, own_scores: Mapping[str, float]) -> frozenset[str]:
+    """The ids of the prompts whose running score says that the policy fails on them."""
+    return frozenset(name for name, score in own_scores.items() if rule is not None and score <= rule.failed_at)
+
+
 def update_own_scores(before: Mapping[str, float], episodes: Sequence[Episode]) -> dict[str, float]:
     """The running scores after a step: (1 - MEMORY) times the mean score of the prompt's texts that the policy wrote
     alone, plus MEMORY times the score before; the first mean is taken as it is."""
@@ -196,7 +201,7 @@ class Restarts:
 
     def _cut(self, regime: Regime, length: int, draw: float) -> int:
         if regime.on_failure is not None:
-            return uniform_from(1, 1 + max(1, int(regime.on_failure.longest * (length - 1))), draw)
+            return uniform_from(1, 1 + max(1, int(regime.on_failure.longest_prefix * (length - 1))), draw)
         if regime.restart in ("uniform", "uncertain"):
             return uniform_from(1, length, draw)
         if regime.restart == "steered":

@@ -189,7 +189,7 @@ class RolloutGenerator:
         """Of each failed group the last episodes, as a group of their own unless they stay ``joined``."""
         rule = regime.on_failure
         assert rule is not None
-        again = [e for members in by_group(failed).values() for e in members[-rule.again :] if self.covers(e)]
+        again = [e for members in by_group(failed).values() for e in members[-rule.restarted :] if self.covers(e)]
         for e in again:
             e.group += 0 if rule.joined else count
         return again
