@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -225,7 +226,9 @@ def test_a_prompt_that_the_server_cannot_answer_is_no_outage(
     limit = "guide.outage_limit_s=5"
     result = collect(any_server, "completion", "guide.jsonl", "--data", data, "--set", limit, model=tiny_gpt2)
     assert result.exit_code == 1, result.stderr
-    assert "5 of 12 texts are still missing (server: 5)" in result.stderr
+    # some of the server's 500s end in a broken connection where the machine is busy
+    missing = re.search(r"5 of 12 texts are still missing \((server: \d(?:, connection: \d)?)\)", result.stderr)
+    assert missing, result.stderr
     assert {row["id"] for row in rows_of(tmp_path / "guide.jsonl")} == {f"toy-0-{i}" for i in range(5, 12)}
 
 
