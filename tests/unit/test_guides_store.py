@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-import socket
 import sqlite3
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -22,8 +24,10 @@ import pytest
 
 from rlgf_cli.config.guide import BudgetConfig
 from rlgf_cli.errors import RlgfError, UserError
+from rlgf_cli.ledger import store as store_module
+from rlgf_cli.ledger.leases import boot, is_dead, this_process
 from rlgf_cli.ledger.meter import NANO, Meter, Totals
-from rlgf_cli.ledger.store import Store, StoredText, is_dead, this_process
+from rlgf_cli.ledger.store import Store, StoredText
 from stores import key, text
 
 
@@ -37,7 +41,7 @@ def ended_process() -> str:
     """The name of a process of this machine that has ended and was waited for."""
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     process.wait()
-    return f"{socket.gethostname()}:{process.pid}:1.00"
+    return f"{this_process().split(':')[0]}:{process.pid}:1.00"
 
 
 # texts
@@ -108,8 +112,8 @@ def test_a_lease_is_renewed_by_its_owner_alone(store: Store, store_path: Path, m
         far.claim([key(1), key(2)], 30)
         far.renew([key(1)], 90)
         third.renew([key(2)], 90)
-        real = time.time
-        monkeypatch.setattr(time, "time", lambda: real() + 60)
+        real = time.monotonic
+        monkeypatch.setattr(time, "monotonic", lambda: real() + 60)
         assert store.claim([key(1), key(2)], 60) == ({}, {key(2)})
 
 
@@ -132,14 +136,126 @@ def test_the_leases_of_another_machine_are_free_when_they_end(
     store: Store, store_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid = ended_process().split(":")[1]
+    monkeypatch.setattr(store_module, "boot", lambda: "another boot")
     with closing(another(store_path, f"elsewhere:{pid}:1.00")) as far:
         far.claim([key(1)], 30)
+    monkeypatch.undo()
     assert store.claim([key(1)], 60) == ({}, set())
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 29)
     assert store.claim([key(1)], 60) == ({}, set())
     monkeypatch.setattr(time, "time", lambda: real() + 31)
     assert store.claim([key(1)], 60) == ({}, {key(1)})
+
+
+@pytest.mark.skipif(boot() is None, reason="this system names no boot")
+def test_a_clock_that_is_set_ends_no_lease_of_this_boot(
+    store: Store, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Store(store_path)) as other:  # its owner is this process, which lives
+        other.claim([key(1)], 30)
+    real, ticks = time.time, time.monotonic
+    monkeypatch.setattr(time, "time", lambda: real() + 1e6)
+    assert store.claim([key(1)], 60) == ({}, set())
+    monkeypatch.setattr(time, "time", lambda: real() - 1e6)
+    monkeypatch.setattr(time, "monotonic", lambda: ticks() + 31)
+    assert store.claim([key(1)], 60) == ({}, {key(1)})
+
+
+CLAIM = """
+import sys; from pathlib import Path
+from rlgf_cli.ledger.store import Store
+print(*Store(Path(sys.argv[1])).claim([bytes.fromhex(sys.argv[2])], 600)[1])
+"""
+
+
+def test_a_process_of_another_container_is_not_taken_for_dead(store_path: Path) -> None:
+    """Two containers with one host name: the number of the other's process is unknown, or somebody else's, here."""
+    apart = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    if shutil.which("unshare") is None or subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("namespaces of process ids need unshare and its permission")
+    claim = [sys.executable, "-c", CLAIM, str(store_path), key(1).hex()]
+    waiting = [sys.executable, "-c", f"{CLAIM}\nsys.stdout.flush(); input()", *claim[3:]]
+    with subprocess.Popen([*apart, *waiting], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline().strip()  # it has the lease, and lives
+        for where in (apart, []):
+            second = subprocess.run([*where, *claim], capture_output=True, text=True, check=True)
+            assert second.stdout.strip() == ""
+        first.communicate("\n")
+
+
+def test_a_cache_of_version_1_goes_on(store_path: Path) -> None:
+    with closing(Store(store_path)) as new:
+        new.put([(key(1), text("old"))])
+        new.claim([key(2)], 600)
+        new._db.executescript(
+            "ALTER TABLE leases DROP COLUMN boot; ALTER TABLE leases DROP COLUMN ticks; PRAGMA user_version = 1;"
+        )
+    with closing(another(store_path, "elsewhere:1:1.00")) as again:
+        assert again.texts([key(1)])[key(1)].text == "old"
+        assert again.claim([key(2), key(3)], 60)[1] == {key(3)}
+        assert again._db.execute("PRAGMA user_version").fetchone() == (2,)
+
+
+# permissions
+
+
+def test_the_cache_is_for_its_user_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "cache" / "guide.sqlite"
+    with closing(Store(path)) as new:
+        new.put([(key(1), text())])
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert set(modes.values()) == {0o600} and len(modes) > 1  # the files that SQLite adds, too
+
+
+def test_a_cache_that_cannot_be_written_is_read(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Store(store_path)) as new:
+        new.put([(key(1), text("there", guide="g"))])
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    before = {file.name: file.read_bytes() for file in store_path.parent.iterdir()}
+    with closing(Store(store_path, make=False)) as store:
+        assert store.texts([key(1)])[key(1)].text == "there"
+        assert store.count() == 1 and [key for key, _ in store.each("g")] == [key(1)]
+        assert store.summary()[0]["texts"] == 1 and len(store.samples("g")) == 1
+        meter = Meter(store, "run")
+        call = meter.reserve(5)  # accounts are in memory
+        assert call is not None and meter.totals().nano_usd == 5
+    assert {name: content for name, content in before.items() if not name.endswith(("-wal", "-shm"))} == {
+        "guide.sqlite": store_path.read_bytes()
+    }
+
+
+READ = """
+import os, sys; from pathlib import Path
+from rlgf_cli.ledger.store import Store
+os.getuid() or os.setuid(65534)  # root may write everywhere, nobody may not
+store = Store(Path(sys.argv[1]), make=False)
+print(store.texts([bytes.fromhex(sys.argv[2])])[bytes.fromhex(sys.argv[2])].text)
+"""
+
+
+def test_a_cache_in_a_folder_that_cannot_be_written_is_read() -> None:
+    """SQLite can make none of the files there that it shares with other processes."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "cache" / "guide.sqlite"
+        with closing(Store(path)) as new:
+            new.put([(key(1), text("there"))])
+        for folder, mode in ((path, 0o444), (path.parent, 0o555), (Path(name), 0o755)):
+            folder.chmod(mode)
+        done = subprocess.run([sys.executable, "-c", READ, str(path), key(1).hex()], capture_output=True, text=True)
+        path.parent.chmod(0o755)
+    assert done.stdout.strip() == "there", done.stderr
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_cache_folder_that_is_a_file(tmp_path: Path, inside: bool) -> None:
+    (tmp_path / "file").write_text("no folder")
+    folder = tmp_path / "file" / "below" if inside else tmp_path / "file"
+    with pytest.raises(UserError, match="cannot be written") as error:
+        Store(folder / "guide.sqlite")
+    assert "RLGF_CACHE_DIR" in (error.value.hint or "")
 
 
 def test_who_is_dead() -> None:
@@ -150,7 +266,7 @@ def test_who_is_dead() -> None:
     assert is_dead(ended_process())
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         child = psutil.Process(process.pid)
-        name = f"{socket.gethostname()}:{process.pid}:{child.create_time() - psutil.boot_time():.2f}"
+        name = f"{this_process().split(':')[0]}:{process.pid}:{child.create_time() - psutil.boot_time():.2f}"
         assert not is_dead(name)
         process.kill()
         while child.status() != psutil.STATUS_ZOMBIE:
@@ -179,7 +295,7 @@ def test_a_damaged_file_and_one_of_a_newer_version_give_a_letter(store_path: Pat
     store_path.unlink()
     with closing(sqlite3.connect(store_path)) as db:
         db.execute("PRAGMA user_version = 7")
-    with pytest.raises(UserError, match="has version 7; this rlgf reads 1") as caught:
+    with pytest.raises(UserError, match="has version 7; this rlgf reads 2") as caught:
         Store(store_path)
     assert "RLGF_CACHE_DIR" in (caught.value.hint or "")
 

@@ -46,7 +46,7 @@ class BatchJobs:
                 [(key, id_, request, size) for key, request, size in requests],
             )
             db.executemany(
-                "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)",
+                "INSERT OR REPLACE INTO leases (key, owner, until) VALUES (?, ?, ?)",
                 [(key, f"batch:{id_}", until) for key, _, _ in requests],
             )
             return True

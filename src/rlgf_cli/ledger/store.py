@@ -7,6 +7,7 @@ transaction is whole after a kill.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -18,11 +19,11 @@ from typing import Any, NamedTuple
 
 from rlgf_cli.artifacts.disk import cache_folder
 from rlgf_cli.errors import RlgfError, UserError
-from rlgf_cli.ledger.leases import is_dead, this_process
+from rlgf_cli.ledger.leases import boot, is_dead, monotonic, this_process
 from rlgf_cli.protocols import Completion, FinishReason
 
 FILE = "guide.sqlite"
-VERSION = 1
+VERSION = 2
 _OPENING_S = 30.0
 _AT_ONCE = 500
 """Keys in one statement: SQLite takes a limited number of parameters."""
@@ -34,7 +35,9 @@ CREATE TABLE IF NOT EXISTS texts (
     nano_usd INTEGER, seconds REAL, created INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS texts_by_guide ON texts (guide, created);
-CREATE TABLE IF NOT EXISTS leases (key BLOB PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS leases (
+    key BLOB PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL, boot TEXT, ticks REAL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS runs (
     run TEXT PRIMARY KEY, calls INTEGER NOT NULL, nano_usd INTEGER NOT NULL, unknown INTEGER NOT NULL,
     unpriced INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL
@@ -50,6 +53,7 @@ CREATE TABLE IF NOT EXISTS batched (
     key BLOB PRIMARY KEY, batch TEXT NOT NULL, request TEXT NOT NULL, prompt_bytes INTEGER NOT NULL
 );
 """
+_FROM_VERSION_1 = "ALTER TABLE leases ADD COLUMN boot TEXT; ALTER TABLE leases ADD COLUMN ticks REAL;"
 _COLUMNS = (
     "key, guide, request, text, finish_reason, model, prompt_bytes, prompt_tokens, completion_tokens, nano_usd, "
     "seconds, created"
@@ -114,10 +118,38 @@ class StoredText(NamedTuple):
         )
 
 
+def _make_file(path: Path) -> None:
+    """An empty file for this user alone, and its folder likewise, where there is none. Raises UserError."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise UserError(
+            f"the guide cache cannot be written: {error.strerror}",
+            where=str(path),
+            hint="RLGF_CACHE_DIR names its folder; --guide-mode replay reads a cache without writing to it",
+        ) from None
+
+
+def _end_of_lease(seconds: float) -> tuple[float, str | None, float | None]:
+    """``(until, boot, ticks)`` of a lease that ends in so many seconds: in Unix time, and by the clock of this boot."""
+    ticks = monotonic()
+    return time.time() + seconds, boot(), None if ticks is None else ticks + seconds
+
+
+def _has_ended(until: float, lease_boot: str | None, ticks: float | None) -> bool:
+    """Whether a lease is over: by the clock of its boot, which nobody sets, where that is this boot."""
+    now = monotonic()
+    if ticks is None or now is None or lease_boot != boot():
+        return until < time.time()
+    return ticks < now
+
+
 class Store:
     """The open file. With ``path`` None all tables are in memory, for guides that cost nothing.
 
-    ``make`` False makes no file: where there is none, the store is empty and in memory.
+    ``make`` False makes no file, and reads one that cannot be written: its texts are there, accounts are in memory.
+    Where there is no file, the store is empty and in memory.
     """
 
     def __init__(self, path: Path | None = None, *, make: bool = True) -> None:
@@ -126,23 +158,54 @@ class Store:
             path = None
         self.owner = this_process()
         self._lock = threading.RLock()
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if path is not None and make:
+            _make_file(path)
+        read_only = path is not None and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
         with self._explained():
             self._db = sqlite3.connect(
-                str(path) if path else ":memory:", timeout=60, isolation_level=None, check_same_thread=False
+                ":memory:" if path is None or read_only else str(path),
+                timeout=60,
+                isolation_level=None,
+                check_same_thread=False,
+                uri=read_only,
             )
-            self._to_wal()
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version not in (0, VERSION):
-                raise UserError(
-                    f"this cache has version {version}; this rlgf reads {VERSION}",
-                    where=str(path),
-                    hint="set RLGF_CACHE_DIR to another folder, or use the rlgf that made it",
-                )
-            if not version:
-                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+            if path is not None and read_only:
+                self._attach(path)
+            else:
+                self._to_wal()
+                self._db.execute("PRAGMA synchronous = NORMAL")
+                self._make_tables()
+
+    def _attach(self, path: Path) -> None:
+        """Read the texts of a file that cannot be written; all other tables are in memory."""
+        self._make_tables()
+        try:
+            self._db.execute("ATTACH ? AS file", (f"{path.absolute().as_uri()}?mode=ro",))
+            self._db.execute("SELECT count(*) FROM file.sqlite_master")
+        except sqlite3.OperationalError:
+            # in a folder that cannot be written, SQLite opens a file in WAL mode only as one that nobody changes
+            log = path.with_name(f"{path.name}-wal")
+            if log.is_file() and log.stat().st_size:
+                raise
+            self._db.execute("ATTACH ? AS file", (f"{path.absolute().as_uri()}?mode=ro&immutable=1",))
+        self._check_version(self._db.execute("PRAGMA file.user_version").fetchone()[0])
+        self._db.executescript("DROP TABLE main.texts; CREATE TEMP VIEW texts AS SELECT * FROM file.texts;")
+
+    def _make_tables(self) -> None:
+        self._check_version(self._db.execute("PRAGMA user_version").fetchone()[0])
+        with self.writing() as db:
+            (version,) = db.execute("PRAGMA user_version").fetchone()  # another process may have made them
+            for statement in {0: _SCHEMA, 1: _FROM_VERSION_1}.get(version, "").split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _check_version(self, version: int) -> None:
+        if version not in range(VERSION + 1):
+            raise UserError(
+                f"this cache has version {version}; this rlgf reads {VERSION}",
+                where=str(self.path),
+                hint="set RLGF_CACHE_DIR to another folder, or use the rlgf that made it",
+            )
 
     def _to_wal(self) -> None:
         """The change to WAL does not wait for another process that makes the same new file: try again."""
@@ -212,30 +275,31 @@ class Store:
 
         A key in neither is leased to another process or batch.
         """
-        now = time.time()
         with self.writing() as db:
             texts = self._texts(db, keys)
             ours = {key for key in keys if key not in texts}
             dead: dict[str, bool] = {}
             for key in list(ours):
-                row = db.execute("SELECT owner, until FROM leases WHERE key = ?", (key,)).fetchone()
-                if row is None or row[1] < now:
+                row = db.execute("SELECT owner, until, boot, ticks FROM leases WHERE key = ?", (key,)).fetchone()
+                if row is None or _has_ended(*row[1:]):
                     continue
                 if row[0] not in dead:
                     dead[row[0]] = is_dead(row[0])
                 if not dead[row[0]]:
                     ours.discard(key)
+            end = _end_of_lease(seconds)
             db.executemany(
-                "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", [(key, self.owner, now + seconds) for key in ours]
+                "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?)", [(key, self.owner, *end) for key in ours]
             )
         return texts, ours
 
     def renew(self, keys: Iterable[bytes], seconds: float) -> None:
         """Prolong leases of this process."""
-        until = time.time() + seconds
+        end = _end_of_lease(seconds)
         with self.writing() as db:
             db.executemany(
-                "UPDATE leases SET until = ? WHERE key = ? AND owner = ?", [(until, key, self.owner) for key in keys]
+                "UPDATE leases SET until = ?, boot = ?, ticks = ? WHERE key = ? AND owner = ?",
+                [(*end, key, self.owner) for key in keys],
             )
 
     def release(self, keys: Iterable[bytes]) -> None:

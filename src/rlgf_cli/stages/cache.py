@@ -26,11 +26,11 @@ _LATEST = 253402300799
 """The last second of the year 9999."""
 
 
-def _open(*, make: bool = False) -> Store:
+def _open(*, make: bool = False, write: bool = False) -> Store:
     path = cache_folder() / FILE
     if not make and not path.is_file():
         raise UserError("there is no guide cache yet", where=str(path), hint="RLGF_CACHE_DIR names its folder")
-    return Store(path)
+    return Store(path, make=make or write)
 
 
 def stats() -> dict[str, Any]:
@@ -99,5 +99,5 @@ def prune(*, older_than_days: float | None = None, guide: str | None = None) -> 
     if older_than_days is not None and not 0 <= older_than_days < math.inf:
         raise UserError(f"--older-than is a number of days, and not {older_than_days:g}")
     before = None if older_than_days is None else max(0, int(time.time() - 86400 * older_than_days))
-    with closing(_open()) as store:
+    with closing(_open(write=True)) as store:
         return store.prune(before=before, guide=guide)
