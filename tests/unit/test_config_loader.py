@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -12,6 +13,7 @@ from rlgf_cli.cli.invocation import print_config
 from rlgf_cli.config.common import LoraConfig, ModelConfig, OptimConfig, Parts, StageConfig, TextConfig
 from rlgf_cli.config.keys import all_keys
 from rlgf_cli.config.loader import resolve
+from rlgf_cli.config.recipes import read_layer
 from rlgf_cli.errors import UserError
 from rlgf_cli.section import Strict
 
@@ -359,3 +361,31 @@ def test_a_set_without_key_or_value(text):
 
 def test_an_empty_recipe_gives_nothing(recipe):
     assert resolve(Config, files=[recipe(""), recipe("# nothing\n", "b.yaml")], flags=NEEDED).config.seed == 0
+
+
+@pytest.mark.parametrize("kind", ["lists", "merges", "itself"])
+def test_aliases_that_repeat_values_without_end_are_refused(tmp_path: Path, kind: str) -> None:
+    """A few hundred bytes whose values would fill any memory."""
+    if kind == "itself":
+        text = "a: &a [1, *a]\n"
+    elif kind == "lists":
+        text = "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
+    else:
+        text = "a0: &a0 {x: 1}\n" + "".join(
+            f"a{i}: &a{i}\n  <<: [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+        )
+    (tmp_path / "bomb.yaml").write_text(text)
+    with pytest.raises(UserError, match="aliases") as caught:
+        read_layer(tmp_path / "bomb.yaml")
+    assert str(caught.value.where).startswith(str(tmp_path / "bomb.yaml"))
+
+
+def test_anchors_are_for_use(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}\n")
+    assert read_layer(tmp_path / "recipe.yaml").values == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}
+
+
+def test_a_file_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "deep.yaml").write_text("a: " + "[" * 5000 + "]" * 5000)
+    with pytest.raises(UserError, match="nested too deeply"):
+        read_layer(tmp_path / "deep.yaml")

@@ -23,6 +23,8 @@ from rlgf_cli.errors import RlgfError, UserError
 from rlgf_cli.protocols import Example
 
 R = TypeVar("R", bound=Record)
+LONGEST_LINE = 2**26
+"""Bytes of a line: a longer one is no record, and would fill the memory."""
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -35,12 +37,19 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
-    """Yield ``(line number, line)`` as bytes, line end included. A damaged gzip file is a UserError."""
+    """Yield ``(line number, line)`` as bytes, line end included. A damaged gzip file and a line of more than
+    :data:`LONGEST_LINE` bytes are UserErrors."""
     path = Path(path)
     number = 0
     try:
         with open_bytes(path) as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), 1):
+                if len(line) > LONGEST_LINE:
+                    raise UserError(
+                        f"this line has more than {LONGEST_LINE:,} bytes",
+                        where=f"{path}:{number}",
+                        hint="every line must be one JSON object; is the whole file one list?",
+                    )
                 yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         hint = "it was cut off, or is not packed: copy it once more, or take .gz from its name"

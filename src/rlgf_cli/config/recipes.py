@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from rlgf_cli.config.keys import upwards
 from rlgf_cli.errors import UserError
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+_MOST_VALUES = 100_000
 _SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
 
 
@@ -41,6 +43,8 @@ def read_layer(file: str | Path) -> Layer:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"not YAML: {error.problem}", where=f"{path}:{line}") from None
+    except RecursionError:
+        raise UserError("not YAML that can be read: it is nested too deeply", where=str(path)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"not YAML: {error}".splitlines()[0], where=str(path)) from None
     if tree is None:
@@ -68,14 +72,32 @@ def scalar(raw: str) -> Any:
     """The value of ``--set key=raw``, as YAML reads it; ``{prompt}`` is a template and no mapping."""
     try:
         value = yaml.load(raw, Loader=_Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return raw
     is_template = isinstance(value, dict) and bool(value) and all(v is None for v in value.values())
     return raw if is_template else value
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads ``1e-5`` as a number (YAML 1.1 takes it for text) and a date as text."""
+    """SafeLoader that reads ``1e-5`` as a number (YAML 1.1 takes it for text) and a date as text, and refuses aliases
+    that repeat values without end."""
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None and _values_in(node, {}) > _MOST_VALUES:
+            problem = f"its aliases (*name) make more than {_MOST_VALUES:,} values of it"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return node
+
+
+def _values_in(node: Any, known: dict[int, float]) -> float:
+    """The number of values in a node, those behind aliases once for each alias; infinite where it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        below = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = (part for entry in below for part in (entry if isinstance(entry, tuple) else (entry,)))
+        known[id(node)] = 1 + sum(_values_in(part, known) for part in parts)
+    return known[id(node)]
 
 
 _Loader.yaml_implicit_resolvers = {
