@@ -42,10 +42,10 @@ def cost_estimate(
     if answer_tokens is not None:
         requests += _requests(texts, answer_tokens)
         row |= {"answers": rewrites, "guide_calls": 2 * rewrites}
-    row |= _cost(config.guide, requests, row["guide_calls"], config.seed)
+    row |= _cost(config, config.guide, requests, row["guide_calls"])
     if config.reviewer is not None:
         pairs = (fill(reviewer.TEMPLATE, {"first": text, "second": text}) for text in texts)
-        verdicts = _cost(config.reviewer, _requests(pairs, reviewer.MAX_NEW_TOKENS), rewrites, config.seed)
+        verdicts = _cost(config, config.reviewer, _requests(pairs, reviewer.MAX_NEW_TOKENS), rewrites)
         row |= {"reviewer_calls": rewrites, **{f"reviewer_{name}": value for name, value in verdicts.items()}}
     return row
 
@@ -54,11 +54,13 @@ def _requests(prompts: Iterable[str], max_new_tokens: int) -> list[GuideRequest]
     return [GuideRequest(Example(str(i), p), max_new_tokens=max_new_tokens) for i, p in enumerate(prompts)]
 
 
-def _cost(config: GuideConfig, sample: Sequence[GuideRequest], calls: int, seed: int) -> dict[str, Any]:
-    """The estimate of ``calls`` calls like those of the sample; nothing for a guide without a price."""
-    if not describe(config).remote:
+def _cost(config: EvolveConfig, writer: GuideConfig, sample: Sequence[GuideRequest], calls: int) -> dict[str, Any]:
+    """The estimate of ``calls`` calls like those of the sample; nothing for a guide that is not remote. Raises
+    UserError for a cap in US dollars where no price is known."""
+    if not describe(writer).remote:
         return {}
-    with contextlib.closing(make_offline_guide(config, seed=seed)) as guide:
+    with contextlib.closing(make_offline_guide(writer, seed=config.seed)) as guide:
+        guide.check_budget(config.budget)
         plan = Plan(requests=len(sample))
         for request in sample:
             plan.add(guide, request)

@@ -147,6 +147,7 @@ def training_estimate(config: TrainConfig) -> dict[str, Any]:
     if not describe(config.guide).remote:
         return {**totals, "guide_calls": calls}
     with closing(make_offline_guide(config.guide, seed=config.seed)) as guide:
+        guide.check_budget(config.budget)
         sample = Plan()
         records = itertools.islice(example_records(config.data, limit=config.limit), _SAMPLED)
         prefix = "x" * 2 * config.lengths.max_new_tokens if spec.needs_live_guide else ""  # half of the tokens

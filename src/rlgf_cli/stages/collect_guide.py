@@ -62,7 +62,6 @@ def run(resolved: Resolved[CollectGuideConfig], *, existing: Existing = "refuse"
     text_filter = _text_filter(config)
     with contextlib.closing(CollectedTexts()) as collected, contextlib.closing(_guide(config)) as guide:
         _check(config, collected, guide, text_filter)
-        guide.check_budget(config.budget)
         if config.batch:
             guide.check_batch()
         if existing == "overwrite" and (before := manifest_of(files.path)) is not None:
@@ -127,11 +126,12 @@ def _text_filter(config: CollectGuideConfig) -> TextFilter | None:
 
 
 def _check(config: CollectGuideConfig, collected: CollectedTexts, guide: Guide, text_filter: TextFilter | None) -> None:
-    """Read and check all prompts, before the first request is paid for. With a filter, refuse examples that the reward
-    cannot score, and bought texts that would be in memory alone meanwhile."""
+    """Read and check all prompts and the cap, before the first request is paid for. With a filter, refuse examples that
+    the reward cannot score, and bought texts that would be in memory alone meanwhile."""
     for _ in collected.examples(config.data, limit=config.limit):
         pass
     guide.check(_examples(config), config.max_new_tokens)
+    guide.check_budget(config.budget)
     if text_filter is None:
         return
     if config.guide.mode == "live" and guide.default_mode != "live":
