@@ -17,6 +17,8 @@ REMEDIES: Mapping[str, str] = {
     "html": "the address leads to a web page: check the base URL (it usually ends in /v1) and proxies",
     "empty": "check guide.api (chat or completion), the prompt and guide.sampling.stop",
     "refusal": "guide.system and guide.prompt_template change what the model is asked",
+    "oversized": "the server does not keep to the limit of new tokens: check that the base URL is that of an "
+    "OpenAI-compatible server",
     "malformed": "check that the base URL is that of an OpenAI-compatible server, and guide.api (chat or completion)",
 }
 """What helps against a kind of failure."""

@@ -160,6 +160,16 @@ class Meter:
             self.store.put_in(db, texts)
             self._keep(db)
 
+    def raise_to(self, amounts: Mapping[int, int]) -> None:
+        """Raise reservations to higher amounts, past the cap if need be: their calls are sent already."""
+        with self.store.writing() as db:
+            for call, amount in amounts.items():
+                row = db.execute("SELECT nano_usd FROM calls WHERE id = ? AND run = ?", (call, self.run)).fetchone()
+                if row is not None and amount > row[0]:
+                    db.execute("UPDATE calls SET nano_usd = ? WHERE id = ?", (amount, call))
+                    db.execute("UPDATE runs SET nano_usd = nano_usd + ? WHERE run = ?", (amount - row[0], self.run))
+            self._keep(db)
+
     def refund(self, call: int, calls: int = 1) -> None:
         """Take a reservation back: the server refused the call, or never received it."""
         with self.store.writing() as db:

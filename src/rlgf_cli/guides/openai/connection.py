@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 from urllib.request import getproxies
@@ -18,12 +18,20 @@ from rlgf_cli.guides.openai.presets import host_of, is_loopback
 from rlgf_cli.guides.openai.server_errors import ServerError
 
 T = TypeVar("T")
+MOST_BYTES = 2**24
+"""Bytes of an answer: a larger one is not read to its end."""
+_MOST_PACKED_BYTES = 2**18
+"""Bytes of an answer that the server has compressed, unasked: they may unpack to a thousand times as many."""
 CONNECT_S = 5.0
 """The longest time for making a connection."""
 _ONLY_OPENAI = ("OpenAI-Organization", "OpenAI-Project")
 """Headers that the client makes of OPENAI_ORG_ID and OPENAI_PROJECT_ID: they are OpenAI's alone."""
 _LONG_ENOUGH = 8
 """Characters from which on a text is looked for: a placeholder is too short."""
+
+
+class TooLarge(Exception):
+    """An answer has more bytes than any text within its limit of tokens can have."""
 
 
 class CallFailed(RlgfError):
@@ -54,14 +62,23 @@ class Connection:
             base_url=endpoint.base_url,
             timeout=openai.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S)),
             max_retries=0,
-            default_headers={**_withheld(endpoint, key, openai.Omit()), **own},
+            default_headers={"Accept-Encoding": "identity", **_withheld(endpoint, key, openai.Omit()), **own},
             http_client=_http_client(openai, endpoint),
         )
         completions = self.client.completions if endpoint.api == "completion" else self.client.chat.completions
-        self.create: Any = completions.with_raw_response.create
+        self._create: Any = completions.with_raw_response.create
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rlgf-guide", daemon=True)
         self._thread.start()
+
+    async def create(self, **body: Any) -> Any:
+        """Send a request. Raises TooLarge, and the client's errors."""
+        try:
+            return await self._create(**body)
+        except self.errors.APIConnectionError as error:
+            if isinstance(error.__cause__, TooLarge):  # some versions of the client wrap every exception
+                raise error.__cause__ from None
+            raise
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -117,13 +134,40 @@ def _withheld(endpoint: Endpoint, key: str, omit: Any) -> dict[str, Any]:
     return {**withheld, "Authorization": f"Bearer {key}"}
 
 
+async def _limit_size(response: Any) -> None:
+    """Let the body of a completion end with TooLarge where it is too long; files of batches may be of any length."""
+    if not response.request.url.path.endswith("/completions"):
+        return
+    most = _MOST_PACKED_BYTES if response.headers.get("content-encoding", "identity") != "identity" else MOST_BYTES
+    if response.headers.get("content-length", "").isdigit() and int(response.headers["content-length"]) > most:
+        raise TooLarge
+    base = next(base for base in type(response.stream).__mro__ if base.__name__ == "AsyncByteStream")
+    inner = response.stream
+
+    async def read(_: Any) -> AsyncIterator[bytes]:
+        size = 0
+        async for chunk in inner:
+            size += len(chunk)
+            if size > most:
+                raise TooLarge
+            yield chunk
+
+    async def close(_: Any) -> None:
+        await inner.aclose()
+
+    # a class of the HTTP package that the client was made with: its name differs between versions
+    response.stream = type("Limited", (base,), {"__aiter__": read, "aclose": close})()
+
+
 def _http_client(openai: Any, endpoint: Endpoint) -> Any:
     """The client for HTTP: without a proxy to this machine, and without redirects, which would take the headers to a
     host that nobody named. Raises UserError for a proxy or a certificate that cannot be used."""
     host = host_of(endpoint.base_url)
     direct = {f"all://{f'[{host}]' if ':' in host else host}": None} if is_loopback(host) else None
     try:
-        return openai.DefaultAsyncHttpxClient(follow_redirects=False, mounts=direct)
+        return openai.DefaultAsyncHttpxClient(
+            follow_redirects=False, mounts=direct, event_hooks={"response": [_limit_size]}
+        )
     except ImportError:
         raise UserError(
             f"the proxy of {_proxy_variables()} speaks SOCKS, and the package for it is not installed",

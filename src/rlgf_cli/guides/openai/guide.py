@@ -17,7 +17,9 @@ from rlgf_cli.guides.base import LiveGuide
 from rlgf_cli.guides.cleanup import clean_text
 from rlgf_cli.guides.conversation import adds_turns
 from rlgf_cli.guides.openai import batch
-from rlgf_cli.guides.openai.connection import Connection
+from rlgf_cli.guides.openai.bounds import CallBounds
+from rlgf_cli.guides.openai.concurrency import Concurrency
+from rlgf_cli.guides.openai.connection import Connection, TooLarge
 from rlgf_cli.guides.openai.endpoint import endpoint_of, same_model
 from rlgf_cli.guides.openai.rate_limits import RateLimiter, Unreached, back_off, pause, retry_after
 from rlgf_cli.guides.openai.request import (
@@ -27,7 +29,7 @@ from rlgf_cli.guides.openai.request import (
     likely_tokens,
     prompt_bytes,
 )
-from rlgf_cli.guides.openai.response import Read, read_response
+from rlgf_cli.guides.openai.response import Read, oversized, read_response
 from rlgf_cli.guides.openai.server_errors import error_in
 from rlgf_cli.guides.openai.status import UNUSABLE, meaning
 from rlgf_cli.guides.stream import Outcome, Unusable
@@ -76,7 +78,6 @@ class OpenAIGuide(LiveGuide):
         self._wrong = self._refusals = 0
         self._ended: Unusable | None = None
         self.batch_poll_s = config.batch_poll_s
-        self._overrun = 1.0
         alias = self.endpoint.alias
         self.licence = config.licence or (alias.licence if alias else None)
         self.nano_usd_per_token = self.endpoint.nano_usd_per_token
@@ -97,8 +98,8 @@ class OpenAIGuide(LiveGuide):
             outage_limit=self._config.outage_limit_s,
             notify=lambda text: self.notify(text),
         )
-        self._room = asyncio.Semaphore(self._config.concurrency)
-        self._in_flight = 0
+        self._places = Concurrency(config.concurrency, config.timeout_s, lambda text: self.notify(text))
+        self._bounds = CallBounds(lambda: self.meter, lambda text: self.notify(text))
 
     @property
     def connection(self) -> Connection:
@@ -198,11 +199,10 @@ class OpenAIGuide(LiveGuide):
         """Attempts, until a completion, a failure that is final, or the last retry."""
         config = self._config
         retries, spent = 0, 0.0
-        async with self._room:
-            while True:
-                probing = await self._limiter.enter(
-                    likely_tokens(self.builder.prompt(request), self.builder.limit(request))
-                )
+        tokens = likely_tokens(self.builder.prompt(request), self.builder.limit(request))
+        while True:
+            async with self._places:
+                probing = await self._limiter.enter(tokens)
                 began = time.monotonic()
                 try:
                     if self._ended is not None:
@@ -213,40 +213,45 @@ class OpenAIGuide(LiveGuide):
                 finally:
                     if probing:
                         self._limiter.left()
-                retries += failed.blame
-                if failure.final or retries > config.max_retries:
-                    return failure
-                wait = failed.wait if failed.wait is not None else back_off(max(0, retries - 1), 30.0)
-                spent += time.monotonic() - began + wait
-                if spent > config.deadline_s:
-                    why = f"no answer within guide.deadline_s ({config.deadline_s:g} s); the last: {failure.message}"
-                    return Failure(failure.kind, why)
-                if not self._limiter.down:  # the limiter does the waiting for a server that is down
-                    await pause(self._limiter.until_given_up(wait))
+            retries += failed.blame
+            if failure.final or retries > config.max_retries:
+                return failure
+            wait = failed.wait if failed.wait is not None else back_off(max(0, retries - 1), 30.0)
+            spent += time.monotonic() - began + wait
+            if spent > config.deadline_s:
+                why = f"no answer within guide.deadline_s ({config.deadline_s:g} s); the last: {failure.message}"
+                return Failure(failure.kind, why)
+            if not self._limiter.down:  # the limiter does the waiting for a server that is down
+                await pause(self._limiter.until_given_up(wait))
 
     async def _attempt(self, request: GuideRequest, key: bytes | None, *, first: bool) -> Completion:
         """One call: charged, sent, and settled by what the server returned. Raises _Failed."""
-        body, limit, meter = self.builder.body(request), self.builder.limit(request), self.meter
-        size = prompt_bytes(body)
-        price = self.endpoint.cost(size, limit)
-        reserved = round((price or 0) * self._overrun)
-        call = await self._reserve(reserved)
-        self._in_flight += 1
-        began = time.monotonic()
+        body, limit = self.builder.body(request), self.builder.limit(request)
+        price = self.endpoint.cost(prompt_bytes(body), limit)
+        call = await self._bounds.reserve(price or 0)
         try:
+            began = time.monotonic()
             response = await self._send(body, limit, call, first=first)
+            return self._settle(request, key, call, price, response, seconds=time.monotonic() - began)
         finally:
-            self._in_flight -= 1
+            self._bounds.ended(call)
+
+    def _settle(
+        self, request: GuideRequest, key: bytes | None, call: int, price: int | None, response: Any, *, seconds: float
+    ) -> Completion:
+        """The completion in a response, charged at its price. Raises _Failed where it has no usable text."""
+        meter, limit, size = self.meter, self.builder.limit(request), self.prompt_bytes(request)
         read = read_response(response.content, self.endpoint.api, limit)
         usage = read.outcome.usage
         known = len(usage) == 2
-        self._limiter.answered(response.headers, likely_tokens(body, limit) - sum(usage.values()) if known else 0.0)
+        likely = likely_tokens(self.builder.prompt(request), limit)
+        self._limiter.answered(response.headers, likely - sum(usage.values()) if known else 0.0)
+        self._places.answered(seconds)
         # an answer is charged at its price, usable or not; without usage at the bound
-        amount = self.endpoint.cost(**usage) if known else None if price is None else reserved
-        if amount is not None and price:
-            self._overrun = max(self._overrun, amount / price)
+        amount = self.endpoint.cost(**usage) if known else None if price is None else self._bounds.of(price)
+        self._bounds.answered(call, amount)
         try:
-            outcome = self.accept(read, seconds=round(time.monotonic() - began, 3))
+            outcome = self.accept(read, seconds=round(seconds, 3))
         except UserError:
             meter.settle(call, amount, usage)
             raise
@@ -260,14 +265,6 @@ class OpenAIGuide(LiveGuide):
         self.first_answers.add(self.name, self.without_thinking(outcome))
         return outcome
 
-    async def _reserve(self, amount: int) -> int:
-        """Room in the budget; waits while calls in flight may still give some back."""
-        while (call := self.meter.reserve(amount)) is None:
-            if not self._in_flight:
-                raise self.meter.spent()
-            await asyncio.sleep(0.02)
-        return call
-
     async def _send(self, body: dict[str, Any], limit: int, call: int, *, first: bool) -> Any:
         """The server's response. Raises _Failed where there is none, with the charge refunded if nothing was sent."""
         connection, limiter, timeout_s = self.connection, self._limiter, self._config.timeout_s
@@ -277,6 +274,8 @@ class OpenAIGuide(LiveGuide):
             if (within := error_in(response.content)) is not None and not within.begun:
                 raise connection.status_error(within, response)
             return response
+        except TooLarge:
+            raise _Failed(oversized("more bytes than are read of an answer")) from None
         except errors.APIStatusError as error:
             self.meter.refund(call)
             raise self._refused(error, limit_key, first=first, sent=began) from None
@@ -294,6 +293,8 @@ class OpenAIGuide(LiveGuide):
             except Unreached:
                 hint = "check the base URL (--base-url or OPENAI_BASE_URL), its port, and that the server is up"
                 raise self.unusable(why, hint) from None
+            if kind == "timeout" and self._places.timed_out(began):
+                blame = False
             raise _Failed(Failure(kind, why), blame=blame) from None
         except errors.APIError as error:
             why = f"the answer cannot be read ({connection.first_line(error)})"

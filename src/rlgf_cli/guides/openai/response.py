@@ -48,6 +48,8 @@ ENDINGS: dict[str, Ending] = {
 Bedrock, vLLM, SGLang, TGI, llama.cpp and TensorRT-LLM."""
 _NO_COUNT = 10**10
 """Larger numbers are no counts of tokens."""
+_LONGEST_TOKEN = 1024
+"""Characters: no tokenizer has longer tokens."""
 _TEXTS = (None, "text", "output_text")
 """Types of the parts of a content that are text."""
 _THOUGHTS = ("thinking", "reasoning", "reasoning_text", "redacted_thinking", "summary_text")
@@ -76,7 +78,11 @@ def read_response(content: bytes | Any, api: Api, limit: int | None = None) -> R
     if not isinstance(body, Mapping):
         return Read(error.failure() if error else Failure("malformed", "the answer is not a JSON object"))
     outcome, notes = Read(error.failure()) if error else _choice(body, api, limit)
-    return Read(replace(outcome, model=_plain(body.get("model")), usage=_usage(body.get("usage"))), notes)
+    listed, usage = body.get("usage"), _usage(body.get("usage"))
+    if (more := usage.get("completion_tokens", 0) - (_count(listed, "completion_tokens") or 0)) > 0:
+        why = f"the server counts {more} tokens beside those of the text (reasoning): they are charged as output"
+        notes = (*notes, ("unlisted_tokens", why))
+    return Read(replace(outcome, model=_plain(body.get("model")), usage=usage), notes)
 
 
 def _plain(value: Any) -> str:
@@ -91,6 +97,11 @@ def _not_json(content: bytes, error: Exception) -> Failure:
     if start.startswith(b"<"):
         return no_text("html", "the answer is a web page")
     return Failure("malformed", f"the answer is not JSON ({str(error)[:80]})")
+
+
+def oversized(size: str) -> Failure:
+    """The failure of an answer that is larger than any text within the limit can be."""
+    return no_text("oversized", f"the answer is too large ({size})")
 
 
 def _choice(body: Mapping[str, Any], api: Api, limit: int | None) -> Read:
@@ -110,10 +121,12 @@ def _choice(body: Mapping[str, Any], api: Api, limit: int | None) -> Read:
     usage = body.get("usage")
     reason = choice.get("finish_reason")
     ending = ENDINGS.get(_name(reason))
-    cut = limit is not None and _usage(usage).get("completion_tokens", 0) >= limit
+    cut = limit is not None and (_count(usage, "completion_tokens") or 0) >= limit
     if failure := _no_text(choice, message, text, left_out, ending, reason, usage, chat=api == "chat"):
         return Read(failure)
     assert text is not None
+    if limit is not None and len(text) > _LONGEST_TOKEN * (limit + 64):
+        return Read(oversized(f"{len(text):,} characters for at most {limit} tokens"))
     if reason is not None and ending is None:
         known = "length" if cut else "stop"
         why = f"the guide ends answers with the reason {str(reason)[:40]!r}, which is not known: it is read as {known}"
@@ -185,13 +198,30 @@ def _name(reason: Any) -> str:
     return name.rpartition(".")[2].removeprefix("finish_reason_")
 
 
-def _reasoning_tokens(usage: Any) -> bool:
+def _reasoning_tokens(usage: Any) -> int:
+    """The tokens of reasoning in a usage's details; 0 where it says nothing."""
     details = usage.get("completion_tokens_details") if isinstance(usage, Mapping) else None
-    count = details.get("reasoning_tokens") if isinstance(details, Mapping) else None
-    return type(count) is int and count > 0
+    return _count(details, "reasoning_tokens") or 0
 
 
 def _usage(usage: Any) -> dict[str, int]:
-    given = usage if isinstance(usage, Mapping) else {}
-    counts = {name: given.get(name) for name in ("prompt_tokens", "completion_tokens")}
-    return {name: count for name, count in counts.items() if type(count) is int and 0 <= count < _NO_COUNT}
+    """The tokens as the server bills them: all of ``total_tokens`` that are not of the prompt are output. Some servers
+    leave reasoning out of ``completion_tokens``, and only the total, or the details, has it."""
+    given = {name: _count(usage, name) for name in ("prompt_tokens", "completion_tokens")}
+    counts = {name: count for name, count in given.items() if count is not None}
+    total, reasoning = _count(usage, "total_tokens"), _reasoning_tokens(usage)
+    prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
+    if total is None:
+        if completion is not None and reasoning > completion:
+            counts["completion_tokens"] = completion + reasoning
+    elif prompt is not None and total >= prompt:
+        counts["completion_tokens"] = max(completion or 0, total - prompt)
+    elif prompt is None and completion is not None and total >= completion:
+        counts["prompt_tokens"] = total - completion
+    return counts
+
+
+def _count(given: Any, name: str) -> int | None:
+    """A number of tokens in a usage; None where it is none."""
+    count = given.get(name) if isinstance(given, Mapping) else None
+    return count if type(count) is int and 0 <= count < _NO_COUNT else None
