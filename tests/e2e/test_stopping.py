@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,78 @@ def test_a_killed_collection_whose_cache_is_lost_keeps_its_cap(tmp_path: Path, s
         code, err = collect(server.url, data, out, *more, "--resume")
         assert code == 3 and "the budget leaves no room" in err, err
         assert len(server.requests) <= cap and run_json(out)["spend"]["calls"] == cap
+
+
+MOMENTS = [1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 21))]
+LASTING = Reply(status=429, error={"message": "slow down"})
+STOPS: list[tuple[Reply | None, str]] = [
+    (SPENT["quota"][0], "exceeded your current quota"), (SPENT["balance"][0], "Insufficient Balance"),
+    (LASTING, "nothing but status 429"), (None, "SIGTERM"),
+]  # fmt: skip
+
+
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, output: Path) -> None:
+    """The cache stays, is lost, or the output alone is taken to another machine."""
+    if seed % 3 == 0:
+        return
+    shutil.rmtree(tmp_path / "cache")
+    if seed % 3 == 2:
+        monkeypatch.setattr(socket, "gethostname", lambda: f"machine-{seed}")
+        monkeypatch.setenv("RLGF_CACHE_DIR", str(tmp_path / f"cache_{seed}"))
+        moved = output.with_name("moved")
+        output.rename(moved)
+        moved.rename(output)
+
+
+@pytest.mark.parametrize("seed", MOMENTS)
+def test_a_collection_that_stops_at_any_moment_and_goes_on(
+    run_cli: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    data, out, prompts = prompts_file(tmp_path, 40), tmp_path / "guide.jsonl", 40
+    reply, words = STOPS[int(fraction(seed, "stop") * 4)]
+    with FakeOpenAI() as server:
+        argv = [
+            "collect-guide", "--guide", "openai:m", "--base-url", server.url, "--data", data, "-o", out,
+            "--concurrency", 4, "--max-calls", prompts, "--set", "guide.outage_limit_s=1",
+        ]  # fmt: skip
+        server.plan = after(1 + int(fraction(seed) * 35), reply)
+        stopped = run_cli(*argv)
+        assert stopped.exit_code == 3 and words in stopped.stderr, stopped.stderr
+        had, run = rows(out), run_json(out)
+        assert run["status"] == "stopped" and words in run["reason"]
+        answered = sum(asked.ends.count(WHOLE) for asked in server.ledger.all())
+        assert run["spend"]["calls"] == len(had) == answered
+        elsewhere(tmp_path, monkeypatch, seed, out)
+        server.plan = lambda n, request: Reply()
+        done = run_cli(*argv, "--resume")
+        assert done.exit_code == 0, done.stderr  # the cap has room for each text once
+        assert rows(out) >= had and len(rows(out)) == prompts
+        assert bought_twice(server) == [] and run_json(out)["spend"]["calls"] == prompts
+
+
+@pytest.mark.parametrize("seed", MOMENTS)
+def test_a_training_that_stops_at_any_moment_and_goes_on(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    reply, words = STOPS[int(fraction(seed, "training") * 4)]
+    limit = ("--set", "guide.outage_limit_s=1", "--max-calls", CAP)
+    with FakeOpenAI() as server:
+        server.plan = after(1 + int(fraction(seed) * 20), reply)
+        stopped = train(server, *limit, steps=30)
+        assert stopped.exit_code == 3 and words in stopped.stderr, stopped.stderr
+        had, run = figures(tmp_path / "run"), run_json(tmp_path / "run")
+        assert run["status"] == "stopped" and words in run["reason"]
+        answered = sum(asked.ends.count(WHOLE) for asked in server.ledger.all())
+        assert run["spend"]["calls"] == answered
+        elsewhere(tmp_path, monkeypatch, seed, tmp_path / "run")
+        server.plan = lambda n, request: Reply()
+        ended = train(server, *limit, "--resume", steps=30)
+        assert ended.exit_code == 3 and "the budget leaves no room" in ended.stderr, ended.stderr
+        assert figures(tmp_path / "run")[: len(had)] == had  # no step is lost
+        total = sum(asked.ends.count(WHOLE) for asked in server.ledger.all())
+        assert CAP - 1 <= total <= CAP and run_json(tmp_path / "run")["spend"]["calls"] == total
+        if seed % 3 == 0:  # without the cache, the step that was cut short has its texts bought once more
+            assert bought_twice(server) == []
 
 
 def test_a_second_collection_of_one_file_is_refused(run_cli: Callable[..., Result], tmp_path: Path) -> None:
