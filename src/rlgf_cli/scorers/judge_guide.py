@@ -16,9 +16,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rlgf_cli.config.guide import GuideConfig
+from rlgf_cli.config.common import PartConfig
+from rlgf_cli.config.guide import BudgetConfig, GuideConfig
 from rlgf_cli.errors import Interrupted, UserError, did_you_mean
-from rlgf_cli.guides.make import make_live_guide, refuses_temperature
+from rlgf_cli.guides.make import describe, make_live_guide, make_offline_guide, refuses_temperature
 from rlgf_cli.guides.unanswered import unanswered
 from rlgf_cli.noise import short_hash
 from rlgf_cli.protocols import Completion, Example, Failure, Guide, GuideRequest
@@ -45,7 +46,7 @@ class Judge:
         self, kind: str, spec: str | None, guide: Mapping[str, Any], *, ending: str, max_new_tokens: int, device: str
     ) -> None:
         self.kind, self.ending, self.max_new_tokens = kind, ending, max_new_tokens
-        self.config = _config(kind, spec, guide, device)
+        self.config = judge_config(kind, spec, guide, device)
         self.guide: Guide = make_live_guide(self.config, seed=0)
         self.counts: Counter[str] = Counter()
         self.stop: Callable[[], bool] = lambda: False
@@ -183,7 +184,7 @@ def check_template(what: str, template: str, criterion: str, needed: Sequence[st
         raise UserError(f"{what}: this template has no place for the criterion", hint="put {criterion} into it")
 
 
-def _config(what: str, spec: str | None, section: Mapping[str, Any], device: str) -> GuideConfig:
+def judge_config(what: str, spec: str | None, section: Mapping[str, Any], device: str) -> GuideConfig:
     """The judge as a guide: greedy, and without repairs of its answers; thinking before them is not read."""
     given = dict(section)
     if spec is not None and given.setdefault("name", spec) != spec:
@@ -222,3 +223,14 @@ def _has_chat_template(name: str) -> bool:
     path, _ = plain_checkpoint(name.partition(":")[2])
     check_checkpoint_name(path)
     return bool(load_tokenizer(path).chat_template)
+
+
+def refuse_judges_without_price(rewards: Sequence[PartConfig], budget: BudgetConfig) -> None:
+    """Refuse a cap in US dollars for a judge among rewards that has no price; no request is sent. Raises UserError."""
+    for part in rewards:
+        kind, _, spec = part.name.partition(":")
+        if kind == "judge":
+            config = judge_config("the reward judge", spec or None, part.params.get("guide") or {}, "cpu")
+            if describe(config).remote:
+                with closing(make_offline_guide(config, seed=0)) as guide:
+                    guide.check_budget(budget)

@@ -46,6 +46,7 @@ from rlgf_cli.runs.held_out import make_evaluator
 from rlgf_cli.runs.memory import PeakMemory, gigabytes, recorded_peak, training_memory
 from rlgf_cli.runs.run_writer import WATCHED, RunWriter, note, resume_from, summary_of, tracked
 from rlgf_cli.scorers.checked import score_or_skip
+from rlgf_cli.scorers.judge_guide import refuse_judges_without_price
 from rlgf_cli.scorers.per_text import PerText, per_text
 from rlgf_cli.scorers.weighted_sum import SumReward, make_reward, scorer_at
 from rlgf_cli.stages.session import Account, FolderResult, StageSession, prepare_guides, pushed, report_text
@@ -96,6 +97,7 @@ def dry_run(resolved: Resolved[TrainConfig]) -> dict[str, Any]:
     prompts, _ = encode_prompts(loaded, examples, config.lengths)
     report_text(loaded, first_example(loaded, prompts, config.lengths))
     _warn_of_schedule(config)
+    refuse_judges_without_price(config.reward, config.budget)
     memory = training_memory(config, prompts, config.parallel.num_processes or 1, log=console.warn)
     return {**training_estimate(config), "memory_gb_per_device": gigabytes(memory)}
 
