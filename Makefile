@@ -9,7 +9,7 @@ TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist w
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help venv demo demo-evidence demo-synthetic demo-synthetic-evidence test test-full lint format types docs \
-	bench-help bench-guide bench-speed bench-learning bench-grpo bench-memory bench-samplers test-vllm bench-restarts \
+	bench-help bench-guide bench-speed bench-learning bench-grpo bench-memory bench-samplers test-vllm test-servers bench-restarts \
 	bench-significance bench-metrics bench-evolve clean
 
 help:  ## this list
@@ -70,6 +70,9 @@ bench-samplers: vllm-python  ## own loop, transformers and vLLM sampling SmolLM2
 test-vllm: vllm-python  ## the tests of vLLM in the training process; needs VLLM_PYTHON (three minutes)
 	PYTHONPATH=src OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM_PYTHON) -m pytest -p no:cacheprovider tests/e2e/test_vllm.py
 
+test-servers: .venv/.servers  ## rlgf against servers as guides, with a real model; VLLM_PYTHON adds vLLM (ten to fifteen minutes)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/e2e/test_real_servers.py
+
 .PHONY: vllm-python
 vllm-python:
 	@test -n "$(VLLM_PYTHON)" || { echo "VLLM_PYTHON has to name the Python of an environment with vLLM: see CONTRIBUTING.md"; exit 2; }
@@ -109,6 +112,11 @@ clean:  ## remove .venv and what the tools leave
 
 .venv/.test: .venv/.smollm2
 	$(BIN)/python -m pip install $(PINNED) -e ".[test]"
+	touch $@
+
+# llama.cpp's server; it depends on nothing
+.venv/.servers: .venv/.test
+	$(BIN)/python -m pip install $(PINNED) xllamacpp
 	touch $@
 
 .venv/.dev: .venv/.test

@@ -21,7 +21,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from typing import Any
 from conftest import NOUNS, PLACES, VERBS, make_tokenizer, sentence
 
 START_LIMIT_S = 120.0
+UVICORN_URL = r"Uvicorn running on (http://[\d.]+:\d+)"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
@@ -105,7 +106,7 @@ class Asked:
 class RealServer:
     """A running server. ``url`` is the base URL; ``model`` the name that it answers to, a path."""
 
-    def __init__(self, url: str, model: Path | None, log: Path) -> None:
+    def __init__(self, url: str, model: Path | str | None, log: Path) -> None:
         self.url = url
         self.model = str(model) if model else None
         self._log = log
@@ -123,7 +124,7 @@ class RealServer:
         data = json.dumps({"model": self.model, **body}).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         try:
-            with _DIRECT.open(request, timeout=60) as response:
+            with _DIRECT.open(request, timeout=180) as response:
                 status, raw = response.status, response.read()
         except urllib.error.HTTPError as error:
             with error:
@@ -148,6 +149,22 @@ def real_server(model: Path | None) -> Iterator[RealServer]:
     command = [str(program), "serve", "--host", "127.0.0.1", "--port", "0", "--device", "cpu"]
     if model is not None:
         command.append(str(model))
+    with started(command, lambda log: first(UVICORN_URL, log)) as (url, log):
+        yield RealServer(url + "/v1", model, log)
+
+
+@contextlib.contextmanager
+def started(
+    command: list[str],
+    url_in: Callable[[str], str | None],
+    *,
+    environment: Mapping[str, str] | None = None,
+    limit_s: float = START_LIMIT_S,
+) -> Iterator[tuple[str, Path]]:
+    """A server's URL and log file while the block runs. ``url_in``: the URL in a log, None before the server runs.
+
+    Raises RuntimeError, with the server's log, where it does not start.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch) / "server.log"
         with log.open("wb") as out:
@@ -156,11 +173,11 @@ def real_server(model: Path | None) -> Iterator[RealServer]:
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=_environment(Path(scratch)),
+                env={**_environment(Path(scratch)), **(environment or {})},
                 start_new_session=True,  # a group of its own, to be killed as one; and Ctrl-C is for the tests
             )
         try:
-            yield RealServer(_wait_for_url(process, log) + "/v1", model, log)
+            yield _wait_for_url(process, log, url_in, limit_s), log
         finally:
             _end(process)
 
@@ -198,18 +215,26 @@ def _environment(scratch: Path) -> dict[str, str]:
     }
 
 
-def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
+def first(pattern: str, text: str) -> str | None:
+    """The first group of the first match."""
+    found = re.search(pattern, text)
+    return found[1] if found else None
+
+
+def _wait_for_url(
+    process: subprocess.Popen[bytes], log: Path, url_in: Callable[[str], str | None], limit_s: float
+) -> str:
     """The URL from the log, once the server reports that it runs."""
-    deadline = time.monotonic() + START_LIMIT_S
+    deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         ended = process.poll()
         text = log.read_text(encoding="utf-8", errors="replace")
-        if found := re.search(r"Uvicorn running on (http://[\d.]+:\d+)", text):
-            return found[1]
+        if url := url_in(text):
+            return url
         if ended is not None:
             raise RuntimeError(f"the server ended with status {ended} before it ran; its log:\n{text}")
         time.sleep(0.05)
-    raise RuntimeError(f"the server does not run after {START_LIMIT_S:g} s; its log:\n{text}")
+    raise RuntimeError(f"the server does not run after {limit_s:g} s; its log:\n{text}")
 
 
 if __name__ == "__main__":

@@ -70,6 +70,23 @@ def test_continuations_are_repaired_and_counted(prefix: str, text: str, repaired
     assert counts == repairs
 
 
+@pytest.mark.parametrize(
+    ("prefix", "text", "joined"),
+    [
+        ("the d", "og runs ", "og runs"),  # no space is put into a word
+        ("the dog", " runs", " runs"),
+        ("the dog", "\nIt runs", "\nIt runs"),
+        ("the dog ", " runs", "runs"),  # templates cut white space off the end of a message
+        ("wait", "... what", "... what"),
+        ("the dog", " \n", ""),
+    ],
+)
+def test_the_model_s_own_message_goes_on_as_it_wrote_it(prefix: str, text: str, joined: str) -> None:
+    counts: Counter[str] = Counter()
+    assert clean_continuation(prefix, text, counts, begun=True) == joined
+    assert not counts
+
+
 def test_chatter_alone_is_an_answer() -> None:
     counts: Counter[str] = Counter()
     assert without_chatter("Sure!", counts) == "Sure!"

@@ -162,6 +162,27 @@ def test_the_styles_of_a_prefill(style: str | None, mark: dict[str, Any], flags:
     assert len(whole["messages"]) == 1 and "extra_body" not in whole
 
 
+@pytest.mark.parametrize(
+    ("name", "style", "written"),
+    [
+        ("llama.cpp:m", None, " sat"),  # its server repeats the message that was begun
+        ("openai:m", "plain", " sat"),
+        ("openai:m", "vllm", "A sat"),  # here the model wrote it
+        ("vllm-server:m", None, "A sat"),
+    ],
+)
+def test_a_beginning_that_the_server_repeats_is_no_part_of_the_text(name: str, style: str | None, written: str) -> None:
+    with FakeOpenAI(lambda n, seen: Reply(text="A sat")) as server:
+        settings = {"base_url": server.url, "continuation": "prefill", "prefill_style": style, "mode": "live"}
+        for clean, stop in (("continuation", []), ("none", []), ("none", ["A"])):
+            made = config(name, **settings, clean=clean, sampling={"stop": stop})
+            with closing(OpenAIGuide(made, seed=0)) as guide:
+                whole, rest = guide.complete([ASKED, GuideRequest(ASKED.example, prefix="A", max_new_tokens=7)])
+            assert isinstance(rest, Completion) and isinstance(whole, Completion)
+            assert whole.text == ("" if stop else "A sat")
+            assert rest.text == ("" if stop and written == "A sat" else written)
+
+
 def test_null_is_left_out_and_is_another_text() -> None:
     at = {"base_url": "http://h/v1"}
     plain, default = body(**at), builder(**at).identity()

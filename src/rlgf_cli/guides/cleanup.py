@@ -69,12 +69,21 @@ def cut_at_stop(text: str, stops: list[str]) -> tuple[str, bool]:
 
 
 def clean_text(
-    text: str, *, prefix: str, stops: list[str], finish: FinishReason, chat: bool, chatter: bool, thinking: bool = True
+    text: str,
+    *,
+    prefix: str,
+    stops: list[str],
+    finish: FinishReason,
+    chat: bool,
+    chatter: bool,
+    thinking: bool = True,
+    begun: bool = False,
 ) -> tuple[str, FinishReason, tuple[str, ...]]:
     """The text of an API as the continuation of ``prefix``: ``(text, finish reason, kinds of repairs)``.
 
     The text is cut at the first stop text, and white space around a whole text is removed. ``chatter``: what chat
     models put around an answer is removed too; ``thinking``: and what they write to themselves before it.
+    ``begun``: see :func:`clean_continuation`.
     """
     done: Counter[str] = Counter()
     if thinking:
@@ -90,7 +99,7 @@ def clean_text(
     elif not chat:
         text = text.rstrip()
     elif chatter:
-        text = clean_continuation(prefix, text, done)
+        text = clean_continuation(prefix, text, done, begun=begun)
     else:
         text = text.rstrip()
     return text, finish, tuple(sorted(done))
@@ -109,21 +118,27 @@ def without_chatter(text: str, counts: Counter[str]) -> str:
     return bare
 
 
-def clean_continuation(prefix: str, text: str, counts: Counter[str]) -> str:
+def clean_continuation(prefix: str, text: str, counts: Counter[str], *, begun: bool = False) -> str:
     """A chat model's continuation of ``prefix``, repaired so that it fits behind the prefix.
 
     Chat models talk about their answer, quote it, repeat the prefix, and drop the space in front. Each repair is
     counted: ``chatter_removed``, ``quotes_removed``, ``prefix_removed``, ``space_added``.
+
+    ``begun``: the prefix was the beginning of the model's own message. Its tokens go on from there, so white space and
+    dots between the two are as the model wrote them: where there is no space, a word is finished.
     """
     led = text[:1].isspace()  # a space of the model's own, where it stands at the very beginning
+    own_space = text[: len(text) - len(text.lstrip())]
     bare = without_chatter(text.strip(), counts)
-    if (dotless := _ELLIPSIS.sub("", bare, count=1)) != bare and dotless:
+    if not begun and (dotless := _ELLIPSIS.sub("", bare, count=1)) != bare and dotless:
         counts["chatter_removed"] += 1
         bare = dotless
     rest = _after_prefix(prefix, bare)
     if rest is not None:
         counts["prefix_removed"] += 1
         return rest.lstrip() if prefix[-1].isspace() else rest
+    if begun:
+        return bare if not bare or prefix[-1:].isspace() else own_space + bare
     if _wants_space(prefix, bare):
         if not led:
             counts["space_added"] += 1

@@ -380,13 +380,17 @@ class OpenAIGuide(LiveGuide):
 
     def clean(self, request: GuideRequest, completion: Completion) -> Completion:
         chat, clean = self.endpoint.api == "chat", self._config.clean
+        written = completion.text
+        if self.builder.echoes:  # before stop texts are looked for: the partial text may hold one
+            written = written.removeprefix(request.prefix)
         text, finish, repaired = clean_text(
-            completion.text,
+            written,
             prefix=request.prefix,
             stops=self._config.sampling.stop,
             finish=completion.finish_reason,
             chat=chat,
             chatter=chat and (clean == "all" or (clean == "continuation" and bool(request.prefix))),
             thinking=clean != "none",
+            begun=self.builder.prefill_style is not None,
         )
         return replace(completion, text=text, finish_reason=finish, repaired=repaired)

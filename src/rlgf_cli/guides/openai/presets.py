@@ -35,6 +35,7 @@ class Provider(Strict):
     limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     prefill: PrefillStyle | None = None
     prefill_base_url: str | None = None
+    prefill_echo: bool = False
     seed: Literal["seed", "random_seed"] | None = "seed"
     neutral: list[SamplingKey] = Field(default_factory=list)
     refuses: list[SamplingKey] = Field(default_factory=list)

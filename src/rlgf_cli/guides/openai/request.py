@@ -65,6 +65,13 @@ class RequestBuilder:
         return self.config.prefill_style or (provider.prefill if provider else "vllm")
 
     @property
+    def echoes(self) -> bool:
+        """Whether the answer to a message that was begun repeats its beginning: llama.cpp's server does, and at an
+        unknown provider the style ``plain`` stands for it."""
+        style, provider = self.prefill_style, self.endpoint.provider
+        return style is not None and (provider.prefill_echo if provider else style == "plain")
+
+    @property
     def _sent_kwargs(self) -> dict[str, Any] | None:
         """The chat template's variables, for a server that renders the messages itself."""
         return self.config.chat_template_kwargs if self.endpoint.api == "chat" else None
