@@ -192,7 +192,10 @@ class Store:
         self._db.executescript("DROP TABLE main.texts; CREATE TEMP VIEW texts AS SELECT * FROM file.texts;")
 
     def _make_tables(self) -> None:
-        self._check_version(self._db.execute("PRAGMA user_version").fetchone()[0])
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        self._check_version(version)
+        if version == VERSION:  # opening a file that is as it should be changes nothing in it
+            return
         with self.writing() as db:
             (version,) = db.execute("PRAGMA user_version").fetchone()  # another process may have made them
             for statement in {0: _SCHEMA, 1: _FROM_VERSION_1}.get(version, "").split(";"):
