@@ -358,6 +358,18 @@ PROBES: dict[str, Probe] = {
     "an empty prompt": empty_prompt,
 }
 
+_AS_ASKED = {
+    "a stop text": "cut, `stop`",
+    "seeds, one request at a time": "honoured",
+    "seeds, four at once": "honoured",
+    "temperature 0": "one text",
+    "temperature": "honoured",
+    "`top_k`": "honoured",
+    "no `temperature`, no `top_p`": "answered",
+    "`max_tokens`": "kept, `length`",
+    "a prompt that is too long": "status 400",
+}
+"""Answers of the servers that do what a request says."""
 SEEN: dict[str, dict[str, str]] = {
     "transformers": {
         "the model that it reports": "the name@main",
@@ -385,15 +397,7 @@ SEEN: dict[str, dict[str, str]] = {
         "prefill `vllm`": "goes on",
         "prefill `plain`": "begins anew",
         "prefill `prefix`": "begins anew",
-        "a stop text": "cut, `stop`",
-        "seeds, one request at a time": "honoured",
-        "seeds, four at once": "honoured",
-        "temperature 0": "one text",
-        "temperature": "honoured",
-        "`top_k`": "honoured",
-        "no `temperature`, no `top_p`": "answered",
-        "`max_tokens`": "kept, `length`",
-        "a prompt that is too long": "status 400",
+        **_AS_ASKED,
         "another model's name": "status 404",
         "an empty prompt": "status 400",
     },
@@ -404,15 +408,7 @@ SEEN: dict[str, dict[str, str]] = {
         "prefill `vllm`": "goes on, repeats the beginning",
         "prefill `plain`": "goes on, repeats the beginning",
         "prefill `prefix`": "goes on, repeats the beginning",
-        "a stop text": "cut, `stop`",
-        "seeds, one request at a time": "honoured",
-        "seeds, four at once": "honoured",
-        "temperature 0": "one text",
-        "temperature": "honoured",
-        "`top_k`": "honoured",
-        "no `temperature`, no `top_p`": "answered",
-        "`max_tokens`": "kept, `length`",
-        "a prompt that is too long": "status 400",
+        **_AS_ASKED,
         "another model's name": "answered by its own",
         "an empty prompt": "an empty text",
     },

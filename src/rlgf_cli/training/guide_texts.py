@@ -33,7 +33,6 @@ def add_guide_texts(
         unscored = [e for e in texts if e.score is None]  # a judge may give none; a text without one has no credit
         generator.counts["skipped"] += len(unscored)
         texts = [e for e in texts if e.score is not None]
-        texts = [e for e in texts if e.score is not None]  # a judge may give none
     if term.gate == "ahead":
         texts = [e for e in texts if e.value > fmean(own.value for own in wanted[e.group])]
     if term.alone:
